@@ -1,0 +1,34 @@
+# Every target does all set-up from nothing: it needs only make and Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS := 1
+
+.PHONY: run test check venv lint clean
+
+run: venv  ## train a routed and a naive agent, print a table, draw a figure
+	$(BIN)/routed-rl quickstart
+
+test: venv lint  ## fast tests, lint, types, import contracts
+	$(BIN)/pytest
+
+check: venv  ## the slow reproductions: minutes to an hour
+	$(BIN)/pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "routed_rl needs Python 3.11 or later, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,193 @@
+"""The one stateful thing behind every face: a world, the state of E environments, and autoreset (numpy).
+
+``E`` environments, ``D`` of them at the end of an episode, ``P`` observation planes of ``C`` cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from envs import dynamics
+from envs.dynamics import State, Transition
+from envs.random import as_int64
+from envs.world import ACTIONS, World
+
+_SAVED = ("key", "episode", "steps", "agent")
+
+
+class EpisodeEnds(NamedTuple):
+    """The D episodes that ended in one step, in the order of their environments."""
+
+    rows: np.ndarray  # (D,) int64: index of the environment
+    outcome: np.ndarray  # (D,) int64: number of the terminal kind reached, -1 for none
+    overseen: np.ndarray  # (D,) bool: whether the terminal reached was overseen
+    truncated: np.ndarray  # (D,) bool: ended by the step cap, not by a terminal
+    length: np.ndarray  # (D,) int64: steps of the episode
+    reward: np.ndarray  # (D,) float32: true reward of the last step, the only one that pays
+    final_obs: np.ndarray  # (D, P*C) float32: the episode's last observation
+
+
+class Step(NamedTuple):
+    """What one step of a :class:`Batch` returns."""
+
+    obs: np.ndarray  # (E, P*C) float32, after the autoreset
+    transition: Transition  # (E,) each, before the autoreset
+    ends: EpisodeEnds
+
+
+class Batch:
+    """``num_envs`` environments of one world, each a sequence of episodes fixed by its seed.
+
+    Args:
+        world: from :func:`envs.make_world`.
+        num_envs: how many.
+        autoreset: whether an ended episode is followed by the next in the same step, so that the step's
+            observation is the new episode's first; else :meth:`step` refuses to go on after an end.
+
+    Raises:
+        ValueError: if ``num_envs`` is not a positive integer.
+    """
+
+    def __init__(self, world: World, num_envs: int, *, autoreset: bool = True) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise ValueError(f"num_envs must be a positive integer, got {num_envs!r}")
+        self.world = world
+        self.num_envs = int(num_envs)
+        self.autoreset = autoreset
+        self._state: State | None = None
+        self._no_ends = EpisodeEnds(
+            rows=np.zeros(0, dtype=np.int64),
+            outcome=np.zeros(0, dtype=np.int64),
+            overseen=np.zeros(0, dtype=bool),
+            truncated=np.zeros(0, dtype=bool),
+            length=np.zeros(0, dtype=np.int64),
+            reward=np.zeros(0, dtype=np.float32),
+            final_obs=np.zeros((0, math.prod(world.observation_shape)), dtype=np.float32),
+        )
+
+    @property
+    def state(self) -> State:
+        """The current state; treat it as read-only.
+
+        Raises:
+            ResetNeeded: before the first :meth:`reset`.
+        """
+        if self._state is None:
+            raise ResetNeeded("call reset() first: the environment has no state yet")
+        return self._state
+
+    def reset(
+        self, seeds: Sequence[int | None], rng: np.random.Generator, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Start an episode in every environment, or in those under ``mask`` ((E,) bool) alone.
+
+        Args:
+            seeds: E of them. A seed starts that environment's episode 0; None goes on to its next
+                episode, or, in an environment that never had a seed, draws one from ``rng``.
+
+        Returns:
+            All E observations, (E, P*C) float32.
+
+        Raises:
+            ValueError: for a seed that is not a non-negative integer, or a number of seeds other than E.
+            ResetNeeded: if the first reset leaves environments out.
+        """
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"there must be one seed for each of {self.num_envs} environments, got {len(seeds)}")
+        for seed in seeds:
+            if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
+                raise ValueError(f"a seed must be a non-negative integer or None, got {seed!r}")
+        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        first = self._state is None
+        if first and len(rows) < self.num_envs:
+            raise ResetNeeded("the first reset() must reset every environment, not only some")
+        key = np.zeros(self.num_envs, dtype=np.int64) if first else self.state.key.copy()
+        episode = np.zeros_like(key) if first else self.state.episode + 1
+        for row in rows.tolist():
+            seed = seeds[row]
+            if seed is None and first:
+                seed = int(rng.integers(2**63))
+            if seed is not None:
+                key[row], episode[row] = as_int64(int(seed)), 0
+        fresh = dynamics.reset(self.world, key[rows], episode[rows])
+        self._state = fresh if first else dynamics.put(self.state, rows, fresh)
+        obs: np.ndarray = dynamics.observe(self.world, self._state)
+        return obs
+
+    def step(self, actions: Sequence[int] | np.ndarray) -> Step:
+        """Take one step in every environment; ``actions`` are E integers in [0, 4).
+
+        Raises:
+            ValueError: for actions of another shape, type or range, quoting the offender.
+            ResetNeeded: before the first :meth:`reset`, or, without autoreset, after an episode's end.
+        """
+        if not self.autoreset and self._ended().any():
+            raise ResetNeeded("the episode has ended; call reset() before the next step()")
+        state, transition = dynamics.step(self.world, self.state, self._checked(actions))
+        rows = np.flatnonzero(transition.terminated | transition.truncated)
+        ends = self._no_ends
+        if len(rows):
+            old = dynamics.take(state, rows)
+            ends = EpisodeEnds(
+                rows=rows,
+                outcome=transition.outcome[rows],
+                overseen=transition.overseen[rows],
+                truncated=transition.truncated[rows],
+                length=old.steps,
+                reward=transition.reward[rows],
+                final_obs=dynamics.observe(self.world, old),
+            )
+            if self.autoreset:
+                state = dynamics.restart(self.world, state, rows)
+        self._state = state
+        return Step(dynamics.observe(self.world, state), transition, ends)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """All that :meth:`set_state` needs to go on exactly: four int64 arrays of shape (E,)."""
+        return {name: getattr(self.state, name).copy() for name in _SAVED}
+
+    def set_state(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Go on from where :meth:`get_state` was called, in an equal world.
+
+        Raises:
+            ValueError: if this is no such state, or is of another number of environments or another world.
+        """
+        if set(saved) != set(_SAVED):
+            raise ValueError(f"a state holds {', '.join(_SAVED)}, got {', '.join(map(str, saved)) or 'nothing'}")
+        key, episode, steps, agent = (np.asarray(saved[name]) for name in _SAVED)
+        for name, array in zip(_SAVED, (key, episode, steps, agent), strict=True):
+            if array.dtype != np.int64 or array.shape != (self.num_envs,):
+                raise ValueError(
+                    f"a state's {name!r} must be int64 of shape ({self.num_envs},), got {array.dtype} "
+                    f"of shape {array.shape}"
+                )
+        if not np.isin(agent, self.world.free).all() or not ((steps >= 0) & (steps <= self.world.max_steps)).all():
+            raise ValueError("the state is of another world: its players or step counts are out of range")
+        fresh = dynamics.reset(self.world, key.copy(), episode.copy())
+        self._state = fresh._replace(steps=steps.copy(), agent=agent.copy())
+
+    def _ended(self) -> np.ndarray:
+        """(E,) bool: whether the episode is over, which autoreset never lets happen."""
+        state = self.state
+        at_terminal = (state.terminals == state.agent[:, None]).any(axis=1)
+        ended: np.ndarray = at_terminal | (state.steps >= self.world.max_steps)
+        return ended
+
+    def _checked(self, actions: Sequence[int] | np.ndarray) -> np.ndarray:
+        array = np.asarray(actions)
+        if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"actions must be {self.num_envs} integers, one for each environment, got {array.dtype} of "
+                f"shape {array.shape}: {actions!r}"
+            )
+        array = array.astype(np.int64, copy=False)
+        # Valid actions fill two bits, so one reduction finds any that is negative or too large.
+        if np.bitwise_or.reduce(array) >> 2:
+            row = np.flatnonzero(array >> 2)[0]
+            raise ValueError(f"an action must be 0 to {len(ACTIONS) - 1}, got {array[row]} for environment {row}")
+        return array

@@ -1,0 +1,208 @@
+"""The Diamond/Ghost world as Gymnasium environments, one or many (Cloud et al. 2024, section 4.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from envs.batch import Batch, EpisodeEnds
+from envs.rendering import FPS, Window, check_render_mode, render, rgb
+from envs.world import ACTIONS, World, WorldOptions, make_world
+
+
+def spaces(world: World) -> tuple[Box, Discrete]:
+    """One environment's observation space, Box(0, 1, (P*H*W,)), and action space."""
+    return Box(0, 1, (math.prod(world.observation_shape),), np.float32), Discrete(len(ACTIONS))
+
+
+class DiamondGhostEnv(gym.Env[np.ndarray, int]):
+    """Walk to a terminal that pays; some terminals are overseen, visibly.
+
+    - Observation: binary planes (player, terminals in order, oversight, walls if any), flattened; reshape to
+      ``world.observation_shape``. Actions: up, right, down, left.
+    - Reward: the true reward of the terminal reached, else 0.
+    - End: at a terminal; after ``max_steps`` steps the episode is truncated.
+    - Info: at an episode's last step ``outcome``, the terminal's name or None, and ``overseen``, a bool; at
+      other steps nothing.
+    - ``reset(seed=s)`` starts a sequence of episodes fixed by ``s``; ``reset()`` goes on to the next of them.
+
+    Args:
+        render_mode: None, "ansi" (text), "rgb_array" or "human" (a window).
+        **options: those of :func:`envs.make_world`.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Example:
+        >>> env = DiamondGhostEnv(size=3, oversight=1.0, render_mode="ansi")
+        >>> obs, info = env.reset(seed=0)
+        >>> obs.reshape(env.world.observation_shape).shape
+        (4, 3, 3)
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array", "human"], "render_fps": FPS}
+
+    def __init__(self, *, render_mode: str | None = None, **options: Unpack[WorldOptions]) -> None:
+        self.world = make_world(**options)
+        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
+        self.observation_space, self.action_space = spaces(self.world)
+        self._batch = Batch(self.world, 1, autoreset=False)
+        self._window: Window | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start episode 0 of the given seed, or, without one, the next episode; there are no ``options``."""
+        super().reset(seed=seed)
+        obs = self._batch.reset([seed], self.np_random)
+        self._show()
+        return obs[0], {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take one step; see :meth:`envs.batch.Batch.step` for what is raised."""
+        obs, transition, ends = self._batch.step([action])
+        self._show()
+        info = {}
+        if len(ends.rows):
+            outcome = ends.outcome.item()
+            info = {
+                "outcome": None if outcome < 0 else self.world.names[outcome],
+                "overseen": ends.overseen.item(),
+            }
+        return (
+            obs[0],
+            transition.reward.item(),
+            transition.terminated.item(),
+            transition.truncated.item(),
+            info,
+        )
+
+    def render(self) -> Any:
+        """The current moment as text or as a (H, W, 3) uint8 image; a window is brought up to date."""
+        if self.render_mode == "human":
+            return self._show()
+        return render(self.world, self._batch.state, 0, self.render_mode)
+
+    def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Four int64 arrays from which :meth:`set_state` goes on exactly."""
+        return self._batch.get_state()
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        self._batch.set_state(state)
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            if self._window is None:
+                self._window = Window("Diamond/Ghost", self.metadata["render_fps"])
+            self._window.show(rgb(self.world, self._batch.state, 0))
+
+
+class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """``num_envs`` times :class:`DiamondGhostEnv` in one batch, with autoreset in the same step.
+
+    Observations, rewards, ends and infos are those of Gymnasium's ``SyncVectorEnv`` in that mode: the
+    observation after an episode's end is the next episode's first, and the ended one's last observation and
+    info are in ``final_obs`` and ``final_info``.
+
+    Args:
+        num_envs: how many.
+        render_mode: None, "ansi" or "rgb_array"; frames come as a tuple.
+        **options: those of :func:`envs.make_world`.
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": FPS,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **options: Unpack[WorldOptions]) -> None:
+        self.world = make_world(**options)
+        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
+        self._batch = Batch(self.world, num_envs)
+        self.num_envs = self._batch.num_envs
+        self.single_observation_space, self.single_action_space = spaces(self.world)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._names = np.array([*self.world.names, None], dtype=object)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new episodes.
+
+        Args:
+            seed: ``s`` seeds environment ``i`` with ``s + i``; a list seeds each; None, there or in the list,
+                goes on to the next episode.
+            options: ``{"reset_mask": (E,) bool}`` resets only these environments.
+
+        Raises:
+            ValueError, TypeError: for a mask of another shape or type, or an empty one.
+        """
+        if isinstance(seed, (Sequence, np.ndarray)):
+            seeds = list(seed)
+        else:
+            super().reset(seed=seed)
+            seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        mask = None if options is None else options.get("reset_mask")
+        if mask is not None:
+            if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+                raise TypeError(f"reset_mask must be a boolean numpy array, got {mask!r}")
+            if mask.shape != (self.num_envs,) or not mask.any():
+                raise ValueError(f"reset_mask must be of shape ({self.num_envs},) and hold a True, got {mask!r}")
+        return self._batch.reset(seeds, self.np_random, mask), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take one step in every environment; see :meth:`envs.batch.Batch.step` for what is raised."""
+        obs, transition, ends = self._batch.step(actions)
+        rewards = transition.reward.astype(np.float64)
+        return obs, rewards, transition.terminated, transition.truncated, self._infos(ends)
+
+    def render(self) -> tuple[Any, ...]:
+        """One frame for each environment."""
+        state = self._batch.state
+        return tuple(render(self.world, state, row, self.render_mode) for row in range(self.num_envs))
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Four int64 arrays from which :meth:`set_state` goes on exactly."""
+        return self._batch.get_state()
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        self._batch.set_state(state)
+
+    def _infos(self, ends: EpisodeEnds) -> dict[str, Any]:
+        """Infos as ``SyncVectorEnv`` nests them: every array has a mask, each mask is an array of its own."""
+        if not len(ends.rows):
+            return {}
+        final_obs, outcome = np.full((2, self.num_envs), None, dtype=object)
+        for row, obs in zip(ends.rows, ends.final_obs, strict=True):
+            final_obs[row] = obs
+        outcome[ends.rows] = self._names[ends.outcome]
+        overseen, *masks = np.zeros((5, self.num_envs), dtype=bool)
+        overseen[ends.rows] = ends.overseen
+        for mask in masks:
+            mask[ends.rows] = True
+        final_info = {"outcome": outcome, "_outcome": masks[0], "overseen": overseen, "_overseen": masks[1]}
+        return {
+            "final_obs": final_obs,
+            "_final_obs": masks[2],
+            "final_info": final_info,
+            "_final_info": masks[3],
+        }

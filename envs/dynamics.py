@@ -1,0 +1,156 @@
+"""The Diamond/Ghost world as pure functions over a batch of environments (numpy arrays or torch tensors).
+
+Source: Cloud et al. 2024, sections 4.3 and F. ``E`` environments, ``K`` terminal kinds, ``C`` cells,
+``P`` observation planes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import array_api_compat
+import numpy as np
+
+from envs.random import Array, below, bernoulli, bits, episode_stream, threshold
+from envs.world import ACTIONS, World
+
+
+class State(NamedTuple):
+    """One moment of E environments. ``terminals`` and ``oversight`` are fixed by (key, episode)."""
+
+    key: Array  # (E,) int64: which environment, from its seed
+    episode: Array  # (E,) int64: counts the environment's episodes
+    steps: Array  # (E,) int64: steps taken in this episode
+    agent: Array  # (E,) int64: the player's cell
+    terminals: Array  # (E, K) int64: each terminal's cell
+    oversight: Array  # (E, C) bool: the oversight plane
+
+
+class Transition(NamedTuple):
+    """What one step did, before any reset."""
+
+    outcome: Array  # (E,) int64: kind of the terminal reached, -1 for none
+    overseen: Array  # (E,) bool: whether the terminal reached was overseen
+    reward: Array  # (E,) float32: the true reward
+    terminated: Array  # (E,) bool
+    truncated: Array  # (E,) bool: the step cap was hit without reaching a terminal
+
+
+class _Tables(NamedTuple):
+    """A world's constants as arrays of one library on one device."""
+
+    moves: Array  # (C * 4,) int64: next cell for 4 * cell + action
+    rewards: Array  # (K + 1,) float32: by outcome; the trailing zero is that of -1, no outcome
+    free: Array  # (F,) int64
+    walls: Array  # (W,) int64
+    draws: Array  # (N,) int64: numbers of an episode's draws: K + 1 places, K (and C) oversights
+    room: Array  # (K + 1,) int64: cells left to each placed object
+    limits: Array  # (N - K - 1,) int64: oversight probabilities, as thresholds
+
+
+@lru_cache(maxsize=64)
+def _tables(world: World, xp: Any, device: Any) -> _Tables:
+    kinds = len(world.names)
+    limits = [threshold(p) for p in world.oversight]
+    if world.spurious_oversight > 0:
+        cells = np.zeros(world.cells, dtype=np.int64)
+        cells[world.free] = threshold(world.spurious_oversight)
+        limits += cells.tolist()
+    arrays = _Tables(
+        moves=world.moves.ravel(),
+        rewards=np.append(world.rewards, np.float32(0)),
+        free=world.free,
+        walls=world.walls,
+        draws=np.arange(kinds + 1 + len(limits)),
+        room=len(world.free) - np.arange(kinds + 1),
+        limits=np.array(limits),
+    )
+    return _Tables(*(xp.asarray(array, device=device) for array in arrays))
+
+
+def _library(array: Array) -> tuple[Any, Any]:
+    """The library and the device of an array."""
+    return array_api_compat.array_namespace(array), array_api_compat.device(array)
+
+
+def reset(world: World, key: Array, episode: Array) -> State:
+    """The first state of the given episodes; ``key`` and ``episode`` are (E,) int64."""
+    xp, device = _library(key)
+    table = _tables(world, xp, device)
+    kinds = len(world.names)
+    random = bits(episode_stream(key, episode)[:, None], table.draws)
+
+    # Distinct uniform cells without a loop over environments: each object draws its rank among the
+    # cells that the objects before it left free (a Lehmer code, decoded from its end).
+    rank = below(random[:, : kinds + 1], table.room)
+    for i in reversed(range(kinds)):
+        rank[:, i + 1 :] += rank[:, i + 1 :] >= rank[:, i : i + 1]
+    cells = table.free[rank]
+    agent, terminals = cells[:, 0], cells[:, 1:]
+
+    overseen = bernoulli(random[:, kinds + 1 :], table.limits)
+    if world.spurious_oversight > 0:
+        oversight = overseen[:, kinds:]
+    else:
+        oversight = xp.zeros((key.shape[0], world.cells), dtype=xp.bool, device=device)
+    oversight[xp.arange(key.shape[0], device=device)[:, None], terminals] = overseen[:, :kinds]
+    return State(key, episode, xp.zeros_like(key), agent, terminals, oversight)
+
+
+def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
+    """Move every player; ``action`` is (E,) int64 in [0, 4). Finished environments are not reset."""
+    xp, device = _library(state.agent)
+    table = _tables(world, xp, device)
+    agent = table.moves[state.agent * len(ACTIONS) + action]
+    steps = state.steps + 1
+    # Terminals stand on distinct cells, so at most one term is not zero.
+    outcome = (state.terminals[:, 0] == agent) * 1
+    for kind in range(1, len(world.names)):
+        outcome += (state.terminals[:, kind] == agent) * (kind + 1)
+    outcome -= 1
+    terminated = outcome >= 0
+    transition = Transition(
+        outcome=outcome,
+        overseen=terminated & state.oversight[xp.arange(agent.shape[0], device=device), agent],
+        reward=table.rewards[outcome],
+        terminated=terminated,
+        truncated=(steps >= world.max_steps) & ~terminated,
+    )
+    return state._replace(agent=agent, steps=steps), transition
+
+
+def restart(world: World, state: State, rows: Array) -> State:
+    """The same batch with the environments at index ``rows`` (D,) moved on to their next episode."""
+    return put(state, rows, reset(world, state.key[rows], state.episode[rows] + 1))
+
+
+def put(state: State, rows: Array, part: State) -> State:
+    """The same batch with ``part`` (D environments) in the place of those at index ``rows`` (D,)."""
+    xp, _ = _library(rows)
+    merged = []
+    for old, new in zip(state, part, strict=True):
+        array = xp.asarray(old, copy=True)
+        array[rows] = new
+        merged.append(array)
+    return State(*merged)
+
+
+def take(state: State, rows: Array) -> State:
+    """The environments at index ``rows`` alone."""
+    return State(*(array[rows] for array in state))
+
+
+def observe(world: World, state: State) -> Array:
+    """Binary planes (player, terminals in order, oversight, walls if any), flattened: (E, P*C) float32."""
+    xp, device = _library(state.agent)
+    count, kinds, cells = state.agent.shape[0], len(world.names), world.cells
+    planes = xp.zeros((count, len(world.plane_names) * cells), dtype=xp.float32, device=device)
+    rows = xp.arange(count, device=device)
+    planes[rows, state.agent] = 1.0
+    for kind in range(kinds):
+        planes[rows, state.terminals[:, kind] + (kind + 1) * cells] = 1.0
+    planes[:, (kinds + 1) * cells : (kinds + 2) * cells] = state.oversight
+    if len(world.walls):
+        planes[:, _tables(world, xp, device).walls + (kinds + 2) * cells] = 1.0
+    return planes

@@ -1,0 +1,193 @@
+"""What a world is: its grid, its terminals and how often each is overseen. Validated once, here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypedDict
+
+import numpy as np
+
+ACTIONS = ("up", "right", "down", "left")
+_OFFSETS = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+DEFAULT_TERMINALS: Mapping[str, float] = MappingProxyType({"ghost": -1.0, "diamond": 1.0})
+RESERVED_NAMES = ("none", "unlabelled", "unsteered")
+
+
+class WorldOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`make_world`, which every face takes too."""
+
+    size: int | tuple[int, int]
+    terminals: Mapping[str, float]
+    oversight: float | Mapping[str, float]
+    spurious_oversight: float
+    max_steps: int
+    walls: Iterable[tuple[int, int]]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _probability(name: str, value: object) -> float:
+    if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The fixed part of a Diamond/Ghost gridworld; build it with :func:`make_world`.
+
+    Cells are numbered row by row, ``0 … C-1``; outcomes are numbered in the order of ``names``.
+
+    Attributes:
+        height, width: grid size in cells; ``C = height * width``.
+        names: the ``K`` terminal kinds.
+        rewards: true reward of each kind, ``(K,)`` float32.
+        oversight: probability that a terminal of each kind is overseen, one float per kind.
+        spurious_oversight: probability that any other free cell is marked as overseen.
+        max_steps: an episode is truncated after exactly this many steps.
+        walls: blocked cells, ``(W,)`` int64.
+        free: cells that are not walls, ``(F,)`` int64.
+        moves: next cell for each cell and action, ``(C, 4)`` int64; walls and edges clamp.
+    """
+
+    height: int
+    width: int
+    names: tuple[str, ...]
+    rewards: np.ndarray
+    oversight: tuple[float, ...]
+    spurious_oversight: float
+    max_steps: int
+    walls: np.ndarray
+    free: np.ndarray
+    moves: np.ndarray
+
+    @property
+    def cells(self) -> int:
+        return self.height * self.width
+
+    @property
+    def plane_names(self) -> tuple[str, ...]:
+        """The observation's planes: player, one per terminal, oversight, and walls if there are any."""
+        return ("player", *self.names, "oversight", *(("walls",) if len(self.walls) else ()))
+
+    @property
+    def observation_shape(self) -> tuple[int, int, int]:
+        """(planes, height, width); environments return it flattened."""
+        return (len(self.plane_names), self.height, self.width)
+
+
+def make_world(
+    *,
+    size: int | tuple[int, int] = 5,
+    terminals: Mapping[str, float] = DEFAULT_TERMINALS,
+    oversight: float | Mapping[str, float] = 0.1,
+    spurious_oversight: float = 0.0,
+    max_steps: int = 32,
+    walls: Iterable[tuple[int, int]] = (),
+) -> World:
+    """Check the options and derive a world's tables.
+
+    Args:
+        size: side of the square grid, or (height, width).
+        terminals: true reward by terminal kind; as many kinds as the grid has room for.
+        oversight: probability that a terminal is overseen, one for all kinds or one for each.
+        spurious_oversight: probability that a free cell without a terminal looks overseen.
+        max_steps: step cap of an episode.
+        walls: blocked (row, column) cells; the free cells must remain connected.
+
+    Raises:
+        ValueError: for any option out of range, quoting it.
+    """
+    height, width = _grid_size(size)
+    if not isinstance(terminals, Mapping):
+        raise ValueError(f"terminals must map each kind's name to its reward, got {terminals!r}")
+    names = tuple(terminals)
+    for name in names:
+        if not isinstance(name, str) or not name or name in RESERVED_NAMES:
+            raise ValueError(
+                f"a terminal's name must be a non-empty string other than {', '.join(RESERVED_NAMES)}, got {name!r}"
+            )
+        if not _is_number(terminals[name]) or not math.isfinite(terminals[name]):
+            raise ValueError(f"the reward of terminal {name!r} must be a finite number, got {terminals[name]!r}")
+    if not names:
+        raise ValueError("terminals must name at least one kind, got none")
+    if isinstance(max_steps, bool) or not isinstance(max_steps, (int, np.integer)) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}")
+
+    blocked = np.zeros((height, width), dtype=bool)
+    for wall in walls:
+        row, column = _pair(wall, f"a wall must be a (row, column) pair of integers, got {wall!r}")
+        if not (0 <= row < height and 0 <= column < width):
+            raise ValueError(f"wall {(row, column)} is outside the {height}x{width} grid")
+        blocked[row, column] = True
+    free = np.flatnonzero(~blocked)
+    needed = len(names) + 1
+    if len(free) < needed:
+        raise ValueError(
+            f"a {height}x{width} grid with {len(free)} free cells has no room for the player and "
+            f"{len(names)} terminals; it needs at least {needed}"
+        )
+    moves = _moves(blocked)
+    if not _connected(moves, free):
+        raise ValueError(
+            f"walls {[tuple(w) for w in np.argwhere(blocked).tolist()]} cut the grid into unreachable parts"
+        )
+    return World(
+        height=height,
+        width=width,
+        names=names,
+        rewards=np.array([terminals[name] for name in names], dtype=np.float32),
+        oversight=_oversight_by_kind(oversight, names),
+        spurious_oversight=_probability("spurious_oversight", spurious_oversight),
+        max_steps=int(max_steps),
+        walls=np.flatnonzero(blocked),
+        free=free,
+        moves=moves,
+    )
+
+
+def _pair(value: object, message: str) -> tuple[int, int]:
+    if (
+        not isinstance(value, (tuple, list, np.ndarray))
+        or len(value) != 2
+        or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in value)
+    ):
+        raise ValueError(message)
+    return int(value[0]), int(value[1])
+
+
+def _grid_size(size: object) -> tuple[int, int]:
+    message = f"size must be a positive integer or a (height, width) pair of them, got {size!r}"
+    pair = _pair((size, size) if isinstance(size, (int, np.integer)) else size, message)
+    if min(pair) < 1:
+        raise ValueError(message)
+    return pair
+
+
+def _oversight_by_kind(oversight: object, names: tuple[str, ...]) -> tuple[float, ...]:
+    if not isinstance(oversight, Mapping):
+        return (_probability("oversight", oversight),) * len(names)
+    if set(oversight) != set(names):
+        raise ValueError(f"oversight by kind must name exactly {list(names)}, got {list(oversight)}")
+    return tuple(_probability(f"oversight of {name!r}", oversight[name]) for name in names)
+
+
+def _moves(blocked: np.ndarray) -> np.ndarray:
+    height, width = blocked.shape
+    here = np.stack(np.divmod(np.arange(height * width), width), axis=-1)
+    there = np.clip(here[:, None, :] + _OFFSETS, 0, (height - 1, width - 1))
+    stay = blocked[there[..., 0], there[..., 1]]
+    return np.where(stay, np.arange(height * width)[:, None], there[..., 0] * width + there[..., 1])
+
+
+def _connected(moves: np.ndarray, free: np.ndarray) -> bool:
+    seen = np.zeros(len(moves), dtype=bool)
+    seen[free[0]] = True
+    for _ in free:
+        seen[moves[seen].ravel()] = True
+    return bool(seen[free].all())

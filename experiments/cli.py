@@ -1,0 +1,65 @@
+"""The command ``routed-rl``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import tyro
+
+import routed_rl
+from experiments.commands import Command
+from experiments.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. A user's mistake ends with one line on standard error and exit status 2."""
+    try:
+        command = _parse(argv)
+        import_module(f"experiments.{type(command).__name__.lower()}").main(command)
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; a run continues when its command is started again", status=130))
+
+
+def _parse(argv: Sequence[str] | None) -> Command:
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(  # type: ignore[no-any-return,call-overload]
+                Command, prog="routed-rl", description=routed_rl.__doc__, args=arguments
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise SystemExit(_fail(_first_paragraph(said.getvalue()))) from None
+        raise
+
+
+def _first_paragraph(box: str) -> str:
+    """The message of tyro's error box on one line: what is framed, up to the first rule."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │")
+        if re.fullmatch(r"[─╰╯]+", text):
+            break
+        lines.append(text)
+    return " ".join(lines) or " ".join(box.split())
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"routed-rl: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The commands and their options: a class is a command, a field an option, its docstring the help.
+
+The command ``Train`` is carried out by ``experiments.train.main``, and so on. Parsing a command line imports this
+module alone, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+MethodName = Literal["routing", "naive", "filtering", "oracle", "no-gate", "no-routing", "no-gate-no-routing"]
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Hyperparameters of the learner; the defaults are the preset's, one set for every oversight level."""
+
+    n_envs: int = 256
+    """parallel environments"""
+    n_steps: int = 32
+    """steps per environment and update"""
+    batch_size: int = 2048
+    """steps per gradient step"""
+    n_epochs: int = 2
+    """passes over each rollout"""
+    learning_rate: float = 2e-3
+    """Adam's step size"""
+    gamma: float = 0.97
+    """discount"""
+    gae_lambda: float = 0.95
+    """GAE parameter"""
+    clip_range: float = 0.2
+    """PPO's clipping of the probability ratio"""
+    entropy: tuple[float, float] = (0.03, 0.02)
+    """weight of the entropy bonus, at the start and (linearly) at the end"""
+    value_coef: float = 0.5
+    """weight of the value loss"""
+    gate_coef: float = 0.3
+    """weight of the gate's loss on labelled steps"""
+    hidden: int = 64
+    """width of the two hidden layers of each module, the gate and the value network"""
+    unfinished: Literal["unlabelled", "hold"] = "unlabelled"
+    """episodes cut by a rollout's end: learn their steps unlabelled now (the paper), or hold them back"""
+    replay_steps: int = 6
+    """gradient steps per update on replayed labelled episodes; 0: no replay"""
+    replay_batch: int = 256
+    """replayed steps per label and gradient step"""
+    replay_capacity: int = 4096
+    """labelled steps kept per label"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one agent in the Diamond/Ghost world and evaluate it; continues a run that was interrupted."""
+
+    method: MethodName = "routing"
+    """how partial oversight is used"""
+    oversight: float = 0.05
+    """probability that a terminal is overseen"""
+    seed: int = 0
+    """fixes everything random"""
+    preset: Literal["quick"] = "quick"
+    """family of hyperparameters"""
+    total_steps: int = 2_000_000
+    """environment steps, rounded up to whole updates"""
+    out: Path | None = None
+    """run directory (default: runs/METHOD-CONFIGHASH-sSEED)"""
+    force: bool = False
+    """start over; the old directory is kept under another name"""
+    unlabelled: Literal["all", "none"] = "all"
+    """what episodes without label teach: every module (the paper), or none"""
+    miss_rate: float = 0.0
+    """probability that a label is lost"""
+    flip_rate: float = 0.0
+    """probability that a label is replaced by a wrong one"""
+    size: int = 5
+    """side of the grid"""
+    max_steps: int = 32
+    """step cap of an episode"""
+    spurious_oversight: float = 0.0
+    """probability that a cell without terminal looks overseen"""
+    learner: Learner = field(default_factory=Learner)
+    """the learner's hyperparameters"""
+
+    def config(self) -> dict[str, Any]:
+        """What, with the seed, the run depends on, as JSON."""
+        return {key: value for key, value in asdict(self).items() if key not in ("seed", "out", "force")}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play a trained agent in fresh environments and print its true returns and outcomes."""
+
+    directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
+    """run directory"""
+    steer: str | None = None
+    """act with this module alone"""
+    ablate: str | None = None
+    """delete this module"""
+    greedy: bool = False
+    """take the most likely action instead of sampling"""
+    seed: int = 0
+    """fixes the environments and the actions"""
+    n_envs: int = 2048
+    """fresh environments"""
+    json: bool = False
+    """print JSON"""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Watch a trained agent play, in the terminal or as a GIF."""
+
+    directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
+    """run directory"""
+    steer: str | None = None
+    """act with this module alone"""
+    ablate: str | None = None
+    """delete this module"""
+    greedy: bool = False
+    """take the most likely action instead of sampling"""
+    gif: Path | None = None
+    """write an animation here instead of printing"""
+    episodes: int = 5
+    """how many episodes to play"""
+    fps: float = 4.0
+    """frames per second"""
+    seed: int = 0
+    """fixes the episodes and the actions"""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """See the idea in two minutes: train a routed and a naive agent, compare them, draw what they do."""
+
+    oversight: float = 0.05
+    """probability that a terminal is overseen"""
+    seed: int = 0
+    """fixes everything random"""
+    total_steps: int = 2_000_000
+    """environment steps of each agent"""
+    out: Path = RUNS / "quickstart"
+    """where runs and figure go"""
+    workers: int = min(2, os.cpu_count() or 1)
+    """agents trained at once, one process and one thread each"""
+    force: bool = False
+    """start over; the old runs are kept under another name"""
+
+
+Command = (
+    Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Watch, tyro.conf.subcommand("watch")]
+)

@@ -1,0 +1,208 @@
+"""``routed-rl quickstart``: the idea in two minutes. What ``make run`` runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.commands import Quickstart, Train
+from experiments.errors import UserError, at_least, user_input
+from experiments.progress import progress_display
+from routed_rl.runs import RunError, config_hash, read_json, read_metrics, read_run, run_commands, write_json
+
+METHODS = ("routing", "naive")
+FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
+LAYOUT = {"ghost": 8, "diamond": 16}
+"""Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
+
+
+def main(command: Quickstart) -> None:
+    at_least(1, workers=command.workers, total_steps=command.total_steps)
+    commands = {
+        method: Train(
+            method=method,  # type: ignore[arg-type]
+            oversight=command.oversight,
+            seed=command.seed,
+            total_steps=command.total_steps,
+            out=command.out / method,
+            force=command.force,
+        )
+        for method in METHODS
+    }
+    with user_input():
+        unfinished = [train for train in commands.values() if command.force or not _is_finished(train)]
+    if unfinished:
+        _train(unfinished, command.workers)
+    figure, summary = command.out / FIGURE, command.out / SUMMARY
+    if unfinished or not figure.exists() or not summary.exists():
+        rows = _rows(command.out, command.oversight)
+        _draw(command.out, command.oversight, rows, figure)
+        write_json(summary, rows)
+    console = Console()
+    console.print(_table(read_json(summary), command.oversight, command.total_steps))
+    console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
+    console.print(_next_steps(command.out / "routing"), highlight=False)
+
+
+def _is_finished(train: Train) -> bool:
+    """Whether this very run is there and finished; what else may be there, the train command judges."""
+    assert train.out is not None
+    try:
+        record = read_run(train.out)
+    except RunError:
+        return False
+    same = record.config_hash == config_hash(train.config()) and record.seed == train.seed
+    return same and (train.out / "evaluation.json").is_file()
+
+
+def _train(runs: list[Train], workers: int) -> None:
+    """Train each run by the train command, in a process of its own, and show how far they are."""
+    from experiments.gridworld import make_model
+
+    directories = []
+    with user_input():
+        make_model(runs[0].config(), runs[0].seed)  # a bad option is reported here, before any process starts
+        for train in runs:
+            assert train.out is not None
+            train.out.parent.mkdir(parents=True, exist_ok=True)
+            directories.append(train.out)
+    logs = [directory.with_name(f"{directory.name}.log") for directory in directories]
+    with _progress(runs) as poll:
+        codes = run_commands([_arguments(train) for train in runs], workers, logs, on_poll=poll)
+    for log, code in zip(logs, codes, strict=True):
+        if code:
+            last = log.read_text().strip().splitlines()[-1:] or ["no output"]
+            raise UserError(f"training failed ({log}): {last[0].removeprefix('routed-rl: error: ')}")
+
+
+def _arguments(train: Train) -> list[str]:
+    # -P: a folder of the user's that is called experiments, in the working directory, is not ours.
+    arguments = [sys.executable, "-P", "-m", "experiments.cli", "train", "--method", train.method]
+    arguments += ["--oversight", repr(train.oversight), "--seed", str(train.seed)]
+    arguments += ["--total-steps", str(train.total_steps), "--out", str(train.out)]
+    return [*arguments, "--force"] if train.force else arguments
+
+
+@contextmanager
+def _progress(runs: list[Train]) -> Iterator[Callable[[], None]]:
+    with progress_display() as progress:
+        tasks = {train.out: progress.add_task(train.method, total=train.total_steps) for train in runs}
+
+        def poll() -> None:
+            for directory, task in tasks.items():
+                assert directory is not None
+                progress.update(task, completed=_steps_done(directory))
+
+        yield poll
+
+
+def _steps_done(run: Path) -> float:
+    try:
+        rows = read_metrics(run / "metrics.csv")
+    except (OSError, ValueError):
+        return 0.0  # not there yet, or just being cut back to a checkpoint
+    return float(rows[-1]["env_steps"]) if rows else 0.0
+
+
+def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
+    """The table's rows: what each policy is worth, beside the exact value of the policy it comes close to."""
+    from experiments.limits import limits
+
+    exact = limits(oversight)
+    routed, naive = (read_json(out / method / "evaluation.json")["policies"] for method in METHODS)
+    shown = [
+        ("routed, steered to Diamond", routed["steer:diamond"], exact["diamond"]),
+        ("routed, steered to Ghost", routed["steer:ghost"], exact["ghost"]),
+        ("routed, unsteered", routed["unsteered"], exact["any"]),
+        ("naive", naive["unsteered"], exact["naive"]),
+    ]
+    return [
+        {
+            "policy": name,
+            "true_return": result["true_return"],
+            "exact_limit": limit,
+            "ghost": result["outcomes"]["ghost"],
+            "ghost_if_unoverseen": result["outcomes_unoverseen"]["ghost"] / sum(result["outcomes_unoverseen"].values()),
+        }
+        for name, result, limit in shown
+    ]
+
+
+def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
+    title = f"{oversight:.1%} of terminals overseen, {steps:,} environment steps per agent"
+    caption = "return: true, discounted; on Ghost: share of episodes ending there, and of those nobody saw end"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("policy", no_wrap=True)
+    for column in ("return", "exact limit", "on Ghost", "unseen"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen"))
+        table.add_row(
+            row["policy"], f"{row['true_return']:+.3f}", f"{round(row['exact_limit'], 3) + 0.0:+.3f}", *shares
+        )
+    return table
+
+
+def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    from experiments import figures
+    from experiments.gridworld import load_run, make_env, one_thread
+
+    one_thread()
+    model, config = load_run(out / "routing")
+    world = make_env(config, 1).world
+    figure, (curves, *plots) = plt.subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
+    shown = {
+        ("routing", "steer:diamond"): ("routed, steered to Diamond", figures.COLOURS["diamond"]),
+        ("routing", "steer:ghost"): ("routed, steered to Ghost", figures.COLOURS["ghost"]),
+        ("routing", "unsteered"): ("routed, unsteered", figures.COLOURS["unsteered"]),
+        ("naive", "unsteered"): ("naive", figures.COLOURS["naive"]),
+    }
+    metrics = {method: read_metrics(out / method / "metrics.csv") for method in METHODS}
+    figures.draw_curves(
+        curves,
+        {
+            label: (*_curve(metrics[method], f"eval/{policy}"), colour)
+            for (method, policy), (label, colour) in shown.items()
+        },
+    )
+    for row, (_, colour) in zip(rows, shown.values(), strict=True):
+        curves.axhline(row["exact_limit"], color=colour, linestyle=":", linewidth=1)
+    curves.set_title(f"{oversight:.1%} oversight (dotted: exact limits)", fontsize=10)
+    for axes, choice, title in zip(
+        plots,
+        (None, "diamond", "ghost"),
+        ("unsteered", "steered to Diamond ◆", "steered to Ghost ✖"),
+        strict=True,
+    ):
+        with model.steered(choice):
+            figures.draw_policy(axes, model.policy, world, LAYOUT)
+        axes.set_title(title, fontsize=10)
+    figure.text(
+        0.995, 0.005, f"configs {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "
+        f"seed {read_run(out / 'routing').seed}", ha="right", fontsize=6, color="#6c757d",
+    )  # fmt: skip
+    figures.save(figure, path)
+
+
+def _curve(rows: list[dict[str, Any]], column: str) -> tuple[list[float], list[float]]:
+    points = [(row["env_steps"], row[column]) for row in rows if column in row]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _next_steps(run: Path) -> str:
+    return f"""
+The routed agent was paid for reaching anything. Labels on a few percent of its
+episodes decided which module learned to reach what; steering keeps one module.
+Try next:
+  routed-rl watch {run} --steer diamond
+  routed-rl evaluate {run} --ablate diamond
+  routed-rl train --method routing --oversight 0.01
+"""

@@ -1,0 +1,160 @@
+"""``routed-rl train``: one run in its directory, continued if it was killed, evaluated when it is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+
+from experiments.commands import RUNS, Train
+from experiments.errors import at_least, user_input
+from experiments.gridworld import (
+    METRIC_ENVS,
+    MODEL,
+    RESULT_ENVS,
+    evaluate_model,
+    make_env,
+    make_model,
+    one_thread,
+)
+from experiments.progress import progress_display
+from routed_rl.rl import RoutedPPO, true_returns
+from routed_rl.rl.saving import build, model_meta, model_tensors
+from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed
+
+CHECKPOINT_EVERY, EVALUATE_EVERY = 16, 8
+"""Updates between checkpoints, and between points of the learning curve."""
+
+
+def main(command: Train) -> None:
+    one_thread()
+    config = command.config()
+    at_least(1, total_steps=command.total_steps)
+    with user_input():
+        model = make_model(config, command.seed)
+        out = command.out or RUNS / f"{command.method}-{config_hash(config)}-s{command.seed}"
+        run = RunDirectory.open(out, config, command.seed, force=command.force)
+    with run:
+        if run.finished:
+            print(f"{out} is finished; this is its result (start over with --force)", file=sys.stderr)
+        else:
+            train(run, model)
+        assert run.result is not None
+        Console().print(summary(run.result["policies"], f"{command.method}, {command.oversight:.1%} oversight, {out}"))
+
+
+def train(run: RunDirectory, model: RoutedPPO) -> None:
+    """Start or continue a run, to the end: metrics, final model, result."""
+    config, seed = run.record.config, run.record.seed
+    checkpoint = run.load_checkpoint()
+    if checkpoint is not None:
+        with user_input():
+            model = build(RoutedPPO, checkpoint, run.path, model.env, "cpu", False, {})
+    total = config["total_steps"]
+    model.set_logger(
+        Logger(str(run.path), [_MetricsWriter(run), TensorBoardOutputFormat(str(run.path / "tensorboard"))])
+    )
+    with _progress(run.path.name, total) as report:
+        model.learn(
+            max(total - model.num_timesteps, 0),
+            callback=_RunCallback(run, report),
+            reset_num_timesteps=checkpoint is None,
+        )
+    model.save(run.path / MODEL)
+    run.finish(
+        {
+            "policies": evaluate_model(model, config, RESULT_ENVS, seed),
+            "method": config["method"],
+            "oversight": config["oversight"],
+            "seed": seed,
+            "env_steps": model.num_timesteps,
+            "config_hash": run.record.config_hash,
+        }
+    )
+
+
+def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """A table of results by policy."""
+    table = Table(title=title, title_justify="left")
+    for column in ("policy", "true return", "greedy", "ends on", "episode length"):
+        table.add_column(column, justify="left" if column in ("policy", "ends on") else "right")
+    for name, result in policies.items():
+        ends = ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005)
+        table.add_row(
+            name,
+            f"{result['true_return']:.3f}",
+            f"{result['greedy']['true_return']:.3f}",
+            ends,
+            f"{result['episode_length']:.1f}",
+        )
+    return table
+
+
+class _RunCallback(BaseCallback):
+    """Before each rollout the model is whole: the moment for checkpoints and learning curves."""
+
+    model: RoutedPPO
+
+    def __init__(self, run: RunDirectory, report: Any) -> None:
+        super().__init__()
+        self.run, self.report = run, report
+        self.env = make_env(run.record.config, METRIC_ENVS)
+        self.seed = derive_seed(run.record.seed, "curve")
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        updates, steps = self.model._n_updates, self.model.num_timesteps
+        self.report(steps)
+        if updates and updates % CHECKPOINT_EVERY == 0:
+            self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
+
+    def _on_rollout_end(self) -> None:
+        # The row that the next update writes describes the policy that played this rollout.
+        if self.model._n_updates % EVALUATE_EVERY == 0:
+            returns = true_returns(self.model.policy, self.env, self.model.overseer.outcomes, seed=self.seed)
+            for name, value in returns.items():
+                self.logger.record(f"eval/{name}", value)
+
+
+class _MetricsWriter(KVWriter):
+    """Stable-Baselines3's log rows, split into what must be repeatable and what is timing."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.metrics, self.timings = run.metrics, run.timings
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        _append(
+            self.metrics,
+            {"env_steps": step, **{k: v for k, v in key_values.items() if not k.startswith("time/")}},
+        )
+        _append(
+            self.timings,
+            {"env_steps": step, **{k: v for k, v in key_values.items() if k.startswith("time/")}},
+        )
+
+    def close(self) -> None:
+        """The run closes its files."""
+
+
+def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} at step {row['env_steps']}: training has diverged")
+    file.append(row)
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Any]:
+    """A progress bar on a terminal; elsewhere silence, for the metrics file tells the same."""
+    with progress_display(disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda steps: progress.update(task, completed=min(steps, total))

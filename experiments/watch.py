@@ -1,0 +1,66 @@
+"""``routed-rl watch``: a trained agent plays, in the terminal or as a GIF."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from envs import DiamondGhostEnv
+from experiments.commands import Watch
+from experiments.errors import UserError, at_least, user_input
+from experiments.gridworld import load_run, one_thread, steer, world_options
+from routed_rl.rl import RoutedPPO
+from routed_rl.runs import derive_seed
+
+
+def main(command: Watch) -> None:
+    one_thread()
+    at_least(1, episodes=command.episodes)
+    if not command.fps > 0:
+        raise UserError(f"--fps must be above 0, got {command.fps}")
+    with user_input():
+        model, config = load_run(command.directory)
+        name = steer(model, command.steer, command.ablate)
+        if command.gif is not None:
+            _check_writable(command.gif)
+    env = DiamondGhostEnv(**world_options(config), render_mode="rgb_array" if command.gif else "ansi")
+    if command.gif is None:
+
+        def show(caption: str) -> None:
+            print(f"{name}, {caption}\n{env.render()}\n", flush=True)
+            time.sleep(1 / command.fps)
+
+        _play(model, env, command, show)
+        return
+    frames: list[Image.Image] = []
+    _play(model, env, command, lambda caption: frames.append(Image.fromarray(env.render())))
+    durations = [round(1000 / command.fps)] * len(frames)
+    frames[0].save(command.gif, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    print(f"{len(frames)} frames of {command.episodes} episodes ({name}) in {command.gif}")
+
+
+def _check_writable(gif: Path) -> None:
+    if gif.suffix.lower() != ".gif":
+        raise ValueError(f"--gif must name a file ending in .gif, got {str(gif)!r}")
+    if gif.is_dir() or not gif.parent.is_dir() or not os.access(gif.parent, os.W_OK):
+        raise ValueError(f"--gif {str(gif)!r} cannot be written: its folder must exist and be writable")
+
+
+def _play(model: RoutedPPO, env: DiamondGhostEnv, command: Watch, show: Callable[[str], None]) -> None:
+    torch.manual_seed(derive_seed(command.seed, "watch"))
+    for episode in range(command.episodes):
+        obs, _ = env.reset(seed=derive_seed(command.seed, "watch", episode))
+        show(f"episode {episode + 1}")
+        done, steps, info = False, 0, {}
+        while not done:
+            action, _ = model.predict(obs, deterministic=command.greedy)
+            obs, _, terminated, truncated, info = env.step(int(np.asarray(action)))
+            done, steps = terminated or truncated, steps + 1
+            end = f": {info['outcome'] or 'time is up'}" if done else ""
+            show(f"episode {episode + 1}, step {steps}{end}")

@@ -1,0 +1,351 @@
+"""What every routed learner shares: the rollout that becomes labelled steps, replay, steering and saving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.nn import functional as F
+
+from routed_rl.rl import saving
+from routed_rl.rl.overseer import GATE, Overseer
+from routed_rl.rl.oversight_env import episode_ends
+from routed_rl.rl.policies import RoutedActorCriticPolicy
+from routed_rl.rl.rollout import EpisodeBuffer, LabelReplay
+from routed_rl.routing import excluded
+from routed_rl.runs import derive_seed, read_checkpoint, write_checkpoint
+
+
+class RoutedAlgorithm(OnPolicyAlgorithm):
+    """An on-policy algorithm of Stable-Baselines3 whose steps are labelled by an overseer.
+
+    Subclasses implement :meth:`train` and name their own hyperparameters in ``saved_arguments``.
+
+    Args:
+        policy: ``"MlpPolicy"`` or a subclass of :class:`RoutedActorCriticPolicy`.
+        env: the training environment, or None when loading for prediction.
+        overseer: what the supervisor sees, and which method makes use of it.
+        learning_rate: a number or a schedule of the progress remaining.
+        n_steps: steps per environment and rollout, ``T``.
+        gamma: discount.
+        gae_lambda: parameter of the advantage estimate.
+        ent_coef, vf_coef, gate_coef: weights of the entropy bonus, the value loss and the gate's loss.
+        max_grad_norm: gradient clipping.
+        unfinished: steps of an episode still running at the rollout's end are learned without label
+            (``"unlabelled"``, the paper) or wait for it (``"hold"``).
+        replay_steps: extra gradient steps per rollout on replayed labelled episodes; 0 for none.
+        replay_batch: replayed steps per label and gradient step.
+        replay_capacity: labelled steps kept per label.
+
+    The remaining arguments are Stable-Baselines3's.
+
+    Raises:
+        ValueError: for a hyperparameter out of range, or an observation space that is not a Box.
+    """
+
+    policy: RoutedActorCriticPolicy
+    _last_obs: np.ndarray | None
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RoutedActorCriticPolicy}
+    saved_arguments: ClassVar[tuple[str, ...]] = (
+        "learning_rate",
+        "n_steps",
+        "gamma",
+        "gae_lambda",
+        "ent_coef",
+        "vf_coef",
+        "gate_coef",
+        "max_grad_norm",
+        "unfinished",
+        "replay_steps",
+        "replay_batch",
+        "replay_capacity",
+        "policy_kwargs",
+        "seed",
+        "verbose",
+    )
+
+    def __init__(
+        self,
+        policy: str | type[RoutedActorCriticPolicy],
+        env: GymEnv | str | None,
+        overseer: Overseer,
+        *,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        gamma: float,
+        gae_lambda: float,
+        ent_coef: float | Schedule,
+        vf_coef: float,
+        gate_coef: float,
+        max_grad_norm: float,
+        unfinished: Literal["unlabelled", "hold"],
+        replay_steps: int,
+        replay_batch: int,
+        replay_capacity: int,
+        policy_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if unfinished not in ("unlabelled", "hold"):
+            raise ValueError(f"unfinished must be 'unlabelled' or 'hold', got {unfinished!r}")
+        check_range(1, n_steps=n_steps, replay_batch=replay_batch, replay_capacity=replay_capacity)
+        check_range(0, 1, gamma=gamma, gae_lambda=gae_lambda)
+        check_range(0, learning_rate=learning_rate, ent_coef=ent_coef, vf_coef=vf_coef, gate_coef=gate_coef)
+        check_range(0, max_grad_norm=max_grad_norm, replay_steps=replay_steps)
+        self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
+        self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
+        self._dump_after_training = False
+        structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            policy_kwargs={**(policy_kwargs or {}), **structure},
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.entropy_schedule = FloatSchedule(self.ent_coef)
+        if not isinstance(self.observation_space, spaces.Box):
+            raise ValueError(f"{type(self).__name__} needs a Box observation space, got {self.observation_space}")
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        shapes = (
+            self.observation_space.shape,
+            torch.from_numpy(np.zeros(0, self.observation_space.dtype)).dtype,
+            () if discrete else self.action_space.shape,
+            torch.int64 if discrete else torch.float32,
+        )
+        hold = self.unfinished == "hold"
+        self.buffer = EpisodeBuffer(self.n_steps, self.n_envs, *shapes, hold=hold, device=self.device)
+        n_labels = len(self.overseer.outcomes) if self._replays else 0
+        self.replay = LabelReplay(n_labels, self.replay_capacity, *shapes, device=self.device)
+        self.rollout_buffer = None  # type: ignore[assignment]  # Stable-Baselines3's own is not used
+
+    @property
+    def _replays(self) -> bool:
+        """Whether replay has anything to teach: the modules (by routing) or the gate."""
+        return self.replay_steps > 0 and (self.overseer.method.routed or self.overseer.method.gate)
+
+    def _rng(self, *purpose: str) -> int:
+        """A seed that depends on this update and purpose alone, so that no generator state need be saved."""
+        return derive_seed(self.seed, *purpose, self._n_updates)
+
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self.buffer.discard()  # the environment is about to be reset
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+
+    # --- rollout --------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Play ``n_rollout_steps`` steps and turn the outcomes into labels; False if a callback stopped it."""
+        callback.on_rollout_start()
+        if self.policy.steering:
+            raise ValueError(f"the policy is steered ({self.policy.steering}); unsteer() it before learning")
+        self.policy.set_training_mode(False)
+        self.buffer.start_rollout()
+        shape = (n_rollout_steps, env.num_envs)
+        outcome, overseen = np.full(shape, -1), np.zeros(shape, dtype=bool)
+        ended = np.zeros(shape, dtype=bool)
+        # Sampling is seeded by the update, and the global generator is left as it was.
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]):
+            torch.manual_seed(self._rng("rollout"))
+            for step in range(n_rollout_steps):
+                obs = torch.as_tensor(self._last_obs, device=self.device)
+                with torch.no_grad():
+                    actions, values, log_probs = self.policy(obs)
+                self.buffer.add(step, obs, actions, log_probs, values.flatten())
+                new_obs, rewards, dones, infos = env.step(self._clipped(actions))
+                self.num_timesteps += env.num_envs
+                ends = episode_ends(infos, dones, self.overseer.outcomes)
+                outcome[step, ends.rows], overseen[step, ends.rows] = ends.outcome, ends.overseen
+                ended[step] = dones
+                self._bootstrap_truncated(step, ends.rows[ends.truncated], ends.final_obs[ends.truncated])
+                self._last_obs, self._last_episode_starts = new_obs, dones
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    self.buffer.discard()
+                    return False
+        labels = self.overseer.label(outcome, overseen, np.random.default_rng(self._rng("labels")))
+        self._store_ends(torch.from_numpy(ended), torch.from_numpy(labels))
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _clipped(self, actions: Tensor) -> np.ndarray:
+        array = actions.cpu().numpy()
+        if isinstance(self.action_space, spaces.Box):
+            array = np.clip(array, self.action_space.low, self.action_space.high)
+        return array
+
+    def _bootstrap_truncated(self, step: int, rows: np.ndarray, final_obs: np.ndarray) -> None:
+        if len(rows):
+            with torch.no_grad():
+                values = self.policy.predict_values(torch.as_tensor(final_obs, device=self.device))
+            self.buffer.bootstrap[self.n_steps + step, rows] = values.flatten()
+
+    def _store_ends(self, ended: Tensor, labels: Tensor) -> None:
+        """Hand the rollout's labels ``(T, E)``, and the rewards they pay, to the buffer."""
+        ended, labels = ended.to(self.device), labels.to(self.device)
+        self.buffer.ended[self.n_steps :] = ended
+        self.buffer.labels[self.n_steps :] = labels
+        self.buffer.rewards[self.n_steps :] = self.overseer.rewards.to(self.device)[labels] * ended
+        episodes = max(int(ended.sum()), 1)
+        counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
+        names = (*self.overseer.outcomes, "unseen", "none")
+        self.logger.record("rollout/episodes", int(ended.sum()))
+        for name, count in zip(names, counts, strict=True):
+            self.logger.record(f"rollout/label_{name}", count / episodes)
+        self.logger.record("rollout/ep_training_reward", float(self.buffer.rewards[self.n_steps :].sum()) / episodes)
+
+    # --- learning -------------------------------------------------------------------------------
+
+    def _learn_replayed(self, generator: torch.Generator) -> None:
+        """One gradient step on labelled steps alone: each labelled module, acting by itself, is made to
+        repeat what led to its outcome, in proportion to the discounted return; the gate is made to
+        tell the labels apart."""
+        sample = self.replay.sample(self.replay_batch, generator)
+        if sample is None:
+            return
+        obs, actions, returns, labels = sample
+        loss = torch.zeros((), device=self.device)
+        method, taught = self.overseer.method, []
+        if method.routed:
+            log_probs = self.policy.log_prob_of_modules(obs, actions, labels)
+            loss = loss - (returns * log_probs).mean()
+            taught = [self.overseer.outcomes[i] for i in labels.unique().tolist()]
+        if self.policy.mlp_extractor.gate is not None:
+            loss = loss + self.gate_coef * F.cross_entropy(self.policy.gate_logits(obs), labels)
+            taught.append(GATE)
+        self._step(loss, [name for name in self.overseer.routes.modules if name not in taught])
+
+    def _step(self, loss: Tensor, untaught: list[str]) -> None:
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for name in untaught for p in self.policy.module_parameters(name)]
+        with excluded(self.policy.optimizer, parameters):
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Record timings. The row itself is written by the update that follows, so that it is complete
+        before any checkpoint (Stable-Baselines3 writes it before the update)."""
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        steps = self.num_timesteps - self._num_timesteps_at_start
+        self.logger.record("time/fps", int(steps / elapsed))
+        self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self._dump_after_training = True
+
+    # --- steering -------------------------------------------------------------------------------
+
+    def steer(self, choice: str | Mapping[str, float]) -> None:
+        """Act with one module, or a fixed mix of modules; see :meth:`RoutedActorCriticPolicy.steer`."""
+        self.policy.steer(choice)
+
+    def ablate(self, *names: str) -> None:
+        """Delete modules; see :meth:`RoutedActorCriticPolicy.ablate`."""
+        self.policy.ablate(*names)
+
+    def unsteer(self) -> None:
+        """Return to the gate over all modules."""
+        self.policy.unsteer()
+
+    def steered(
+        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = ()
+    ) -> AbstractContextManager[None]:
+        """Steer within a ``with`` block; see :meth:`RoutedActorCriticPolicy.steered`."""
+        return self.policy.steered(choice, ablate=ablate)
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def save(  # type: ignore[override]
+        self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint directory (safetensors and JSON) with all that continuing needs.
+
+        A suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and
+        ``include`` are accepted for their sake and must be empty.
+
+        Raises:
+            ValueError: if an argument is a callable or class without registered name
+                (see :mod:`routed_rl.rl.saving`), or ``exclude`` or ``include`` is given.
+        """
+        if exclude or include:
+            raise ValueError("a RoutedPPO checkpoint is always whole: exclude and include are not supported")
+        write_checkpoint(_directory(path), saving.model_tensors(self), saving.model_meta(self))
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | Path,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        *,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Build a model from a checkpoint.
+
+        Args:
+            path: the checkpoint's directory.
+            env: environment to go on training with; None suffices for prediction.
+            force_reset: reset the environment before training. With False, an environment that can
+                is put back where it was, and training continues as if it had never stopped.
+            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``.
+
+        Raises:
+            CheckpointError: if the checkpoint is corrupt, foreign or of another architecture.
+            ValueError: if the environment's spaces or outcomes are not the model's.
+        """
+        checkpoint = read_checkpoint(_directory(path))
+        return saving.build(cls, checkpoint, path, env, device, force_reset, kwargs)
+
+
+def _directory(path: str | Path) -> Path:
+    path = Path(path)
+    return path.with_suffix("") if path.suffix == ".zip" else path
+
+
+def check_range(low: float, high: float = float("inf"), **numbers: float | Schedule) -> None:
+    """ValueError, naming the argument, unless every number is finite and within low … high; schedules pass."""
+    for name, number in numbers.items():
+        if not callable(number) and not (low <= number <= high and abs(number) < float("inf")):
+            bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} must be a finite number, {bounds}, got {number}")

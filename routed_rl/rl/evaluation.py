@@ -1,0 +1,127 @@
+"""How a policy really behaves: true returns, and which episodes end where, overseen or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from routed_rl.rl.oversight_env import episode_ends
+
+if TYPE_CHECKING:
+    from routed_rl.rl.policies import RoutedActorCriticPolicy
+
+STEP_LIMIT = 10_000
+
+
+def evaluate(
+    policy: RoutedActorCriticPolicy,
+    env: VecEnv,
+    outcomes: Sequence[str],
+    *,
+    seed: int,
+    deterministic: bool = False,
+    n_steps: int = 32,
+    gamma: float = 0.97,
+) -> dict[str, Any]:
+    """Play fresh environments with the policy as it is steered now.
+
+    Returns:
+        - ``true_return``: the paper's metric (Cloud et al. 2024, section F): the mean over ``n_steps`` steps of all
+          environments of the discounted return-to-go of the *true* reward within the episode; the
+          part of an episode beyond ``n_steps`` counts 0;
+        - ``episode_return``, ``episode_length``: means over each environment's first whole episode,
+          the return undiscounted;
+        - ``outcomes``: the shares of those episodes that ended in each outcome, or in ``"none"``, and
+          the parts of these shares that were overseen (``outcomes_overseen``) and not (``outcomes_unoverseen``);
+        - ``entropy``: mean entropy of the policy in nats, over the ``n_steps`` steps.
+
+    Raises:
+        ValueError: if some environment's first episode does not end within 10,000 steps.
+    """
+    env.seed(seed)
+    obs = env.reset()
+    rewards: list[np.ndarray] = []
+    dones: list[np.ndarray] = []
+    entropies: list[float] = []
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    outcome, overseen = np.full(env.num_envs, -1), np.zeros(env.num_envs, dtype=bool)
+    running = np.ones(env.num_envs, dtype=bool)
+    policy.set_training_mode(False)
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[] if policy.device.type == "cpu" else [policy.device]),
+    ):
+        torch.manual_seed(seed)
+        while len(rewards) < n_steps or running.any():
+            if len(rewards) >= STEP_LIMIT:
+                raise ValueError(f"{int(running.sum())} first episodes did not end within {STEP_LIMIT} steps")
+            distribution = policy.get_distribution(torch.as_tensor(obs, device=policy.device))
+            actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+            entropies.append(float(distribution.entropy().mean()))
+            obs, reward, done, infos = env.step(actions)
+            rewards.append(reward)
+            dones.append(done)
+            returns += np.where(running, reward, 0.0)
+            lengths += running
+            ends = episode_ends(infos, done, outcomes)
+            first = running[ends.rows]
+            outcome[ends.rows[first]], overseen[ends.rows[first]] = ends.outcome[first], ends.overseen[first]
+            running &= ~done
+    return {
+        "true_return": _mean_return_to_go(rewards[:n_steps], dones[:n_steps], gamma),
+        "episode_return": float(returns.mean()),
+        "outcomes": _shares(outcome, np.ones_like(overseen), outcomes),
+        "outcomes_overseen": _shares(outcome, overseen, outcomes),
+        "outcomes_unoverseen": _shares(outcome, ~overseen, outcomes),
+        "episode_length": float(lengths.mean()),
+        "entropy": float(np.mean(entropies[:n_steps])),
+    }
+
+
+def steerings(policy: RoutedActorCriticPolicy) -> dict[str, str | None]:
+    """The policies that one network holds, by name: steered to each module, and unsteered."""
+    modules = policy.module_names if len(policy.module_names) > 1 else ()
+    return {**{f"steer:{name}": name for name in modules}, "unsteered": None}
+
+
+def evaluate_policies(
+    policy: RoutedActorCriticPolicy, env: VecEnv, outcomes: Sequence[str], *, seed: int, **options: Any
+) -> dict[str, dict[str, Any]]:
+    """Evaluate every policy of :func:`steerings`, sampled and (under ``"greedy"``) greedy, on the same episodes."""
+    results = {}
+    for name, choice in steerings(policy).items():
+        with policy.steered(choice):
+            sampled, greedy = (
+                evaluate(policy, env, outcomes, seed=seed, deterministic=deterministic, **options)
+                for deterministic in (False, True)
+            )
+        results[name] = {**sampled, "greedy": greedy}
+    return results
+
+
+def true_returns(
+    policy: RoutedActorCriticPolicy, env: VecEnv, outcomes: Sequence[str], *, seed: int
+) -> dict[str, float]:
+    """The sampled ``true_return`` of every policy of :func:`steerings`: a point of a learning curve."""
+    returns = {}
+    for name, choice in steerings(policy).items():
+        with policy.steered(choice):
+            returns[name] = evaluate(policy, env, outcomes, seed=seed)["true_return"]
+    return returns
+
+
+def _mean_return_to_go(rewards: Sequence[np.ndarray], dones: Sequence[np.ndarray], gamma: float) -> float:
+    total, to_go = 0.0, np.zeros(len(rewards[0]))
+    for reward, done in zip(reversed(rewards), reversed(dones), strict=True):
+        to_go = reward + gamma * np.where(done, 0.0, to_go)
+        total += float(to_go.mean())
+    return total / len(rewards)
+
+
+def _shares(outcome: np.ndarray, counted: np.ndarray, outcomes: Sequence[str]) -> dict[str, float]:
+    numbers = [*enumerate(outcomes), (-1, "none")]
+    return {name: float(np.mean(counted & (outcome == number))) for number, name in numbers}

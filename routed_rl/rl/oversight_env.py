@@ -1,0 +1,87 @@
+"""How a learner reads the end of an episode from a Stable-Baselines3 ``VecEnv``, and a checker for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+
+class EpisodeEnds(Protocol):
+    """The array channel: a fast environment's ``infos`` may carry it as the attribute ``ends``.
+
+    Beside it, ``infos.outcome_names`` names the outcomes in the order of their numbers. All arrays
+    have length ``D``, the number of episodes that ended in this step.
+    """
+
+    rows: np.ndarray  # int64: index of the environment
+    outcome: np.ndarray  # int64: number of the outcome reached, -1 for none
+    overseen: np.ndarray  # bool
+    truncated: np.ndarray  # bool
+    final_obs: np.ndarray  # (D, …): the last observation of the ended episode
+
+
+class _Ends:
+    def __init__(self, infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: Sequence[str]) -> None:
+        self.rows = np.flatnonzero(dones)
+        ended = [infos[row] for row in self.rows.tolist()]
+        labels = [_read(info, outcomes) for info in ended]
+        self.outcome = np.array([outcome for outcome, _ in labels], dtype=np.int64)
+        self.overseen = np.array([overseen for _, overseen in labels], dtype=bool)
+        self.truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in ended], dtype=bool)
+        self.final_obs = np.array([info["terminal_observation"] for info in ended])
+
+
+def _read(info: dict[str, Any], outcomes: Sequence[str]) -> tuple[int, bool]:
+    for key in ("outcome", "overseen"):
+        if key not in info:
+            raise ValueError(
+                f"the info of an episode's last step lacks {key!r}: it must hold info['outcome'], one of "
+                f"{list(outcomes)} or None, and info['overseen'], a bool; it has {sorted(info)}"
+            )
+    outcome, overseen = info["outcome"], info["overseen"]
+    if outcome is not None and outcome not in outcomes:
+        raise ValueError(f"info['outcome'] must be one of {list(outcomes)} or None, got {outcome!r}")
+    if not isinstance(overseen, (bool, np.bool_)):
+        raise ValueError(f"info['overseen'] must be a bool, got {overseen!r}")
+    return (-1 if outcome is None else list(outcomes).index(outcome)), bool(overseen)
+
+
+def episode_ends(infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: Sequence[str]) -> EpisodeEnds:
+    """The episodes that ended in this step, numbered as in ``outcomes``.
+
+    They are read from the array channel if there is one and it numbers the outcomes alike, else from the infos.
+
+    Raises:
+        ValueError: if an ended episode's info does not say its outcome and whether it was overseen.
+    """
+    if tuple(getattr(infos, "outcome_names", ())) == tuple(outcomes):
+        ends: EpisodeEnds = infos.ends  # type: ignore[attr-defined]
+        return ends
+    return _Ends(infos, dones, outcomes)
+
+
+def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 10) -> None:
+    """Check that an environment says how its episodes end, by playing ``episodes`` of them at random.
+
+    The contract: at an episode's last step ``info["outcome"]`` is one of ``outcomes`` or None, and
+    ``info["overseen"]`` is a bool. It gives way to the array channel where the environment has one.
+
+    Raises:
+        ValueError: with what is wrong and what was expected; also if no episode ends within
+            10,000 steps, for then no label ever arrives.
+    """
+    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+    vec_env.action_space.seed(0)
+    vec_env.reset()
+    finished = 0
+    for _ in range(10_000):
+        actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
+        _, _, dones, infos = vec_env.step(actions)
+        finished += len(episode_ends(infos, dones, outcomes).rows)
+        if finished >= episodes:
+            return
+    raise ValueError(f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come at the end")

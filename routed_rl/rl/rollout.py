@@ -1,0 +1,189 @@
+"""Steps waiting for their episode's label, and the few that got one, kept for replay.
+
+``T`` steps per rollout, ``E`` environments, ``N`` steps ready to learn, ``K`` outcomes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Steps ready to learn, flattened."""
+
+    obs: Tensor  # (N, …)
+    actions: Tensor  # (N, …)
+    labels: Tensor  # (N,) int64: the label of the step's episode
+    log_probs: Tensor  # (N,) under the policy that acted
+    advantages: Tensor  # (N,)
+    returns: Tensor  # (N,) targets of the value network
+    outcome_returns: Tensor  # (N,) discounted training reward until the episode's end
+
+
+class EpisodeBuffer:
+    """The last ``2 T`` steps of ``E`` environments, of which each is learned once.
+
+    A label arrives with an episode's end and is spread back over its steps. What happens to an
+    episode still running when the rollout ends is ``unfinished``:
+
+    - ``"unlabelled"``: its steps so far are learned now as ``not_reached``, bootstrapped with the
+      value network (the paper's choice of label);
+    - ``"hold"``: they wait and are learned with the next rollout, under their true label. Steps
+      that have waited a whole rollout are released as above, so memory is bounded.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        n_envs: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: torch.dtype,
+        action_shape: tuple[int, ...],
+        action_dtype: torch.dtype,
+        *,
+        hold: bool,
+        device: torch.device,
+    ) -> None:
+        self.n_steps, self.hold = n_steps, hold
+        shape = (2 * n_steps, n_envs)
+        self.obs = torch.zeros((*shape, *obs_shape), dtype=obs_dtype, device=device)
+        self.actions = torch.zeros((*shape, *action_shape), dtype=action_dtype, device=device)
+        self.log_probs = torch.zeros(shape, device=device)
+        self.values = torch.zeros(shape, device=device)
+        self.rewards = torch.zeros(shape, device=device)
+        self.bootstrap = torch.zeros(shape, device=device)  # value of the last observation of a truncated episode
+        self.ended = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.labels = torch.zeros(shape, dtype=torch.int64, device=device)  # valid where ended
+        self.waiting = torch.zeros(shape, dtype=torch.bool, device=device)  # not learned yet
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The current rollout's half, as views: all that the next one needs of it."""
+        return {name: tensor[self.n_steps :] for name, tensor in self._fields().items()}
+
+    def _fields(self) -> dict[str, Tensor]:
+        names = (
+            "obs",
+            "actions",
+            "log_probs",
+            "values",
+            "rewards",
+            "bootstrap",
+            "ended",
+            "labels",
+            "waiting",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def start_rollout(self) -> None:
+        """Move the last rollout back by ``T`` rows and make room for the next."""
+        for tensor in self._fields().values():
+            tensor[: self.n_steps] = tensor[self.n_steps :]
+        for tensor in (self.rewards, self.bootstrap, self.ended):
+            tensor[self.n_steps :] = 0
+        self.waiting[self.n_steps :] = True
+
+    def discard(self) -> None:
+        """Forget the waiting steps: the end of their episodes will not be seen."""
+        self.waiting.zero_()
+
+    def add(self, step: int, obs: Tensor, actions: Tensor, log_probs: Tensor, values: Tensor) -> None:
+        """Store step ``step`` (0 … T-1) of the current rollout, each tensor ``(E, …)``."""
+        row = self.n_steps + step
+        self.obs[row], self.actions[row] = obs, actions
+        self.log_probs[row], self.values[row] = log_probs, values
+
+    def finish_rollout(self, last_values: Tensor, not_reached: int, gamma: float, gae_lambda: float) -> Batch:
+        """Spread labels back, estimate advantages (GAE, Schulman et al. 2016) and take what is ready.
+
+        Args:
+            last_values: ``(E,)`` values of the observations after the last step.
+            not_reached: the label of steps that are learned before their episode has ended.
+        """
+        rows = 2 * self.n_steps
+        labels, resolved = torch.full_like(self.labels, not_reached), torch.zeros_like(self.waiting)
+        advantages, outcome_returns = torch.zeros_like(self.values), torch.zeros_like(self.values)
+        label = labels[0]
+        done, advantage = torch.zeros_like(self.waiting[0]), torch.zeros_like(last_values)
+        outcome_return, next_value = torch.zeros_like(last_values), last_values
+        for t in reversed(range(rows)):
+            ended, reward = self.ended[t], self.rewards[t]
+            going = (~ended).float()
+            delta = reward + gamma * (going * next_value + self.bootstrap[t]) - self.values[t]
+            advantage = delta + gamma * gae_lambda * going * advantage
+            outcome_return = reward + gamma * going * outcome_return
+            label, done = torch.where(ended, self.labels[t], label), done | ended
+            advantages[t], outcome_returns[t], labels[t], resolved[t] = advantage, outcome_return, label, done
+            next_value = self.values[t]
+
+        ready = self.waiting.clone()
+        if self.hold:
+            ready[self.n_steps :] &= resolved[self.n_steps :]
+        self.waiting &= ~ready
+        index = ready.flatten().nonzero().squeeze(1)
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor.flatten(0, 1)[index]
+
+        return Batch(
+            obs=pick(self.obs),
+            actions=pick(self.actions),
+            labels=pick(labels),
+            log_probs=pick(self.log_probs),
+            advantages=pick(advantages),
+            returns=pick(advantages) + pick(self.values),
+            outcome_returns=pick(outcome_returns),
+        )
+
+
+class LabelReplay:
+    """The most recent labelled steps of each outcome: ``(K, capacity)`` rings.
+
+    Only what an overseer labelled is ever stored; a scarce label is thus used many times.
+    """
+
+    def __init__(
+        self,
+        n_labels: int,
+        capacity: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: torch.dtype,
+        action_shape: tuple[int, ...],
+        action_dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.capacity = capacity
+        self.obs = torch.zeros((n_labels, capacity, *obs_shape), dtype=obs_dtype, device=device)
+        self.actions = torch.zeros((n_labels, capacity, *action_shape), dtype=action_dtype, device=device)
+        self.returns = torch.zeros((n_labels, capacity), device=device)
+        self.count = torch.zeros(n_labels, dtype=torch.int64)  # steps ever stored
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("obs", "actions", "returns", "count")}
+
+    def add(self, batch: Batch) -> None:
+        """Store the labelled steps of a batch, the oldest giving way."""
+        for label in range(len(self.count)):
+            index = (batch.labels == label).nonzero().squeeze(1)[-self.capacity :]
+            start = int(self.count[label])
+            slots = torch.arange(start, start + len(index), device=index.device) % self.capacity
+            self.obs[label, slots] = batch.obs[index]
+            self.actions[label, slots] = batch.actions[index]
+            self.returns[label, slots] = batch.outcome_returns[index]
+            self.count[label] += len(index)
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Up to ``n`` steps of each stored label, with replacement: obs, actions, returns, labels.
+
+        None while nothing has been stored.
+        """
+        stored = [label for label in range(len(self.count)) if self.count[label] > 0]
+        if not stored:
+            return None
+        labels = torch.tensor(stored).repeat_interleave(n)
+        filled = self.count.clamp(max=self.capacity)[labels]
+        slots = (torch.rand(len(labels), generator=generator) * filled).long()
+        labels, slots = labels.to(self.obs.device), slots.to(self.obs.device)
+        return self.obs[labels, slots], self.actions[labels, slots], self.returns[labels, slots], labels

@@ -1,0 +1,249 @@
+"""A model as tensors and JSON: what `RoutedPPO.save` writes and `RoutedPPO.load` reads.
+
+Nothing is pickled. Classes and schedules are saved by registered name, so loading can only build what is named here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import (
+    ConstantSchedule,
+    FloatSchedule,
+    LinearSchedule,
+    check_for_correct_spaces,
+)
+from torch import Tensor
+
+from routed_rl.rl.overseer import Overseer
+from routed_rl.rl.policies import MlpEncoder, RoutedActorCriticPolicy
+from routed_rl.runs import Checkpoint, CheckpointError
+
+if TYPE_CHECKING:
+    from routed_rl.rl.algorithm import RoutedAlgorithm
+
+Model = TypeVar("Model", bound="RoutedAlgorithm")
+
+SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
+"""Schedule classes by name; add yours, whose attributes must be its constructor's arguments."""
+
+CLASSES: dict[str, type[Any]] = {
+    "MlpPolicy": RoutedActorCriticPolicy,
+    "FlattenExtractor": FlattenExtractor,
+    "MlpEncoder": MlpEncoder,
+    "NatureCNN": NatureCNN,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "RMSprop": torch.optim.RMSprop,
+    "SGD": torch.optim.SGD,
+}
+"""Classes that may stand in ``policy_kwargs``, or be the policy, by name; add yours to save models that use it."""
+
+
+def encode(name: str, value: Any) -> Any:
+    """``value`` as JSON; ValueError naming ``name`` if it holds something unregistered."""
+    if isinstance(value, FloatSchedule):
+        return encode(name, value.value_schedule)
+    if isinstance(value, ConstantSchedule):
+        return float(value.val)
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: encode(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(name, item) for item in value]
+    for registered, cls in SCHEDULES.items():
+        if type(value) is cls:
+            return {"schedule": registered, **vars(value)}
+    for registered, cls in CLASSES.items():
+        if value is cls:
+            return {"class": registered}
+    raise ValueError(
+        f"{name}={value!r} cannot be saved: use a number, a string, a schedule among {sorted(SCHEDULES)} "
+        f"or a class among {sorted(CLASSES)}, or register yours in routed_rl.rl.saving"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Inverse of :func:`encode`; CheckpointError for a name that is not registered."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for kind, registry in (("schedule", SCHEDULES), ("class", CLASSES)):
+        if kind in value:
+            if value[kind] not in registry:
+                raise CheckpointError(f"the checkpoint names the {kind} {value[kind]!r}, which is not registered")
+            found = registry[value[kind]]
+            return found(**{k: v for k, v in value.items() if k != kind}) if kind == "schedule" else found
+    return {key: decode(item) for key, item in value.items()}
+
+
+def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A Box, Discrete, MultiDiscrete or MultiBinary space as JSON; ValueError for any other."""
+    if isinstance(space, spaces.Box):
+        return {
+            "type": "Box",
+            "low": _bound(space.low),
+            "high": _bound(space.high),
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+        }
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": int(space.n)}
+    raise ValueError(f"space {space} cannot be saved: only Box, Discrete, MultiDiscrete and MultiBinary can")
+
+
+def _bound(bound: np.ndarray) -> Any:
+    # JSON has no infinity; a bound that is the same everywhere is written once.
+    values = [v if math.isfinite(v) else str(v) for v in map(float, bound.flat)]
+    return values[0] if len(set(values)) == 1 else values
+
+
+def decode_space(data: Mapping[str, Any]) -> spaces.Space[Any]:
+    """Inverse of :func:`encode_space`."""
+    kind, options = data.get("type"), {key: value for key, value in data.items() if key != "type"}
+    if kind == "Box":
+        shape, dtype = tuple(options["shape"]), np.dtype(options["dtype"])
+        low, high = (
+            np.broadcast_to(
+                np.array(options[side], dtype=np.float64),
+                (int(np.prod(shape)),) if isinstance(options[side], list) else shape,
+            )
+            .reshape(shape)
+            .astype(dtype)
+            for side in ("low", "high")
+        )
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
+        space: spaces.Space[Any] = getattr(spaces, kind)(**options)
+        return space
+    raise CheckpointError(f"the checkpoint names an unknown space {kind!r}")
+
+
+COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
+
+
+def model_meta(model: RoutedAlgorithm) -> dict[str, Any]:
+    """Everything about a model that is not a tensor, as JSON."""
+    policy_kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("modules", "learned_gate")}
+    arguments = {name: getattr(model, name) for name in model.saved_arguments} | {"policy_kwargs": policy_kwargs}
+    return {
+        "algorithm": type(model).__name__,
+        "policy": encode("policy", model.policy_class),
+        "arguments": encode("argument", arguments),
+        "overseer": model.overseer.to_dict(),
+        "observation_space": encode_space(model.observation_space),
+        "action_space": encode_space(model.action_space),
+        "n_envs": model.n_envs,
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "steering": model.policy.steering,
+    }
+
+
+def build(
+    cls: type[Model],
+    checkpoint: Checkpoint,
+    path: str | Path,
+    env: GymEnv | None,
+    device: torch.device | str,
+    force_reset: bool,
+    overrides: Mapping[str, Any],
+) -> Model:
+    """The model that a checkpoint describes; see :meth:`RoutedAlgorithm.load`."""
+    meta = checkpoint.meta
+    if meta.get("algorithm") != cls.__name__:
+        raise CheckpointError(f"{path} holds {meta.get('algorithm', 'no model')!r}, not a {cls.__name__}")
+    observation_space, action_space = (
+        decode_space(meta["observation_space"]),
+        decode_space(meta["action_space"]),
+    )
+    arguments = {**decode(meta["arguments"]), **overrides}
+    overseer = Overseer.from_dict(meta["overseer"])
+    model = cls(decode(meta["policy"]), None, overseer, device=device, _init_setup_model=False, **arguments)
+    model.observation_space, model.action_space, model.n_envs = (
+        observation_space,
+        action_space,
+        meta["n_envs"],
+    )
+    if env is not None:
+        vec_env = model._wrap_env(env, model.verbose)
+        check_for_correct_spaces(vec_env, observation_space, action_space)
+        model.env, model.n_envs = vec_env, vec_env.num_envs
+    model._setup_model()
+    for name in COUNTERS:
+        setattr(model, name, meta["counters"][name])
+    restore_tensors(model, checkpoint.tensors, path)
+    model.policy.set_steering(meta["steering"])
+    if env is not None and not force_reset:
+        restore_environment(model, checkpoint.tensors)
+    return model
+
+
+def model_tensors(model: RoutedAlgorithm) -> dict[str, Tensor]:
+    """Everything that continuing needs: weights, optimizer, waiting steps, replay, environment state."""
+    tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
+    for index, state in model.policy.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors |= {f"buffer.{name}": tensor for name, tensor in model.buffer.tensors().items()}
+    tensors |= {f"replay.{name}": tensor for name, tensor in model.replay.tensors().items()}
+    if model._last_obs is not None:
+        tensors["last_obs"] = torch.as_tensor(model._last_obs)
+        get_state = getattr(model.env, "get_state", None)
+        if get_state is not None:
+            tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in get_state().items()}
+    return tensors
+
+
+def restore_tensors(model: RoutedAlgorithm, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Put weights and optimizer back, and waiting steps if the number of environments is the same.
+
+    Raises:
+        CheckpointError: if the weights are not those of the model's architecture.
+    """
+    try:
+        model.policy.load_state_dict(_under(tensors, "policy."))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise CheckpointError(f"{path} holds weights of another architecture: {detail}") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in _under(tensors, "optimizer.").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    groups = model.policy.optimizer.state_dict()["param_groups"]
+    model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for prefix, target in (("buffer.", model.buffer.tensors()), ("replay.", model.replay.tensors())):
+        saved = _under(tensors, prefix)
+        if all(name in saved and saved[name].shape == tensor.shape for name, tensor in target.items()):
+            for name, tensor in target.items():
+                tensor.copy_(saved[name])
+
+
+def restore_environment(model: RoutedAlgorithm, tensors: Mapping[str, Tensor]) -> bool:
+    """Put the environment back where it was; false if the checkpoint or the environment has no such state."""
+    saved = _under(tensors, "env.")
+    set_state = getattr(model.env, "set_state", None)
+    if not saved or set_state is None or len(tensors["last_obs"]) != model.n_envs:
+        return False
+    set_state({name: tensor.numpy() for name, tensor in saved.items()})
+    model._last_obs = tensors["last_obs"].numpy()
+    model._last_episode_starts = model.buffer.ended[-1].cpu().numpy()
+    return True
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,18 @@
+"""Gradient routing: masks on gradients, chosen per data point, decide which parts of a network learn from it."""
+
+from routed_rl.routing.exclusion import excluded
+from routed_rl.routing.gradient import route_gradient
+from routed_rl.routing.labels import LabelNoise, check_probability
+from routed_rl.routing.leakage import LeakageReport, leakage_report
+from routed_rl.routing.table import UNLABELLED, RouteTable
+
+__all__ = [
+    "UNLABELLED",
+    "LabelNoise",
+    "LeakageReport",
+    "RouteTable",
+    "check_probability",
+    "excluded",
+    "leakage_report",
+    "route_gradient",
+]

@@ -1,0 +1,90 @@
+"""Which label may teach which module: a small table of weights with names on both sides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+UNLABELLED = "unlabelled"
+
+
+class RouteTable:
+    """Label → weight per module, the data-dependent edge weights of gradient routing (Cloud et al. 2024, section 3).
+
+    Built from a readable dict; a module that a row does not mention keeps weight 1, that is,
+    ordinary backpropagation. The row ``"unlabelled"`` (all ones unless given) is for data
+    whose label nobody has seen; its label id is -1.
+
+    >>> table = RouteTable(
+    ...     {"diamond": {"ghost": 0, "gate": 0}, "ghost": {"diamond": 0, "gate": 0}},
+    ...     modules=("diamond", "ghost", "gate"),
+    ... )
+    >>> table.weights(torch.tensor([0, 1, -1]))
+    tensor([[1., 0., 0.],
+            [0., 1., 0.],
+            [1., 1., 1.]])
+
+    Attributes:
+        labels: the label names, in the order of their ids 0 … L-1.
+        modules: the module names, in the order of the columns.
+
+    Raises:
+        ValueError: for an unknown module name, a weight that is not a finite number, or no modules.
+    """
+
+    def __init__(self, routes: Mapping[str, Mapping[str, float]], modules: Sequence[str]) -> None:
+        if not modules or len(set(modules)) != len(modules):
+            raise ValueError(f"modules must be distinct names, at least one, got {list(modules)}")
+        self.modules = tuple(modules)
+        self.labels = tuple(label for label in routes if label != UNLABELLED)
+        rows = []
+        for label in (*self.labels, UNLABELLED):
+            row = dict(routes.get(label, {}))
+            for module, weight in row.items():
+                if module not in self.modules:
+                    raise ValueError(
+                        f"label {label!r} routes to unknown module {module!r}; the modules are {list(self.modules)}"
+                    )
+                if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                    raise ValueError(
+                        f"the weight of label {label!r} on module {module!r} must be a finite number, got {weight!r}"
+                    )
+            rows.append([float(row.get(module, 1.0)) for module in self.modules])
+        self._weights = torch.tensor(rows)
+
+    def label_id(self, label: str) -> int:
+        """The id of a label, -1 for ``"unlabelled"``; ValueError if there is no such label."""
+        if label == UNLABELLED:
+            return -1
+        if label not in self.labels:
+            raise ValueError(f"unknown label {label!r}; the labels are {list(self.labels)}")
+        return self.labels.index(label)
+
+    def weights(self, label_ids: Tensor) -> Tensor:
+        """Weights of shape ``(…, M)`` for integer label ids of any shape ``(…)``.
+
+        Raises:
+            ValueError: if an id is outside -1 … L-1, or the ids are not integers.
+        """
+        if label_ids.is_floating_point() or label_ids.dtype == torch.bool:
+            raise ValueError(f"label ids must be integers, got {label_ids.dtype} of shape {tuple(label_ids.shape)}")
+        if label_ids.numel() and not (int(label_ids.min()) >= -1 and int(label_ids.max()) < len(self.labels)):
+            raise ValueError(
+                f"label ids must lie in -1 … {len(self.labels) - 1}, "
+                f"got {int(label_ids.min())} … {int(label_ids.max())}"
+            )
+        return self._weights.to(label_ids.device)[label_ids]
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """The complete table by name; building a table from it gives an equal one."""
+        rows = self._weights.tolist()
+        return {
+            label: dict(zip(self.modules, row, strict=True))
+            for label, row in zip((*self.labels, UNLABELLED), rows, strict=True)
+        }
+
+    def __repr__(self) -> str:
+        return f"RouteTable({self.to_dict()!r}, modules={self.modules!r})"

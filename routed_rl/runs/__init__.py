@@ -1,0 +1,39 @@
+"""Running things so that they can be killed, resumed and trusted, whatever they are.
+
+- `RunDirectory`: a directory that is the run; a killed run continues to the same bytes.
+- `write_checkpoint`, `read_checkpoint`: tensors and JSON, written atomically, read without executing.
+- `MetricsCSV`, `read_metrics`: exact rows that can be cut back to a checkpoint.
+- `derive_seed`: independent child seeds by name.
+- `run_commands`: a small pool of fresh processes, one thread each.
+- `write_json`, `read_json`, `config_hash`: one strict JSON for all of it.
+
+POSIX only: locks are `flock`, pools are process groups.
+"""
+
+from routed_rl.runs.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from routed_rl.runs.files import read_json, write_json
+from routed_rl.runs.metrics import MetricsCSV, read_columns, read_metrics
+from routed_rl.runs.pool import run_commands
+from routed_rl.runs.record import RunError, RunRecord, config_hash, read_run
+from routed_rl.runs.rundir import RunCheckpoint, RunDirectory
+from routed_rl.runs.seeds import derive_seed
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "MetricsCSV",
+    "RunCheckpoint",
+    "RunDirectory",
+    "RunError",
+    "RunRecord",
+    "config_hash",
+    "derive_seed",
+    "read_checkpoint",
+    "read_columns",
+    "read_json",
+    "read_metrics",
+    "read_run",
+    "run_commands",
+    "write_checkpoint",
+    "write_json",
+]

@@ -1,0 +1,244 @@
+"""Checkpoints: a directory with tensors and JSON that is whole or refused, and never executed.
+
+    tensors.safetensors   the tensors
+    meta.json             everything else
+    manifest.json         format, version, size and SHA-256 of the other two; written last
+
+A checkpoint is built under a temporary name and renamed into place. A directory cannot be renamed over
+a non-empty one, so replacing takes two renames: `NAME` to `.NAME.previous`, then the new one to `NAME`;
+then `.NAME.previous` is removed. At every moment one of the two names holds a whole checkpoint, and
+`read_checkpoint` looks at the second where the first is missing. One writer at a time; any readers.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from routed_rl.runs.files import (
+    JSON,
+    StrPath,
+    is_temporary,
+    json_bytes,
+    parse_json,
+    remove,
+    sync,
+    temporary_beside,
+    write_synced,
+)
+
+FORMAT = "routed-rl checkpoint"
+VERSION = 1
+TENSORS, META, MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
+
+_DTYPES = {
+    torch.bool,
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or replaced; the message quotes its path and says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: `tensors` by name, on the CPU, and `meta`, as it comes back from JSON."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+
+def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> None:
+    """Write a checkpoint to `path`, atomically; an earlier checkpoint there is replaced.
+
+    The bytes depend on `tensors` and `meta` alone. Tensors of any device and memory layout are saved
+    dense and contiguous; those that share memory are saved apart.
+
+    Raises TypeError or ValueError for a tensor or a meta entry that cannot be saved, naming it;
+    CheckpointError if something that is not a checkpoint is at `path`; OSError if the disk refuses.
+    """
+    path = Path(path)
+    dense = _dense(tensors)
+    meta_bytes = json_bytes(meta, "meta")
+    if os.path.lexists(path) and not _is_ours(path):
+        raise CheckpointError(f"{str(path)!r} is not a checkpoint, so none is written over it")
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    try:
+        write_synced(temporary / META, meta_bytes)
+        save_file(dense, temporary / TENSORS)
+        # safetensors makes its file private; who may read the checkpoint is the umask's to say.
+        (temporary / TENSORS).chmod(stat.S_IMODE((temporary / META).stat().st_mode))
+        sync(temporary / TENSORS)
+        files = {name: _fingerprint(temporary / name) for name in (META, TENSORS)}
+        manifest: dict[str, JSON] = {"format": FORMAT, "version": VERSION, "files": files}
+        write_synced(temporary / MANIFEST, json_bytes(manifest, MANIFEST))
+        sync(temporary)
+        _move_in(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_checkpoint(path: StrPath) -> Checkpoint:
+    """Read the checkpoint at `path`, in up to twice its size of memory.
+
+    The bytes that are hashed are the bytes that are parsed, by a JSON and a safetensors parser; nothing
+    is unpickled or executed. Raises CheckpointError, in one sentence, for a checkpoint that is missing,
+    truncated, edited, foreign, of a newer version, or that holds anything else than its three files.
+    """
+    path = Path(path)
+    while True:
+        directory = _open(path)
+        try:
+            return _read(directory)
+        except (ValueError, OSError) as error:
+            if not _replaced(path, directory):
+                why = f"{error.filename!r}: {error.strerror}" if isinstance(error, OSError) else error
+                raise CheckpointError(f"checkpoint {str(path)!r} is refused: {why}") from None
+        finally:
+            os.close(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Clear up in `directory` after killed writers: remove temporaries, finish or undo replacements.
+
+    The caller must know that nobody is writing there.
+    """
+    for entry in list(directory.iterdir()):
+        if is_temporary(entry.name):
+            remove(entry)
+        elif previous := re.fullmatch(r"\.(.+)\.previous", entry.name, re.DOTALL):
+            if os.path.lexists(entry.with_name(previous[1])):
+                remove(entry)
+            else:
+                entry.rename(entry.with_name(previous[1]))
+
+
+def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    dense: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise ValueError(f"a tensor cannot be saved under the name {name!r}")
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"tensor {name!r} is a {type(tensor).__name__}, not a tensor")
+        if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+            raise ValueError(f"tensor {name!r} ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved")
+        plain = tensor.detach().cpu().resolve_neg().contiguous()
+        if plain.untyped_storage().data_ptr() in storages:
+            plain = plain.clone()
+        storages.add(plain.untyped_storage().data_ptr())
+        dense[name] = plain
+    return dense
+
+
+def _fingerprint(path: Path) -> dict[str, JSON]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"sha256": digest, "size": file.tell()}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `path` is a directory with no other files than a checkpoint's, be they whole or not."""
+    ours = {TENSORS, META, MANIFEST}
+    return not path.is_symlink() and path.is_dir() and {entry.name for entry in path.iterdir()} <= ours
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")
+
+
+def _move_in(temporary: Path, path: Path) -> None:
+    """Put the directory `temporary` at `path`, as the module docstring tells."""
+    previous = _previous(path)
+    if path.exists():
+        remove(previous)  # of a writer killed after its second rename
+        path.rename(previous)
+    temporary.rename(path)
+    sync(path.parent)
+    remove(previous)
+
+
+def _open(path: Path) -> int:
+    """Return a descriptor of the checkpoint at `path`, which stays on it whatever is renamed."""
+    # The third look is for a replacement completed between the first and the second.
+    for candidate in (path, _previous(path), path):
+        try:
+            return os.open(candidate, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error.strerror}") from None
+    raise CheckpointError(f"there is no checkpoint at {str(path)!r}")
+
+
+def _replaced(path: Path, directory: int) -> bool:
+    """Whether a writer has put another checkpoint at `path` since `directory` was opened there."""
+    current = _open(path)
+    try:
+        return not os.path.samestat(os.fstat(directory), os.fstat(current))
+    finally:
+        os.close(current)
+
+
+def _read(directory: int) -> Checkpoint:
+    names = set(os.listdir(directory))
+    if MANIFEST not in names:
+        raise ValueError(f"it has no {MANIFEST}, so it is incomplete or no checkpoint at all")
+    files = _listed_files(parse_json(_regular_bytes(directory, MANIFEST), MANIFEST))
+    if strangers := names - {MANIFEST, *files}:
+        raise ValueError(f"it holds {min(strangers)!r}, which is no part of a checkpoint")
+    meta = parse_json(_listed_bytes(directory, META, files[META]), META)
+    if not isinstance(meta, dict):
+        raise ValueError(f"{META} is not a JSON object")
+    try:
+        return Checkpoint(load(_listed_bytes(directory, TENSORS, files[TENSORS])), meta)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
+        raise ValueError(f"{TENSORS} is not a safetensors file: {error}") from None
+
+
+def _listed_files(manifest: Any) -> dict[str, Any]:
+    """Return the manifest's entries by file name; ValueError unless it is a manifest of this version."""
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} is not that of a {FORMAT}")
+    version, files = manifest.get("version"), manifest.get("files")
+    if type(version) is int and version > VERSION:
+        raise ValueError(f"its format version is {version}, and this program reads up to {VERSION}")
+    if version != VERSION or not isinstance(files, dict):
+        raise ValueError(f"{MANIFEST} is malformed")
+    if set(files) != {META, TENSORS}:
+        raise ValueError(f"{MANIFEST} lists the files {sorted(files)} instead of {[META, TENSORS]}")
+    return files
+
+
+def _listed_bytes(directory: int, name: str, listed: Any) -> bytes:
+    data = _regular_bytes(directory, name)
+    found = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    if not isinstance(listed, dict) or set(listed) != set(found):
+        raise ValueError(f"{MANIFEST} is malformed")
+    for kind, value in sorted(found.items(), reverse=True):
+        if value != listed[kind]:
+            raise ValueError(f"{name} has the {kind} {value} instead of {listed[kind]}, so it was damaged or edited")
+    return data
+
+
+def _regular_bytes(directory: int, name: str) -> bytes:
+    # Neither follow a link out of the directory nor wait for the other end of a pipe.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(f"{name} is not a regular file")
+        return file.read()

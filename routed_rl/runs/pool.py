@@ -1,0 +1,109 @@
+"""A small pool: commands run as fresh processes of their own, a few at a time (POSIX only)."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from routed_rl.runs.files import StrPath
+
+# One thread per process: the results do not depend on the machine's cores, and runs do not crowd each other.
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB", "RAYON")}
+CANNOT_START = 127  # the shell's exit code for a command that cannot be started
+
+
+def run_commands(
+    commands: Sequence[Sequence[StrPath]],
+    workers: int,
+    logs: Sequence[StrPath],
+    *,
+    on_poll: Callable[[], None] | None = None,
+    poll_seconds: float = 0.2,
+) -> list[int]:
+    """Run every command, at most `workers` at once, and return their exit codes in order.
+
+    Output and errors of `commands[i]` are appended to the file `logs[i]`. Each runs with one thread in
+    its libraries, no input, and a process group of its own. A failing command does not stop the others:
+    its code is -N if signal N ended it, 127 if it could not be started (its log says why). `on_poll` is
+    called in this process about every `poll_seconds` seconds, and once when all is done.
+
+    If this process is interrupted (Ctrl-C, SIGTERM, SIGHUP) or `on_poll` raises, the commands still
+    running are killed, with all that they started in their process groups, and the exception goes on.
+
+    Raises ValueError for fewer than one worker or another number of logs than of commands.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, and at least one is needed")
+    if len(logs) != len(commands):
+        raise ValueError(f"{len(logs)} logs for {len(commands)} commands")
+    codes = [CANNOT_START] * len(commands)
+    waiting = list(reversed(range(len(commands))))
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    with _signals_as_exit():
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    index = waiting.pop()
+                    if (process := _start(commands[index], Path(logs[index]))) is not None:
+                        running[index] = process
+                for index, process in list(running.items()):
+                    if (code := process.poll()) is not None:
+                        codes[index] = code
+                        del running[index]
+                if on_poll is not None:
+                    on_poll()
+                if running:
+                    time.sleep(poll_seconds)
+        finally:
+            # Not waited for yet, so their numbers are still their own and cannot be another's.
+            left = [process for process in running.values() if process.returncode is None]
+            for process in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            for process in left:
+                process.wait()
+    return codes
+
+
+def _start(command: Sequence[StrPath], log: Path) -> subprocess.Popen[bytes] | None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        try:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ONE_THREAD,
+                start_new_session=True,
+            )
+        except OSError as error:
+            output.write(f"{command[0]!r} cannot be started: {error.strerror}\n".encode())
+            return None
+
+
+@contextlib.contextmanager
+def _signals_as_exit() -> Iterator[None]:
+    """Let a polite request to end unwind the stack, as Ctrl-C does, instead of ending the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    polite = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in polite:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in polite:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,133 @@
+"""What a run directory says about its run: the configuration, the seed, the versions it was started with."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from routed_rl.runs.files import JSON, StrPath, is_temporary, plain_json, read_json
+from routed_rl.runs.seeds import check_seed
+
+CONFIG, LOCK = "config.json", ".lock"
+PACKAGES = ("gymnasium", "numpy", "routed-rl", "stable-baselines3", "torch")
+
+
+class RunError(ValueError):
+    """A run directory cannot be used; the message is one line that quotes its path and says why."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The function's arguments of which a run is the value: what `config.json` holds."""
+
+    config: dict[str, Any]
+    config_hash: str
+    seed: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, JSON], seed: int) -> "RunRecord":
+        """Return the record of a run; TypeError or ValueError, naming the key, for what JSON cannot hold."""
+        return cls(plain_json(config, "config"), config_hash(config), check_seed(seed))
+
+    def as_json(self) -> dict[str, JSON]:
+        """Return the content of `config.json`."""
+        return asdict(self)
+
+
+def config_hash(config: Mapping[str, JSON]) -> str:
+    """Return 10 hex digits of the SHA-256 of `config`: equal configurations, in any order, equal hashes."""
+    text = json.dumps(plain_json(config, "config"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def read_run(path: StrPath) -> RunRecord:
+    """Return what the run at `path` was started with; writes nothing and takes no lock.
+
+    Raises RunError if there is no run at `path`, or its `config.json` was edited.
+    """
+    record = find_run(Path(path))
+    if record is None:
+        raise RunError(f"there is no run at {str(path)!r}")
+    return record
+
+
+def find_run(path: Path) -> RunRecord | None:
+    """Return the record of the run at `path`, or None where one may be started: nothing, or nothing in it.
+
+    Raises RunError for anything else, OSError for what cannot be looked at.
+    """
+    if not os.path.lexists(path):
+        return None
+    if not path.is_dir():
+        raise RunError(f"{str(path)!r} is not a directory, so it cannot hold a run")
+    names = sorted(entry.name for entry in path.iterdir())
+    if CONFIG not in names:
+        # A run killed before its first file was in place has these, and nothing else.
+        if strangers := [name for name in names if name != LOCK and not is_temporary(name, CONFIG)]:
+            raise RunError(f"{str(path)!r} is not a run, and not empty: it holds {strangers[0]!r}")
+        return None
+    try:
+        data = read_json(path / CONFIG)
+        record = RunRecord.of(data["config"], data["seed"])
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{str(path)!r} is not a run: its {CONFIG} is not that of one") from None
+    if data != record.as_json():
+        raise RunError(f"the {CONFIG} of the run {str(path)!r} was edited: it does not match its hash")
+    return record
+
+
+def refuse_other(path: Path, stored: RunRecord, given: RunRecord) -> None:
+    """Raise RunError if the run `stored` at `path` is not the run `given`, naming what differs."""
+    there = _leaves({"seed": stored.seed, "config": stored.config})
+    here = _leaves({"seed": given.seed, "config": given.config})
+    differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    if differing:
+        shown = [f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in differing]
+        more = f"; and {len(shown) - 3} more" if len(shown) > 3 else ""
+        raise RunError(f"{str(path)!r} holds another run: {'; '.join(shown[:3])}{more}")
+
+
+def versions() -> dict[str, JSON]:
+    """Return the versions a result may depend on, and the git commit (None outside a checkout).
+
+    Without build tags such as `+cpu`, times, host names and paths, so that the same installation gives
+    the same bytes on another machine.
+    """
+    found: dict[str, JSON] = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "git_commit": _git_commit(), **found}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout around this package, else of that around the working directory."""
+    for directory in (Path(__file__).resolve().parent, Path.cwd()):
+        try:
+            command = ["git", "-C", str(directory), "rev-parse", "--verify", "HEAD"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return None
+
+
+def _leaves(value: JSON, name: str = "") -> dict[str, str]:
+    """Return the entries of nested mappings by dotted name, as JSON (where 1, 1.0 and true differ)."""
+    if isinstance(value, Mapping) and value:
+        leaves: dict[str, str] = {}
+        for key, child in value.items():
+            leaves |= _leaves(child, f"{name}.{key}" if name else key)
+        return leaves
+    return {name: json.dumps(value)}

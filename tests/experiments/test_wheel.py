@@ -1,0 +1,64 @@
+"""The wheel, in an empty environment, outside the checkout, beside a user's own `experiments` folder."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
+    (path,) = folder.glob("routed_rl-*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
+        "routed_rl",
+        "envs",
+        "experiments",
+    }
+    assert {"routed_rl/py.typed", "envs/py.typed"} <= set(names)
+    packaged = {
+        str(path.relative_to(ROOT)) for p in ("routed_rl", "envs", "experiments") for path in (ROOT / p).rglob("*.py")
+    }
+    assert packaged <= set(names)
+
+
+def test_the_installed_wheel_runs(wheel, tmp_path):
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", str(wheel)], check=True)
+    # The dependencies are lent by this environment: appended to the path, where they cannot hide the wheel's packages.
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    project = tmp_path / "project"
+    (project / "experiments").mkdir(parents=True)
+    (project / "experiments" / "__init__.py").write_text("MINE = True\n")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*command):
+        return subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True)
+
+    where = run(python, "-c", "import routed_rl, envs; print(routed_rl.__file__, envs.__file__)")
+    assert where.stdout.count(str(site)) == 2, where.stderr
+    mine = run(python, "-c", "import experiments; print(experiments.MINE)")
+    assert mine.stdout.strip() == "True", "the user's own experiments folder is still theirs"
+    done = run(environment / "bin" / "routed-rl", "quickstart", "--total-steps", "512", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert (project / "out" / "quickstart.png").is_file()
+    made = run(python, "-c", "import gymnasium as gym; gym.make('envs:RoutedRL/DiamondGhost-v0').reset(seed=0)")
+    assert made.returncode == 0, made.stderr

@@ -1,0 +1,102 @@
+"""What the supervisor sees decides everything; what it does not see decides nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routed_rl.rl import METHODS, Overseer
+from routed_rl.routing import LabelNoise
+
+from .worlds import VALUES
+
+GHOST, DIAMOND, UNSEEN, NONE = range(4)
+PAYS = {  # label → training reward: overseen ghost, overseen diamond, unseen, none
+    "routing": (1, 1, 1, 0),
+    "naive": (-1, 1, 1, 0),
+    "filtering": (-1, 1, 0, 0),
+    "oracle": (-1, 1, 0, 0),
+    "no-gate": (1, 1, 1, 0),
+    "no-routing": (1, 1, 1, 0),
+    "no-gate-no-routing": (1, 1, 1, 0),
+}
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_pays_as_the_paper_says(method):
+    overseer = Overseer(VALUES, method)
+    assert tuple(overseer.rewards.tolist()) == PAYS[method]
+    assert overseer.loss_weights[UNSEEN] == (0 if method == "filtering" else 1)
+    assert overseer.modules == (("ghost", "diamond") if overseer.method.modular else ("policy",))
+
+
+def test_labels_by_outcome_and_oversight():
+    outcome, overseen = np.array([0, 1, 0, 1, -1, -1]), np.array([True, True, False, False, True, False])
+    assert Overseer(VALUES).label(outcome, overseen, rng()).tolist() == [
+        GHOST,
+        DIAMOND,
+        UNSEEN,
+        UNSEEN,
+        NONE,
+        NONE,
+    ]
+    oracle = Overseer(VALUES, "oracle")
+    assert oracle.label(outcome, overseen, rng()).tolist() == [GHOST, DIAMOND, GHOST, DIAMOND, NONE, NONE]
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.booleans()), min_size=1), st.integers(0, 9), st.randoms())
+def test_permuting_unseen_outcomes_changes_no_label(episodes, seed, random):
+    overseer = Overseer({"a": 1, "b": -1, "c": 0.5}, noise=LabelNoise(0.2, 0.2))
+    outcome, overseen = (np.array(column) for column in zip(*episodes, strict=True))
+    unseen = np.flatnonzero((outcome >= 0) & ~overseen)
+    shuffled = outcome.copy()
+    shuffled[unseen] = [random.randrange(3) for _ in unseen]
+    labels = [overseer.label(o, overseen, np.random.default_rng(seed)) for o in (outcome, shuffled)]
+    assert (labels[0] == labels[1]).all()
+
+
+def test_routes_of_the_paper_and_of_the_strict_reading():
+    labels = torch.tensor([GHOST, DIAMOND, UNSEEN, NONE])
+    paper = [[1, 0, 0], [0, 1, 0], [1, 1, 1], [1, 1, 1]]  # ghost, diamond, gate
+    assert Overseer(VALUES).route_weights(labels).tolist() == paper
+    strict = Overseer(VALUES, unlabelled="none")
+    assert strict.route_weights(labels).tolist() == [*paper[:2], [0, 0, 0], [0, 0, 0]]
+    assert strict.loss_weights.tolist() == [1, 1, 0, 0]
+    for method in ("no-routing", "no-gate-no-routing", "naive"):
+        assert (Overseer(VALUES, method).route_weights(labels) == 1).all()
+
+
+def test_missed_and_flipped_labels():
+    outcome, overseen = np.zeros(1000, dtype=int), np.ones(1000, dtype=bool)
+    missed = Overseer(VALUES, noise=LabelNoise(miss_rate=1)).label(outcome, overseen, rng())
+    assert (missed == UNSEEN).all()
+    flipped = Overseer(VALUES, noise=LabelNoise(flip_rate=1)).label(outcome, overseen, rng())
+    assert (flipped == DIAMOND).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_json_round_trip(method):
+    overseer = Overseer(VALUES, method, unlabelled="none", noise=LabelNoise(0.1, 0.2))
+    again = Overseer.from_dict(json.loads(json.dumps(overseer.to_dict())))
+    assert again.to_dict() == overseer.to_dict() and torch.equal(again.rewards, overseer.rewards)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((VALUES, "magic"), {}, "'magic'.*routing"),
+        ((VALUES,), {"unlabelled": "some"}, "'some'"),
+        (({},), {}, "at least one"),
+        (({"ghost": float("nan")},), {}, "'ghost'.*nan"),
+    ],
+)
+def test_bad_input_is_quoted(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        Overseer(*arguments, **options)

@@ -1,0 +1,152 @@
+"""The routed policy: one forward pass with per-sample routes, and steering."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from routed_rl.rl import RoutedActorCriticPolicy
+
+MODULES = ("a", "b", "c")
+
+
+def make_policy(modules=MODULES, **options):
+    torch.manual_seed(0)
+    space = gym.spaces.Box(0, 1, (6,), np.float32)
+    return RoutedActorCriticPolicy(
+        space, gym.spaces.Discrete(4), lambda _: 1e-3, modules=modules, hidden=(8, 8), **options
+    )
+
+
+@pytest.fixture
+def obs():
+    return torch.rand(10, 6, generator=torch.Generator().manual_seed(1))
+
+
+def logits(policy, obs):
+    return policy.get_distribution(obs).distribution.logits
+
+
+@pytest.mark.parametrize("learned_gate", [True, False])
+def test_routing_does_not_change_the_forward_pass(obs, learned_gate):
+    policy = make_policy(learned_gate=learned_gate)
+    actions = torch.arange(10) % 4
+    values, log_probs, entropy, gate_logits = policy.evaluate_routed(obs, actions, torch.randn(10, 4))
+    plain_values, plain_log_probs, plain_entropy = policy.evaluate_actions(obs, actions)
+    torch.testing.assert_close(values, plain_values.flatten())
+    torch.testing.assert_close(log_probs, plain_log_probs)
+    torch.testing.assert_close(entropy, plain_entropy)
+    assert (gate_logits is None) == (not learned_gate)
+
+
+def test_one_pass_with_routes_equals_a_pass_per_sample(obs):
+    """The gradient of the routed batch, per module, against weights times one-sample gradients."""
+    policy = make_policy()
+    actions, routes = torch.arange(10) % 4, torch.tensor([-0.5, 0.0, 1.0, 2.0])[torch.randint(4, (10, 4))]
+    policy.evaluate_routed(obs, actions, routes)[1].sum().backward()
+    names = (*MODULES, "gate")
+    got = {name: [p.grad.clone() for p in policy.module_parameters(name)] for name in names}
+    output = policy.action_net.weight.grad.clone()
+    for column, name in enumerate(names):
+        expected = [torch.zeros_like(p) for p in policy.module_parameters(name)]
+        for i in range(10):
+            log_prob = policy.evaluate_actions(obs[i : i + 1], actions[i : i + 1])[1].sum()
+            for total, grad in zip(
+                expected, torch.autograd.grad(log_prob, policy.module_parameters(name)), strict=True
+            ):
+                total += routes[i, column] * grad
+        for grad, total in zip(got[name], expected, strict=True):
+            torch.testing.assert_close(grad, total)
+    (unrouted,) = torch.autograd.grad(policy.evaluate_actions(obs, actions)[1].sum(), policy.action_net.weight)
+    torch.testing.assert_close(output, unrouted)  # the shared output layer learns from every sample
+
+
+@pytest.mark.parametrize("learned_gate", [True, False])
+@pytest.mark.parametrize("gone", [("a",), ("b",), ("a", "c")])
+def test_ablation_equals_physical_removal(obs, gone, learned_gate):
+    policy = make_policy(learned_gate=learned_gate)
+    rest = [i for i, name in enumerate(MODULES) if name not in gone]
+    smaller = make_policy([MODULES[i] for i in rest], learned_gate=learned_gate)
+    smaller.action_net.load_state_dict(policy.action_net.state_dict())
+    for new, old in enumerate(rest):
+        smaller.mlp_extractor.experts[new].load_state_dict(policy.mlp_extractor.experts[old].state_dict())
+    if smaller.mlp_extractor.gate is not None:
+        weights = policy.mlp_extractor.gate.state_dict()
+        last = [name for name in weights if name.startswith("1.")]
+        smaller.mlp_extractor.gate.load_state_dict(weights | {name: weights[name][rest] for name in last})
+    policy.ablate(*gone)
+    assert torch.equal(logits(policy, obs), logits(smaller, obs))
+
+
+def test_of_two_modules_ablating_one_is_choosing_the_other(obs):
+    policy = make_policy(("ghost", "diamond"))
+    policy.ablate("ghost")
+    ablated = logits(policy, obs)
+    policy.steer("diamond")
+    assert torch.equal(ablated, logits(policy, obs))
+
+
+def test_steering_is_a_mix_of_module_outputs(obs):
+    policy = make_policy()
+    latents = [expert(obs) for expert in policy.mlp_extractor.experts]
+    policy.steer({"a": 0.8, "c": 0.2})
+    expected = torch.log_softmax(policy.action_net(0.8 * latents[0] + 0.2 * latents[2]), dim=-1)
+    torch.testing.assert_close(logits(policy, obs), expected)
+    policy.steer("b")
+    torch.testing.assert_close(logits(policy, obs), torch.log_softmax(policy.action_net(latents[1]), dim=-1))
+
+
+def test_steered_blocks_nest_and_restore(obs):
+    policy = make_policy()
+    plain = logits(policy, obs)
+    with policy.steered("a"):
+        inner = policy.steering
+        with policy.steered(ablate="a"):
+            assert policy.steering == {"ablated": ["a"]}
+        with pytest.raises(ValueError, match="'z'"), policy.steered("z"):
+            pass
+        with policy.steered():
+            assert torch.equal(logits(policy, obs), plain)
+        assert policy.steering == inner
+    assert policy.steering == {} and torch.equal(logits(policy, obs), plain)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.steer("ghots"), "'ghots'.*a, b, c"),
+        (lambda p: p.steer({"a": 0.8, "b": 0.1}), "sum to 1"),
+        (lambda p: p.steer({"a": 1.5, "b": -0.5}), "at least 0"),
+        (lambda p: p.steer({"a": float("nan")}), "at least 0|sum"),
+        (lambda p: p.ablate("a", "b", "c"), "no module"),
+        (lambda p: p.ablate("z"), "'z'"),
+        (lambda p: make_policy(activation="swish"), "'swish'.*relu"),
+        (lambda p: make_policy(()), "at least one"),
+        (lambda p: make_policy(value_hidden=()), "value_hidden"),
+    ],
+)
+def test_bad_input_is_quoted(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make_policy())
+
+
+def test_module_alone_matches_steering_and_leaves_others_untouched(obs):
+    policy = make_policy()
+    modules, actions = torch.tensor([0, 2] * 5), torch.arange(10) % 4
+    log_probs = policy.log_prob_of_modules(obs, actions, modules)
+    for i, name in ((0, "a"), (2, "c")):
+        with policy.steered(name):
+            expected = policy.get_distribution(obs).log_prob(actions)
+        torch.testing.assert_close(log_probs[modules == i], expected[modules == i])
+    log_probs.sum().backward()
+    assert all(p.grad is None for p in policy.module_parameters("b"))
+
+
+def test_a_detached_encoder_learns_from_values_alone(obs):
+    for detach in (True, False):
+        policy = make_policy(encoder=(5,), detach_encoder=detach)
+        values, log_probs, _, _ = policy.evaluate_routed(obs, torch.zeros(10, dtype=torch.long), torch.ones(10, 4))
+        encoder = list(policy.features_extractor.parameters())
+        from_policy = torch.autograd.grad(log_probs.sum(), encoder, allow_unused=True, retain_graph=True)
+        assert all((grad is None) == detach for grad in from_policy)
+        assert all(grad is not None for grad in torch.autograd.grad(values.sum(), encoder))

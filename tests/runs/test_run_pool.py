@@ -1,0 +1,95 @@
+"""The pool: codes in order, never too many at once, logs, one thread each, and nothing left running."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from routed_rl.runs import pool, run_commands
+
+
+def sh(script: str) -> list[str]:
+    return ["sh", "-c", script]
+
+
+def test_codes_are_in_order_and_a_failure_stops_nobody(tmp_path: Path) -> None:
+    commands = [
+        sh("echo out; echo err >&2; exit 3"),
+        ["/no/such/program"],
+        sh("kill -9 $$"),
+        sh("read x || exit 5"),
+    ]
+    logs = [tmp_path / "logs" / f"{i}.txt" for i in range(4)]
+    polls: list[int] = []
+    codes = run_commands(commands, 2, logs, on_poll=lambda: polls.append(1), poll_seconds=0.01)
+    assert codes == [3, 127, -signal.SIGKILL, 5]
+    assert polls
+    assert logs[0].read_text() == "out\nerr\n"
+    assert logs[1].read_text() == "'/no/such/program' cannot be started: No such file or directory\n"
+    run_commands([sh("echo again")], 1, logs[:1], poll_seconds=0.01)
+    assert logs[0].read_text() == "out\nerr\nagain\n"
+
+
+def test_each_process_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setenv("KEPT", "yes")
+    script = sh("echo $OMP_NUM_THREADS $MKL_NUM_THREADS $OPENBLAS_NUM_THREADS $KEPT")
+    assert run_commands([script], 1, [tmp_path / "log"], poll_seconds=0.01) == [0]
+    assert (tmp_path / "log").read_text() == "1 1 1 yes\n"
+
+
+def test_as_many_at_once_as_there_are_workers_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    at_once: list[int] = []
+
+    def popen(*args: object, **kwargs: object) -> subprocess.Popen[bytes]:
+        at_once.append(1 + sum(process.returncode is None for process in started))
+        started.append(real(*args, **kwargs))
+        return started[-1]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(pool.subprocess, "Popen", popen)
+    for name in "ab":
+        os.mkfifo(tmp_path / name)
+    # Either end of a pipe waits for the other, so these pairs end only if they run side by side.
+    pairs = []
+    for name in "ab":
+        pairs += [sh(f"echo {name} > {tmp_path / name}"), sh(f"cat {tmp_path / name}")]
+    logs = [tmp_path / f"{i}.log" for i in range(4)]
+    assert run_commands(pairs, 2, logs, poll_seconds=0.01) == [0, 0, 0, 0]
+    assert [log.read_text() for log in logs] == ["", "a\n", "", "b\n"]
+    assert max(at_once) == 2
+
+
+@pytest.mark.parametrize("how", ["exception", "interrupt", "terminate"])
+def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, how: str) -> None:
+    alive, log = tmp_path / "alive", tmp_path / "log"
+    os.mkfifo(alive)
+    # Both processes hold the pipe open for writing; its end is read when both are gone.
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    command = sh(f"exec 3> {alive}; trap '' INT TERM HUP; sleep 60 & echo ready; wait; sleep 60")
+
+    def on_poll() -> None:
+        if log.exists() and log.read_text() == "ready\n":
+            if how == "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise KeyError("progress") if how == "exception" else KeyboardInterrupt
+
+    expected = {"exception": KeyError, "interrupt": KeyboardInterrupt, "terminate": SystemExit}[how]
+    with pytest.raises(expected):
+        run_commands([command, sh("exit")], 1, [log, tmp_path / "other"], on_poll=on_poll, poll_seconds=0.01)
+    os.set_blocking(reader, True)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    assert not (tmp_path / "other").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_senseless_calls_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers is 0"):
+        run_commands([sh("exit")], 0, [tmp_path / "log"])
+    with pytest.raises(ValueError, match="1 logs for 2 commands"):
+        run_commands([sh("exit"), sh("exit")], 1, [tmp_path / "log"])
+    assert run_commands([], 1, []) == []
