@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -9,11 +10,12 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import tyro
 
 import routed_rl
-from experiments.commands import Command
+from experiments.commands import PRESETS, commands
 from experiments.errors import UserError
 
 
@@ -31,18 +33,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_fail("interrupted; a run continues when its command is started again", status=130))
 
 
-def _parse(argv: Sequence[str] | None) -> Command:
+def _parse(argv: Sequence[str] | None) -> Any:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(  # type: ignore[no-any-return,call-overload]
-                Command, prog="routed-rl", description=routed_rl.__doc__, args=arguments
+            return tyro.cli(
+                commands(_preset(arguments)), prog="routed-rl", description=routed_rl.__doc__, args=arguments
             )
     except SystemExit as stop:
         if stop.code:
             raise SystemExit(_fail(_first_paragraph(said.getvalue()))) from None
         raise
+
+
+def _preset(arguments: Sequence[str]) -> Any:
+    """The preset named on the command line, whose values are the other options' defaults; tyro refuses unknown ones."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    name = parser.parse_known_args(arguments)[0].preset
+    return name if name in PRESETS else "quick"
 
 
 def _first_paragraph(box: str) -> str:

@@ -7,13 +7,16 @@ module alone, so it imports nothing heavy.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-MethodName = Literal["routing", "naive", "filtering", "oracle", "no-gate", "no-routing", "no-gate-no-routing"]
+MethodName = Literal[
+    "routing", "naive", "filtering", "oracle", "oracle-filtered", "no-gate", "no-routing", "no-gate-no-routing"
+]
 RUNS = Path("runs")
 
 
@@ -21,14 +24,18 @@ RUNS = Path("runs")
 class Learner:
     """Hyperparameters of the learner; the defaults are the preset's, one set for every oversight level."""
 
+    algorithm: Literal["ppo", "reinforce"] = "ppo"
+    """proximal policy optimisation, or the paper's policy gradient (one step per rollout, on all of it)"""
+    networks: Literal["mlp", "paper"] = "mlp"
+    """two hidden layers everywhere, or the paper's (section F; its value network is affine, as in the public code)"""
     n_envs: int = 256
     """parallel environments"""
     n_steps: int = 32
     """steps per environment and update"""
     batch_size: int = 2048
-    """steps per gradient step"""
+    """steps per gradient step (ppo)"""
     n_epochs: int = 2
-    """passes over each rollout"""
+    """passes over each rollout (ppo)"""
     learning_rate: float = 2e-3
     """Adam's step size"""
     gamma: float = 0.97
@@ -36,15 +43,19 @@ class Learner:
     gae_lambda: float = 0.95
     """GAE parameter"""
     clip_range: float = 0.2
-    """PPO's clipping of the probability ratio"""
+    """clipping of the probability ratio (ppo)"""
+    max_grad_norm: float | None = 0.5
+    """gradient clipping; None: none"""
+    bootstrap: bool = True
+    """credit an episode cut by the rollout's end or the step cap with the value of the rest; the paper: with 0"""
     entropy: tuple[float, float] = (0.03, 0.02)
     """weight of the entropy bonus, at the start and (linearly) at the end"""
     value_coef: float = 0.5
     """weight of the value loss"""
     gate_coef: float = 0.3
-    """weight of the gate's loss on labelled steps"""
+    """weight of the gate's loss on labelled steps: cross-entropy, as in the public code (the paper drops its sign)"""
     hidden: int = 64
-    """width of the two hidden layers of each module, the gate and the value network"""
+    """width of the two hidden layers of each module and the gate, and of the value network's first ones"""
     unfinished: Literal["unlabelled", "hold"] = "unlabelled"
     """episodes cut by a rollout's end: learn their steps unlabelled now (the paper), or hold them back"""
     replay_steps: int = 6
@@ -53,6 +64,9 @@ class Learner:
     """replayed steps per label and gradient step"""
     replay_capacity: int = 4096
     """labelled steps kept per label"""
+
+
+PresetName = Literal["quick", "paper"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +79,13 @@ class Train:
     """probability that a terminal is overseen"""
     seed: int = 0
     """fixes everything random"""
-    preset: Literal["quick"] = "quick"
-    """family of hyperparameters"""
+    preset: PresetName = "quick"
+    """family of hyperparameters, which are the defaults of the other options: "quick", PPO, a minute on one core;
+    "paper", every setting of Cloud et al. 2024, 328 M steps. Where paper and public code disagree: an episode has 32
+    steps (the code's run 33), and a new episode's first action is chosen from its first observation (the code's:
+    from the old one's last); the value network and entropy learn from dropped episodes too"""
     total_steps: int = 2_000_000
-    """environment steps, rounded up to whole updates"""
+    """environment steps, rounded up to whole updates; oracle-filtered takes this times the oversight"""
     out: Path | None = None
     """run directory (default: runs/METHOD-CONFIGHASH-sSEED)"""
     force: bool = False
@@ -91,6 +108,26 @@ class Train:
     def config(self) -> dict[str, Any]:
         """What, with the seed, the run depends on, as JSON."""
         return {key: value for key, value in asdict(self).items() if key not in ("seed", "out", "force")}
+
+
+PAPER = Learner(
+    algorithm="reinforce",
+    networks="paper",
+    n_envs=512,
+    learning_rate=5e-5,
+    gae_lambda=1.0,
+    max_grad_norm=None,
+    bootstrap=False,
+    entropy=(0.1, 0.1),
+    gate_coef=0.01,
+    hidden=256,
+    replay_steps=0,
+)
+PRESETS: Mapping[PresetName, Train] = {
+    "quick": Train(),
+    "paper": Train(preset="paper", total_steps=20_000 * PAPER.n_envs * PAPER.n_steps, learner=PAPER),
+}
+"""What the options of ``train`` are unless given, by preset."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +190,11 @@ class Quickstart:
     """start over; the old runs are kept under another name"""
 
 
-Command = (
-    Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Watch, tyro.conf.subcommand("watch")]
-)
+def commands(preset: PresetName = "quick") -> Any:
+    """The type of all commands, for tyro, with the defaults of a preset."""
+    return (
+        Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=PRESETS[preset])]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Watch, tyro.conf.subcommand("watch")]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from envs import DiamondGhostVecEnv
-from routed_rl.rl import Overseer, RoutedPPO, evaluate_policies
+from routed_rl.rl import Overseer, RoutedAlgorithm, RoutedPPO, RoutedREINFORCE, evaluate_policies
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_run
 
@@ -36,37 +37,65 @@ def make_env(config: Mapping[str, Any], num_envs: int) -> DiamondGhostVecEnv:
     return DiamondGhostVecEnv(num_envs, **world_options(config))
 
 
-def make_model(config: Mapping[str, Any], seed: int) -> RoutedPPO:
+def filtered(config: Mapping[str, Any]) -> float:
+    """What the run's budget of environment steps is multiplied by: the oversight for ``oracle-filtered``, else 1.
+
+    That reference (Cloud et al. 2024, section F) is an oracle which trains on as many episodes as the others see
+    overseen; its learning curve is drawn against steps divided by this.
+    """
+    return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
+
+
+def budget(config: Mapping[str, Any]) -> int:
+    """Environment steps that the run trains for."""
+    return math.ceil(config["total_steps"] * filtered(config))
+
+
+def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
+    """The class of the run's learner."""
+    return {"ppo": RoutedPPO, "reinforce": RoutedREINFORCE}[config["learner"]["algorithm"]]
+
+
+def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     """A new learner in its world; ValueError for an option out of range."""
     learner = dict(config["learner"])
     env = make_env(config, learner.pop("n_envs"))
     overseer = Overseer(
         dict(zip(env.outcome_names, env.world.rewards.tolist(), strict=True)),
-        config["method"],
+        "oracle" if config["method"] == "oracle-filtered" else config["method"],
         unlabelled=config["unlabelled"],
         noise=LabelNoise(config["miss_rate"], config["flip_rate"]),
     )
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
-    return RoutedPPO(
-        "MlpPolicy",
+    if learner.pop("networks") == "paper":
+        policy, networks = "PaperPolicy", {"value_hidden": (hidden, 32), "planes": env.world.observation_shape[0]}
+    else:
+        policy, networks = "MlpPolicy", {"value_hidden": (hidden, hidden)}
+    if learner.pop("algorithm") == "reinforce":
+        for option in ("batch_size", "n_epochs", "clip_range"):
+            del learner[option]
+    return algorithm(config)(
+        policy,
         env,
         overseer,
         ent_coef=LinearSchedule(*entropy, end_fraction=1.0),
         vf_coef=learner.pop("value_coef"),
-        policy_kwargs={"hidden": (hidden, hidden), "value_hidden": (hidden, hidden)},
+        policy_kwargs={"hidden": (hidden, hidden), **networks},
         seed=derive_seed(seed, "model"),
         device="cpu",
         **learner,
     )
 
 
-def evaluate_model(model: RoutedPPO, config: Mapping[str, Any], num_envs: int, seed: int) -> dict[str, dict[str, Any]]:
+def evaluate_model(
+    model: RoutedAlgorithm, config: Mapping[str, Any], num_envs: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Results by policy (``steer:…``, ``unsteered``) in ``num_envs`` fresh environments."""
     env = make_env(config, num_envs)
     return evaluate_policies(model.policy, env, model.overseer.outcomes, seed=derive_seed(seed, "evaluation"))
 
 
-def load_run(directory: Path) -> tuple[RoutedPPO, dict[str, Any]]:
+def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
     """A finished run's model and config.
 
     Raises:
@@ -75,10 +104,10 @@ def load_run(directory: Path) -> tuple[RoutedPPO, dict[str, Any]]:
     config = read_run(directory).config
     if not (directory / MODEL).is_dir():
         raise RunError(f"the run {str(directory)!r} is not finished: start its train command again to continue it")
-    return RoutedPPO.load(directory / MODEL, device="cpu"), config
+    return algorithm(config).load(directory / MODEL, device="cpu"), config
 
 
-def steer(model: RoutedPPO, choice: str | None, ablate: str | None) -> str:
+def steer(model: RoutedAlgorithm, choice: str | None, ablate: str | None) -> str:
     """Steer a loaded model as the command line says and return the policy's name.
 
     Raises:

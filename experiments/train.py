@@ -19,18 +19,19 @@ from experiments.gridworld import (
     METRIC_ENVS,
     MODEL,
     RESULT_ENVS,
+    budget,
     evaluate_model,
     make_env,
     make_model,
     one_thread,
 )
 from experiments.progress import progress_display
-from routed_rl.rl import RoutedPPO, true_returns
+from routed_rl.rl import RoutedAlgorithm, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed
 
-CHECKPOINT_EVERY, EVALUATE_EVERY = 16, 8
-"""Updates between checkpoints, and between points of the learning curve."""
+CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
+"""Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
 
 
 def main(command: Train) -> None:
@@ -50,21 +51,21 @@ def main(command: Train) -> None:
         Console().print(summary(run.result["policies"], f"{command.method}, {command.oversight:.1%} oversight, {out}"))
 
 
-def train(run: RunDirectory, model: RoutedPPO) -> None:
+def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
     """Start or continue a run, to the end: metrics, final model, result."""
     config, seed = run.record.config, run.record.seed
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
         with user_input():
-            model = build(RoutedPPO, checkpoint, run.path, model.env, "cpu", False, {})
-    total = config["total_steps"]
+            model = build(type(model), checkpoint, run.path, model.env, "cpu", False, {})
+    total = budget(config)
     model.set_logger(
         Logger(str(run.path), [_MetricsWriter(run), TensorBoardOutputFormat(str(run.path / "tensorboard"))])
     )
     with _progress(run.path.name, total) as report:
         model.learn(
             max(total - model.num_timesteps, 0),
-            callback=_RunCallback(run, report),
+            callback=_RunCallback(run, report, total),
             reset_num_timesteps=checkpoint is None,
         )
     model.save(run.path / MODEL)
@@ -100,11 +101,11 @@ def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 class _RunCallback(BaseCallback):
     """Before each rollout the model is whole: the moment for checkpoints and learning curves."""
 
-    model: RoutedPPO
+    model: RoutedAlgorithm
 
-    def __init__(self, run: RunDirectory, report: Any) -> None:
+    def __init__(self, run: RunDirectory, report: Any, total: int) -> None:
         super().__init__()
-        self.run, self.report = run, report
+        self.run, self.report, self.total = run, report, total
         self.env = make_env(run.record.config, METRIC_ENVS)
         self.seed = derive_seed(run.record.seed, "curve")
 
@@ -119,7 +120,8 @@ class _RunCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         # The row that the next update writes describes the policy that played this rollout.
-        if self.model._n_updates % EVALUATE_EVERY == 0:
+        updates = self.total // (self.model.n_envs * self.model.n_steps)
+        if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
             returns = true_returns(self.model.policy, self.env, self.model.overseer.outcomes, seed=self.seed)
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)

@@ -15,7 +15,7 @@ from envs import DiamondGhostEnv
 from experiments.commands import Watch
 from experiments.errors import UserError, at_least, user_input
 from experiments.gridworld import load_run, one_thread, steer, world_options
-from routed_rl.rl import RoutedPPO
+from routed_rl.rl import RoutedAlgorithm
 from routed_rl.runs import derive_seed
 
 
@@ -52,7 +52,7 @@ def _check_writable(gif: Path) -> None:
         raise ValueError(f"--gif {str(gif)!r} cannot be written: its folder must exist and be writable")
 
 
-def _play(model: RoutedPPO, env: DiamondGhostEnv, command: Watch, show: Callable[[str], None]) -> None:
+def _play(model: RoutedAlgorithm, env: DiamondGhostEnv, command: Watch, show: Callable[[str], None]) -> None:
     torch.manual_seed(derive_seed(command.seed, "watch"))
     for episode in range(command.episodes):
         obs, _ = env.reset(seed=derive_seed(command.seed, "watch", episode))

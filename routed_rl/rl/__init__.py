@@ -1,10 +1,13 @@
 """Routed actor-critics under partial oversight."""
 
+from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.networks import ACTIVATIONS
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
-from routed_rl.rl.policies import ACTIVATIONS, RoutedActorCriticPolicy
+from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.rl.ppo import RoutedPPO
+from routed_rl.rl.reinforce import RoutedREINFORCE
 
 __all__ = [
     "ACTIVATIONS",
@@ -12,8 +15,11 @@ __all__ = [
     "EpisodeEnds",
     "Method",
     "Overseer",
+    "PaperPolicy",
     "RoutedActorCriticPolicy",
+    "RoutedAlgorithm",
     "RoutedPPO",
+    "RoutedREINFORCE",
     "check_oversight_env",
     "evaluate",
     "evaluate_policies",

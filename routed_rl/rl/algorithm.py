@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,27 +13,28 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from routed_rl.rl import saving
 from routed_rl.rl.overseer import GATE, Overseer
 from routed_rl.rl.oversight_env import episode_ends
-from routed_rl.rl.policies import RoutedActorCriticPolicy
-from routed_rl.rl.rollout import EpisodeBuffer, LabelReplay
+from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
+from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay
+from routed_rl.rl.saving import Saveable
+from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
-from routed_rl.runs import derive_seed, read_checkpoint, write_checkpoint
+from routed_rl.runs import derive_seed
 
 
-class RoutedAlgorithm(OnPolicyAlgorithm):
+class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
     """An on-policy algorithm of Stable-Baselines3 whose steps are labelled by an overseer.
 
-    Subclasses implement :meth:`train` and name their own hyperparameters in ``saved_arguments``.
+    Subclasses implement :meth:`policy_loss` and name their own hyperparameters in ``saved_arguments``.
 
     Args:
-        policy: ``"MlpPolicy"`` or a subclass of :class:`RoutedActorCriticPolicy`.
+        policy: ``"MlpPolicy"``, ``"PaperPolicy"`` or a subclass of :class:`RoutedActorCriticPolicy`.
         env: the training environment, or None when loading for prediction.
         overseer: what the supervisor sees, and which method makes use of it.
         learning_rate: a number or a schedule of the progress remaining.
@@ -44,7 +42,11 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         gamma: discount.
         gae_lambda: parameter of the advantage estimate.
         ent_coef, vf_coef, gate_coef: weights of the entropy bonus, the value loss and the gate's loss.
-        max_grad_norm: gradient clipping.
+        max_grad_norm: gradient clipping; None for none.
+        bootstrap: an episode cut by the step limit or the rollout's end is credited with the value of what was
+            left of it, else with nothing.
+        batch_size: steps per gradient step; None for the whole rollout.
+        n_epochs: passes over each rollout.
         unfinished: steps of an episode still running at the rollout's end are learned without label
             (``"unlabelled"``, the paper) or wait for it (``"hold"``).
         replay_steps: extra gradient steps per rollout on replayed labelled episodes; 0 for none.
@@ -59,7 +61,10 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
 
     policy: RoutedActorCriticPolicy
     _last_obs: np.ndarray | None
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": RoutedActorCriticPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": RoutedActorCriticPolicy,
+        "PaperPolicy": PaperPolicy,
+    }
     saved_arguments: ClassVar[tuple[str, ...]] = (
         "learning_rate",
         "n_steps",
@@ -69,6 +74,7 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         "vf_coef",
         "gate_coef",
         "max_grad_norm",
+        "bootstrap",
         "unfinished",
         "replay_steps",
         "replay_batch",
@@ -91,7 +97,10 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         ent_coef: float | Schedule,
         vf_coef: float,
         gate_coef: float,
-        max_grad_norm: float,
+        max_grad_norm: float | None,
+        bootstrap: bool,
+        batch_size: int | None,
+        n_epochs: int,
         unfinished: Literal["unlabelled", "hold"],
         replay_steps: int,
         replay_batch: int,
@@ -109,8 +118,10 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         check_range(1, n_steps=n_steps, replay_batch=replay_batch, replay_capacity=replay_capacity)
         check_range(0, 1, gamma=gamma, gae_lambda=gae_lambda)
         check_range(0, learning_rate=learning_rate, ent_coef=ent_coef, vf_coef=vf_coef, gate_coef=gate_coef)
-        check_range(0, max_grad_norm=max_grad_norm, replay_steps=replay_steps)
+        check_range(0, max_grad_norm=max_grad_norm or 0, replay_steps=replay_steps)
+        check_range(1, batch_size=batch_size or 1, n_epochs=n_epochs)
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
+        self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
         self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
         self._dump_after_training = False
         structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
@@ -123,7 +134,7 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
             use_sde=False,
             sde_sample_freq=-1,
             policy_kwargs={**(policy_kwargs or {}), **structure},
@@ -215,7 +226,7 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         return array
 
     def _bootstrap_truncated(self, step: int, rows: np.ndarray, final_obs: np.ndarray) -> None:
-        if len(rows):
+        if len(rows) and self.bootstrap:
             with torch.no_grad():
                 values = self.policy.predict_values(torch.as_tensor(final_obs, device=self.device))
             self.buffer.bootstrap[self.n_steps + step, rows] = values.flatten()
@@ -235,6 +246,81 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         self.logger.record("rollout/ep_training_reward", float(self.buffer.rewards[self.n_steps :].sum()) / episodes)
 
     # --- learning -------------------------------------------------------------------------------
+
+    def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the subclass learns by: a loss per step, and statistics to log.
+
+        Args:
+            batch: ``N`` steps.
+            log_probs: ``(N,)`` under the policy that learns.
+
+        Returns:
+            ``(N,)`` losses, before they are weighed by label, and scalars by name.
+        """
+        raise NotImplementedError
+
+    def train(self) -> None:
+        """Learn from the steps whose labels have arrived, then replay labelled ones."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        last_values = torch.zeros(self.n_envs, device=self.device)
+        if self.bootstrap:
+            with torch.no_grad():
+                last_values = self.policy.predict_values(torch.as_tensor(self._last_obs, device=self.device)).flatten()
+        batch = self.buffer.finish_rollout(last_values, self.overseer.not_reached, self.gamma, self.gae_lambda)
+        generator = torch.Generator().manual_seed(self._rng("minibatches"))
+
+        n_steps = len(batch.labels)
+        n_minibatches = max(1, round(n_steps / (self.batch_size or n_steps or 1)))
+        stats: list[dict[str, Tensor]] = []
+        for _ in range(self.n_epochs if n_steps else 0):
+            if n_minibatches == 1:
+                stats.append(self._learn(batch))
+                continue
+            for index in torch.randperm(n_steps, generator=generator).tensor_split(n_minibatches):
+                stats.append(self._learn(Batch(*(tensor[index] for tensor in batch))))
+        if self._replays:
+            self.replay.add(batch)
+            for _ in range(self.replay_steps):
+                self._learn_replayed(generator)
+
+        self._n_updates += 1
+        for name in stats[0] if stats else ():
+            self.logger.record(f"train/{name}", float(torch.stack([row[name] for row in stats]).mean()))
+        variance = explained_variance((batch.returns - batch.advantages).cpu().numpy(), batch.returns.cpu().numpy())
+        self.logger.record("train/explained_variance", float(np.nan_to_num(variance)))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self._dump_after_training:
+            self._dump_after_training = False
+            self.logger.dump(step=self.num_timesteps)
+
+    def _learn(self, batch: Batch) -> dict[str, Tensor]:
+        """One gradient step for samples of every label; returns what to log."""
+        routes = self.overseer.route_weights(batch.labels)
+        weights = self.overseer.loss_weights.to(self.device)[batch.labels]
+        labelled = self.overseer.is_labelled(batch.labels)
+        values, log_probs, entropy, gate_logits = self.policy.evaluate_routed(batch.obs, batch.actions, routes)
+        losses, details = self.policy_loss(batch, log_probs)
+        # Masked sums over counts of at least 1: a label without samples contributes 0, never 0 / 0.
+        policy_loss = (weights * losses).mean()
+        value_loss = F.mse_loss(values, batch.returns)
+        mean_entropy = entropy.mean()
+        taught = (routes != 0).any(dim=0)
+        gate_loss = torch.zeros_like(value_loss)
+        if gate_logits is not None and not self._replays:
+            taught[-1] |= labelled.any()
+            targets = torch.where(labelled, batch.labels, 0)
+            cross_entropy = F.cross_entropy(gate_logits, targets, reduction="none")
+            gate_loss = (labelled * cross_entropy).sum() / labelled.sum().clamp(min=1)
+        loss = (
+            policy_loss
+            + self.vf_coef * value_loss
+            - self.entropy_schedule(self._current_progress_remaining) * mean_entropy
+            + self.gate_coef * gate_loss
+        )
+        self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
+        stats = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy, "gate_loss": gate_loss}
+        return {name: value.detach() for name, value in (stats | details).items()}
 
     def _learn_replayed(self, generator: torch.Generator) -> None:
         """One gradient step on labelled steps alone: each labelled module, acting by itself, is made to
@@ -260,7 +346,8 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         loss.backward()
         parameters = [p for name in untaught for p in self.policy.module_parameters(name)]
         with excluded(self.policy.optimizer, parameters):
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -272,75 +359,6 @@ class RoutedAlgorithm(OnPolicyAlgorithm):
         self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self._dump_after_training = True
-
-    # --- steering -------------------------------------------------------------------------------
-
-    def steer(self, choice: str | Mapping[str, float]) -> None:
-        """Act with one module, or a fixed mix of modules; see :meth:`RoutedActorCriticPolicy.steer`."""
-        self.policy.steer(choice)
-
-    def ablate(self, *names: str) -> None:
-        """Delete modules; see :meth:`RoutedActorCriticPolicy.ablate`."""
-        self.policy.ablate(*names)
-
-    def unsteer(self) -> None:
-        """Return to the gate over all modules."""
-        self.policy.unsteer()
-
-    def steered(
-        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = ()
-    ) -> AbstractContextManager[None]:
-        """Steer within a ``with`` block; see :meth:`RoutedActorCriticPolicy.steered`."""
-        return self.policy.steered(choice, ablate=ablate)
-
-    # --- saving ---------------------------------------------------------------------------------
-
-    def save(  # type: ignore[override]
-        self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
-    ) -> None:
-        """Write a checkpoint directory (safetensors and JSON) with all that continuing needs.
-
-        A suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and
-        ``include`` are accepted for their sake and must be empty.
-
-        Raises:
-            ValueError: if an argument is a callable or class without registered name
-                (see :mod:`routed_rl.rl.saving`), or ``exclude`` or ``include`` is given.
-        """
-        if exclude or include:
-            raise ValueError("a RoutedPPO checkpoint is always whole: exclude and include are not supported")
-        write_checkpoint(_directory(path), saving.model_tensors(self), saving.model_meta(self))
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: str | Path,
-        env: GymEnv | None = None,
-        device: torch.device | str = "auto",
-        *,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> Self:
-        """Build a model from a checkpoint.
-
-        Args:
-            path: the checkpoint's directory.
-            env: environment to go on training with; None suffices for prediction.
-            force_reset: reset the environment before training. With False, an environment that can
-                is put back where it was, and training continues as if it had never stopped.
-            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``.
-
-        Raises:
-            CheckpointError: if the checkpoint is corrupt, foreign or of another architecture.
-            ValueError: if the environment's spaces or outcomes are not the model's.
-        """
-        checkpoint = read_checkpoint(_directory(path))
-        return saving.build(cls, checkpoint, path, env, device, force_reset, kwargs)
-
-
-def _directory(path: str | Path) -> Path:
-    path = Path(path)
-    return path.with_suffix("") if path.suffix == ".zip" else path
 
 
 def check_range(low: float, high: float = float("inf"), **numbers: float | Schedule) -> None:

@@ -2,147 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from routed_rl.routing import route_gradient
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "elu": nn.ELU,
-}
-
-
-def _mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), activation()]
-    return nn.Sequential(*layers)
-
-
-class MlpEncoder(BaseFeaturesExtractor):
-    """A shared encoder for flat observations: ``(B, …)`` → ``(B, sizes[-1])``."""
-
-    def __init__(self, observation_space: spaces.Box, sizes: Sequence[int] = (64,), activation: str = "relu") -> None:
-        super().__init__(observation_space, features_dim=sizes[-1])
-        inputs = spaces.flatdim(observation_space)
-        self.layers = nn.Sequential(nn.Flatten(), _mlp((inputs, *sizes), ACTIVATIONS[activation]))
-
-    def forward(self, observations: Tensor) -> Tensor:
-        encoded: Tensor = self.layers(observations)
-        return encoded
-
-
-class RoutedExtractor(nn.Module):
-    """Features ``(B, F)`` → the gated sum of ``M`` modules ``(B, D)`` and the value latent.
-
-    The gate is a softmax over the modules (for two, the paper's sigmoid). Steering replaces its
-    output by fixed weights; ablation removes modules from the softmax, which gives exactly
-    the outputs of a network that never had them.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        modules: Sequence[str],
-        hidden: Sequence[int],
-        value_hidden: Sequence[int],
-        activation: type[nn.Module],
-        learned_gate: bool,
-        detach_encoder: bool,
-    ) -> None:
-        super().__init__()
-        self.names = tuple(modules)
-        self.detach_encoder = detach_encoder
-        self.latent_dim_pi, self.latent_dim_vf = hidden[-1], value_hidden[-1]
-        self.experts = nn.ModuleList(_mlp((features, *hidden), activation) for _ in modules)
-        self.gate: nn.Sequential | None = None
-        if learned_gate and len(modules) > 1:
-            self.gate = nn.Sequential(_mlp((features, *hidden), activation), nn.Linear(hidden[-1], len(modules)))
-        self.value = _mlp((features, *value_hidden), activation)
-        self.mix: tuple[float, ...] | None = None
-        self.ablated: frozenset[str] = frozenset()
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward_actor(features), self.forward_critic(features)
-
-    def forward_critic(self, features: Tensor) -> Tensor:
-        latent: Tensor = self.value(features)
-        return latent
-
-    def forward_actor(self, features: Tensor) -> Tensor:
-        if self.detach_encoder:
-            features = features.detach()
-        active = [i for i, name in enumerate(self.names) if name not in self.ablated]
-        if self.mix is not None:
-            chosen = [(i, weight) for i, weight in enumerate(self.mix) if weight != 0]
-            if len(chosen) == 1:
-                return self._expert(chosen[0][0], features)
-            return sum((weight * self._expert(i, features) for i, weight in chosen), torch.zeros(()))
-        if len(active) == 1:
-            return self._expert(active[0], features)
-        experts = [self._expert(i, features) for i in active]
-        if self.gate is None:
-            return torch.stack(experts).mean(0)
-        gate = torch.softmax(self.gate(features)[:, active], dim=-1)
-        return _gated_sum(gate, experts)
-
-    def forward_routed(self, features: Tensor, routes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The unsteered actor with each sample's gradient weighted per module: the one pass of training.
-
-        Args:
-            features: ``(B, F)``.
-            routes: ``(B, M + 1)`` weights of the modules and, last, of the gate.
-
-        Returns:
-            The actor latent ``(B, D)`` and the gate's logits ``(B, M)``, not routed, for the gate's
-            own loss (None without a learned gate).
-        """
-        if self.detach_encoder:
-            features = features.detach()
-        experts = [route_gradient(self._expert(i, features), routes[:, i]) for i in range(len(self.names))]
-        if len(experts) == 1:
-            return experts[0], None
-        if self.gate is None:
-            return torch.stack(experts).mean(0), None
-        logits = self.gate(features)
-        gate = route_gradient(torch.softmax(logits, dim=-1), routes[:, -1])
-        return _gated_sum(gate, experts), logits
-
-    def forward_alone(self, features: Tensor, modules: Tensor) -> Tensor:
-        """The latents ``(B, D)`` of one module per sample, chosen by number: ``modules`` ``(B,)``.
-
-        Modules that no sample chose are not touched, not even with a zero gradient.
-        """
-        if self.detach_encoder:
-            features = features.detach()
-        latents = features.new_zeros(len(features), self.latent_dim_pi)
-        for i in modules.unique().tolist():
-            (index,) = (modules == i).nonzero(as_tuple=True)
-            latents = latents.index_put((index,), self._expert(i, features[index]))
-        return latents
-
-    def _expert(self, index: int, features: Tensor) -> Tensor:
-        latent: Tensor = self.experts[index](features)
-        return latent
-
-
-def _gated_sum(gate: Tensor, experts: list[Tensor]) -> Tensor:
-    total = gate[:, :1] * experts[0]
-    for i, expert in enumerate(experts[1:], start=1):
-        total = total + gate[:, i : i + 1] * expert
-    return total
+from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
 
 
 class RoutedActorCriticPolicy(ActorCriticPolicy):
@@ -188,17 +56,32 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         for name, sizes in (("hidden", hidden), ("value_hidden", value_hidden)):
             if not sizes or any(size < 1 for size in sizes):
                 raise ValueError(f"{name} must be one or more positive layer sizes, got {list(sizes)}")
-        self._routed = (tuple(modules), tuple(hidden), tuple(value_hidden), learned_gate, detach_encoder)
+        self._names_wanted = tuple(modules)
+        self._hidden, self._value_hidden = tuple(hidden), tuple(value_hidden)
+        self._learned_gate, self._detach_encoder = learned_gate and len(modules) > 1, detach_encoder
         if encoder and "features_extractor_class" not in kwargs:
             kwargs["features_extractor_class"] = MlpEncoder
             kwargs["features_extractor_kwargs"] = {"sizes": tuple(encoder), "activation": activation}
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=ACTIVATIONS[activation], **kwargs)
 
     def _build_mlp_extractor(self) -> None:
-        modules, hidden, value_hidden, learned_gate, detach_encoder = self._routed
+        names = self._names_wanted
         self.mlp_extractor = RoutedExtractor(
-            self.features_dim, modules, hidden, value_hidden, self.activation_fn, learned_gate, detach_encoder
+            {name: self._module() for name in names},
+            self._gate(len(names)) if self._learned_gate else None,
+            self._value(),
+            (self._hidden[-1], self._value_hidden[-1]),
+            detach_encoder=self._detach_encoder,
         )
+
+    def _module(self) -> nn.Module:
+        return mlp((self.features_dim, *self._hidden), self.activation_fn)
+
+    def _gate(self, modules: int) -> nn.Module:
+        return nn.Sequential(self._module(), nn.Linear(self._hidden[-1], modules))
+
+    def _value(self) -> nn.Module:
+        return mlp((self.features_dim, *self._value_hidden), self.activation_fn)
 
     @property
     def module_names(self) -> tuple[str, ...]:
@@ -309,3 +192,48 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         for name in names:
             if name not in self.module_names:
                 raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}")
+
+
+class PaperPolicy(RoutedActorCriticPolicy):
+    """The networks of Cloud et al. 2024, section F, for flat observations made of binary planes.
+
+    Gate and value network first mix the planes by a 1×1 convolution; for two modules the gate is the sigmoid of one
+    logit; the value network has no nonlinearity, as in the public code; all biases start at zero.
+
+    Args:
+        planes: how many planes an observation holds.
+
+    Further keyword arguments are those of :class:`RoutedActorCriticPolicy`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        planes: int = 4,
+        hidden: Sequence[int] = (256, 256),
+        value_hidden: Sequence[int] = (256, 32),
+        **kwargs: Any,
+    ) -> None:
+        self._planes = planes
+        kwargs = {"ortho_init": False, "optimizer_kwargs": {"eps": 1e-8}, **kwargs}  # torch's defaults, not SB3's
+        super().__init__(*args, hidden=hidden, value_hidden=value_hidden, **kwargs)
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def _gate(self, modules: int) -> nn.Module:
+        last = nn.Linear(self._hidden[-1], modules - 1)
+        return nn.Sequential(self._mix_planes(self._planes), self._module(), last, nn.ConstantPad1d((1, 0), 0.0))
+
+    def _value(self) -> nn.Module:
+        channels = 16
+        sizes = (channels * self.features_dim // self._planes, *self._value_hidden)
+        return nn.Sequential(self._mix_planes(channels), mlp(sizes, nn.Identity))
+
+    def _mix_planes(self, channels: int) -> nn.Module:
+        """A 1×1 convolution over the cells of a flat observation, flat again."""
+        planes = nn.Unflatten(1, (self._planes, self.features_dim // self._planes))
+        return nn.Sequential(planes, nn.Conv1d(self._planes, channels, 1), nn.Flatten())

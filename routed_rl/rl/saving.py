@@ -6,9 +6,9 @@ Nothing is pickled. Classes and schedules are saved by registered name, so loadi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from stable_baselines3.common.utils import (
 )
 from torch import Tensor
 
+from routed_rl.rl.networks import MlpEncoder
 from routed_rl.rl.overseer import Overseer
-from routed_rl.rl.policies import MlpEncoder, RoutedActorCriticPolicy
-from routed_rl.runs import Checkpoint, CheckpointError
+from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
+from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 
 if TYPE_CHECKING:
     from routed_rl.rl.algorithm import RoutedAlgorithm
@@ -37,6 +38,7 @@ SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
 
 CLASSES: dict[str, type[Any]] = {
     "MlpPolicy": RoutedActorCriticPolicy,
+    "PaperPolicy": PaperPolicy,
     "FlattenExtractor": FlattenExtractor,
     "MlpEncoder": MlpEncoder,
     "NatureCNN": NatureCNN,
@@ -247,3 +249,55 @@ def restore_environment(model: RoutedAlgorithm, tensors: Mapping[str, Tensor]) -
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class Saveable:
+    """``save`` and ``load`` of a :class:`RoutedAlgorithm`, in the place of Stable-Baselines3's, which pickle."""
+
+    def save(
+        self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Write a checkpoint directory (safetensors and JSON) with all that continuing needs.
+
+        A suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and
+        ``include`` are accepted for their sake and must be empty.
+
+        Raises:
+            ValueError: if an argument is a callable or class without registered name
+                (see :mod:`routed_rl.rl.saving`), or ``exclude`` or ``include`` is given.
+        """
+        if exclude or include:
+            raise ValueError("a checkpoint is always whole: exclude and include are not supported")
+        model = cast("RoutedAlgorithm", self)
+        write_checkpoint(_directory(path), model_tensors(model), model_meta(model))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        *,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Build a model from a checkpoint.
+
+        Args:
+            path: the checkpoint's directory.
+            env: environment to go on training with; None suffices for prediction.
+            force_reset: reset the environment before training. With False, an environment that can
+                is put back where it was, and training continues as if it had never stopped.
+            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``.
+
+        Raises:
+            CheckpointError: if the checkpoint is corrupt, foreign or of another architecture.
+            ValueError: if the environment's spaces or outcomes are not the model's.
+        """
+        checkpoint = read_checkpoint(_directory(path))
+        return build(cls, checkpoint, path, env, device, force_reset, kwargs)  # type: ignore[type-var]
+
+
+def _directory(path: str | Path) -> Path:
+    path = Path(path)
+    return path.with_suffix("") if path.suffix == ".zip" else path

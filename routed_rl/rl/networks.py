@@ -1,0 +1,146 @@
+"""The networks inside a routed policy: modules, a gate over them, and how their outputs become one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from routed_rl.routing import route_gradient
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+}
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers)
+
+
+class MlpEncoder(BaseFeaturesExtractor):
+    """A shared encoder for flat observations: ``(B, …)`` → ``(B, sizes[-1])``."""
+
+    def __init__(self, observation_space: spaces.Box, sizes: Sequence[int] = (64,), activation: str = "relu") -> None:
+        super().__init__(observation_space, features_dim=sizes[-1])
+        inputs = spaces.flatdim(observation_space)
+        self.layers = nn.Sequential(nn.Flatten(), mlp((inputs, *sizes), ACTIVATIONS[activation]))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        encoded: Tensor = self.layers(observations)
+        return encoded
+
+
+class RoutedExtractor(nn.Module):
+    """Features ``(B, F)`` → the gated sum of ``M`` modules ``(B, D)`` and the value latent.
+
+    Args:
+        experts: the modules by name, each ``(B, F)`` → ``(B, D)``.
+        gate: ``(B, F)`` → ``(B, M)`` logits; None weighs all modules alike.
+        value: ``(B, F)`` → the value latent.
+        latent_dims: ``D``, and the width of the value latent.
+        detach_encoder: stop the gradient before modules and gate.
+
+    The gate is a softmax over the modules (for two, the paper's sigmoid). Steering replaces its
+    output by fixed weights; ablation removes modules from the softmax, which gives exactly
+    the outputs of a network that never had them.
+    """
+
+    def __init__(
+        self,
+        experts: Mapping[str, nn.Module],
+        gate: nn.Module | None,
+        value: nn.Module,
+        latent_dims: tuple[int, int],
+        *,
+        detach_encoder: bool,
+    ) -> None:
+        super().__init__()
+        self.names = tuple(experts)
+        self.experts = nn.ModuleList(experts.values())
+        self.gate = gate
+        self.value = value
+        self.latent_dim_pi, self.latent_dim_vf = latent_dims
+        self.detach_encoder = detach_encoder
+        self.mix: tuple[float, ...] | None = None
+        self.ablated: frozenset[str] = frozenset()
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        latent: Tensor = self.value(features)
+        return latent
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        if self.detach_encoder:
+            features = features.detach()
+        active = [i for i, name in enumerate(self.names) if name not in self.ablated]
+        if self.mix is not None:
+            chosen = [(i, weight) for i, weight in enumerate(self.mix) if weight != 0]
+            if len(chosen) == 1:
+                return self._expert(chosen[0][0], features)
+            return sum((weight * self._expert(i, features) for i, weight in chosen), torch.zeros(()))
+        if len(active) == 1:
+            return self._expert(active[0], features)
+        experts = [self._expert(i, features) for i in active]
+        if self.gate is None:
+            return torch.stack(experts).mean(0)
+        gate = torch.softmax(self.gate(features)[:, active], dim=-1)
+        return _gated_sum(gate, experts)
+
+    def forward_routed(self, features: Tensor, routes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The unsteered actor with each sample's gradient weighted per module: the one pass of training.
+
+        Args:
+            features: ``(B, F)``.
+            routes: ``(B, M + 1)`` weights of the modules and, last, of the gate.
+
+        Returns:
+            The actor latent ``(B, D)`` and the gate's logits ``(B, M)``, not routed, for the gate's
+            own loss (None without a learned gate).
+        """
+        if self.detach_encoder:
+            features = features.detach()
+        experts = [route_gradient(self._expert(i, features), routes[:, i]) for i in range(len(self.names))]
+        if len(experts) == 1:
+            return experts[0], None
+        if self.gate is None:
+            return torch.stack(experts).mean(0), None
+        logits = self.gate(features)
+        gate = route_gradient(torch.softmax(logits, dim=-1), routes[:, -1])
+        return _gated_sum(gate, experts), logits
+
+    def forward_alone(self, features: Tensor, modules: Tensor) -> Tensor:
+        """The latents ``(B, D)`` of one module per sample, chosen by number: ``modules`` ``(B,)``.
+
+        Modules that no sample chose are not touched, not even with a zero gradient.
+        """
+        if self.detach_encoder:
+            features = features.detach()
+        latents = features.new_zeros(len(features), self.latent_dim_pi)
+        for i in modules.unique().tolist():
+            (index,) = (modules == i).nonzero(as_tuple=True)
+            latents = latents.index_put((index,), self._expert(i, features[index]))
+        return latents
+
+    def _expert(self, index: int, features: Tensor) -> Tensor:
+        latent: Tensor = self.experts[index](features)
+        return latent
+
+
+def _gated_sum(gate: Tensor, experts: list[Tensor]) -> Tensor:
+    total = gate[:, :1] * experts[0]
+    for i, expert in enumerate(experts[1:], start=1):
+        total = total + gate[:, i : i + 1] * expert
+    return total

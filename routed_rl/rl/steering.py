@@ -1,0 +1,32 @@
+"""Steering an algorithm is steering its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from routed_rl.rl.policies import RoutedActorCriticPolicy
+
+
+class Steerable:
+    """The steering methods of an algorithm whose policy is a :class:`RoutedActorCriticPolicy`."""
+
+    policy: RoutedActorCriticPolicy
+
+    def steer(self, choice: str | Mapping[str, float]) -> None:
+        """Act with one module, or a fixed mix of modules; see :meth:`RoutedActorCriticPolicy.steer`."""
+        self.policy.steer(choice)
+
+    def ablate(self, *names: str) -> None:
+        """Delete modules; see :meth:`RoutedActorCriticPolicy.ablate`."""
+        self.policy.ablate(*names)
+
+    def unsteer(self) -> None:
+        """Return to the gate over all modules."""
+        self.policy.unsteer()
+
+    def steered(
+        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = ()
+    ) -> AbstractContextManager[None]:
+        """Steer within a ``with`` block; see :meth:`RoutedActorCriticPolicy.steered`."""
+        return self.policy.steered(choice, ablate=ablate)
