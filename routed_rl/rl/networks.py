@@ -41,6 +41,14 @@ class MlpEncoder(BaseFeaturesExtractor):
         return encoded
 
 
+class PointwiseConv(nn.Conv1d):
+    """A 1×1 convolution ``(B, P, C)`` → ``(B, P', C)`` as a matrix product: on a CPU several times faster than torch's."""
+
+    def forward(self, planes: Tensor) -> Tensor:
+        assert self.bias is not None
+        return torch.einsum("oi,bic->boc", self.weight[:, :, 0], planes) + self.bias[:, None]
+
+
 class RoutedExtractor(nn.Module):
     """Features ``(B, F)`` → the gated sum of ``M`` modules ``(B, D)`` and the value latent.
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
+from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, PointwiseConv, RoutedExtractor, mlp
 
 
 class RoutedActorCriticPolicy(ActorCriticPolicy):
@@ -236,4 +236,4 @@ class PaperPolicy(RoutedActorCriticPolicy):
     def _mix_planes(self, channels: int) -> nn.Module:
         """A 1×1 convolution over the cells of a flat observation, flat again."""
         planes = nn.Unflatten(1, (self._planes, self.features_dim // self._planes))
-        return nn.Sequential(planes, nn.Conv1d(self._planes, channels, 1), nn.Flatten())
+        return nn.Sequential(planes, PointwiseConv(self._planes, channels, 1), nn.Flatten())

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from routed_rl.rl import RoutedActorCriticPolicy
+from routed_rl.rl import PaperPolicy, RoutedActorCriticPolicy
+from routed_rl.rl.networks import PointwiseConv
 
 MODULES = ("a", "b", "c")
 
@@ -150,3 +151,58 @@ def test_a_detached_encoder_learns_from_values_alone(obs):
         from_policy = torch.autograd.grad(log_probs.sum(), encoder, allow_unused=True, retain_graph=True)
         assert all((grad is None) == detach for grad in from_policy)
         assert all(grad is not None for grad in torch.autograd.grad(values.sum(), encoder))
+
+
+def paper_policy(modules=("ghost", "diamond"), **options):
+    torch.manual_seed(0)
+    space = gym.spaces.Box(0, 1, (100,), np.float32)
+    return PaperPolicy(space, gym.spaces.Discrete(4), lambda _: 5e-5, modules=modules, **options)
+
+
+def test_the_papers_networks_have_the_published_shapes():
+    """Cloud et al. 2024, section F; biases start at zero, everything else as torch initialises it."""
+    policy = paper_policy()
+    shapes = {name: tuple(p.shape) for name, p in policy.named_parameters() if name.endswith("weight")}
+    module = [(256, 100), (256, 256)]
+    assert list(shapes.values()) == [
+        *module,
+        *module,
+        (4, 4, 1),
+        *module,
+        (1, 256),
+        (16, 4, 1),
+        (256, 400),
+        (32, 256),
+        (4, 256),
+        (1, 32),
+    ]
+    assert not any(p.any() for name, p in policy.named_parameters() if name.endswith("bias"))
+    first = policy.module_parameters("ghost")[0]
+    assert 0.09 < first.abs().max() <= 0.1  # uniform within 1 / sqrt(100)
+    assert policy.optimizer.defaults["eps"] == 1e-8
+
+
+def test_the_papers_gate_is_the_sigmoid_of_one_logit_and_its_value_network_affine():
+    policy = paper_policy()
+    obs = torch.rand(8, 100)
+    logit = policy.mlp_extractor.gate(obs)[:, 1]
+    latents = [policy.mlp_extractor.experts[i](obs) for i in range(2)]
+    weight = torch.sigmoid(logit)[:, None]
+    torch.testing.assert_close(policy.mlp_extractor.forward_actor(obs), weight * latents[1] + (1 - weight) * latents[0])
+    torch.testing.assert_close(
+        torch.nn.functional.cross_entropy(policy.mlp_extractor.gate(obs), torch.ones(8, dtype=torch.int64)),
+        torch.nn.functional.binary_cross_entropy_with_logits(logit, torch.ones(8)),
+    )
+    values = policy.predict_values(torch.stack([obs[0], obs[1], (obs[0] + obs[1]) / 2])).flatten()
+    torch.testing.assert_close(values[2], (values[0] + values[1]) / 2)
+
+
+def test_a_pointwise_convolution_is_torchs():
+    fast = PointwiseConv(4, 16, 1)
+    planes = torch.rand(3, 4, 25)
+    torch.testing.assert_close(fast(planes), torch.nn.Conv1d.forward(fast, planes))
+
+
+def test_single_module_and_many_module_paper_networks():
+    assert paper_policy(("policy",)).mlp_extractor.gate is None
+    assert paper_policy(MODULES).mlp_extractor.gate(torch.rand(5, 100)).shape == (5, 3)
