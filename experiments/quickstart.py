@@ -38,14 +38,16 @@ def main(command: Quickstart) -> None:
     with user_input():
         unfinished = [train for train in commands.values() if command.force or not _is_finished(train)]
     if unfinished:
+        (command.out / SUMMARY).unlink(missing_ok=True)
         _train(unfinished, command.workers)
     figure, summary = command.out / FIGURE, command.out / SUMMARY
-    if unfinished or not figure.exists() or not summary.exists():
+    runs = {method: [config_hash(train.config()), train.seed] for method, train in commands.items()}
+    if not figure.exists() or not summary.exists() or read_json(summary)["runs"] != runs:
         rows = _rows(command.out, command.oversight)
         _draw(command.out, command.oversight, rows, figure)
-        write_json(summary, rows)
+        write_json(summary, {"runs": runs, "rows": rows})
     console = Console()
-    console.print(_table(read_json(summary), command.oversight, command.total_steps))
+    console.print(_table(read_json(summary)["rows"], command.oversight, command.total_steps))
     console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
     console.print(_next_steps(command.out / "routing"), highlight=False)
 
@@ -128,10 +130,15 @@ def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
             "true_return": result["true_return"],
             "exact_limit": limit,
             "ghost": result["outcomes"]["ghost"],
-            "ghost_if_unoverseen": result["outcomes_unoverseen"]["ghost"] / sum(result["outcomes_unoverseen"].values()),
+            "ghost_if_unoverseen": _share(result["outcomes_unoverseen"], "ghost"),
         }
         for name, result, limit in shown
     ]
+
+
+def _share(shares: dict[str, float], name: str) -> float:
+    total = sum(shares.values())
+    return shares[name] / total if total else 0.0
 
 
 def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
 from experiments.commands import RUNS, Train
-from experiments.errors import at_least, user_input
+from experiments.errors import UserError, at_least, user_input
 from experiments.gridworld import (
     METRIC_ENVS,
     MODEL,
@@ -114,6 +114,8 @@ class _RunCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         updates, steps = self.model._n_updates, self.model.num_timesteps
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
+            raise _diverged("a weight is not finite", steps)
         self.report(steps)
         if updates and updates % CHECKPOINT_EVERY == 0:
             self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
@@ -150,8 +152,12 @@ class _MetricsWriter(KVWriter):
 def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
     for name, value in row.items():
         if not np.isfinite(value):
-            raise FloatingPointError(f"{name} is {value} at step {row['env_steps']}: training has diverged")
+            raise _diverged(f"{name} is {value}", row["env_steps"])
     file.append(row)
+
+
+def _diverged(why: str, step: int) -> UserError:
+    return UserError(f"training has diverged by step {step}: {why}; lower --learner.learning-rate")
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from routed_rl.runs import derive_seed
 def main(command: Watch) -> None:
     one_thread()
     at_least(1, episodes=command.episodes)
-    if not command.fps > 0:
-        raise UserError(f"--fps must be above 0, got {command.fps}")
+    if not command.fps >= 0.1:
+        raise UserError(f"--fps must be at least 0.1, got {command.fps}")
     with user_input():
         model, config = load_run(command.directory)
         name = steer(model, command.steer, command.ablate)

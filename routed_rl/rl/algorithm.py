@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,14 +20,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn import functional as F
 
-from routed_rl.rl.overseer import GATE, Overseer
+from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay
 from routed_rl.rl.saving import Saveable
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
-from routed_rl.runs import derive_seed
+from routed_rl.runs import check_seed, derive_seed
 
 
 class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
@@ -118,8 +120,12 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         check_range(1, n_steps=n_steps, replay_batch=replay_batch, replay_capacity=replay_capacity)
         check_range(0, 1, gamma=gamma, gae_lambda=gae_lambda)
         check_range(0, learning_rate=learning_rate, ent_coef=ent_coef, vf_coef=vf_coef, gate_coef=gate_coef)
-        check_range(0, max_grad_norm=max_grad_norm or 0, replay_steps=replay_steps)
-        check_range(1, batch_size=batch_size or 1, n_epochs=n_epochs)
+        check_range(0, replay_steps=replay_steps)
+        check_range(1, n_epochs=n_epochs)
+        if max_grad_norm is not None:
+            check_range(0, max_grad_norm=max_grad_norm)
+        if batch_size is not None:
+            check_range(1, batch_size=batch_size)
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
         self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
         self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
@@ -141,7 +147,7 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
-            seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed,
+            seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else check_seed(seed),
             device=device,
             _init_setup_model=_init_setup_model,
         )
@@ -194,8 +200,9 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         shape = (n_rollout_steps, env.num_envs)
         outcome, overseen = np.full(shape, -1), np.zeros(shape, dtype=bool)
         ended = np.zeros(shape, dtype=bool)
-        # Sampling is seeded by the update, and the global generator is left as it was.
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]):
+        # Sampling is seeded by the update; the global generator is left as it was, and what callbacks draw is theirs.
+        fork = partial(torch.random.fork_rng, devices=[] if self.device.type == "cpu" else [self.device])
+        with fork():
             torch.manual_seed(self._rng("rollout"))
             for step in range(n_rollout_steps):
                 obs = torch.as_tensor(self._last_obs, device=self.device)
@@ -210,9 +217,10 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
                 self._bootstrap_truncated(step, ends.rows[ends.truncated], ends.final_obs[ends.truncated])
                 self._last_obs, self._last_episode_starts = new_obs, dones
                 callback.update_locals(locals())
-                if not callback.on_step():
-                    self.buffer.discard()
-                    return False
+                with fork():
+                    if not callback.on_step():
+                        self.buffer.discard()
+                        return False
         labels = self.overseer.label(outcome, overseen, np.random.default_rng(self._rng("labels")))
         self._store_ends(torch.from_numpy(ended), torch.from_numpy(labels))
         callback.update_locals(locals())
@@ -247,15 +255,18 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
 
     # --- learning -------------------------------------------------------------------------------
 
+    statistics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy", "gate_loss", "replay_loss")
+    """What an update logs, means over its gradient steps: 0 where there were none."""
+
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the subclass learns by: a loss per step, and statistics to log.
+        """What the subclass learns by: a loss per step, and further statistics.
 
         Args:
             batch: ``N`` steps.
             log_probs: ``(N,)`` under the policy that learns.
 
         Returns:
-            ``(N,)`` losses, before they are weighed by label, and scalars by name.
+            ``(N,)`` losses, before they are weighed by label, and scalars named in ``statistics``.
         """
         raise NotImplementedError
 
@@ -282,12 +293,14 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         if self._replays:
             self.replay.add(batch)
             for _ in range(self.replay_steps):
-                self._learn_replayed(generator)
+                stats.append(self._learn_replayed(generator))
 
         self._n_updates += 1
-        for name in stats[0] if stats else ():
-            self.logger.record(f"train/{name}", float(torch.stack([row[name] for row in stats]).mean()))
-        variance = explained_variance((batch.returns - batch.advantages).cpu().numpy(), batch.returns.cpu().numpy())
+        for name in self.statistics:
+            values = [row[name] for row in stats if name in row]
+            self.logger.record(f"train/{name}", float(torch.stack(values).mean()) if values else 0.0)
+        returns, predicted = batch.returns.cpu().numpy(), (batch.returns - batch.advantages).cpu().numpy()
+        variance = explained_variance(predicted, returns) if n_steps else 0.0
         self.logger.record("train/explained_variance", float(np.nan_to_num(variance)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self._dump_after_training:
@@ -298,50 +311,49 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         """One gradient step for samples of every label; returns what to log."""
         routes = self.overseer.route_weights(batch.labels)
         weights = self.overseer.loss_weights.to(self.device)[batch.labels]
+        entropy_weights = self.overseer.entropy_weights.to(self.device)[batch.labels]
         labelled = self.overseer.is_labelled(batch.labels)
         values, log_probs, entropy, gate_logits = self.policy.evaluate_routed(batch.obs, batch.actions, routes)
         losses, details = self.policy_loss(batch, log_probs)
-        # Masked sums over counts of at least 1: a label without samples contributes 0, never 0 / 0.
-        policy_loss = (weights * losses).mean()
-        value_loss = F.mse_loss(values, batch.returns)
-        mean_entropy = entropy.mean()
+        stats = details | {
+            "policy_loss": (weights * losses).mean(),
+            "value_loss": F.mse_loss(values, batch.returns),
+            "entropy": (entropy_weights * entropy).mean(),
+        }
+        ent_coef = self.entropy_schedule(self._current_progress_remaining)
+        loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]
         taught = (routes != 0).any(dim=0)
-        gate_loss = torch.zeros_like(value_loss)
         if gate_logits is not None and not self._replays:
+            # The mean over this batch's labelled steps, so that the gate learns as fast where they are few
+            # (docs/log.md); a batch without any contributes 0, never 0 / 0.
             taught[-1] |= labelled.any()
             targets = torch.where(labelled, batch.labels, 0)
             cross_entropy = F.cross_entropy(gate_logits, targets, reduction="none")
-            gate_loss = (labelled * cross_entropy).sum() / labelled.sum().clamp(min=1)
-        loss = (
-            policy_loss
-            + self.vf_coef * value_loss
-            - self.entropy_schedule(self._current_progress_remaining) * mean_entropy
-            + self.gate_coef * gate_loss
-        )
+            stats["gate_loss"] = (labelled * cross_entropy).sum() / labelled.sum().clamp(min=1)
+            loss = loss + self.gate_coef * stats["gate_loss"]
         self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
-        stats = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": mean_entropy, "gate_loss": gate_loss}
-        return {name: value.detach() for name, value in (stats | details).items()}
+        return {name: value.detach() for name, value in stats.items()}
 
-    def _learn_replayed(self, generator: torch.Generator) -> None:
+    def _learn_replayed(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One gradient step on labelled steps alone: each labelled module, acting by itself, is made to
         repeat what led to its outcome, in proportion to the discounted return; the gate is made to
-        tell the labels apart."""
+        tell the labels apart. What is not in this graph gets no gradient, and so does not move. Returns what to log."""
         sample = self.replay.sample(self.replay_batch, generator)
         if sample is None:
-            return
+            return {}
         obs, actions, returns, labels = sample
-        loss = torch.zeros((), device=self.device)
-        method, taught = self.overseer.method, []
-        if method.routed:
+        loss, stats = torch.zeros((), device=self.device), {}
+        if self.overseer.method.routed:
             log_probs = self.policy.log_prob_of_modules(obs, actions, labels)
-            loss = loss - (returns * log_probs).mean()
-            taught = [self.overseer.outcomes[i] for i in labels.unique().tolist()]
+            stats["replay_loss"] = -(returns * log_probs).mean()
+            loss = loss + stats["replay_loss"]
         if self.policy.mlp_extractor.gate is not None:
-            loss = loss + self.gate_coef * F.cross_entropy(self.policy.gate_logits(obs), labels)
-            taught.append(GATE)
-        self._step(loss, [name for name in self.overseer.routes.modules if name not in taught])
+            stats["gate_loss"] = F.cross_entropy(self.policy.gate_logits(obs), labels)
+            loss = loss + self.gate_coef * stats["gate_loss"]
+        self._step(loss)
+        return {name: value.detach() for name, value in stats.items()}
 
-    def _step(self, loss: Tensor, untaught: list[str]) -> None:
+    def _step(self, loss: Tensor, untaught: Sequence[str] = ()) -> None:
         self.policy.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for name in untaught for p in self.policy.module_parameters(name)]
@@ -362,8 +374,10 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
 
 
 def check_range(low: float, high: float = float("inf"), **numbers: float | Schedule) -> None:
-    """ValueError, naming the argument, unless every number is finite and within low … high; schedules pass."""
-    for name, number in numbers.items():
-        if not callable(number) and not (low <= number <= high and abs(number) < float("inf")):
-            bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-            raise ValueError(f"{name} must be a finite number, {bounds}, got {number}")
+    """ValueError, naming the argument, unless every number, and both ends of every schedule, is finite and within
+    low … high."""
+    for name, given in numbers.items():
+        for number in (given(1.0), given(0.0)) if callable(given) else (given,):
+            if not (low <= number <= high and abs(number) < float("inf")):
+                bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+                raise ValueError(f"{name} must be a finite number, {bounds}, got {number}")

@@ -94,7 +94,7 @@ def evaluate_policies(
     """Evaluate every policy of :func:`steerings`, sampled and (under ``"greedy"``) greedy, on the same episodes."""
     results = {}
     for name, choice in steerings(policy).items():
-        with policy.steered(choice):
+        with policy.steered(), policy.steered(choice):
             sampled, greedy = (
                 evaluate(policy, env, outcomes, seed=seed, deterministic=deterministic, **options)
                 for deterministic in (False, True)
@@ -109,7 +109,7 @@ def true_returns(
     """The sampled ``true_return`` of every policy of :func:`steerings`: a point of a learning curve."""
     returns = {}
     for name, choice in steerings(policy).items():
-        with policy.steered(choice):
+        with policy.steered(), policy.steered(choice):
             returns[name] = evaluate(policy, env, outcomes, seed=seed)["true_return"]
     return returns
 

@@ -42,7 +42,7 @@ class MlpEncoder(BaseFeaturesExtractor):
 
 
 class PointwiseConv(nn.Conv1d):
-    """A 1×1 convolution ``(B, P, C)`` → ``(B, P', C)`` as a matrix product: on a CPU several times faster than torch's."""
+    """A 1×1 convolution ``(B, P, C)`` → ``(B, P', C)`` as a matrix product, on a CPU many times faster."""
 
     def forward(self, planes: Tensor) -> Tensor:
         assert self.bias is not None

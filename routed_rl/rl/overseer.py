@@ -19,11 +19,12 @@ from routed_rl.routing import UNLABELLED, LabelNoise, RouteTable
 
 GATE = "gate"
 SINGLE_MODULE = "policy"
+RESERVED = (GATE, "none", UNLABELLED, "unseen")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of using partial oversight (Cloud et al. 2024, sections 4.3 and F), as five switches.
+    """One way of using partial oversight (Cloud et al. 2024, sections 4.3 and F), as six switches.
 
     Attributes:
         reward: what an ended episode pays: ``"reach"``, +1 for any outcome; ``"penalise"``, the value
@@ -69,7 +70,7 @@ class Overseer:
         noise: labels that are missed or flipped.
 
     Raises:
-        ValueError: for an unknown method or mode, a value that is not a finite number, or no outcomes.
+        ValueError: for an unknown method or mode, a reserved name, a value that is not a finite number, or no outcomes.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Overseer:
         if not values:
             raise ValueError("values must name at least one outcome, got none")
         for outcome, value in values.items():
+            if outcome in RESERVED:
+                raise ValueError(f"{outcome!r} cannot name an outcome: it has a meaning of its own")
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"the value of outcome {outcome!r} must be a finite number, got {value!r}")
         self.values = {outcome: float(value) for outcome, value in values.items()}
@@ -103,6 +106,7 @@ class Overseer:
             self.loss_weights[self.reached] = 0.0
         if self.method.routed and unlabelled == "none":
             self.loss_weights[self.reached :] = 0.0
+        self.entropy_weights = self.loss_weights if unlabelled == "none" else torch.ones_like(self.loss_weights)
         self.routes = self._routes()
 
     def _rewards(self) -> Tensor:

@@ -130,45 +130,52 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
     def steering(self) -> dict[str, Any]:
         """The steering in force, as JSON: ``{}`` if none; accepted by :meth:`set_steering`."""
         extractor = self.mlp_extractor
+        steering: dict[str, Any] = {}
+        if extractor.ablated:
+            steering["ablated"] = sorted(extractor.ablated)
         if extractor.mix is not None:
-            return {"mix": dict(zip(self.module_names, extractor.mix, strict=True))}
-        return {"ablated": sorted(extractor.ablated)} if extractor.ablated else {}
+            steering["mix"] = dict(zip(self.module_names, extractor.mix, strict=True))
+        return steering
 
     def set_steering(self, steering: Mapping[str, Any]) -> None:
         """Put back a steering that :attr:`steering` returned."""
         self.unsteer()
+        if "ablated" in steering:
+            self.ablate(*steering["ablated"])
         if "mix" in steering:
             self.steer(steering["mix"])
-        elif "ablated" in steering:
-            self.ablate(*steering["ablated"])
 
     def steer(self, choice: str | Mapping[str, float]) -> None:
         """Use one module, or a fixed mix of modules, in place of the gate.
 
         Raises:
-            ValueError: for an unknown module, or weights that are negative or do not sum to 1.
+            ValueError: for an unknown or ablated module, or weights that are negative or do not sum to 1.
         """
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
         self._check_modules(weights)
         if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
             raise ValueError(f"steering weights must be at least 0 and sum to 1, got {weights}")
-        self.mlp_extractor.ablated = frozenset()
+        if gone := [name for name, weight in weights.items() if weight and name in self.mlp_extractor.ablated]:
+            raise ValueError(f"cannot steer to {gone}: ablated; unsteer() brings back what was ablated")
         self.mlp_extractor.mix = tuple(float(weights.get(name, 0.0)) for name in self.module_names)
 
     def ablate(self, *names: str) -> None:
-        """Delete modules: the gate renormalises over those that remain.
+        """Delete modules, besides those deleted before: the gate renormalises over those that remain.
 
         Raises:
-            ValueError: for an unknown module, or if none would remain.
+            ValueError: for an unknown module, for none at all, or if none would remain.
         """
+        if not names:
+            raise ValueError("ablate() needs the name of at least one module")
         self._check_modules(names)
-        if set(names) >= set(self.module_names):
+        ablated = self.mlp_extractor.ablated.union(names)
+        if len(ablated) == len(self.module_names):
             raise ValueError(f"cannot ablate {list(names)}: no module of {list(self.module_names)} would remain")
         self.mlp_extractor.mix = None
-        self.mlp_extractor.ablated = frozenset(names)
+        self.mlp_extractor.ablated = ablated
 
     def unsteer(self) -> None:
-        """Return to the gate over all modules."""
+        """Return to the gate over all modules, also those that were ablated."""
         self.mlp_extractor.mix, self.mlp_extractor.ablated = None, frozenset()
 
     @contextmanager

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
 from routed_rl.rl.algorithm import RoutedAlgorithm, check_range
@@ -30,6 +31,7 @@ class RoutedPPO(RoutedAlgorithm):
     The remaining arguments are those of :class:`RoutedAlgorithm`.
     """
 
+    statistics: ClassVar[tuple[str, ...]] = (*RoutedAlgorithm.statistics, "approx_kl", "clip_fraction")
     saved_arguments: ClassVar[tuple[str, ...]] = (
         *RoutedAlgorithm.saved_arguments,
         "batch_size",
@@ -50,7 +52,7 @@ class RoutedPPO(RoutedAlgorithm):
         gamma: float = 0.97,
         gae_lambda: float = 0.95,
         clip_range: float = 0.2,
-        ent_coef: float | Schedule = 0.02,
+        ent_coef: float | Schedule = LinearSchedule(0.03, 0.02, 1.0),  # noqa: B008 (not changed by use)
         vf_coef: float = 0.5,
         gate_coef: float = 0.3,
         max_grad_norm: float | None = 0.5,

@@ -83,7 +83,7 @@ class EpisodeBuffer:
             tensor[: self.n_steps] = tensor[self.n_steps :]
         for tensor in (self.rewards, self.bootstrap, self.ended):
             tensor[self.n_steps :] = 0
-        self.waiting[self.n_steps :] = True
+        self.waiting[self.n_steps :] = False  # until all are there: a rollout that breaks off is never learned
 
     def discard(self) -> None:
         """Forget the waiting steps: the end of their episodes will not be seen."""
@@ -102,6 +102,7 @@ class EpisodeBuffer:
             last_values: ``(E,)`` values of the observations after the last step.
             not_reached: the label of steps that are learned before their episode has ended.
         """
+        self.waiting[self.n_steps :] = True
         rows = 2 * self.n_steps
         labels, resolved = torch.full_like(self.labels, not_reached), torch.zeros_like(self.waiting)
         advantages, outcome_returns = torch.zeros_like(self.values), torch.zeros_like(self.values)

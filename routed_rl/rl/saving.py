@@ -170,27 +170,29 @@ def build(
     meta = checkpoint.meta
     if meta.get("algorithm") != cls.__name__:
         raise CheckpointError(f"{path} holds {meta.get('algorithm', 'no model')!r}, not a {cls.__name__}")
-    observation_space, action_space = (
-        decode_space(meta["observation_space"]),
-        decode_space(meta["action_space"]),
-    )
-    arguments = {**decode(meta["arguments"]), **overrides}
-    overseer = Overseer.from_dict(meta["overseer"])
-    model = cls(decode(meta["policy"]), None, overseer, device=device, _init_setup_model=False, **arguments)
-    model.observation_space, model.action_space, model.n_envs = (
-        observation_space,
-        action_space,
-        meta["n_envs"],
-    )
+    try:
+        policy, arguments = decode(meta["policy"]), decode(meta["arguments"])
+        observation_space, action_space = decode_space(meta["observation_space"]), decode_space(meta["action_space"])
+        overseer = Overseer.from_dict(meta["overseer"])
+        n_envs, counters, steering = int(meta["n_envs"]), {k: meta["counters"][k] for k in COUNTERS}, meta["steering"]
+        unknown = arguments.keys() - set(cls.saved_arguments)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}") from error
+    if unknown:
+        raise CheckpointError(f"{path} has an argument that {cls.__name__} does not: {min(unknown)!r}")
+    model = cls(policy, None, overseer, device=device, _init_setup_model=False, **{**arguments, **overrides})
+    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
     if env is not None:
         vec_env = model._wrap_env(env, model.verbose)
         check_for_correct_spaces(vec_env, observation_space, action_space)
         model.env, model.n_envs = vec_env, vec_env.num_envs
     model._setup_model()
-    for name in COUNTERS:
-        setattr(model, name, meta["counters"][name])
-    restore_tensors(model, checkpoint.tensors, path)
-    model.policy.set_steering(meta["steering"])
+    for name, count in counters.items():
+        setattr(model, name, count)
+    restore_tensors(
+        model, checkpoint.tensors, path, rollout=(model.n_envs, model.n_steps) == (n_envs, arguments["n_steps"])
+    )
+    model.policy.set_steering(steering)
     if env is not None and not force_reset:
         restore_environment(model, checkpoint.tensors)
     return model
@@ -211,11 +213,11 @@ def model_tensors(model: RoutedAlgorithm) -> dict[str, Tensor]:
     return tensors
 
 
-def restore_tensors(model: RoutedAlgorithm, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Put weights and optimizer back, and waiting steps if the number of environments is the same.
+def restore_tensors(model: RoutedAlgorithm, tensors: Mapping[str, Tensor], path: str | Path, *, rollout: bool) -> None:
+    """Put back weights, optimizer and replay, and with ``rollout`` the steps that wait for their label.
 
     Raises:
-        CheckpointError: if the weights are not those of the model's architecture.
+        CheckpointError: if they are not those of the model's architecture.
     """
     try:
         model.policy.load_state_dict(_under(tensors, "policy."))
@@ -226,25 +228,31 @@ def restore_tensors(model: RoutedAlgorithm, tensors: Mapping[str, Tensor], path:
     for key, tensor in _under(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
+    parameters = list(model.policy.parameters())
+    for number, entries in state.items():
+        if number >= len(parameters) or any(t.shape not in ((), parameters[number].shape) for t in entries.values()):
+            raise CheckpointError(f"{path} holds an optimizer of another architecture: its entry {number} does not fit")
     groups = model.policy.optimizer.state_dict()["param_groups"]
     model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for prefix, target in (("buffer.", model.buffer.tensors()), ("replay.", model.replay.tensors())):
-        saved = _under(tensors, prefix)
-        if all(name in saved and saved[name].shape == tensor.shape for name, tensor in target.items()):
-            for name, tensor in target.items():
-                tensor.copy_(saved[name])
+    targets = {f"replay.{name}": tensor for name, tensor in model.replay.tensors().items()}
+    if rollout:
+        targets |= {f"buffer.{name}": tensor for name, tensor in model.buffer.tensors().items()}
+    for name, target in targets.items():
+        if name not in tensors or tensors[name].shape != target.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise CheckpointError(f"{path} holds {found} instead of {tuple(target.shape)} as {name!r}")
+        target.copy_(tensors[name])
 
 
-def restore_environment(model: RoutedAlgorithm, tensors: Mapping[str, Tensor]) -> bool:
-    """Put the environment back where it was; false if the checkpoint or the environment has no such state."""
+def restore_environment(model: RoutedAlgorithm, tensors: Mapping[str, Tensor]) -> None:
+    """Put the environment back where it was, if the checkpoint has its state and the environment can take it."""
     saved = _under(tensors, "env.")
     set_state = getattr(model.env, "set_state", None)
     if not saved or set_state is None or len(tensors["last_obs"]) != model.n_envs:
-        return False
+        return
     set_state({name: tensor.numpy() for name, tensor in saved.items()})
     model._last_obs = tensors["last_obs"].numpy()
     model._last_episode_starts = model.buffer.ended[-1].cpu().numpy()
-    return True
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -287,8 +295,10 @@ class Saveable:
             path: the checkpoint's directory.
             env: environment to go on training with; None suffices for prediction.
             force_reset: reset the environment before training. With False, an environment that can
-                is put back where it was, and training continues as if it had never stopped.
-            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``.
+                is put back where it was, and training continues as if it had never stopped; of a
+                model saved in the middle of a rollout, that rollout's steps are forgotten.
+            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``; those that
+                shape replay (``replay_capacity``) must stay.
 
         Raises:
             CheckpointError: if the checkpoint is corrupt, foreign or of another architecture.

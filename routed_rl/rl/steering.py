@@ -22,7 +22,7 @@ class Steerable:
         self.policy.ablate(*names)
 
     def unsteer(self) -> None:
-        """Return to the gate over all modules."""
+        """Return to the gate over all modules, also those that were ablated."""
         self.policy.unsteer()
 
     def steered(

@@ -32,7 +32,7 @@ def route_gradient(x: Tensor, weight: Tensor | float) -> Tensor:
     The derivative of ``m * x + (1 - m) * stop_gradient(x)`` without its round-off (Cloud et al. 2024,
     section 3): 0 blocks, a fraction damps, more than 1 amplifies, a negative weight reverses. It
     masks everything that is learned *through* ``x``; what is downstream of ``x`` learns as usual.
-    No gradient flows into ``weight``.
+    No gradient flows into ``weight``. Like every view, the result does not bear in-place operations.
 
     Args:
         x: any tensor, ``(B, …)``.
@@ -43,7 +43,9 @@ def route_gradient(x: Tensor, weight: Tensor | float) -> Tensor:
     Raises:
         ValueError: if ``weight`` has more dimensions than ``x`` or one that does not match.
     """
-    weight = torch.as_tensor(weight, device=x.device)
+    if not isinstance(weight, Tensor):
+        weight = torch.tensor(weight, dtype=x.dtype.to_real() if x.is_floating_point() or x.is_complex() else None)
+    weight = weight.to(x.device)
     if weight.ndim > x.ndim or any(w not in (1, n) for w, n in zip(weight.shape, x.shape[: weight.ndim], strict=True)):
         raise ValueError(
             f"weight of shape {tuple(weight.shape)} does not match the leading dimensions of x, "

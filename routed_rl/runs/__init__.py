@@ -12,11 +12,11 @@ POSIX only: locks are `flock`, pools are process groups.
 
 from routed_rl.runs.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from routed_rl.runs.files import read_json, write_json
-from routed_rl.runs.metrics import MetricsCSV, read_columns, read_metrics
+from routed_rl.runs.metrics import MetricsCSV, read_metrics
 from routed_rl.runs.pool import run_commands
 from routed_rl.runs.record import RunError, RunRecord, config_hash, read_run
 from routed_rl.runs.rundir import RunCheckpoint, RunDirectory
-from routed_rl.runs.seeds import derive_seed
+from routed_rl.runs.seeds import check_seed, derive_seed
 
 __all__ = [
     "Checkpoint",
@@ -26,10 +26,10 @@ __all__ = [
     "RunDirectory",
     "RunError",
     "RunRecord",
+    "check_seed",
     "config_hash",
     "derive_seed",
     "read_checkpoint",
-    "read_columns",
     "read_json",
     "read_metrics",
     "read_run",

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import numbers
 import os
 from collections.abc import Mapping
@@ -78,13 +77,6 @@ def read_metrics(path: StrPath) -> list[dict[str, float | str]]:
         if len(line) != len(lines[0]):
             raise ValueError(f"metrics {str(path)!r}: line {number} has {len(line)} cells, not {len(lines[0])}")
     return [{name: _value(cell) for name, cell in zip(lines[0], line, strict=True) if cell} for line in lines[1:]]
-
-
-def read_columns(path: StrPath) -> dict[str, list[float | str]]:
-    """Return a metrics file as one list per column; missing values are NaN."""
-    rows = read_metrics(path)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
 def _complete_lines(path: Path) -> list[bytes]:

@@ -111,10 +111,11 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout around this package, else of that around the working directory."""
+    """Return the commit of the checkout around this package, else of that around the working directory; it ends in
+    ``-dirty`` where tracked files differ from it."""
     for directory in (Path(__file__).resolve().parent, Path.cwd()):
         try:
-            command = ["git", "-C", str(directory), "rev-parse", "--verify", "HEAD"]
+            command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -181,7 +181,7 @@ class RunDirectory:
         for log in self._open_logs():
             log.sync()
         write_json(self._result_path, result)
-        self.result = plain_json(result, "result")
+        self.result = self._read_result()
         self._discard_all_but([])
 
     def close(self) -> None:

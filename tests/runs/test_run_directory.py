@@ -83,6 +83,9 @@ def test_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(record, "__file__", str(tmp_path / "site-packages" / "record.py"))
     monkeypatch.chdir(checkout)
     assert record.versions()["git_commit"] == commit.strip()
+    (checkout / "file").touch()
+    subprocess.run([*git, "add", "file"], check=True)
+    assert record.versions()["git_commit"] == f"{commit.strip()}-dirty"
     monkeypatch.chdir(tmp_path)
     assert record.versions()["git_commit"] is None
 
