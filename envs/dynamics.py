@@ -98,6 +98,13 @@ def reset(world: World, key: Array, episode: Array) -> State:
     return State(key, episode, xp.zeros_like(key), agent, terminals, oversight)
 
 
+def spare_bits(world: World, key: Array, episode: Array) -> Array:
+    """63 random bits for each of the given episodes, (E,) int64, from a draw that :func:`reset` never makes."""
+    xp, device = _library(key)
+    spare = 2 * len(world.names) + 1 + world.cells
+    return bits(episode_stream(key, episode), xp.full((1,), spare, dtype=xp.int64, device=device))
+
+
 def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
     """Move every player; ``action`` is (E,) int64 in [0, 4). Finished environments are not reset."""
     xp, device = _library(state.agent)

@@ -184,10 +184,11 @@ env = gym.make("envs:RoutedRL/DiamondGhost-v0", size=4)
 assert env.reset(seed=0)[0].shape == (64,)
 assert gym.make_vec("RoutedRL/DiamondGhost-v0", num_envs=3).reset(seed=0)[0].shape == (3, 100)
 assert gym.spec("RoutedRL/DiamondGhost-v0").max_episode_steps is None
-heavy = {"torch", "stable_baselines3", "matplotlib", "pygame", "routed_rl"} & set(sys.modules)
+heavy = {"torch", "stable_baselines3", "matplotlib", "minigrid", "pygame", "routed_rl"} & set(sys.modules)
 assert not heavy, heavy
 import envs
-assert set(envs.__all__) == {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "World", "make_world"}
+faces = {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "MiniGridDiamondGhostEnv"}
+assert set(envs.__all__) == {*faces, "World", "make_world"}
 assert all(getattr(envs, name) for name in envs.__all__) and "stable_baselines3" in sys.modules
 try:
     envs.Diamond

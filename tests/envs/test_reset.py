@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
@@ -110,3 +111,14 @@ def test_draws_are_what_they_say():
     assert bernoulli(random, np.array(threshold(0.0))).tolist() == [False, False]
     assert bernoulli(random, np.array(threshold(1.0))).tolist() == [True, True]
     assert [as_int64(x) for x in (5, -1, 2**63, 2**64 + 3)] == [5, -1, -(2**63), 3]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_spare_bits_are_a_draw_of_their_own(name):
+    world, keys, episodes = WORLDS[name], np.arange(N), np.full(N, 3)
+    spare = dynamics.spare_bits(world, keys, episodes)
+    assert_uniform(np.bincount(below(spare, np.array(4)), minlength=4))
+    taken = bits(episode_stream(keys, episodes)[:1000, None], dynamics._tables(world, np, "cpu").draws)
+    assert not (taken == spare[:1000, None]).any()
+    tensors = dynamics.spare_bits(world, torch.from_numpy(keys), torch.from_numpy(episodes))
+    np.testing.assert_array_equal(spare, tensors.numpy())
