@@ -119,6 +119,8 @@ def make_world(
     if isinstance(max_steps, bool) or not isinstance(max_steps, (int, np.integer)) or max_steps < 1:
         raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}")
 
+    if not isinstance(walls, Iterable):
+        raise ValueError(f"walls must be (row, column) pairs, got {walls!r}")
     blocked = np.zeros((height, width), dtype=bool)
     for wall in walls:
         row, column = _pair(wall, f"a wall must be a (row, column) pair of integers, got {wall!r}")

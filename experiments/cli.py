@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -21,14 +22,19 @@ from experiments.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake ends with one line on standard error and exit status 2."""
+    warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
     try:
         command = _parse(argv)
         import_module(f"experiments.{type(command).__name__.lower()}").main(command)
     except UserError as error:
         sys.exit(_fail(str(error)))
+    except MemoryError as error:
+        sys.exit(_fail(f"there is not enough memory for this: {error}"))
     except BrokenPipeError:
         # Whoever read our output has had enough; nothing may be flushed to it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; a run continues when its command is started again", status=130))
 

@@ -99,12 +99,19 @@ def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
     """A finished run's model and config.
 
     Raises:
-        RunError: if the directory is no finished run; CheckpointError if its model is not sound.
+        RunError: if the directory is no finished run, or its model another run's; CheckpointError if that is not sound.
     """
     config = read_run(directory).config
     if not (directory / MODEL).is_dir():
         raise RunError(f"the run {str(directory)!r} is not finished: start its train command again to continue it")
-    return algorithm(config).load(directory / MODEL, device="cpu"), config
+    model = algorithm(config).load(directory / MODEL, device="cpu")
+    expected = make_model({**config, "learner": {**config["learner"], "n_envs": 1}}, seed=0)
+    for name in ("observation_space", "action_space"):
+        if getattr(model, name) != getattr(expected, name):
+            raise RunError(f"{str(directory / MODEL)!r} is not this run's: its {name} is {getattr(model, name)}")
+    if model.overseer.to_dict() != expected.overseer.to_dict():
+        raise RunError(f"{str(directory / MODEL)!r} is not this run's: it was trained by {model.overseer.to_dict()}")
+    return model, config
 
 
 def steer(model: RoutedAlgorithm, choice: str | None, ablate: str | None) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.commands import Quickstart, Train
 from experiments.errors import UserError, at_least, user_input
 from experiments.progress import progress_display
-from routed_rl.runs import RunError, config_hash, read_json, read_metrics, read_run, run_commands, write_json
+from routed_rl.runs import check_run, config_hash, read_json, read_metrics, read_run, run_commands, write_json
 
 METHODS = ("routing", "naive")
 FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
@@ -36,6 +36,9 @@ def main(command: Quickstart) -> None:
         for method in METHODS
     }
     with user_input():
+        for method, train in commands.items():
+            if not command.force:
+                check_run(command.out / method, train.config(), train.seed)
         unfinished = [train for train in commands.values() if command.force or not _is_finished(train)]
     if unfinished:
         (command.out / SUMMARY).unlink(missing_ok=True)
@@ -53,14 +56,8 @@ def main(command: Quickstart) -> None:
 
 
 def _is_finished(train: Train) -> bool:
-    """Whether this very run is there and finished; what else may be there, the train command judges."""
     assert train.out is not None
-    try:
-        record = read_run(train.out)
-    except RunError:
-        return False
-    same = record.config_hash == config_hash(train.config()) and record.seed == train.seed
-    return same and (train.out / "evaluation.json").is_file()
+    return (train.out / "evaluation.json").is_file()
 
 
 def _train(runs: list[Train], workers: int) -> None:
@@ -93,7 +90,7 @@ def _arguments(train: Train) -> list[str]:
 
 @contextmanager
 def _progress(runs: list[Train]) -> Iterator[Callable[[], None]]:
-    with progress_display() as progress:
+    with progress_display(disable=not sys.stderr.isatty()) as progress:
         tasks = {train.out: progress.add_task(train.method, total=train.total_steps) for train in runs}
 
         def poll() -> None:

@@ -32,6 +32,8 @@ from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
 """Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
+HUGE = 1e6
+"""A weight so large is a sign of divergence."""
 
 
 def main(command: Train) -> None:
@@ -63,11 +65,18 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
         Logger(str(run.path), [_MetricsWriter(run), TensorBoardOutputFormat(str(run.path / "tensorboard"))])
     )
     with _progress(run.path.name, total) as report:
-        model.learn(
-            max(total - model.num_timesteps, 0),
-            callback=_RunCallback(run, report, total),
-            reset_num_timesteps=checkpoint is None,
-        )
+        try:
+            model.learn(
+                max(total - model.num_timesteps, 0),
+                callback=_RunCallback(run, report, total),
+                reset_num_timesteps=checkpoint is None,
+            )
+        except (ValueError, FloatingPointError) as error:
+            # Stable-Baselines3's distributions refuse what is not a number, in many lines.
+            if all(bool((parameter.abs() < HUGE).all()) for parameter in model.policy.parameters()):
+                raise
+            reason = f"training has diverged by step {model.num_timesteps}; lower --learner.learning-rate"
+            raise UserError(reason) from error
     model.save(run.path / MODEL)
     run.finish(
         {
@@ -114,8 +123,6 @@ class _RunCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         updates, steps = self.model._n_updates, self.model.num_timesteps
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
-            raise _diverged("a weight is not finite", steps)
         self.report(steps)
         if updates and updates % CHECKPOINT_EVERY == 0:
             self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
@@ -152,12 +159,8 @@ class _MetricsWriter(KVWriter):
 def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
     for name, value in row.items():
         if not np.isfinite(value):
-            raise _diverged(f"{name} is {value}", row["env_steps"])
+            raise FloatingPointError(f"{name} is {value} at step {row['env_steps']}")
     file.append(row)
-
-
-def _diverged(why: str, step: int) -> UserError:
-    return UserError(f"training has diverged by step {step}: {why}; lower --learner.learning-rate")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from experiments.commands import Watch
 from experiments.errors import UserError, at_least, user_input
 from experiments.gridworld import load_run, one_thread, steer, world_options
 from routed_rl.rl import RoutedAlgorithm
-from routed_rl.runs import derive_seed
+from routed_rl.runs import derive_seed, write_bytes
 
 
 def main(command: Watch) -> None:
@@ -40,9 +41,16 @@ def main(command: Watch) -> None:
         return
     frames: list[Image.Image] = []
     _play(model, env, command, lambda caption: frames.append(Image.fromarray(env.render())))
-    durations = [round(1000 / command.fps)] * len(frames)
-    frames[0].save(command.gif, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    with user_input():
+        write_bytes(command.gif, _animation(frames, 1 / command.fps))
     print(f"{len(frames)} frames of {command.episodes} episodes ({name}) in {command.gif}")
+
+
+def _animation(frames: list[Image.Image], seconds: float) -> bytes:
+    gif = io.BytesIO()
+    durations = [round(1000 * seconds)] * len(frames)
+    frames[0].save(gif, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return gif.getvalue()
 
 
 def _check_writable(gif: Path) -> None:

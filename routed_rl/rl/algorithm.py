@@ -131,6 +131,8 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
         self._dump_after_training = False
         structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
+        if given := [name for name in structure if name in (policy_kwargs or {})]:
+            raise ValueError(f"policy_kwargs must not hold {given}: the overseer's method decides")
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -209,7 +211,7 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
                 with torch.no_grad():
                     actions, values, log_probs = self.policy(obs)
                 self.buffer.add(step, obs, actions, log_probs, values.flatten())
-                new_obs, rewards, dones, infos = env.step(self._clipped(actions))
+                new_obs, rewards, dones, infos = env.step(self.policy.legal(actions))
                 self.num_timesteps += env.num_envs
                 ends = episode_ends(infos, dones, self.overseer.outcomes)
                 outcome[step, ends.rows], overseen[step, ends.rows] = ends.outcome, ends.overseen
@@ -226,12 +228,6 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _clipped(self, actions: Tensor) -> np.ndarray:
-        array = actions.cpu().numpy()
-        if isinstance(self.action_space, spaces.Box):
-            array = np.clip(array, self.action_space.low, self.action_space.high)
-        return array
 
     def _bootstrap_truncated(self, step: int, rows: np.ndarray, final_obs: np.ndarray) -> None:
         if len(rows) and self.bootstrap:

@@ -60,7 +60,7 @@ def evaluate(
             if len(rewards) >= STEP_LIMIT:
                 raise ValueError(f"{int(running.sum())} first episodes did not end within {STEP_LIMIT} steps")
             distribution = policy.get_distribution(torch.as_tensor(obs, device=policy.device))
-            actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+            actions = policy.legal(distribution.get_actions(deterministic=deterministic))
             entropies.append(float(distribution.entropy().mean()))
             obs, reward, done, infos = env.step(actions)
             rewards.append(reward)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
@@ -29,7 +30,11 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         detach_encoder: stop the gradient before modules and gate, so that what they learn
             cannot leak into the shared encoder, which then learns from the value loss alone.
 
-    Further keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``.
+    Further keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, but for ``activation_fn``,
+    ``net_arch`` and ``share_features_extractor``.
+
+    Raises:
+        ValueError: for an option out of range, or an action space of other than one dimension.
     """
 
     mlp_extractor: RoutedExtractor
@@ -53,9 +58,15 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"modules must be distinct names, at least one, got {list(modules)}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}")
-        for name, sizes in (("hidden", hidden), ("value_hidden", value_hidden)):
-            if not sizes or any(size < 1 for size in sizes):
+        for name, sizes in (("hidden", hidden), ("value_hidden", value_hidden), ("encoder", encoder)):
+            if (not sizes and name != "encoder") or any(size < 1 for size in sizes):
                 raise ValueError(f"{name} must be one or more positive layer sizes, got {list(sizes)}")
+        if "activation_fn" in kwargs:
+            raise ValueError(f"name the activation by activation=, one of {', '.join(ACTIVATIONS)}, not activation_fn=")
+        if not kwargs.get("share_features_extractor", True):
+            raise ValueError("share_features_extractor=False is not supported: modules and value network share theirs")
+        if isinstance(action_space, spaces.Box) and len(action_space.shape) != 1:
+            raise ValueError(f"a Box action space must have one dimension, got shape {action_space.shape}")
         self._names_wanted = tuple(modules)
         self._hidden, self._value_hidden = tuple(hidden), tuple(value_hidden)
         self._learned_gate, self._detach_encoder = learned_gate and len(modules) > 1, detach_encoder
@@ -82,6 +93,13 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
 
     def _value(self) -> nn.Module:
         return mlp((self.features_dim, *self._value_hidden), self.activation_fn)
+
+    def legal(self, actions: Tensor) -> np.ndarray:
+        """Sampled actions ``(B, …)`` as the environment takes them: clipped to the bounds of a Box."""
+        array: np.ndarray = actions.cpu().numpy()
+        if isinstance(self.action_space, spaces.Box):
+            array = np.clip(array, self.action_space.low, self.action_space.high)
+        return array
 
     @property
     def module_names(self) -> tuple[str, ...]:

@@ -277,6 +277,7 @@ class Saveable:
         if exclude or include:
             raise ValueError("a checkpoint is always whole: exclude and include are not supported")
         model = cast("RoutedAlgorithm", self)
+        _directory(path).parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(_directory(path), model_tensors(model), model_meta(model))
 
     @classmethod

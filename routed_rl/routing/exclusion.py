@@ -29,7 +29,8 @@ def excluded(
 
     Args:
         optimizer: any ``torch.optim`` optimizer with per-parameter state (all but LBFGS).
-        parameters: parameters to leave out whole; their gradients are set aside meanwhile.
+        parameters: parameters to leave out whole; their gradients are set aside meanwhile. (Torch's fused SGD with
+            momentum needs a gradient of every parameter in its first step.)
         entries: boolean masks by parameter, of the parameter's shape, true where excluded. The
             optimizer's scalar step count is shared by a parameter's entries and does advance.
 

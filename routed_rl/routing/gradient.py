@@ -23,7 +23,9 @@ class _RouteGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
         # Under autocast the gradient may be narrower than the weight; it must keep its own type.
-        return grad * weight.to(grad.dtype), None
+        weight = weight.to(grad.dtype)
+        # 0 blocks whatever comes, also an infinite gradient.
+        return torch.where(weight == 0, torch.zeros_like(grad), grad * weight), None
 
 
 def route_gradient(x: Tensor, weight: Tensor | float) -> Tensor:

@@ -35,7 +35,12 @@ class LabelNoise:
 
         Three numbers are drawn per entry whatever the rates, so a label's fate depends on its place alone.
         A label cannot be flipped where it is the only one (``num_labels`` 1).
+
+        Raises:
+            ValueError: for labels that are no integers in this range.
         """
+        if labels.dtype.kind not in "iu" or (labels.size and not -1 <= labels.min() <= labels.max() < num_labels):
+            raise ValueError(f"labels must be integers in -1 … {num_labels - 1}, got {labels!r}")
         missed = rng.random(labels.shape) < self.miss_rate
         flipped = rng.random(labels.shape) < self.flip_rate
         offset = 1 + np.floor(rng.random(labels.shape) * max(num_labels - 1, 1)).astype(labels.dtype)

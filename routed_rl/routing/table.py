@@ -76,7 +76,7 @@ class RouteTable:
                 f"label ids must lie in -1 … {len(self.labels) - 1}, "
                 f"got {int(label_ids.min())} … {int(label_ids.max())}"
             )
-        return self._weights.to(label_ids.device)[label_ids]
+        return self._weights.to(label_ids.device)[label_ids.long()]
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """The complete table by name; building a table from it gives an equal one."""

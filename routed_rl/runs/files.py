@@ -76,11 +76,15 @@ def write_json(path: StrPath, data: JSON) -> None:
     The bytes depend on `data` alone. Raises TypeError or ValueError, naming the key, for what JSON
     cannot hold, before anything is written.
     """
+    write_bytes(path, json_bytes(data, Path(path).name))
+
+
+def write_bytes(path: StrPath, data: bytes) -> None:
+    """Write `data` to `path`, atomically: a reader sees the old file or the new one."""
     path = Path(path)
-    content = json_bytes(data, path.name)
     temporary = temporary_beside(path)
     try:
-        write_synced(temporary, content)
+        write_synced(temporary, data)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

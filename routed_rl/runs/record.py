@@ -82,6 +82,13 @@ def find_run(path: Path) -> RunRecord | None:
     return record
 
 
+def check_run(path: StrPath, config: Mapping[str, JSON], seed: int) -> None:
+    """Raise RunError unless the run of `config` and `seed` may be started or continued at `path`; writes nothing."""
+    stored = find_run(Path(path))
+    if stored is not None:
+        refuse_other(Path(path), stored, RunRecord.of(config, seed))
+
+
 def refuse_other(path: Path, stored: RunRecord, given: RunRecord) -> None:
     """Raise RunError if the run `stored` at `path` is not the run `given`, naming what differs."""
     there = _leaves({"seed": stored.seed, "config": stored.config})

@@ -1,19 +1,22 @@
 """The command line: one clear line and status 2 for every mistake, and the commands that read a run."""
 
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from PIL import Image
 
+from experiments import commands
 from experiments.cli import main
 from experiments.commands import MethodName
-from routed_rl.rl import METHODS
+from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
 
 
 def call(capsys, *argv):
@@ -51,7 +54,10 @@ def trained(tmp_path_factory):
         (["train", "--flip-rate", "nan"], "nan"),
         (["train", "--unlabelled", "some"], "some"),
         (["train", "--preset", "slow"], "slow"),
-        (["train", "--learner.batch-size", "0"], "0"),
+        (["train", "--learner.batch-size", "0"], "batch_size"),
+        (["train", "--learner.entropy", "0.1", "-1"], "-1"),
+        (["train", "--preset", "paper", "--learner.value-coef", "nan"], "nan"),
+        (["train", "--preset"], "preset"),
         (["train", "--learner.n-envs", "-3"], "-3"),
         (["train", "--learner.learning-rate", "-1"], "-1"),
         (["train", "--no-such-option"], "--no-such-option"),
@@ -82,6 +88,7 @@ def test_a_mistake_is_quoted_in_one_line(arguments, quoted, capsys, tmp_path, mo
         (["watch", "RUN", "--gif", "no/folder/film.gif"], "no/folder/film.gif"),
         (["watch", "RUN", "--episodes", "0"], "0"),
         (["watch", "RUN", "--fps", "0"], "0"),
+        (["watch", "RUN", "--fps", "nan"], "nan"),
     ],
 )
 def test_mistakes_about_a_trained_run(arguments, quoted, capsys, trained):
@@ -110,6 +117,54 @@ def test_damaged_models_are_refused_in_one_line(capsys, trained, tmp_path):
     shutil.rmtree(run / "model")
     status, _, err = call(capsys, "evaluate", run)
     assert status == 2 and "not finished" in err
+
+
+def test_a_model_of_another_run_is_refused(capsys, trained, tmp_path):
+    small = ["--total-steps", "64", "--learner.n-envs", "2", "--learner.hidden", "8"]
+    for name, options in (("larger", ["--size", "6"]), ("naive", ["--method", "naive"])):
+        assert call(capsys, "train", *small, *options, "--out", tmp_path / name)[0] == 0
+        shutil.copytree(trained, tmp_path / f"into-{name}")
+        shutil.rmtree(tmp_path / f"into-{name}" / "model")
+        shutil.copytree(tmp_path / name / "model", tmp_path / f"into-{name}" / "model")
+        for command in ("evaluate", "watch"):
+            status, _, err = call(capsys, command, tmp_path / f"into-{name}")
+            assert status == 2 and len(err.splitlines()) == 1 and "not this run's" in err
+
+
+def test_quickstart_starts_nothing_where_it_may_not_write(capsys, tmp_path):
+    (tmp_path / "q" / "routing").mkdir(parents=True)
+    (tmp_path / "q" / "routing" / "thesis.tex").touch()
+    status, out, err = call(capsys, "quickstart", "--total-steps", "64", "--out", tmp_path / "q")
+    assert status == 2 and out == "" and len(err.splitlines()) == 1 and "thesis.tex" in err
+    assert [path.name for path in (tmp_path / "q").rglob("*")] == ["routing", "thesis.tex"]
+
+
+def test_divergence_is_told_in_one_line(capsys, tmp_path):
+    small = ["--total-steps", "4096", "--learner.n-envs", "8", "--learner.hidden", "8"]
+    status, _, err = call(capsys, "train", *small, "--learner.learning-rate", "1e30", "--out", tmp_path / "run")
+    assert status == 2 and len(err.splitlines()) == 1 and "diverged" in err and "learning-rate" in err
+
+
+def test_presets_are_defaults_that_may_be_overridden(capsys, tmp_path):
+    """The paper's settings (Cloud et al. 2024, section F), whichever way they are asked for."""
+    train = commands.PRESETS["paper"]
+    assert train.total_steps == 20_000 * 512 * 32
+    quick = inspect.signature(RoutedPPO).parameters
+    shared = {f.name for f in fields(commands.Learner)} & set(quick)
+    assert len(shared) >= 12
+    assert all(getattr(commands.Learner(), name) == quick[name].default for name in shared)
+    paper = inspect.signature(RoutedREINFORCE).parameters
+    shared = {f.name for f in fields(commands.Learner)} & set(paper)
+    assert all(getattr(train.learner, name) == paper[name].default for name in shared)
+    options = ["--learner.n-envs", "8", "--total-steps", "2560", "--method", "oracle-filtered", "--oversight", "0.2"]
+    for preset in (["--preset", "paper"], ["--preset=paper"]):
+        out = tmp_path / "-".join(preset)
+        assert call(capsys, "train", *options, *preset, "--out", out)[0] == 0
+        config, result = (json.loads((out / f"{name}.json").read_text()) for name in ("config", "evaluation"))
+        learner = config["config"]["learner"]
+        assert (learner["algorithm"], learner["hidden"], learner["n_envs"]) == ("reinforce", 256, 8)
+        assert result["env_steps"] == 512, "oracle-filtered trains for oversight x steps"
+        assert call(capsys, "evaluate", out, "--n-envs", "8")[0] == 0
 
 
 def test_evaluate_prints_a_table_or_json(capsys, trained):
@@ -159,3 +214,10 @@ def test_quickstart_small(tmp_path):
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*") if path.is_file()}
     with Image.open(tmp_path / "q" / "quickstart.png") as figure:
         assert figure.width > 1000
+    # One of the runs is replaced behind its back: neither the old table nor the old figure is shown.
+    other = ["train", "--method", "naive", "--total-steps", "8192", "--seed", "1", "--force", "--out", "q/naive"]
+    assert subprocess.run([script, *other], cwd=tmp_path, capture_output=True).returncode == 0
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "seed is 1 there, 0 here" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert subprocess.run([*command, "--force"], cwd=tmp_path, capture_output=True).returncode == 0
+    assert (tmp_path / "q" / "quickstart.png").stat().st_mtime_ns > max(stamps.values())

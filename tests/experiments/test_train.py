@@ -99,14 +99,29 @@ def test_killed_twice_and_continued_gives_the_same_bytes(unbroken, tmp_path):
     assert different_files(out, unbroken) == []
 
 
+def test_the_same_command_beside_other_load_gives_the_same_bytes(unbroken, tmp_path):
+    outs = [tmp_path / name for name in "ab"]
+    processes = [subprocess.Popen(command(out), stdout=subprocess.DEVNULL) for out in outs]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert [different_files(out, unbroken) for out in outs] == [[], []]
+
+
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(unbroken, tmp_path):
-    moments = random.Random(0)
-    for kill in range(20):
-        out = tmp_path / f"killed-{kill}"
-        assert kill_after(out, rows=moments.randint(1, 63)), "the run was over before it was killed"
+    """From the first file in the directory to the last: while starting, training, saving and finishing."""
+    start = time.monotonic()
+    run(tmp_path / "timed")
+    duration = time.monotonic() - start
+    moments, killed = random.Random(0), 0
+    while killed < 20:
+        out = tmp_path / f"killed-{killed}"
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0, duration))
+        process.kill()
+        if process.wait() == -signal.SIGKILL:  # else it was over already
+            killed += 1
         assert run(out).returncode == 0
-        assert different_files(out, unbroken) == [], kill
+        assert different_files(out, unbroken) == [], killed
 
 
 def test_the_same_again_shows_the_result_and_touches_nothing(unbroken):

@@ -97,6 +97,21 @@ def test_steering_is_a_mix_of_module_outputs(obs):
     torch.testing.assert_close(logits(policy, obs), torch.log_softmax(policy.action_net(latents[1]), dim=-1))
 
 
+def test_what_is_ablated_stays_so_until_it_is_brought_back(obs):
+    policy = make_policy()
+    plain = logits(policy, obs)
+    policy.ablate("a")
+    policy.ablate("b")
+    assert policy.steering == {"ablated": ["a", "b"]}
+    policy.steer("c")
+    saved = policy.steering
+    assert saved == {"ablated": ["a", "b"], "mix": {"a": 0.0, "b": 0.0, "c": 1.0}}
+    policy.unsteer()
+    assert policy.steering == {} and torch.equal(logits(policy, obs), plain)
+    policy.set_steering(saved)
+    assert policy.steering == saved
+
+
 def test_steered_blocks_nest_and_restore(obs):
     policy = make_policy()
     plain = logits(policy, obs)
@@ -121,9 +136,15 @@ def test_steered_blocks_nest_and_restore(obs):
         (lambda p: p.steer({"a": float("nan")}), "at least 0|sum"),
         (lambda p: p.ablate("a", "b", "c"), "no module"),
         (lambda p: p.ablate("z"), "'z'"),
+        (lambda p: p.ablate(), "at least one module"),
+        (lambda p: [p.ablate(name) for name in "abc"], "no module"),
+        (lambda p: [p.ablate("a"), p.steer({"a": 0.5, "b": 0.5})], "ablated"),
         (lambda p: make_policy(activation="swish"), "'swish'.*relu"),
         (lambda p: make_policy(()), "at least one"),
         (lambda p: make_policy(value_hidden=()), "value_hidden"),
+        (lambda p: make_policy(encoder=(0,)), "encoder"),
+        (lambda p: make_policy(activation_fn=torch.nn.ReLU), "activation="),
+        (lambda p: make_policy(share_features_extractor=False), "share_features_extractor"),
     ],
 )
 def test_bad_input_is_quoted(call, message):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
 
 from envs import DiamondGhostVecEnv
@@ -54,12 +55,15 @@ class PermutedUnseen(VecEnvWrapper):
         return obs, self.rng.permutation(rewards), dones, infos
 
 
+@pytest.mark.parametrize("unfinished", ["unlabelled", "hold"])
+@pytest.mark.parametrize("unlabelled", ["all", "none"])
 @pytest.mark.parametrize("method", METHODS)
-def test_unseen_outcomes_change_nothing_the_learner_computes(method):
+def test_unseen_outcomes_change_nothing_the_learner_computes(method, unlabelled, unfinished):
     results = []
     for seed in (1, 2):
         env = PermutedUnseen(DiamondGhostVecEnv(16, oversight=0.3), seed)
-        model = small_model(env, overseer=Overseer(VALUES, method, noise=LabelNoise(0.1, 0.1)))
+        overseer = Overseer(VALUES, method, unlabelled=unlabelled, noise=LabelNoise(0.1, 0.1))
+        model = small_model(env, overseer=overseer, unfinished=unfinished)
         results.append((learn(model, 6 * 128), fingerprint(model)))
     assert (results[0] == results[1]) == (method != "oracle")
 
@@ -115,6 +119,70 @@ def test_a_module_that_no_sample_may_teach_does_not_move_by_a_bit():
     assert all(torch.equal(a, b) for a, b in zip(ghost, before, strict=True))
     assert not any(model.policy.optimizer.state[p] for p in ghost)
     assert not any(torch.equal(a, b) for a, b in zip(model.policy.module_parameters("diamond"), taught, strict=True))
+
+
+def test_unlabelled_episodes_teach_the_policy_nothing_in_the_strict_reading():
+    model = small_model(DiamondGhostVecEnv(16, oversight=0.0), overseer=Overseer(VALUES, unlabelled="none"))
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    model.learn(4 * 128)
+    moved = {name for name, p in model.policy.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("value" in name for name in moved)
+
+
+class Interrupt(BaseCallback):
+    """Breaks a rollout off, or acts at random beside it."""
+
+    def __init__(self, at_step=None):
+        super().__init__()
+        self.at_step = at_step
+
+    def _on_step(self):
+        torch.rand(3)
+        if self.num_timesteps == self.at_step:
+            raise KeyboardInterrupt
+        return True
+
+
+def test_a_rollout_that_breaks_off_is_forgotten(tmp_path):
+    """Else its steps would be learned with the next rollout, under that one's labels."""
+    model = small_model(DiamondGhostVecEnv(16, oversight=1.0))
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(128, callback=Interrupt(at_step=64))
+    learned = []
+    policy_loss = model.policy_loss
+    model.policy_loss = lambda batch, log_probs: learned.append(len(log_probs)) or policy_loss(batch, log_probs)
+    model.learn(64 + 128, reset_num_timesteps=False)
+    assert sum(learned) == model.n_epochs * 128 * (model.num_timesteps - 64) // 128
+
+
+def test_what_callbacks_draw_changes_nothing():
+    models = [small_model(), small_model()]
+    for model, callback in zip(models, (None, Interrupt()), strict=True):
+        model.learn(3 * 128, callback=callback)
+    assert fingerprint(models[0]) == fingerprint(models[1])
+
+
+def test_every_update_logs_the_same_columns_also_with_nothing_to_learn():
+    rows = learn(small_model(DiamondGhostVecEnv(1, oversight=0.3), n_steps=2, unfinished="hold", seed=1), 40)
+    assert len(rows) == 20 and len({tuple(row) for row in rows}) == 1
+    assert rows[0]["train/policy_loss"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, "1.5"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"n_epochs": 0}, "n_epochs"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"ent_coef": LinearSchedule(0.1, -1.0, 1.0)}, "ent_coef.*-1"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"unfinished": "drop"}, "'drop'"),
+    ],
+)
+def test_bad_hyperparameters_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_model(**options)
 
 
 def test_same_seed_same_bits_whatever_the_global_generators_say():

@@ -89,6 +89,53 @@ def test_a_foreign_checkpoint_and_an_unknown_class_are_refused(tmp_path):
         RoutedPPO.load(tmp_path / "missing")
 
 
+def forget(tensors, meta):
+    del meta["overseer"]
+
+
+def invent(tensors, meta):
+    meta["arguments"]["magic"] = 1
+
+
+def unnumber(tensors, meta):
+    meta["n_envs"] = "many"
+
+
+def shrink_optimizer(tensors, meta):
+    tensors["optimizer.0.exp_avg"] = tensors["optimizer.0.exp_avg"][:1]
+
+
+def lose_replay(tensors, meta):
+    del tensors["replay.count"]
+
+
+def shrink_buffer(tensors, meta):
+    tensors["buffer.obs"] = tensors["buffer.obs"][:, :1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (forget, "overseer"),
+        (invent, "magic"),
+        (unnumber, "many"),
+        (shrink_optimizer, "optimizer"),
+        (lose_replay, "replay.count"),
+        (shrink_buffer, "buffer.obs"),
+    ],
+)
+def test_a_sound_checkpoint_of_something_else_is_refused_in_one_line(damage, named, tmp_path):
+    model = small_model()
+    model.learn(128)
+    model.save(tmp_path / "model")
+    checkpoint = read_checkpoint(tmp_path / "model")
+    damage(checkpoint.tensors, checkpoint.meta)
+    write_checkpoint(tmp_path / "other", checkpoint.tensors, checkpoint.meta)
+    with pytest.raises(CheckpointError, match=named) as error:
+        RoutedPPO.load(tmp_path / "other", device="cpu")
+    assert "\n" not in str(error.value) and "other" in str(error.value)
+
+
 def test_an_environment_with_other_spaces_is_refused(tmp_path):
     small_model().save(tmp_path / "model")
     with pytest.raises(ValueError, match="spaces do not match"):

@@ -150,3 +150,15 @@ def test_weight_one_trains_exactly_as_without_routing():
         return torch.cat([p.flatten() for p in [*model.parameters(), *head.parameters()]])
 
     assert torch.equal(trained(lambda z: z), trained(lambda z: route_gradient(z, torch.ones(16))))
+
+
+def test_a_number_weighs_in_the_precision_of_the_tensor():
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    route_gradient(x, 0.1).sum().backward()
+    assert x.grad.tolist() == [0.1, 0.1]
+
+
+def test_zero_blocks_an_infinite_gradient():
+    x = torch.tensor([0.0, 1.0], requires_grad=True)
+    route_gradient(x, torch.tensor([0.0, 1.0])).sqrt().sum().backward()
+    assert x.grad.tolist() == [0.0, 0.5]

@@ -133,3 +133,15 @@ def test_leakage_of_a_label_without_samples_is_zero_and_bad_shapes_are_refused()
         leakage_report(losses, torch.zeros(2, dtype=torch.long), {"layer": layer}, ("a",))
     with pytest.raises(ValueError, match="label ids"):
         leakage_report(losses, torch.full((3,), 5), {"layer": layer}, ("a",))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_label_ids_of_any_integer_type(dtype):
+    table = RouteTable({"x": {"a": 0}, "y": {"b": 0}}, ("a", "b"))
+    assert table.weights(torch.tensor([1, 0, 1], dtype=dtype)).tolist() == [[1, 0], [0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("labels", [np.array([0.5]), np.array([2]), np.array([-2])])
+def test_labels_out_of_range_are_refused(labels):
+    with pytest.raises(ValueError, match=r"-1 … 1"):
+        LabelNoise().apply(labels, 2, np.random.default_rng(0))
