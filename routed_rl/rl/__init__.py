@@ -2,7 +2,7 @@
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true_returns
-from routed_rl.rl.networks import ACTIVATIONS
+from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
@@ -20,6 +20,7 @@ __all__ = [
     "RoutedAlgorithm",
     "RoutedPPO",
     "RoutedREINFORCE",
+    "SymbolicImageEncoder",
     "check_oversight_env",
     "evaluate",
     "evaluate_policies",

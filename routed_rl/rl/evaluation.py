@@ -59,7 +59,7 @@ def evaluate(
         while len(rewards) < n_steps or running.any():
             if len(rewards) >= STEP_LIMIT:
                 raise ValueError(f"{int(running.sum())} first episodes did not end within {STEP_LIMIT} steps")
-            distribution = policy.get_distribution(torch.as_tensor(obs, device=policy.device))
+            distribution = policy.get_distribution(policy.obs_to_tensor(obs)[0])
             actions = policy.legal(distribution.get_actions(deterministic=deterministic))
             entropies.append(float(distribution.entropy().mean()))
             obs, reward, done, infos = env.step(actions)

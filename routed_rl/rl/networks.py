@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from routed_rl.routing import route_gradient
 
@@ -38,6 +40,39 @@ class MlpEncoder(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         encoded: Tensor = self.layers(observations)
+        return encoded
+
+
+class SymbolicImageEncoder(BaseFeaturesExtractor):
+    """A shared encoder for images whose channels are category numbers, as MiniGrid's are (type, colour, state):
+    ``(B, C, H, W)`` or ``(B, H, W, C)`` → one-hot → ``(B, sizes[-1])``.
+
+    Pass ``normalize_images=False`` beside it, lest Stable-Baselines3 divide the numbers by 255.
+
+    Args:
+        categories: how many there are in each of the ``C`` channels.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        categories: Sequence[int],
+        sizes: Sequence[int] = (64,),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__(observation_space, features_dim=sizes[-1])
+        shape = observation_space.shape
+        if len(shape) != 3 or len(categories) not in (shape[0], shape[-1]):
+            raise ValueError(f"categories {list(categories)} must be one per channel of an image, got shape {shape}")
+        self.channels_last = shape[-1] == len(categories)
+        self.categories = tuple(categories)
+        cells = math.prod(shape) // len(categories)
+        self.layers = mlp((cells * sum(categories), *sizes), ACTIVATIONS[activation])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        channels = observations.long().unbind(-1 if self.channels_last else 1)
+        hot = [F.one_hot(channel.flatten(1), n) for channel, n in zip(channels, self.categories, strict=True)]
+        encoded: Tensor = self.layers(torch.cat(hot, dim=-1).flatten(1).to(torch.float32))
         return encoded
 
 

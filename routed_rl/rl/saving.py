@@ -21,9 +21,10 @@ from stable_baselines3.common.utils import (
     LinearSchedule,
     check_for_correct_spaces,
 )
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from routed_rl.rl.networks import MlpEncoder
+from routed_rl.rl.networks import MlpEncoder, SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
@@ -42,6 +43,7 @@ CLASSES: dict[str, type[Any]] = {
     "FlattenExtractor": FlattenExtractor,
     "MlpEncoder": MlpEncoder,
     "NatureCNN": NatureCNN,
+    "SymbolicImageEncoder": SymbolicImageEncoder,
     "Adam": torch.optim.Adam,
     "AdamW": torch.optim.AdamW,
     "RMSprop": torch.optim.RMSprop,
@@ -207,9 +209,7 @@ def model_tensors(model: RoutedAlgorithm) -> dict[str, Tensor]:
     tensors |= {f"replay.{name}": tensor for name, tensor in model.replay.tensors().items()}
     if model._last_obs is not None:
         tensors["last_obs"] = torch.as_tensor(model._last_obs)
-        get_state = getattr(model.env, "get_state", None)
-        if get_state is not None:
-            tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in get_state().items()}
+        tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in environment_state(model.env).items()}
     return tensors
 
 
@@ -244,13 +244,31 @@ def restore_tensors(model: RoutedAlgorithm, tensors: Mapping[str, Tensor], path:
         target.copy_(tensors[name])
 
 
+def environment_state(env: VecEnv | None) -> dict[str, np.ndarray]:
+    """The state of a vector environment, or of the environments in it, one row each; empty if they do not tell."""
+    if env is not None and hasattr(env, "get_state"):
+        state: dict[str, np.ndarray] = env.get_state()
+        return state
+    if env is None or not env.has_attr("get_state"):
+        return {}
+    states = env.env_method("get_state")
+    return {name: np.stack([state[name] for state in states]) for name in states[0]}
+
+
 def restore_environment(model: RoutedAlgorithm, tensors: Mapping[str, Tensor]) -> None:
     """Put the environment back where it was, if the checkpoint has its state and the environment can take it."""
-    saved = _under(tensors, "env.")
-    set_state = getattr(model.env, "set_state", None)
-    if not saved or set_state is None or len(tensors["last_obs"]) != model.n_envs:
+    saved = {name: tensor.numpy() for name, tensor in _under(tensors, "env.").items()}
+    env = model.env
+    assert env is not None
+    if not saved or len(tensors["last_obs"]) != model.n_envs:
         return
-    set_state({name: tensor.numpy() for name, tensor in saved.items()})
+    if hasattr(env, "set_state"):
+        env.set_state(saved)
+    elif env.has_attr("set_state"):
+        for row in range(env.num_envs):
+            env.env_method("set_state", {name: array[row] for name, array in saved.items()}, indices=[row])
+    else:
+        return
     model._last_obs = tensors["last_obs"].numpy()
     model._last_episode_starts = model.buffer.ended[-1].cpu().numpy()
 

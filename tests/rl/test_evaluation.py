@@ -31,6 +31,9 @@ class HandCoded:
     def set_training_mode(self, mode):
         pass
 
+    def obs_to_tensor(self, obs):
+        return torch.from_numpy(obs), True
+
     def legal(self, actions):
         return actions.numpy()
 
