@@ -192,8 +192,7 @@ class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
         if not len(ends.rows):
             return {}
         final_obs, outcome = np.full((2, self.num_envs), None, dtype=object)
-        for row, obs in zip(ends.rows, ends.final_obs, strict=True):
-            final_obs[row] = obs
+        final_obs[ends.rows] = np.fromiter(ends.final_obs, dtype=object, count=len(ends.rows))
         outcome[ends.rows] = self._names[ends.outcome]
         overseen, *masks = np.zeros((5, self.num_envs), dtype=bool)
         overseen[ends.rows] = ends.overseen

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 
 from envs.random import Array, below, bernoulli, bits, episode_stream, threshold
@@ -71,6 +71,8 @@ def _tables(world: World, xp: Any, device: Any) -> _Tables:
 
 def _library(array: Array) -> tuple[Any, Any]:
     """The library and the device of an array."""
+    if isinstance(array, np.ndarray):  # what array_api_compat would answer, sooner
+        return array_api_compat.numpy, "cpu"
     return array_api_compat.array_namespace(array), array_api_compat.device(array)
 
 
@@ -111,6 +113,7 @@ def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
     table = _tables(world, xp, device)
     agent = table.moves[state.agent * len(ACTIONS) + action]
     steps = state.steps + 1
+    start = xp.arange(agent.shape[0], device=device) * world.cells  # one index is faster than two
     # Terminals stand on distinct cells, so at most one term is not zero.
     outcome = (state.terminals[:, 0] == agent) * 1
     for kind in range(1, len(world.names)):
@@ -119,7 +122,7 @@ def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
     terminated = outcome >= 0
     transition = Transition(
         outcome=outcome,
-        overseen=terminated & state.oversight[xp.arange(agent.shape[0], device=device), agent],
+        overseen=terminated & xp.reshape(state.oversight, (-1,))[start + agent],
         reward=table.rewards[outcome],
         terminated=terminated,
         truncated=(steps >= world.max_steps) & ~terminated,
@@ -152,11 +155,12 @@ def observe(world: World, state: State) -> Array:
     """Binary planes (player, terminals in order, oversight, walls if any), flattened: (E, P*C) float32."""
     xp, device = _library(state.agent)
     count, kinds, cells = state.agent.shape[0], len(world.names), world.cells
-    planes = xp.zeros((count, len(world.plane_names) * cells), dtype=xp.float32, device=device)
-    rows = xp.arange(count, device=device)
-    planes[rows, state.agent] = 1.0
+    width = len(world.plane_names) * cells
+    planes = xp.zeros((count, width), dtype=xp.float32, device=device)
+    flat, start = xp.reshape(planes, (-1,)), xp.arange(count, device=device) * width  # one index is faster than two
+    flat[start + state.agent] = 1.0
     for kind in range(kinds):
-        planes[rows, state.terminals[:, kind] + (kind + 1) * cells] = 1.0
+        flat[start + (kind + 1) * cells + state.terminals[:, kind]] = 1.0
     planes[:, (kinds + 1) * cells : (kinds + 2) * cells] = state.oversight
     if len(world.walls):
         planes[:, _tables(world, xp, device).walls + (kinds + 2) * cells] = 1.0

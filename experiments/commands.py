@@ -190,6 +190,18 @@ class Quickstart:
     """start over; the old runs are kept under another name"""
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """Measure speed, as ratios within this run: environments, training against its peers, where the time goes."""
+
+    repeats: int = 5
+    """how often every case takes its turn; medians are reported"""
+    runs: tuple[Path, ...] = ()
+    """run directories (quick and paper, say, at the same oversight) to compare by their steps to a return of 0.50"""
+    json: bool = False
+    """print JSON"""
+
+
 def commands(preset: PresetName = "quick") -> Any:
     """The type of all commands, for tyro, with the defaults of a preset."""
     return (
@@ -197,4 +209,5 @@ def commands(preset: PresetName = "quick") -> Any:
         | Annotated[Train, tyro.conf.subcommand("train", default=PRESETS[preset])]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Watch, tyro.conf.subcommand("watch")]
+        | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     )

@@ -56,7 +56,7 @@ def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
     return {"ppo": RoutedPPO, "reinforce": RoutedREINFORCE}[config["learner"]["algorithm"]]
 
 
-def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
+def make_model(config: Mapping[str, Any], seed: int, device: str = "cpu") -> RoutedAlgorithm:
     """A new learner in its world; ValueError for an option out of range."""
     learner = dict(config["learner"])
     env = make_env(config, learner.pop("n_envs"))
@@ -82,7 +82,7 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         vf_coef=learner.pop("value_coef"),
         policy_kwargs={"hidden": (hidden, hidden), **networks},
         seed=derive_seed(seed, "model"),
-        device="cpu",
+        device=device,
         **learner,
     )
 

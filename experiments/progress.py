@@ -4,12 +4,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def progress_display(*, disable: bool = False) -> Progress:
-    """A display on standard error; add a task per run, with its environment steps as total."""
+def progress_display(*, unit: str = "steps", disable: bool = False) -> Progress:
+    """A display on standard error; add a task per run, with its environment steps (or other units) as total."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} / {task.total:,.0f} steps"),
+        TextColumn("{task.completed:,.0f} / {task.total:,.0f} " + unit),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),

@@ -14,7 +14,7 @@ from routed_rl.runs.checkpoint import Checkpoint, CheckpointError, read_checkpoi
 from routed_rl.runs.files import read_json, write_bytes, write_json
 from routed_rl.runs.metrics import MetricsCSV, read_metrics
 from routed_rl.runs.pool import run_commands
-from routed_rl.runs.record import RunError, RunRecord, check_run, config_hash, read_run
+from routed_rl.runs.record import RunError, RunRecord, check_run, config_hash, read_run, versions
 from routed_rl.runs.rundir import RunCheckpoint, RunDirectory
 from routed_rl.runs.seeds import check_seed, derive_seed
 
@@ -35,6 +35,7 @@ __all__ = [
     "read_metrics",
     "read_run",
     "run_commands",
+    "versions",
     "write_bytes",
     "write_checkpoint",
     "write_json",

@@ -1,0 +1,108 @@
+"""``routed-rl benchmark``: how fast it is, beside its peers and beside its own matrix products."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmarks import environments, learning, training
+from experiments.benchmarks.timing import as_json, machine
+from experiments.commands import PRESETS, Benchmark, Learner
+from experiments.errors import at_least, user_input
+from experiments.gridworld import one_thread
+from experiments.progress import progress_display
+
+OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
+
+
+def main(command: Benchmark) -> None:
+    one_thread()
+    at_least(1, repeats=command.repeats)
+    with user_input():
+        compared = [learning.steps_to_target(run) for run in command.runs]
+    total = environments.calls(command.repeats) + len(PRESETS) * training.calls(command.repeats)
+    with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("benchmark", total=total)
+
+        def tick() -> None:
+            progress.advance(task)
+
+        results: dict[str, Any] = {"machine": machine(), "environments": _environments(command.repeats, tick)}
+        results["training"] = {
+            name: _training(name, preset.learner, command.repeats, tick) for name, preset in PRESETS.items()
+        }
+        results["learning"] = compared
+    if command.json:
+        print(json.dumps(results, indent=2))
+    else:
+        _show(results, Console())
+
+
+def _environments(repeats: int, tick: Any) -> dict[str, Any]:
+    measured = environments.measure(repeats, tick)
+    slowest = measured[f"{environments.MINIGRID}, one environment"]
+    return {name: {**row, "times_minigrid": slowest.median / row["median"]} for name, row in as_json(measured).items()}
+
+
+def _training(name: Any, learner: Learner, repeats: int, tick: Any) -> dict[str, Any]:
+    measured = training.measure(name, repeats, tick)
+    steps = learner.n_envs * learner.n_steps
+    return {
+        "seconds_per_update": as_json(measured),
+        "steps_per_second": steps * measured[OURS].rate,
+        "steps_per_second_stable_baselines3": steps * measured[PEER].rate,
+        "times_stable_baselines3": measured[PEER].median / measured[OURS].median,
+        "roofline_share": measured[PRODUCTS].median / measured[OURS].median,
+        "times_unrouted": measured[OURS].median / measured[UNROUTED].median,
+        "parts": training.parts(name),
+    }
+
+
+def _show(results: dict[str, Any], console: Console) -> None:
+    made = results["machine"]
+    console.print(
+        f"{made['processor']}, {made['cores']} cores, load {made['load_average']}, {made['threads']} thread; "
+        f"torch {made['torch']}, stable-baselines3 {made['stable-baselines3']}, commit {made['git_commit']}"
+    )
+    table = _titled("Environment steps per second", "environment", "steps/s", "x MiniGrid")
+    for name, row in results["environments"].items():
+        table.add_row(name, f"{row['per_second']:,.0f}", f"{row['times_minigrid']:,.1f}")
+    console.print(table)
+
+    table = _titled("Training", "", *results["training"])
+    lines = {
+        "steps/s": ("steps_per_second", "{:,.0f}"),
+        "steps/s, Stable-Baselines3's PPO": ("steps_per_second_stable_baselines3", "{:,.0f}"),
+        "x Stable-Baselines3": ("times_stable_baselines3", "{:.2f}"),
+        "share of the time that its matrix products alone take": ("roofline_share", "{:.0%}"),
+        "x the same without routing": ("times_unrouted", "{:.3f}"),
+    }
+    for line, (key, form) in lines.items():
+        table.add_row(line, *(form.format(row[key]) for row in results["training"].values()))
+    table.add_row("steps/s on a GPU", *("not measured" for _ in results["training"]))
+    console.print(table)
+
+    table = _titled("Where an update's time goes", "part", *results["training"])
+    for part in dict.fromkeys(part for row in results["training"].values() for part in row["parts"]):
+        table.add_row(part, *(f"{row['parts'].get(part, 0):.0%}" for row in results["training"].values()))
+    console.print(table)
+
+    table = _titled(f"To a return of {learning.TARGET:.2f}, steered to Diamond", "run", "oversight", "steps", "seconds")
+    for row in results["learning"]:
+        steps, seconds = (("not reached" if v is None else f"{v:,.0f}") for v in (row["env_steps"], row["seconds"]))
+        table.add_row(row["run"], f"{row['oversight']:.0%}", steps, seconds)
+    if not results["learning"]:
+        table.add_row("not measured: name run directories with --runs", "", "", "")
+    console.print(table)
+
+
+def _titled(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

@@ -1,0 +1,143 @@
+"""(b) Training against Stable-Baselines3's PPO, (c) against its own matrix products, and what routing itself costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from experiments.benchmarks.timing import Measured, Stopwatch, take_turns
+from experiments.commands import PRESETS, PresetName
+from experiments.gridworld import make_model, world_options
+from routed_rl.rl import PaperPolicy, RoutedActorCriticPolicy, RoutedAlgorithm
+
+UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}
+"""Updates per call, about a second."""
+PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+Shape = tuple[torch.Size, tuple[int, ...]]
+
+
+def measure(preset: PresetName, repeats: int, tick: Callable[[], None], device: str = "cpu") -> dict[str, Measured]:
+    """Seconds per update: ours, its matrix products alone, ours without routing, and Stable-Baselines3's PPO."""
+    model = trained(preset, device)
+    products = record_products(model)
+    steps = model.n_envs * model.n_steps
+    unrouted = mock.patch("routed_rl.rl.networks.route_gradient", lambda x, weight: x)
+
+    def without_routing() -> None:
+        with unrouted:
+            learn(model, UPDATES[preset])
+
+    peer = stable_baselines3(preset, device)
+    cases: dict[str, tuple[int, Callable[[], object]]] = {
+        "ours": (UPDATES[preset], lambda: learn(model, UPDATES[preset])),
+        "its matrix products": (UPDATES[preset], lambda: multiply(products, UPDATES[preset], device)),
+        "ours without routing": (UPDATES[preset], without_routing),
+        "Stable-Baselines3 PPO": (1, lambda: peer.learn(steps, reset_num_timesteps=False)),
+    }
+    return take_turns(cases, repeats, tick)
+
+
+def calls(repeats: int) -> int:
+    """How often :func:`measure` ticks."""
+    return (repeats + 1) * 4
+
+
+def trained(preset: PresetName, device: str) -> RoutedAlgorithm:
+    """A model past its first updates, so that replay is at work."""
+    model = make_model(replace(PRESETS[preset], oversight=0.1).config(), 0, device)
+    learn(model, 2)
+    return model
+
+
+def learn(model: RoutedAlgorithm, updates: int) -> None:
+    """So many updates, without callbacks."""
+    steps = updates * model.n_envs * model.n_steps
+    model.learn(steps, reset_num_timesteps=model.num_timesteps == 0)
+
+
+def stable_baselines3(preset: PresetName, device: str) -> PPO:
+    """Stable-Baselines3's PPO with the preset's networks and hyperparameters, on as many scalar environments."""
+    config = replace(PRESETS[preset], oversight=0.1).config()
+    learner = config["learner"]
+    batch = learner["n_envs"] * learner["n_steps"]
+    whole = learner["algorithm"] == "reinforce"
+    paper = learner["networks"] == "paper"
+    return PPO(
+        PaperPolicy if paper else RoutedActorCriticPolicy,
+        make_vec_env("RoutedRL/DiamondGhost-v0", learner["n_envs"], env_kwargs=world_options(config)),
+        learning_rate=learner["learning_rate"],
+        n_steps=learner["n_steps"],
+        batch_size=batch if whole else learner["batch_size"],
+        n_epochs=1 if whole else learner["n_epochs"],
+        gamma=learner["gamma"],
+        gae_lambda=learner["gae_lambda"],
+        ent_coef=learner["entropy"][1],
+        max_grad_norm=learner["max_grad_norm"] or float("inf"),
+        normalize_advantage=False,
+        policy_kwargs={"modules": ("ghost", "diamond")},
+        seed=0,
+        device=device,
+    )
+
+
+def record_products(model: RoutedAlgorithm) -> Counter[tuple[Any, Shape, Shape]]:
+    """The matrix products of one update, forward and backward: how often each operation, shape and layout."""
+    with _Recorder() as recorder:
+        learn(model, 1)
+    return recorder.products
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: Counter[tuple[Any, Shape, Shape]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS:
+            left, right = args[-2:]
+            self.products[(func, (left.shape, left.stride()), (right.shape, right.stride()))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def multiply(products: Counter[tuple[Any, Shape, Shape]], updates: int, device: str) -> None:
+    """Do the recorded products, and nothing else."""
+    with torch.no_grad():
+        for (operation, left, right), count in products.items():
+            a, b = (torch.empty_strided(*layout, device=device).fill_(0.5) for layout in (left, right))
+            if operation is torch.ops.aten.addmm.default:
+                bias = torch.zeros(b.shape[-1], device=device)
+                for _ in range(count * updates):
+                    torch.addmm(bias, a, b)
+            else:
+                for _ in range(count * updates):
+                    operation(a, b)
+
+
+def parts(preset: PresetName, device: str = "cpu") -> dict[str, float]:
+    """Where an update's time goes, as shares of it."""
+    model = trained(preset, device)
+    watch = Stopwatch()
+    watch.watch(model.env, "step", "environment")
+    watch.watch(model.policy, "forward", "acting")
+    watch.watch(model.buffer, "finish_rollout", "labels and advantages")
+    watch.watch(model.policy, "evaluate_routed", "learning: forward")
+    watch.watch(model, "_learn", "learning: losses")
+    watch.watch(model, "_learn_replayed", "replay: forward and losses")
+    watch.watch(model.policy.optimizer, "step", "optimizer")
+    backward = torch.Tensor.backward
+    watch.watch(torch.Tensor, "backward", "backward")
+    try:
+        with watch.part("the rest"):
+            learn(model, UPDATES[preset])
+    finally:
+        torch.Tensor.backward = backward  # type: ignore[method-assign]
+    total = sum(watch.seconds.values())
+    return {name: seconds / total for name, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1])}
