@@ -24,7 +24,7 @@ def main(command: Benchmark) -> None:
     at_least(1, repeats=command.repeats)
     with user_input():
         compared = [learning.steps_to_target(run) for run in command.runs]
-    total = environments.calls(command.repeats) + len(PRESETS) * training.calls(command.repeats)
+    total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
     with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("benchmark", total=total)
 
@@ -33,7 +33,7 @@ def main(command: Benchmark) -> None:
 
         results: dict[str, Any] = {"machine": machine(), "environments": _environments(command.repeats, tick)}
         results["training"] = {
-            name: _training(name, preset.learner, command.repeats, tick) for name, preset in PRESETS.items()
+            name: _training(name, PRESETS[name].learner, command.repeats, tick) for name in training.UPDATES
         }
         results["learning"] = compared
     if command.json:

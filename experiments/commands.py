@@ -26,8 +26,9 @@ class Learner:
 
     algorithm: Literal["ppo", "reinforce"] = "ppo"
     """proximal policy optimisation, or the paper's policy gradient (one step per rollout, on all of it)"""
-    networks: Literal["mlp", "paper"] = "mlp"
-    """two hidden layers everywhere, or the paper's (section F; its value network is affine, as in the public code)"""
+    networks: Literal["mlp", "paper", "symbolic"] = "mlp"
+    """two hidden layers everywhere; the paper's (section F; its value network is affine, as in the public code); or
+    two hidden layers on a shared encoder of MiniGrid's images"""
     n_envs: int = 256
     """parallel environments"""
     n_steps: int = 32
@@ -66,7 +67,7 @@ class Learner:
     """labelled steps kept per label"""
 
 
-PresetName = Literal["quick", "paper"]
+PresetName = Literal["quick", "paper", "minigrid"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Train:
     """family of hyperparameters, which are the defaults of the other options: "quick", PPO, a minute on one core;
     "paper", every setting of Cloud et al. 2024, 328 M steps. Where paper and public code disagree: an episode has 32
     steps (the code's run 33), and a new episode's first action is chosen from its first observation (the code's:
-    from the old one's last); the value network and entropy learn from dropped episodes too"""
+    from the old one's last); the value network and entropy learn from dropped episodes too. "minigrid", PPO from the
+    images of MiniGrid's player, who turns and sees a part of the grid, a few minutes"""
     total_steps: int = 2_000_000
     """environment steps, rounded up to whole updates; oracle-filtered takes this times the oversight"""
     out: Path | None = None
@@ -96,10 +98,12 @@ class Train:
     """probability that a label is lost"""
     flip_rate: float = 0.0
     """probability that a label is replaced by a wrong one"""
+    world: Literal["gridworld", "minigrid"] = "gridworld"
+    """the batched gridworld, or the same task on MiniGrid, one Python object per environment"""
     size: int = 5
     """side of the grid"""
-    max_steps: int = 32
-    """step cap of an episode"""
+    max_steps: int | None = None
+    """step cap of an episode; None: 32 in the gridworld, four times its cells on MiniGrid, where turning takes steps"""
     spurious_oversight: float = 0.0
     """probability that a cell without terminal looks overseen"""
     learner: Learner = field(default_factory=Learner)
@@ -123,9 +127,13 @@ PAPER = Learner(
     hidden=256,
     replay_steps=0,
 )
+MINIGRID = Learner(
+    networks="symbolic", n_envs=16, n_steps=128, batch_size=512, n_epochs=4, learning_rate=1e-3, replay_steps=30
+)
 PRESETS: Mapping[PresetName, Train] = {
     "quick": Train(),
     "paper": Train(preset="paper", total_steps=20_000 * PAPER.n_envs * PAPER.n_steps, learner=PAPER),
+    "minigrid": Train(preset="minigrid", world="minigrid", total_steps=500_000, oversight=0.1, learner=MINIGRID),
 }
 """What the options of ``train`` are unless given, by preset."""
 
@@ -191,6 +199,18 @@ class Quickstart:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Draw the learning curves of runs, finished or not, in one figure; oracle-filtered's steps over its oversight."""
+
+    directories: Annotated[tuple[Path, ...], tyro.conf.arg(name="dirs"), tyro.conf.Positional]
+    """run directories"""
+    figure: Path = Path("curves.png")
+    """where the figure goes"""
+    policy: str | None = None
+    """steer:NAME or unsteered; None: steered to Diamond where a run can be, else unsteered"""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Measure speed, as ratios within this run: environments, training against its peers, where the time goes."""
 
@@ -209,5 +229,6 @@ def commands(preset: PresetName = "quick") -> Any:
         | Annotated[Train, tyro.conf.subcommand("train", default=PRESETS[preset])]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Watch, tyro.conf.subcommand("watch")]
+        | Annotated[Curves, tyro.conf.subcommand("curves")]
         | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     )

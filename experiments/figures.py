@@ -61,8 +61,8 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
         axes.axvline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
 
 
-def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str]]) -> None:
-    """True return against environment steps; ``curves`` maps a label to (steps, returns, colour)."""
+def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str | None]]) -> None:
+    """True return against environment steps; ``curves`` maps a label to (steps, returns, colour or None)."""
     for label, (steps, returns, colour) in curves.items():
         axes.plot(np.asarray(steps) / 1e6, returns, marker="o", markersize=3, color=colour, label=label)
     axes.axhline(0, color="#adb5bd", linewidth=0.8)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from envs import DiamondGhostVecEnv
-from routed_rl.rl import Overseer, RoutedAlgorithm, RoutedPPO, RoutedREINFORCE, evaluate_policies
+from envs import DiamondGhostEnv, DiamondGhostVecEnv, MiniGridDiamondGhostEnv, World
+from routed_rl.rl import Overseer, RoutedAlgorithm, RoutedPPO, RoutedREINFORCE, SymbolicImageEncoder, evaluate_policies
 from routed_rl.routing import LabelNoise
-from routed_rl.runs import RunError, derive_seed, read_run
+from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
 
 MODEL = "model"
 """The final checkpoint's name in a run directory."""
-METRIC_ENVS, RESULT_ENVS = 512, 2048
-"""Fresh environments behind a point of a learning curve, and behind a final result."""
+FRESH_ENVS = {"gridworld": (512, 2048), "minigrid": (32, 256)}
+"""Fresh environments behind a point of a learning curve, and behind a final result, by world."""
+CATEGORIES = (11, 6, 4)
+"""How many types, colours and states MiniGrid's images number."""
 
 
 def one_thread() -> None:
@@ -29,12 +34,30 @@ def one_thread() -> None:
 
 def world_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run's world."""
-    return {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
+    options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def make_env(config: Mapping[str, Any], num_envs: int) -> DiamondGhostVecEnv:
+def make_scalar_env(config: Mapping[str, Any], render_mode: str | None = None) -> DiamondGhostEnv | ImgObsWrapper:
+    """The run's world, once, as its policy sees it; ValueError if the config asks for an impossible one."""
+    if config["world"] == "minigrid":
+        return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **world_options(config)))
+    return DiamondGhostEnv(render_mode=render_mode, **world_options(config))
+
+
+def make_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
     """The run's world, ``num_envs`` times; ValueError if the config asks for an impossible one."""
+    if config["world"] == "minigrid":
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
+        return DummyVecEnv([partial(make_scalar_env, config)] * num_envs)
     return DiamondGhostVecEnv(num_envs, **world_options(config))
+
+
+def world_of(env: VecEnv) -> World:
+    """The world behind the run's environments."""
+    world: World = env.get_attr("world", [0])[0]
+    return world
 
 
 def filtered(config: Mapping[str, Any]) -> float:
@@ -51,6 +74,30 @@ def budget(config: Mapping[str, Any]) -> int:
     return math.ceil(config["total_steps"] * filtered(config))
 
 
+def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
+    """Points (environment steps, true return) of a run, finished or not.
+
+    The steps of an ``oracle-filtered`` run are divided by its oversight, as the paper draws them.
+
+    Args:
+        policy: ``steer:NAME`` or ``unsteered``; None for the one that the method is for: steered to Diamond if it
+            can be, else unsteered.
+
+    Raises:
+        RunError: if there is no run; ValueError if it has no such policy, or no point yet.
+    """
+    config = read_run(run).config
+    rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
+    known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
+    if not known:
+        raise ValueError(f"the run {str(run)!r} has no point of a learning curve yet")
+    chosen = policy or ("steer:diamond" if "steer:diamond" in known else "unsteered")
+    if chosen not in known:
+        raise ValueError(f"the run {str(run)!r} has no policy {chosen!r}; it has {', '.join(dict.fromkeys(known))}")
+    column = f"eval/{chosen}"
+    return [(row["env_steps"] / filtered(config), row[column]) for row in rows if column in row]
+
+
 def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
     """The class of the run's learner."""
     return {"ppo": RoutedPPO, "reinforce": RoutedREINFORCE}[config["learner"]["algorithm"]]
@@ -60,17 +107,25 @@ def make_model(config: Mapping[str, Any], seed: int, device: str = "cpu") -> Rou
     """A new learner in its world; ValueError for an option out of range."""
     learner = dict(config["learner"])
     env = make_env(config, learner.pop("n_envs"))
+    world = world_of(env)
     overseer = Overseer(
-        dict(zip(env.outcome_names, env.world.rewards.tolist(), strict=True)),
+        dict(zip(world.names, world.rewards.tolist(), strict=True)),
         "oracle" if config["method"] == "oracle-filtered" else config["method"],
         unlabelled=config["unlabelled"],
         noise=LabelNoise(config["miss_rate"], config["flip_rate"]),
     )
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
-    if learner.pop("networks") == "paper":
-        policy, networks = "PaperPolicy", {"value_hidden": (hidden, 32), "planes": env.world.observation_shape[0]}
-    else:
-        policy, networks = "MlpPolicy", {"value_hidden": (hidden, hidden)}
+    kind = learner.pop("networks")
+    policy, networks = "MlpPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, hidden)}
+    if kind == "paper":
+        policy, networks = "PaperPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, 32)}
+        networks["planes"] = world.observation_shape[0]
+    elif kind == "symbolic":
+        networks["features_extractor_class"] = SymbolicImageEncoder
+        networks["features_extractor_kwargs"] = {"categories": CATEGORIES, "sizes": (hidden,)}
+        networks["normalize_images"] = False
+    if (kind == "symbolic") != (config["world"] == "minigrid"):
+        raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}")
     if learner.pop("algorithm") == "reinforce":
         for option in ("batch_size", "n_epochs", "clip_range"):
             del learner[option]
@@ -80,18 +135,16 @@ def make_model(config: Mapping[str, Any], seed: int, device: str = "cpu") -> Rou
         overseer,
         ent_coef=LinearSchedule(*entropy, end_fraction=1.0),
         vf_coef=learner.pop("value_coef"),
-        policy_kwargs={"hidden": (hidden, hidden), **networks},
+        policy_kwargs=networks,
         seed=derive_seed(seed, "model"),
         device=device,
         **learner,
     )
 
 
-def evaluate_model(
-    model: RoutedAlgorithm, config: Mapping[str, Any], num_envs: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Results by policy (``steer:…``, ``unsteered``) in ``num_envs`` fresh environments."""
-    env = make_env(config, num_envs)
+def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+    """Results by policy (``steer:…``, ``unsteered``) in fresh environments."""
+    env = make_env(config, FRESH_ENVS[config["world"]][1])
     return evaluate_policies(model.policy, env, model.overseer.outcomes, seed=derive_seed(seed, "evaluation"))
 
 

@@ -157,11 +157,11 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
     import matplotlib.pyplot as plt
 
     from experiments import figures
-    from experiments.gridworld import load_run, make_env, one_thread
+    from experiments.gridworld import learning_curve, load_run, make_env, one_thread, world_of
 
     one_thread()
     model, config = load_run(out / "routing")
-    world = make_env(config, 1).world
+    world = world_of(make_env(config, 1))
     figure, (curves, *plots) = plt.subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
     shown = {
         ("routing", "steer:diamond"): ("routed, steered to Diamond", figures.COLOURS["diamond"]),
@@ -169,11 +169,10 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
         ("routing", "unsteered"): ("routed, unsteered", figures.COLOURS["unsteered"]),
         ("naive", "unsteered"): ("naive", figures.COLOURS["naive"]),
     }
-    metrics = {method: read_metrics(out / method / "metrics.csv") for method in METHODS}
     figures.draw_curves(
         curves,
         {
-            label: (*_curve(metrics[method], f"eval/{policy}"), colour)
+            label: (*zip(*learning_curve(out / method, policy), strict=True), colour)
             for (method, policy), (label, colour) in shown.items()
         },
     )
@@ -194,11 +193,6 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
         f"seed {read_run(out / 'routing').seed}", ha="right", fontsize=6, color="#6c757d",
     )  # fmt: skip
     figures.save(figure, path)
-
-
-def _curve(rows: list[dict[str, Any]], column: str) -> tuple[list[float], list[float]]:
-    points = [(row["env_steps"], row[column]) for row in rows if column in row]
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def _next_steps(run: Path) -> str:

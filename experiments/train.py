@@ -16,9 +16,8 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from experiments.commands import RUNS, Train
 from experiments.errors import UserError, at_least, user_input
 from experiments.gridworld import (
-    METRIC_ENVS,
+    FRESH_ENVS,
     MODEL,
-    RESULT_ENVS,
     budget,
     evaluate_model,
     make_env,
@@ -80,7 +79,7 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
     model.save(run.path / MODEL)
     run.finish(
         {
-            "policies": evaluate_model(model, config, RESULT_ENVS, seed),
+            "policies": evaluate_model(model, config, seed),
             "method": config["method"],
             "oversight": config["oversight"],
             "seed": seed,
@@ -115,7 +114,7 @@ class _RunCallback(BaseCallback):
     def __init__(self, run: RunDirectory, report: Any, total: int) -> None:
         super().__init__()
         self.run, self.report, self.total = run, report, total
-        self.env = make_env(run.record.config, METRIC_ENVS)
+        self.env = make_env(run.record.config, FRESH_ENVS[run.record.config["world"]][0])
         self.seed = derive_seed(run.record.seed, "curve")
 
     def _on_step(self) -> bool:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 from PIL import Image
 
-from envs import DiamondGhostEnv
 from experiments.commands import Watch
 from experiments.errors import UserError, at_least, user_input
-from experiments.gridworld import load_run, one_thread, steer, world_options
+from experiments.gridworld import load_run, make_scalar_env, one_thread, steer
 from routed_rl.rl import RoutedAlgorithm
 from routed_rl.runs import derive_seed, write_bytes
 
@@ -30,7 +30,9 @@ def main(command: Watch) -> None:
         name = steer(model, command.steer, command.ablate)
         if command.gif is not None:
             _check_writable(command.gif)
-    env = DiamondGhostEnv(**world_options(config), render_mode="rgb_array" if command.gif else "ansi")
+    if command.gif is None and config["world"] == "minigrid":
+        raise UserError("MiniGrid draws no text; name a file with --gif")
+    env = make_scalar_env(config, "rgb_array" if command.gif else "ansi")
     if command.gif is None:
 
         def show(caption: str) -> None:
@@ -60,7 +62,7 @@ def _check_writable(gif: Path) -> None:
         raise ValueError(f"--gif {str(gif)!r} cannot be written: its folder must exist and be writable")
 
 
-def _play(model: RoutedAlgorithm, env: DiamondGhostEnv, command: Watch, show: Callable[[str], None]) -> None:
+def _play(model: RoutedAlgorithm, env: gym.Env, command: Watch, show: Callable[[str], None]) -> None:
     torch.manual_seed(derive_seed(command.seed, "watch"))
     for episode in range(command.episodes):
         obs, _ = env.reset(seed=derive_seed(command.seed, "watch", episode))

@@ -142,3 +142,25 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
     assert (tmp_path / "run.old-1" / "evaluation.json").read_bytes() == old
     result = json.loads((out / "evaluation.json").read_text())
     assert result["method"] == "filtering" and set(result["policies"]) == {"unsteered"}
+
+
+def test_minigrid_trains_evaluates_and_resumes(tmp_path, monkeypatch):
+    """The same command on MiniGrid, and a kill, which the environments' states survive."""
+    small = ["--preset", "minigrid", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
+    small += ["--learner.replay-steps", "1", "--learner.hidden", "8", "--max-steps", "8"]
+    train = [sys.executable, "-P", "-c", "from experiments import gridworld as g; "]
+    train[-1] += "g.FRESH_ENVS['minigrid'] = (2, 4); from experiments.cli import main; main()"
+    outs = [tmp_path / name for name in ("unbroken", "killed")]
+    commands = [[*train, "train", *small, "--total-steps", "1280", "--out", str(out)] for out in outs]
+    assert subprocess.run(commands[0], capture_output=True).returncode == 0
+    process = subprocess.Popen(commands[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = outs[1] / "metrics.csv"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") > 40:
+            process.kill()
+        time.sleep(0.001)
+    assert process.returncode == -signal.SIGKILL
+    assert subprocess.run(commands[1], capture_output=True).returncode == 0
+    assert different_files(*outs) == []
+    result = json.loads((outs[0] / "evaluation.json").read_text())
+    assert set(result["policies"]) == {"steer:ghost", "steer:diamond", "unsteered"}
