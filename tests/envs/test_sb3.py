@@ -38,7 +38,9 @@ def test_stock_learners_run(learner, face):
     env = make_vec_env(ID, n_envs=4) if face == "scalar" else VecMonitor(DiamondGhostVecEnv(4))
     model = algorithm("MlpPolicy", env, **options, **FAST)
     before = [p.detach().clone() for p in model.policy.parameters()]
-    model.learn(400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(400)
     after = list(model.policy.parameters())
     assert any((a != b).any() for a, b in zip(after, before, strict=True))
     assert all(p.isfinite().all() for p in after)
@@ -46,10 +48,20 @@ def test_stock_learners_run(learner, face):
     assert {info["r"] for info in model.ep_info_buffer} <= {-1.0, 0.0, 1.0}
 
 
-def test_a_stock_learner_learns():
+SETTINGS = {
+    "ppo": {},
+    "a2c": {"n_steps": 8},
+    "dqn": {"gradient_steps": 4, "exploration_final_eps": 0.1, "target_update_interval": 100, "gamma": 0.9},
+}
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_stock_learners_learn(learner):
     """A corridor of three with one way out: the known answer is to walk to it at once."""
     options = {"size": (1, 3), "terminals": {"exit": 1.0}, "max_steps": 8}
-    model = PPO("MlpPolicy", DiamondGhostVecEnv(16, **options), learning_rate=1e-2, **LEARNERS["ppo"][1], **FAST)
+    algorithm, settings = LEARNERS[learner]
+    settings = {**settings, "learning_rate": 1e-2, **SETTINGS[learner]}
+    model = algorithm("MlpPolicy", DiamondGhostVecEnv(16, **options), **settings, **FAST)
     model.learn(16 * 32 * 6)
     test = VecMonitor(DiamondGhostVecEnv(16, seed=99, **options))
     returns, lengths = evaluate_policy(model, test, 64, return_episode_rewards=True)
