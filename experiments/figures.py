@@ -67,7 +67,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence
         axes.plot(np.asarray(steps) / 1e6, returns, marker="o", markersize=3, color=colour, label=label)
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     axes.spines[["top", "right"]].set_visible(False)
 
 
