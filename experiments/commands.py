@@ -152,8 +152,8 @@ class Evaluate:
     """take the most likely action instead of sampling"""
     seed: int = 0
     """fixes the environments and the actions"""
-    n_envs: int = 2048
-    """fresh environments"""
+    n_envs: int | None = None
+    """fresh environments; None: 2048 in the gridworld, 256 on MiniGrid"""
     json: bool = False
     """print JSON"""
 

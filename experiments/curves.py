@@ -13,6 +13,8 @@ from experiments.gridworld import learning_curve
 def main(command: Curves) -> None:
     if command.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--figure must end in .png, .pdf or .svg, got {str(command.figure)!r}")
+    if not command.directories:
+        raise UserError("name at least one run directory")
     with user_input():
         curves = {str(run): learning_curve(run, command.policy) for run in command.directories}
     _draw(curves, command)

@@ -10,20 +10,21 @@ from rich.table import Table
 
 from experiments.commands import Evaluate
 from experiments.errors import at_least, user_input
-from experiments.gridworld import load_run, make_env, one_thread, steer
+from experiments.gridworld import FRESH_ENVS, load_run, make_env, one_thread, steer
 from routed_rl.rl import evaluate
 from routed_rl.runs import derive_seed
 
 
 def main(command: Evaluate) -> None:
     one_thread()
-    at_least(1, n_envs=command.n_envs)
+    if command.n_envs is not None:
+        at_least(1, n_envs=command.n_envs)
     with user_input():
         model, config = load_run(command.directory)
         name = steer(model, command.steer, command.ablate)
     result = evaluate(
         model.policy,
-        make_env(config, command.n_envs),
+        make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1]),
         model.overseer.outcomes,
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,

@@ -104,9 +104,9 @@ class Overseer:
         self.loss_weights = torch.ones(len(self.outcomes) + 2)
         if not self.method.keep_unseen:
             self.loss_weights[self.reached] = 0.0
+        self.entropy_weights = torch.ones_like(self.loss_weights)
         if self.method.routed and unlabelled == "none":
-            self.loss_weights[self.reached :] = 0.0
-        self.entropy_weights = self.loss_weights if unlabelled == "none" else torch.ones_like(self.loss_weights)
+            self.loss_weights[self.reached :] = self.entropy_weights[self.reached :] = 0.0
         self.routes = self._routes()
 
     def _rewards(self) -> Tensor:

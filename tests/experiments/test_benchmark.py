@@ -89,6 +89,9 @@ def test_curves_and_steps_to_the_target(tmp_path, capsys):
     assert learning.steps_to_target(tmp_path / "c")["env_steps"] is None
     main(["curves", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", str(tmp_path / "f.png")])
     assert "0.600" in capsys.readouterr().out and (tmp_path / "f.png").stat().st_size > 1000
+    with pytest.raises(SystemExit) as stop:
+        main(["curves"])
+    assert stop.value.code == 2 and "at least one run" in capsys.readouterr().err
     for options, quoted in (
         (["--policy", "steer:fire"], "steer:fire"),
         (["--figure", "f.bmp"], "f.bmp"),

@@ -37,6 +37,17 @@ def test_every_method_pays_as_the_paper_says(method):
     assert overseer.modules == (("ghost", "diamond") if overseer.method.modular else ("policy",))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_strict_reading_concerns_methods_that_route(method):
+    loose, strict = (Overseer(VALUES, method, unlabelled=mode) for mode in ("all", "none"))
+    assert loose.entropy_weights.tolist() == [1, 1, 1, 1]
+    if strict.method.routed:
+        assert strict.loss_weights.tolist() == strict.entropy_weights.tolist() == [1, 1, 0, 0]
+    else:
+        assert torch.equal(strict.loss_weights, loose.loss_weights)
+        assert torch.equal(strict.entropy_weights, loose.entropy_weights)
+
+
 def test_labels_by_outcome_and_oversight():
     outcome, overseen = np.array([0, 1, 0, 1, -1, -1]), np.array([True, True, False, False, True, False])
     assert Overseer(VALUES).label(outcome, overseen, rng()).tolist() == [

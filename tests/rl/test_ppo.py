@@ -213,7 +213,7 @@ def test_stable_baselines3_interface(tmp_path):
     callbacks = [
         CheckpointCallback(save_freq=8, save_path=str(tmp_path / "checkpoints")),
         EvalCallback(
-            DiamondGhostVecEnv(4),
+            VecMonitor(DiamondGhostVecEnv(4)),
             n_eval_episodes=4,
             eval_freq=8,
             best_model_save_path=str(tmp_path),
