@@ -128,12 +128,19 @@ PAPER = Learner(
     replay_steps=0,
 )
 MINIGRID = Learner(
-    networks="symbolic", n_envs=16, n_steps=128, batch_size=512, n_epochs=4, learning_rate=1e-3, replay_steps=30
+    networks="symbolic",
+    n_envs=16,
+    n_steps=128,
+    batch_size=512,
+    n_epochs=4,
+    learning_rate=1e-3,
+    entropy=(0.2, 0.05),
+    replay_steps=60,
 )
 PRESETS: Mapping[PresetName, Train] = {
     "quick": Train(),
     "paper": Train(preset="paper", total_steps=20_000 * PAPER.n_envs * PAPER.n_steps, learner=PAPER),
-    "minigrid": Train(preset="minigrid", world="minigrid", total_steps=500_000, oversight=0.1, learner=MINIGRID),
+    "minigrid": Train(preset="minigrid", world="minigrid", total_steps=400_000, oversight=0.1, learner=MINIGRID),
 }
 """What the options of ``train`` are unless given, by preset."""
 
