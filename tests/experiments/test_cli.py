@@ -187,6 +187,18 @@ def test_watch_in_the_terminal_and_as_gif(capsys, trained, tmp_path):
         assert film.n_frames > 2
 
 
+def test_an_animation_that_fails_leaves_the_old_one(capsys, trained, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError("no space left")
+
+    gif = tmp_path / "film.gif"
+    gif.write_bytes(b"precious")
+    monkeypatch.setattr(Image.Image, "save", full)
+    status, _, err = call(capsys, "watch", trained, "--episodes", "1", "--gif", gif)
+    assert status == 2 and len(err.splitlines()) == 1 and "no space left" in err
+    assert gif.read_bytes() == b"precious" and [path.name for path in tmp_path.iterdir()] == ["film.gif"]
+
+
 def test_method_names_are_the_registry():
     assert set(get_args(MethodName)) == {*METHODS, "oracle-filtered"}  # an oracle with fewer steps
 
