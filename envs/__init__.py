@@ -1,12 +1,13 @@
 """Environments with partial oversight, each one batched dynamics behind several thin faces.
 
 Importing this package registers ``RoutedRL/DiamondGhost-v0`` and ``RoutedRL/MiniGrid-DiamondGhost-v0`` with
-Gymnasium. ``DiamondGhostVecEnv`` needs Stable-Baselines3 and ``MiniGridDiamondGhostEnv`` needs MiniGrid, which are
-imported when those names are first used.
+Gymnasium. ``DiamondGhostVecEnv`` and ``DiamondGhostTensorVecEnv`` need Stable-Baselines3, ``MiniGridDiamondGhostEnv``
+needs MiniGrid, which are imported when those names are first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -17,9 +18,11 @@ from envs.world import World, make_world
 if TYPE_CHECKING:
     from envs.minigrid import MiniGridDiamondGhostEnv
     from envs.sb3 import DiamondGhostVecEnv
+    from envs.tensors import DiamondGhostTensorVecEnv
 
 __all__ = [
     "DiamondGhostEnv",
+    "DiamondGhostTensorVecEnv",
     "DiamondGhostVecEnv",
     "DiamondGhostVectorEnv",
     "MiniGridDiamondGhostEnv",
@@ -39,13 +42,14 @@ gymnasium.register(
 )
 
 
+_LAZY = {
+    "DiamondGhostTensorVecEnv": "envs.tensors",
+    "DiamondGhostVecEnv": "envs.sb3",
+    "MiniGridDiamondGhostEnv": "envs.minigrid",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "DiamondGhostVecEnv":
-        from envs.sb3 import DiamondGhostVecEnv
-
-        return DiamondGhostVecEnv
-    if name == "MiniGridDiamondGhostEnv":
-        from envs.minigrid import MiniGridDiamondGhostEnv
-
-        return MiniGridDiamondGhostEnv
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

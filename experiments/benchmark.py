@@ -54,6 +54,7 @@ def _training(name: Any, learner: Learner, repeats: int, tick: Any) -> dict[str,
     return {
         "seconds_per_update": as_json(measured),
         "steps_per_second": steps * measured[OURS].rate,
+        "steps_per_second_on_gpu": training.steps_per_second_on_gpu(name, repeats),
         "steps_per_second_stable_baselines3": steps * measured[PEER].rate,
         "times_stable_baselines3": measured[PEER].median / measured[OURS].median,
         "roofline_share": measured[PRODUCTS].median / measured[OURS].median,
@@ -83,7 +84,8 @@ def _show(results: dict[str, Any], console: Console) -> None:
     }
     for line, (key, form) in lines.items():
         table.add_row(line, *(form.format(row[key]) for row in results["training"].values()))
-    table.add_row("steps/s on a GPU", *("not measured" for _ in results["training"]))
+    on_gpu = (row["steps_per_second_on_gpu"] for row in results["training"].values())
+    table.add_row("steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu))
     console.print(table)
 
     table = _titled("Where an update's time goes", "part", *results["training"])

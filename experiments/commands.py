@@ -106,6 +106,8 @@ class Train:
     """step cap of an episode; None: 32 in the gridworld, four times its cells on MiniGrid, where turning takes steps"""
     spurious_oversight: float = 0.0
     """probability that a cell without terminal looks overseen"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where environment, rollout and learning happen; MiniGrid's environment is always on the CPU"""
     learner: Learner = field(default_factory=Learner)
     """the learner's hyperparameters"""
 

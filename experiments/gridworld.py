@@ -13,7 +13,13 @@ from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from envs import DiamondGhostEnv, DiamondGhostVecEnv, MiniGridDiamondGhostEnv, World
+from envs import (
+    DiamondGhostEnv,
+    DiamondGhostTensorVecEnv,
+    DiamondGhostVecEnv,
+    MiniGridDiamondGhostEnv,
+    World,
+)
 from routed_rl.rl import Overseer, RoutedAlgorithm, RoutedPPO, RoutedREINFORCE, SymbolicImageEncoder, evaluate_policies
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
@@ -45,12 +51,14 @@ def make_scalar_env(config: Mapping[str, Any], render_mode: str | None = None) -
     return DiamondGhostEnv(render_mode=render_mode, **world_options(config))
 
 
-def make_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
-    """The run's world, ``num_envs`` times; ValueError if the config asks for an impossible one."""
+def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu") -> VecEnv:
+    """The run's world, ``num_envs`` times, on a GPU in tensors; ValueError if the config asks for an impossible one."""
     if config["world"] == "minigrid":
         if num_envs < 1:
             raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
         return DummyVecEnv([partial(make_scalar_env, config)] * num_envs)
+    if device != "cpu":
+        return DiamondGhostTensorVecEnv(num_envs, device, **world_options(config))
     return DiamondGhostVecEnv(num_envs, **world_options(config))
 
 
@@ -103,10 +111,12 @@ def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
     return {"ppo": RoutedPPO, "reinforce": RoutedREINFORCE}[config["learner"]["algorithm"]]
 
 
-def make_model(config: Mapping[str, Any], seed: int, device: str = "cpu") -> RoutedAlgorithm:
-    """A new learner in its world; ValueError for an option out of range."""
-    learner = dict(config["learner"])
-    env = make_env(config, learner.pop("n_envs"))
+def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
+    """A new learner in its world; ValueError for an option out of range, or a device that is not there."""
+    learner, device = dict(config["learner"]), config["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device is available: train with --device cpu")
+    env = make_env(config, learner.pop("n_envs"), device)
     world = world_of(env)
     overseer = Overseer(
         dict(zip(world.names, world.rewards.tolist(), strict=True)),
@@ -158,7 +168,7 @@ def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
     if not (directory / MODEL).is_dir():
         raise RunError(f"the run {str(directory)!r} is not finished: start its train command again to continue it")
     model = algorithm(config).load(directory / MODEL, device="cpu")
-    expected = make_model({**config, "learner": {**config["learner"], "n_envs": 1}}, seed=0)
+    expected = make_model({**config, "device": "cpu", "learner": {**config["learner"], "n_envs": 1}}, seed=0)
     for name in ("observation_space", "action_space"):
         if getattr(model, name) != getattr(expected, name):
             raise RunError(f"{str(directory / MODEL)!r} is not this run's: its {name} is {getattr(model, name)}")

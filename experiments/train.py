@@ -58,7 +58,7 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
     checkpoint = run.load_checkpoint()
     if checkpoint is not None:
         with user_input():
-            model = build(type(model), checkpoint, run.path, model.env, "cpu", False, {})
+            model = build(type(model), checkpoint, run.path, model.env, config["device"], False, {})
     total = budget(config)
     model.set_logger(
         Logger(str(run.path), [_MetricsWriter(run), TensorBoardOutputFormat(str(run.path / "tensorboard"))])
@@ -70,8 +70,8 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
                 callback=_RunCallback(run, report, total),
                 reset_num_timesteps=checkpoint is None,
             )
-        except (ValueError, FloatingPointError) as error:
-            # Stable-Baselines3's distributions refuse what is not a number, in many lines.
+        except (ValueError, FloatingPointError, RuntimeError) as error:
+            # Who meets the first number that is none: the log, a distribution, or torch when it samples.
             if all(bool((parameter.abs() < HUGE).all()) for parameter in model.policy.parameters()):
                 raise
             reason = f"training has diverged by step {model.num_timesteps}; lower --learner.learning-rate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -24,9 +24,9 @@ PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.a
 Shape = tuple[torch.Size, tuple[int, ...]]
 
 
-def measure(preset: PresetName, repeats: int, tick: Callable[[], None], device: str = "cpu") -> dict[str, Measured]:
+def measure(preset: PresetName, repeats: int, tick: Callable[[], None]) -> dict[str, Measured]:
     """Seconds per update: ours, its matrix products alone, ours without routing, and Stable-Baselines3's PPO."""
-    model = trained(preset, device)
+    model = trained(preset)
     products = record_products(model)
     steps = model.n_envs * model.n_steps
     unrouted = mock.patch("routed_rl.rl.networks.route_gradient", lambda x, weight: x)
@@ -35,10 +35,10 @@ def measure(preset: PresetName, repeats: int, tick: Callable[[], None], device: 
         with unrouted:
             learn(model, UPDATES[preset])
 
-    peer = stable_baselines3(preset, device)
+    peer = stable_baselines3(preset)
     cases: dict[str, tuple[int, Callable[[], object]]] = {
         "ours": (UPDATES[preset], lambda: learn(model, UPDATES[preset])),
-        "its matrix products": (UPDATES[preset], lambda: multiply(products, UPDATES[preset], device)),
+        "its matrix products": (UPDATES[preset], lambda: multiply(products, UPDATES[preset])),
         "ours without routing": (UPDATES[preset], without_routing),
         "Stable-Baselines3 PPO": (1, lambda: peer.learn(steps, reset_num_timesteps=False)),
     }
@@ -50,9 +50,24 @@ def calls(repeats: int) -> int:
     return (repeats + 1) * 4
 
 
-def trained(preset: PresetName, device: str) -> RoutedAlgorithm:
+def steps_per_second_on_gpu(preset: PresetName, repeats: int) -> float | None:
+    """Environment steps per second with everything on the GPU; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    model = trained(preset, "cuda")
+    updates = 20 * UPDATES[preset]
+
+    def run() -> None:
+        learn(model, updates)
+        torch.cuda.synchronize()
+
+    measured = take_turns({"gpu": (updates * model.n_envs * model.n_steps, run)}, repeats)
+    return measured["gpu"].rate
+
+
+def trained(preset: PresetName, device: Literal["cpu", "cuda"] = "cpu") -> RoutedAlgorithm:
     """A model past its first updates, so that replay is at work."""
-    model = make_model(replace(PRESETS[preset], oversight=0.1).config(), 0, device)
+    model = make_model(replace(PRESETS[preset], oversight=0.1, device=device).config(), 0)
     learn(model, 2)
     return model
 
@@ -63,7 +78,7 @@ def learn(model: RoutedAlgorithm, updates: int) -> None:
     model.learn(steps, reset_num_timesteps=model.num_timesteps == 0)
 
 
-def stable_baselines3(preset: PresetName, device: str) -> PPO:
+def stable_baselines3(preset: PresetName) -> PPO:
     """Stable-Baselines3's PPO with the preset's networks and hyperparameters, on as many scalar environments."""
     config = replace(PRESETS[preset], oversight=0.1).config()
     learner = config["learner"]
@@ -84,7 +99,7 @@ def stable_baselines3(preset: PresetName, device: str) -> PPO:
         normalize_advantage=False,
         policy_kwargs={"modules": ("ghost", "diamond")},
         seed=0,
-        device=device,
+        device="cpu",
     )
 
 
@@ -107,13 +122,13 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def multiply(products: Counter[tuple[Any, Shape, Shape]], updates: int, device: str) -> None:
+def multiply(products: Counter[tuple[Any, Shape, Shape]], updates: int) -> None:
     """Do the recorded products, and nothing else."""
     with torch.no_grad():
         for (operation, left, right), count in products.items():
-            a, b = (torch.empty_strided(*layout, device=device).fill_(0.5) for layout in (left, right))
+            a, b = (torch.empty_strided(*layout).fill_(0.5) for layout in (left, right))
             if operation is torch.ops.aten.addmm.default:
-                bias = torch.zeros(b.shape[-1], device=device)
+                bias = torch.zeros(b.shape[-1])
                 for _ in range(count * updates):
                     torch.addmm(bias, a, b)
             else:
@@ -121,14 +136,15 @@ def multiply(products: Counter[tuple[Any, Shape, Shape]], updates: int, device: 
                     operation(a, b)
 
 
-def parts(preset: PresetName, device: str = "cpu") -> dict[str, float]:
+def parts(preset: PresetName) -> dict[str, float]:
     """Where an update's time goes, as shares of it."""
-    model = trained(preset, device)
+    model = trained(preset)
     watch = Stopwatch()
     watch.watch(model.env, "step", "environment")
-    watch.watch(model.policy, "forward", "acting")
+    watch.watch(model, "_act", "acting")
+    watch.watch(model, "_values", "values")
     watch.watch(model.buffer, "finish_rollout", "labels and advantages")
-    watch.watch(model.policy, "evaluate_routed", "learning: forward")
+    watch.watch(model, "_evaluate", "learning: forward")
     watch.watch(model, "_learn", "learning: losses")
     watch.watch(model, "_learn_replayed", "replay: forward and losses")
     watch.watch(model.policy.optimizer, "step", "optimizer")

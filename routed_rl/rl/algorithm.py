@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
-from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay
+from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
 from routed_rl.rl.saving import Saveable
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
@@ -168,6 +168,11 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         )
         hold = self.unfinished == "hold"
         self.buffer = EpisodeBuffer(self.n_steps, self.n_envs, *shapes, hold=hold, device=self.device)
+        self._table = self.overseer.label_table(self.device)
+        # On a GPU a small network's time is that of launching its operations, which compiling makes few.
+        compiled = torch.compile if self.device.type == "cuda" else _as_it_is
+        self._act, self._evaluate = compiled(self._sample), compiled(self.policy.evaluate_routed)
+        self._parameters = list(self.policy.parameters())  # walking the modules at every step costs time
         n_labels = len(self.overseer.outcomes) if self._replays else 0
         self.replay = LabelReplay(n_labels, self.replay_capacity, *shapes, device=self.device)
         self.rollout_buffer = None  # type: ignore[assignment]  # Stable-Baselines3's own is not used
@@ -199,55 +204,60 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             raise ValueError(f"the policy is steered ({self.policy.steering}); unsteer() it before learning")
         self.policy.set_training_mode(False)
         self.buffer.start_rollout()
-        shape = (n_rollout_steps, env.num_envs)
-        outcome, overseen = np.full(shape, -1), np.zeros(shape, dtype=bool)
-        ended = np.zeros(shape, dtype=bool)
+        ends = RolloutEnds(n_rollout_steps, env.num_envs, getattr(env, "device", None))
         # Sampling is seeded by the update; the global generator is left as it was, and what callbacks draw is theirs.
         fork = partial(torch.random.fork_rng, devices=[] if self.device.type == "cpu" else [self.device])
         with fork():
             torch.manual_seed(self._rng("rollout"))
             for step in range(n_rollout_steps):
                 obs = torch.as_tensor(self._last_obs, device=self.device)
-                with torch.no_grad():
-                    actions, values, log_probs = self.policy(obs)
-                self.buffer.add(step, obs, actions, log_probs, values.flatten())
-                new_obs, rewards, dones, infos = env.step(self.policy.legal(actions))
+                actions, log_probs = self._act(obs)
+                self.buffer.add(step, obs, actions, log_probs)
+                new_obs, rewards, dones, infos = env.step(actions if ends.on_device else self.policy.legal(actions))
                 self.num_timesteps += env.num_envs
-                ends = episode_ends(infos, dones, self.overseer.outcomes)
-                outcome[step, ends.rows], overseen[step, ends.rows] = ends.outcome, ends.overseen
-                ended[step] = dones
-                self._bootstrap_truncated(step, ends.rows[ends.truncated], ends.final_obs[ends.truncated])
+                ends.add(step, dones, episode_ends(infos, dones, self.overseer.outcomes))
                 self._last_obs, self._last_episode_starts = new_obs, dones
                 callback.update_locals(locals())
                 with fork():
                     if not callback.on_step():
                         self.buffer.discard()
                         return False
-        labels = self.overseer.label(outcome, overseen, np.random.default_rng(self._rng("labels")))
-        self._store_ends(torch.from_numpy(ended), torch.from_numpy(labels))
+        self._store_ends(ends)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _bootstrap_truncated(self, step: int, rows: np.ndarray, final_obs: np.ndarray) -> None:
-        if len(rows) and self.bootstrap:
-            with torch.no_grad():
-                values = self.policy.predict_values(torch.as_tensor(final_obs, device=self.device))
-            self.buffer.bootstrap[self.n_steps + step, rows] = values.flatten()
+    @torch.no_grad()
+    def _sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        distribution = self.policy.get_distribution(obs)
+        actions = distribution.sample()
+        return actions, distribution.log_prob(actions)
 
-    def _store_ends(self, ended: Tensor, labels: Tensor) -> None:
-        """Hand the rollout's labels ``(T, E)``, and the rewards they pay, to the buffer."""
-        ended, labels = ended.to(self.device), labels.to(self.device)
-        self.buffer.ended[self.n_steps :] = ended
-        self.buffer.labels[self.n_steps :] = labels
-        self.buffer.rewards[self.n_steps :] = self.overseer.rewards.to(self.device)[labels] * ended
-        episodes = max(int(ended.sum()), 1)
+    @torch.no_grad()
+    def _values(self, obs: Tensor) -> Tensor:
+        """``(N,)`` values of ``(N, …)`` observations, in portions no larger than a gradient step's."""
+        portions = obs.split(self.batch_size or max(len(obs), 1))
+        return torch.cat([self.policy.predict_values(portion).flatten() for portion in portions])
+
+    def _store_ends(self, ends: RolloutEnds) -> None:
+        """Hand the rollout's labels, the rewards they pay, and the values of what it saw to the buffer."""
+        outcome, overseen = ends.outcome.cpu().numpy(), ends.overseen.cpu().numpy()
+        numbers = self.overseer.label(outcome, overseen, np.random.default_rng(self._rng("labels")))
+        ended, labels = ends.ended.to(self.device), torch.from_numpy(numbers).to(self.device)
+        new = slice(self.n_steps, None)
+        self.buffer.ended[new], self.buffer.labels[new] = ended, labels
+        self.buffer.rewards[new] = self._table.rewards[labels] * ended
+        self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ended.shape)
+        if self.bootstrap and bool(ends.truncated.any()):
+            values = self._values(ends.truncated_obs().to(self.device))
+            self.buffer.bootstrap[new].masked_scatter_(ends.truncated.to(self.device), values)
         counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
+        episodes = max(sum(counts), 1)
         names = (*self.overseer.outcomes, "unseen", "none")
-        self.logger.record("rollout/episodes", int(ended.sum()))
+        self.logger.record("rollout/episodes", sum(counts))
         for name, count in zip(names, counts, strict=True):
             self.logger.record(f"rollout/label_{name}", count / episodes)
-        self.logger.record("rollout/ep_training_reward", float(self.buffer.rewards[self.n_steps :].sum()) / episodes)
+        self.logger.record("rollout/ep_training_reward", float(self.buffer.rewards[new].sum()) / episodes)
 
     # --- learning -------------------------------------------------------------------------------
 
@@ -272,8 +282,7 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         last_values = torch.zeros(self.n_envs, device=self.device)
         if self.bootstrap:
-            with torch.no_grad():
-                last_values = self.policy.predict_values(torch.as_tensor(self._last_obs, device=self.device)).flatten()
+            last_values = self._values(torch.as_tensor(self._last_obs, device=self.device))
         batch = self.buffer.finish_rollout(last_values, self.overseer.not_reached, self.gamma, self.gae_lambda)
         generator = torch.Generator().manual_seed(self._rng("minibatches"))
 
@@ -284,8 +293,9 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             if n_minibatches == 1:
                 stats.append(self._learn(batch))
                 continue
-            for index in torch.randperm(n_steps, generator=generator).tensor_split(n_minibatches):
-                stats.append(self._learn(Batch(*(tensor[index] for tensor in batch))))
+            order = torch.randperm(n_steps, generator=generator).to(self.device)
+            for index in order.tensor_split(n_minibatches):
+                stats.append(self._learn(Batch(*(tensor.index_select(0, index) for tensor in batch))))
         if self._replays:
             self.replay.add(batch)
             for _ in range(self.replay_steps):
@@ -305,16 +315,13 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step for samples of every label; returns what to log."""
-        routes = self.overseer.route_weights(batch.labels)
-        weights = self.overseer.loss_weights.to(self.device)[batch.labels]
-        entropy_weights = self.overseer.entropy_weights.to(self.device)[batch.labels]
-        labelled = self.overseer.is_labelled(batch.labels)
-        values, log_probs, entropy, gate_logits = self.policy.evaluate_routed(batch.obs, batch.actions, routes)
+        routes, labelled = self._table.routes[batch.labels], self.overseer.is_labelled(batch.labels)
+        values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes)
         losses, details = self.policy_loss(batch, log_probs)
         stats = details | {
-            "policy_loss": (weights * losses).mean(),
+            "policy_loss": (self._table.loss[batch.labels] * losses).mean(),
             "value_loss": F.mse_loss(values, batch.returns),
-            "entropy": (entropy_weights * entropy).mean(),
+            "entropy": (self._table.entropy[batch.labels] * entropy).mean(),
         }
         ent_coef = self.entropy_schedule(self._current_progress_remaining)
         loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]
@@ -355,7 +362,7 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         parameters = [p for name in untaught for p in self.policy.module_parameters(name)]
         with excluded(self.policy.optimizer, parameters):
             if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
             self.policy.optimizer.step()
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -367,6 +374,10 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self._dump_after_training = True
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
 
 def check_range(low: float, high: float = float("inf"), **numbers: float | Schedule) -> None:

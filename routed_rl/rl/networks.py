@@ -10,7 +10,6 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from routed_rl.routing import route_gradient
 
@@ -53,6 +52,9 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
         categories: how many there are in each of the ``C`` channels.
     """
 
+    starts: Tensor
+    limits: Tensor
+
     def __init__(
         self,
         observation_space: spaces.Box,
@@ -67,12 +69,19 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
         self.channels_last = shape[-1] == len(categories)
         self.categories = tuple(categories)
         cells = math.prod(shape) // len(categories)
+        # Where in the one-hot vector the categories of each cell's channels start.
+        starts = torch.arange(cells)[:, None] * sum(categories) + torch.tensor([0, *categories[:-1]]).cumsum(0)
+        self.register_buffer("starts", starts, persistent=False)  # (cells, C)
+        self.register_buffer("limits", torch.tensor(categories), persistent=False)  # (C,)
         self.layers = mlp((cells * sum(categories), *sizes), ACTIVATIONS[activation])
 
     def forward(self, observations: Tensor) -> Tensor:
-        channels = observations.long().unbind(-1 if self.channels_last else 1)
-        hot = [F.one_hot(channel.flatten(1), n) for channel, n in zip(channels, self.categories, strict=True)]
-        encoded: Tensor = self.layers(torch.cat(hot, dim=-1).flatten(1).to(torch.float32))
+        channels = observations.long().flatten(1, 2) if self.channels_last else observations.long().flatten(2).mT
+        if not bool((channels < self.limits).all()):
+            raise ValueError(f"an image holds a number that is not below its channel's categories {self.categories}")
+        hot = torch.zeros(len(observations), len(self.starts) * sum(self.categories), device=channels.device)
+        hot.scatter_(1, (channels + self.starts).flatten(1), 1.0)
+        encoded: Tensor = self.layers(hot)
         return encoded
 
 
@@ -139,8 +148,7 @@ class RoutedExtractor(nn.Module):
         experts = [self._expert(i, features) for i in active]
         if self.gate is None:
             return torch.stack(experts).mean(0)
-        gate = torch.softmax(self.gate(features)[:, active], dim=-1)
-        return _gated_sum(gate, experts)
+        return _gated_sum(torch.softmax(self.gate(features)[:, active], dim=-1), experts)
 
     def forward_routed(self, features: Tensor, routes: Tensor) -> tuple[Tensor, Tensor | None]:
         """The unsteered actor with each sample's gradient weighted per module: the one pass of training.
@@ -182,8 +190,8 @@ class RoutedExtractor(nn.Module):
         return latent
 
 
-def _gated_sum(gate: Tensor, experts: list[Tensor]) -> Tensor:
+def _gated_sum(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:
     total = gate[:, :1] * experts[0]
     for i, expert in enumerate(experts[1:], start=1):
-        total = total + gate[:, i : i + 1] * expert
+        total = torch.addcmul(total, gate[:, i : i + 1], expert)
     return total

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,15 @@ METHODS: Mapping[str, Method] = {
     "no-routing": Method("reach", modular=True, gate=True),
     "no-gate-no-routing": Method("reach", modular=True),
 }
+
+
+class LabelTable(NamedTuple):
+    """What a label does, a row for each of ``K + 2`` labels: indexed by labels, for each step of a batch."""
+
+    routes: Tensor  # (K + 2, M + 1) gradient weights of the modules and, last, the gate
+    loss: Tensor  # (K + 2,) weight of the policy loss
+    entropy: Tensor  # (K + 2,) weight of the entropy bonus
+    rewards: Tensor  # (K + 2,) training reward
 
 
 class Overseer:
@@ -147,6 +156,12 @@ class Overseer:
     def route_weights(self, labels: Tensor) -> Tensor:
         """``(…, M + 1)`` gradient weights of the modules and, last, the gate, for labels ``(…)``."""
         return self.routes.weights(torch.where(self.is_labelled(labels), labels, -1))
+
+    def label_table(self, device: torch.device) -> LabelTable:
+        """What each label does to the learner, on its device."""
+        labels = torch.arange(len(self.rewards))
+        columns = (self.route_weights(labels), self.loss_weights, self.entropy_weights, self.rewards)
+        return LabelTable(*(column.to(device) for column in columns))
 
     def to_dict(self) -> dict[str, Any]:
         """Constructor arguments as JSON; :meth:`from_dict` builds an equal overseer."""

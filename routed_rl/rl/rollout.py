@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from routed_rl.rl.oversight_env import EpisodeEnds
 
 
 class Batch(NamedTuple):
@@ -21,6 +24,41 @@ class Batch(NamedTuple):
     advantages: Tensor  # (N,)
     returns: Tensor  # (N,) targets of the value network
     outcome_returns: Tensor  # (N,) discounted training reward until the episode's end
+
+
+class RolloutEnds:
+    """How one rollout's episodes ended: ``ended``, ``truncated``, ``overseen`` (bool) and ``outcome``, ``(T, E)``.
+
+    Args:
+        device: of an environment that speaks tensors, whose ``ends`` hold all its rows, so that nothing needs to
+            leave the device before the rollout is over; None for one that speaks numpy, of the ended episodes alone.
+    """
+
+    def __init__(self, n_steps: int, n_envs: int, device: torch.device | None) -> None:
+        shape, self.on_device = (n_steps, n_envs), device is not None
+        self.ended, self.truncated, self.overseen = torch.zeros((3, *shape), dtype=torch.bool, device=device)
+        self.outcome = torch.full(shape, -1, device=device)
+        arrays = {name: getattr(self, name) for name in ("truncated", "overseen", "outcome")}
+        # The same memory, to which numpy writes sooner than torch.
+        self._by_row = arrays if self.on_device else {name: array.numpy() for name, array in arrays.items()}
+        self._final_obs: list[Any] = []
+
+    def add(self, step: int, dones: Any, ends: EpisodeEnds) -> None:
+        """Take note of what ended in step ``step`` (0 … T-1)."""
+        self.ended[step] = torch.as_tensor(dones)
+        for name, array in self._by_row.items():
+            array[step, ends.rows] = getattr(ends, name)
+        if self.on_device:
+            self._final_obs.append(ends.final_obs)
+        elif ends.truncated.any():
+            self._final_obs.append(ends.final_obs[ends.truncated])
+
+    def truncated_obs(self) -> Tensor:
+        """The last observations of the truncated episodes, in the order of ``truncated``: ``(N, …)``."""
+        if self.on_device:
+            every: Tensor = torch.stack(self._final_obs)[self.truncated]
+            return every
+        return torch.from_numpy(np.concatenate(self._final_obs))
 
 
 class EpisodeBuffer:
@@ -89,11 +127,10 @@ class EpisodeBuffer:
         """Forget the waiting steps: the end of their episodes will not be seen."""
         self.waiting.zero_()
 
-    def add(self, step: int, obs: Tensor, actions: Tensor, log_probs: Tensor, values: Tensor) -> None:
+    def add(self, step: int, obs: Tensor, actions: Tensor, log_probs: Tensor) -> None:
         """Store step ``step`` (0 … T-1) of the current rollout, each tensor ``(E, …)``."""
         row = self.n_steps + step
-        self.obs[row], self.actions[row] = obs, actions
-        self.log_probs[row], self.values[row] = log_probs, values
+        self.obs[row], self.actions[row], self.log_probs[row] = obs, actions, log_probs
 
     def finish_rollout(self, last_values: Tensor, not_reached: int, gamma: float, gae_lambda: float) -> Batch:
         """Spread labels back, estimate advantages (GAE, Schulman et al. 2016) and take what is ready.
@@ -103,13 +140,13 @@ class EpisodeBuffer:
             not_reached: the label of steps that are learned before their episode has ended.
         """
         self.waiting[self.n_steps :] = True
-        rows = 2 * self.n_steps
         labels, resolved = torch.full_like(self.labels, not_reached), torch.zeros_like(self.waiting)
         advantages, outcome_returns = torch.zeros_like(self.values), torch.zeros_like(self.values)
         label = labels[0]
         done, advantage = torch.zeros_like(self.waiting[0]), torch.zeros_like(last_values)
         outcome_return, next_value = torch.zeros_like(last_values), last_values
-        for t in reversed(range(rows)):
+        first = 0 if self.hold else self.n_steps  # where nothing is held, the last rollout has been learned
+        for t in reversed(range(first, 2 * self.n_steps)):
             ended, reward = self.ended[t], self.rewards[t]
             going = (~ended).float()
             delta = reward + gamma * (going * next_value + self.bootstrap[t]) - self.values[t]

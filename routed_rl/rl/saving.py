@@ -208,7 +208,7 @@ def model_tensors(model: RoutedAlgorithm) -> dict[str, Tensor]:
     tensors |= {f"buffer.{name}": tensor for name, tensor in model.buffer.tensors().items()}
     tensors |= {f"replay.{name}": tensor for name, tensor in model.replay.tensors().items()}
     if model._last_obs is not None:
-        tensors["last_obs"] = torch.as_tensor(model._last_obs)
+        tensors["last_obs"] = torch.as_tensor(model._last_obs).cpu()
         tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in environment_state(model.env).items()}
     return tensors
 

@@ -188,6 +188,7 @@ heavy = {"torch", "stable_baselines3", "matplotlib", "minigrid", "pygame", "rout
 assert not heavy, heavy
 import envs
 faces = {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "MiniGridDiamondGhostEnv"}
+faces.add("DiamondGhostTensorVecEnv")
 assert set(envs.__all__) == {*faces, "World", "make_world"}
 assert all(getattr(envs, name) for name in envs.__all__) and "stable_baselines3" in sys.modules
 try:

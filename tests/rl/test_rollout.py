@@ -22,11 +22,12 @@ def play(buffer, rng, steps, envs, end_probability, first_id):
     for t in range(steps):
         ids = torch.arange(first_id + t * envs, first_id + (t + 1) * envs, dtype=torch.float32)
         values = torch.from_numpy(rng.normal(size=envs)).float()
-        buffer.add(t, ids[:, None], torch.zeros(envs, dtype=torch.int64), torch.zeros(envs), values)
+        buffer.add(t, ids[:, None], torch.zeros(envs, dtype=torch.int64), torch.zeros(envs))
         ended = rng.random(envs) < end_probability
         labels, rewards = rng.integers(0, 4, envs), rng.normal(size=envs) * ended
         bootstrap = rng.normal(size=envs) * ended * (rng.random(envs) < 0.3)
         row = steps + t
+        buffer.values[row] = values
         buffer.ended[row] = torch.from_numpy(ended)
         buffer.labels[row] = torch.from_numpy(labels)
         buffer.rewards[row] = torch.from_numpy(rewards).float()

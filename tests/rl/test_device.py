@@ -1,0 +1,61 @@
+"""A learner whose environment speaks tensors learns the same, bit for bit, and what it runs most can be compiled."""
+
+import pytest
+import torch
+
+from envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
+from routed_rl.rl import Overseer, RoutedPPO, RoutedREINFORCE
+
+OVERSEER = {"ghost": -1, "diamond": 1}
+
+
+def learner(env, kind, **options):
+    policy = "PaperPolicy" if kind is RoutedREINFORCE else "MlpPolicy"
+    defaults = {"n_steps": 8, "seed": 0, "device": "cpu", "replay_steps": 2, "replay_batch": 16}
+    return kind(policy, env, Overseer(OVERSEER), **defaults | options)
+
+
+def same(a, b):
+    pairs = zip(a.policy.state_dict().values(), b.policy.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (RoutedPPO, {"batch_size": 128}),
+        (RoutedPPO, {"batch_size": 100, "unfinished": "hold"}),
+        (RoutedREINFORCE, {}),
+    ],
+)
+def test_tensors_teach_what_numpy_teaches(kind, options, tmp_path):
+    world = {"oversight": 0.3, "max_steps": 5}  # episodes are truncated, and cut by rollouts
+    plain = learner(DiamondGhostVecEnv(64, **world), kind, **options)
+    tensors = learner(DiamondGhostTensorVecEnv(64, "cpu", **world), kind, **options)
+    for model in (plain, tensors):
+        model.learn(3 * 512)
+    assert same(plain, tensors)
+    tensors.save(tmp_path / "model")
+    env = DiamondGhostTensorVecEnv(64, "cpu", **world)
+    again = kind.load(tmp_path / "model", env=env, device="cpu", force_reset=False)
+    for model in (plain, again):
+        model.learn(2 * 512, reset_num_timesteps=False)
+    assert same(plain, again), "a loaded learner goes on where the saved one was"
+
+
+@pytest.mark.parametrize("kind", [RoutedPPO, RoutedREINFORCE])
+def test_acting_and_learning_are_captured_in_one_graph_each(kind):
+    """As on a GPU, but for the code generator: one graph without a break, with the same result."""
+    plain, compiled = (learner(DiamondGhostTensorVecEnv(32, "cpu", oversight=0.3), kind) for _ in range(2))
+    for name in ("_act", "_evaluate"):
+        setattr(compiled, name, torch.compile(getattr(compiled, name), backend="aot_eager", fullgraph=True))
+    for model in (plain, compiled):
+        model.learn(2 * 256)
+    assert same(plain, compiled)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu():
+    model = learner(DiamondGhostTensorVecEnv(64, "cuda", oversight=0.3), RoutedPPO, device="cuda")
+    model.learn(3 * 512)
+    assert all(parameter.is_cuda and parameter.isfinite().all() for parameter in model.policy.parameters())
