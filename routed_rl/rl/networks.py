@@ -124,10 +124,18 @@ class RoutedExtractor(nn.Module):
         self.value = value
         self.latent_dim_pi, self.latent_dim_vf = latent_dims
         self.detach_encoder = detach_encoder
+        self.unsteer()
+
+    def unsteer(self) -> None:
+        """The gate alone decides, over all modules."""
         self.mix: tuple[float, ...] | None = None
         self.ablated: frozenset[str] = frozenset()
+        self.avoid: dict[int, float] = {}
+        self.temperature = 1.0
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        if self.avoid or self.temperature != 1:
+            raise ValueError("contrast and temperature act in predict() and get_distribution(); unsteer() for the rest")
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_critic(self, features: Tensor) -> Tensor:
@@ -149,6 +157,15 @@ class RoutedExtractor(nn.Module):
         if self.gate is None:
             return torch.stack(experts).mean(0)
         return _gated_sum(torch.softmax(self.gate(features)[:, active], dim=-1), experts)
+
+    def gate_weights(self, features: Tensor) -> Tensor:
+        """``(B, M)`` weights that the gate gives the modules, 0 for those ablated, whether or not it is steered."""
+        if self.detach_encoder:
+            features = features.detach()
+        active = [i for i, name in enumerate(self.names) if name not in self.ablated]
+        weights = features.new_zeros(len(features), len(self.names))
+        weights[:, active] = 1 / len(active) if self.gate is None else self.gate(features)[:, active].softmax(dim=-1)
+        return weights
 
     def forward_routed(self, features: Tensor, routes: Tensor) -> tuple[Tensor, Tensor | None]:
         """The unsteered actor with each sample's gradient weighted per module: the one pass of training.

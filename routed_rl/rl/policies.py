@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -134,6 +135,21 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         values = self.value_net(self.mlp_extractor.forward_critic(features)).flatten()
         return values, distribution.log_prob(actions), distribution.entropy(), gate_logits
 
+    def get_distribution(self, obs: Tensor) -> Distribution:
+        """The distribution over actions as the policy is steered now."""
+        extractor = self.mlp_extractor
+        if not extractor.avoid and extractor.temperature == 1:
+            return super().get_distribution(obs)
+        features = self.extract_features(obs)
+        logits = self.action_net(extractor.forward_actor(features))
+        gate = extractor.gate_weights(features)
+        for module, strength in extractor.avoid.items():
+            modules = torch.full((len(features),), module, device=features.device)
+            avoided = self.action_net(extractor.forward_alone(features, modules)).softmax(dim=-1)
+            logits = logits - strength * gate[:, module : module + 1] * avoided
+        assert isinstance(self.action_dist, CategoricalDistribution)
+        return self.action_dist.proba_distribution(action_logits=logits / extractor.temperature)
+
     def gate_logits(self, obs: Tensor) -> Tensor:
         """``(B, M)`` logits of the learned gate."""
         gate = self.mlp_extractor.gate
@@ -169,6 +185,10 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
             steering["ablated"] = sorted(extractor.ablated)
         if extractor.mix is not None:
             steering["mix"] = dict(zip(self.module_names, extractor.mix, strict=True))
+        if extractor.avoid:
+            steering["avoid"] = {self.module_names[i]: strength for i, strength in extractor.avoid.items()}
+        if extractor.temperature != 1:
+            steering["temperature"] = extractor.temperature
         return steering
 
     def set_steering(self, steering: Mapping[str, Any]) -> None:
@@ -177,13 +197,26 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         if "ablated" in steering:
             self.ablate(*steering["ablated"])
         if "mix" in steering:
-            self.steer(steering["mix"])
+            self.steer(
+                steering["mix"], avoid=steering.get("avoid", {}), temperature=steering.get("temperature", 1.0)
+            )
 
-    def steer(self, choice: str | Mapping[str, float]) -> None:
+    def steer(
+        self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0
+    ) -> None:
         """Use one module, or a fixed mix of modules, in place of the gate.
 
+        Args:
+            choice: a module, or weights of modules that sum to 1.
+            avoid: modules that the choice is pushed away from, and how strongly (contrastive steering):
+                ``log p(a) = log p_choice(a) - sum over k of avoid_k * gate_k(x) * p_k(a) + const``. It is the avoided
+                action's probability that counts, which is bounded, not its logarithm; and the gate's weight says
+                whether the avoided behaviour is near, so that elsewhere nothing changes (docs/oversight.md).
+            temperature: what logits are divided by: below 1 sharpens, without contrast.
+
         Raises:
-            ValueError: for an unknown or ablated module, or weights that are negative or do not sum to 1.
+            ValueError: for an unknown or ablated module, weights that are negative or do not sum to 1, a strength or
+                temperature out of range, or either of these for actions that are not discrete.
         """
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
         self._check_modules(weights)
@@ -191,7 +224,20 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"steering weights must be at least 0 and sum to 1, got {weights}")
         if gone := [name for name, weight in weights.items() if weight and name in self.mlp_extractor.ablated]:
             raise ValueError(f"cannot steer to {gone}: ablated; unsteer() brings back what was ablated")
-        self.mlp_extractor.mix = tuple(float(weights.get(name, 0.0)) for name in self.module_names)
+        strengths = dict(avoid or {})
+        self._check_modules(strengths)
+        if bad := {name: strength for name, strength in strengths.items() if not 0 <= strength < float("inf")}:
+            raise ValueError(f"strengths of avoid must be finite numbers, at least 0, got {bad}")
+        if gone := [name for name in strengths if name in self.mlp_extractor.ablated]:
+            raise ValueError(f"cannot avoid {gone}: ablated; unsteer() brings back what was ablated")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+        if (strengths or temperature != 1) and not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(f"avoid and temperature need discrete actions, this policy has {self.action_space}")
+        extractor = self.mlp_extractor
+        extractor.mix = tuple(float(weights.get(name, 0.0)) for name in self.module_names)
+        extractor.avoid = {self.module_names.index(name): float(strength) for name, strength in strengths.items()}
+        extractor.temperature = float(temperature)
 
     def ablate(self, *names: str) -> None:
         """Delete modules, besides those deleted before: the gate renormalises over those that remain.
@@ -205,22 +251,23 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         ablated = self.mlp_extractor.ablated.union(names)
         if len(ablated) == len(self.module_names):
             raise ValueError(f"cannot ablate {list(names)}: no module of {list(self.module_names)} would remain")
-        self.mlp_extractor.mix = None
+        self.mlp_extractor.unsteer()
         self.mlp_extractor.ablated = ablated
 
     def unsteer(self) -> None:
         """Return to the gate over all modules, also those that were ablated."""
-        self.mlp_extractor.mix, self.mlp_extractor.ablated = None, frozenset()
+        self.mlp_extractor.unsteer()
 
     @contextmanager
     def steered(
-        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = ()
+        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
     ) -> Iterator[None]:
-        """Steer (or ablate, or neither: unsteered) within the block; then the former steering is back."""
+        """Steer (or ablate, or neither: unsteered) within the block; then the former steering is back. ``options`` are
+        those of :meth:`steer`."""
         before = self.steering
         try:
             if choice is not None:
-                self.steer(choice)
+                self.steer(choice, **options)
             elif ablate:
                 self.ablate(*([ablate] if isinstance(ablate, str) else ablate))
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 
@@ -13,9 +14,12 @@ class Steerable:
 
     policy: RoutedActorCriticPolicy
 
-    def steer(self, choice: str | Mapping[str, float]) -> None:
-        """Act with one module, or a fixed mix of modules; see :meth:`RoutedActorCriticPolicy.steer`."""
-        self.policy.steer(choice)
+    def steer(
+        self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0
+    ) -> None:
+        """Act with one module, or a fixed mix of modules, away from others or sharper; see
+        :meth:`RoutedActorCriticPolicy.steer`."""
+        self.policy.steer(choice, avoid=avoid, temperature=temperature)
 
     def ablate(self, *names: str) -> None:
         """Delete modules; see :meth:`RoutedActorCriticPolicy.ablate`."""
@@ -26,7 +30,7 @@ class Steerable:
         self.policy.unsteer()
 
     def steered(
-        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = ()
+        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
     ) -> AbstractContextManager[None]:
         """Steer within a ``with`` block; see :meth:`RoutedActorCriticPolicy.steered`."""
-        return self.policy.steered(choice, ablate=ablate)
+        return self.policy.steered(choice, ablate=ablate, **options)

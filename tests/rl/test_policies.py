@@ -139,6 +139,12 @@ def test_steered_blocks_nest_and_restore(obs):
         (lambda p: p.ablate(), "at least one module"),
         (lambda p: [p.ablate(name) for name in "abc"], "no module"),
         (lambda p: [p.ablate("a"), p.steer({"a": 0.5, "b": 0.5})], "ablated"),
+        (lambda p: p.steer("a", avoid={"z": 1.0}), "'z'"),
+        (lambda p: p.steer("a", avoid={"b": -1.0}), "avoid.*-1"),
+        (lambda p: p.steer("a", avoid={"b": float("inf")}), "avoid.*inf"),
+        (lambda p: [p.ablate("b"), p.steer("a", avoid={"b": 1.0})], "avoid.*ablated"),
+        (lambda p: p.steer("a", temperature=0.0), "temperature.*0"),
+        (lambda p: p.steer("a", temperature=float("nan")), "temperature.*nan"),
         (lambda p: make_policy(activation="swish"), "'swish'.*relu"),
         (lambda p: make_policy(()), "at least one"),
         (lambda p: make_policy(value_hidden=()), "value_hidden"),
@@ -162,6 +168,54 @@ def test_module_alone_matches_steering_and_leaves_others_untouched(obs):
         torch.testing.assert_close(log_probs[modules == i], expected[modules == i])
     log_probs.sum().backward()
     assert all(p.grad is None for p in policy.module_parameters("b"))
+
+
+def test_contrast_is_the_documented_rule(obs):
+    """Against the formula, from what each module and the gate say alone."""
+    policy = make_policy()
+    alone = {}
+    for name in "abc":
+        with policy.steered(name):
+            alone[name] = policy.get_distribution(obs).distribution.logits
+    gate = policy.gate_logits(obs).softmax(-1)
+    expected = (alone["b"] - 4 * gate[:, :1] * alone["a"].exp() - 0.5 * gate[:, 2:] * alone["c"].exp()) / 0.7
+    policy.steer("b", avoid={"a": 4.0, "c": 0.5}, temperature=0.7)
+    assert policy.steering["avoid"] == {"a": 4.0, "c": 0.5} and policy.steering["temperature"] == 0.7
+    distribution = policy.get_distribution(obs)
+    torch.testing.assert_close(distribution.distribution.probs, expected.softmax(-1))
+    greedy, _ = policy.predict(obs.numpy(), deterministic=True)
+    assert (greedy == expected.argmax(-1).numpy()).all()
+    with pytest.raises(ValueError, match="unsteer"):
+        policy.evaluate_actions(obs, torch.zeros(10, dtype=torch.int64))
+    kept = policy.steering
+    with policy.steered("a"):
+        assert "avoid" not in policy.steering and "temperature" not in policy.steering
+    assert policy.steering == kept
+    policy.ablate("c")
+    assert policy.steering == {"ablated": ["c"]}
+
+
+def test_no_contrast_and_temperature_one_change_nothing(obs):
+    policy = make_policy()
+    with policy.steered("b"):
+        plain = policy.get_distribution(obs).distribution.logits
+    with policy.steered("b", avoid={"a": 0.0}, temperature=1.0):
+        torch.testing.assert_close(policy.get_distribution(obs).distribution.logits, plain)
+    gaussian = RoutedActorCriticPolicy(
+        gym.spaces.Box(0, 1, (6,)), gym.spaces.Box(-1, 1, (2,)), lambda _: 1e-3, modules=("a", "b")
+    )
+    with pytest.raises(ValueError, match="discrete"):
+        gaussian.steer("a", avoid={"b": 1.0})
+
+
+def test_avoiding_goes_on_after_another_is_ablated(obs):
+    policy = make_policy()
+    policy.ablate("c")
+    gate = policy.gate_logits(obs)[:, :2].softmax(-1)
+    torch.testing.assert_close(policy.mlp_extractor.gate_weights(obs)[:, :2], gate)
+    policy.steer("b", avoid={"a": 1.0})
+    with torch.no_grad():
+        assert policy.mlp_extractor.gate_weights(obs)[:, 2].eq(0).all()
 
 
 def test_a_detached_encoder_learns_from_values_alone(obs):
