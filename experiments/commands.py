@@ -15,9 +15,23 @@ from typing import Annotated, Any, Literal
 import tyro
 
 MethodName = Literal[
-    "routing", "naive", "filtering", "oracle", "oracle-filtered", "no-gate", "no-routing", "no-gate-no-routing"
+    "routing",
+    "naive",
+    "naive-early-stopped",
+    "penalty",
+    "screening",
+    "filtering",
+    "oracle",
+    "oracle-filtered",
+    "no-gate",
+    "no-routing",
+    "no-gate-no-routing",
+    "placebo",
+    "shuffled",
 ]
 RUNS = Path("runs")
+CONTRAST = 4.0
+"""Strength of contrastive steering, fixed for all levels and worlds."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class Train:
     """Train one agent in the Diamond/Ghost world and evaluate it; continues a run that was interrupted."""
 
     method: MethodName = "routing"
-    """how partial oversight is used"""
+    """how partial oversight is used (docs/oversight.md explains each)"""
     oversight: float = 0.05
     """probability that a terminal is overseen"""
     seed: int = 0
@@ -85,7 +99,7 @@ class Train:
     "paper", every setting of Cloud et al. 2024, 328 M steps. Where paper and public code disagree: an episode has 32
     steps (the code's run 33), and a new episode's first action is chosen from its first observation (the code's:
     from the old one's last); the value network and entropy learn from dropped episodes too. "minigrid", PPO from the
-    images of MiniGrid's player, who turns and sees a part of the grid, a few minutes"""
+    images of MiniGrid's player, who turns and sees a part of the grid, ten minutes"""
     total_steps: int = 2_000_000
     """environment steps, rounded up to whole updates; oracle-filtered takes this times the oversight"""
     out: Path | None = None
@@ -98,6 +112,8 @@ class Train:
     """probability that a label is lost"""
     flip_rate: float = 0.0
     """probability that a label is replaced by a wrong one"""
+    hard_first: bool = False
+    """lost and wrong labels fall on long episodes, at the same mean rate (at most 0.5)"""
     world: Literal["gridworld", "minigrid"] = "gridworld"
     """the batched gridworld, or the same task on MiniGrid, one Python object per environment"""
     size: int = 5
@@ -136,13 +152,14 @@ MINIGRID = Learner(
     batch_size=512,
     n_epochs=4,
     learning_rate=1e-3,
-    entropy=(0.2, 0.05),
-    replay_steps=60,
+    entropy=(0.1, 0.005),
+    replay_steps=40,
+    replay_capacity=32_768,
 )
 PRESETS: Mapping[PresetName, Train] = {
     "quick": Train(),
     "paper": Train(preset="paper", total_steps=20_000 * PAPER.n_envs * PAPER.n_steps, learner=PAPER),
-    "minigrid": Train(preset="minigrid", world="minigrid", total_steps=400_000, oversight=0.1, learner=MINIGRID),
+    "minigrid": Train(preset="minigrid", world="minigrid", total_steps=1_000_000, oversight=0.1, learner=MINIGRID),
 }
 """What the options of ``train`` are unless given, by preset."""
 
@@ -157,6 +174,10 @@ class Evaluate:
     """act with this module alone"""
     ablate: str | None = None
     """delete this module"""
+    avoid: str | None = None
+    """with --steer: stay away from what this module would do (contrastive steering)"""
+    strength: float = CONTRAST
+    """how strongly --avoid pushes"""
     greedy: bool = False
     """take the most likely action instead of sampling"""
     seed: int = 0
@@ -177,6 +198,10 @@ class Watch:
     """act with this module alone"""
     ablate: str | None = None
     """delete this module"""
+    avoid: str | None = None
+    """with --steer: stay away from what this module would do (contrastive steering)"""
+    strength: float = CONTRAST
+    """how strongly --avoid pushes"""
     greedy: bool = False
     """take the most likely action instead of sampling"""
     gif: Path | None = None
@@ -208,6 +233,35 @@ class Quickstart:
 
 
 @dataclass(frozen=True)
+class Oversight:
+    """Compare methods over levels of oversight and seeds: a table, a summary and figures; goes on where it stopped."""
+
+    methods: tuple[str, ...] = ("routing", "naive", "naive-early-stopped", "filtering", "oracle")
+    """methods compared at every level: those of train, "strict" (routing, --unlabelled none), "miss-RATE" and
+    "flip-RATE" (routing with lost or wrong labels; with "-hard" appended on long episodes)"""
+    levels: tuple[float, ...] = (0.01, 0.03, 0.1, 0.4)
+    """probabilities that a terminal is overseen"""
+    controls: tuple[str, ...] = ()
+    """further methods, at the focus level alone"""
+    focus: float = 0.1
+    """the level of learning curves, bars and arrows"""
+    seeds: int = 3
+    """runs of each, with seeds 0, 1, …"""
+    preset: Literal["quick", "paper"] = "quick"
+    """family of hyperparameters"""
+    total_steps: int | None = None
+    """environment steps of each run; None: the preset's"""
+    workers: int = min(2, os.cpu_count() or 1)
+    """runs at once, one process and one thread each"""
+    backend: Literal["local", "ray"] = "local"
+    """where they run: here, or as tasks of a Ray cluster, whose machines must all see --out"""
+    ray_address: str | None = None
+    """a running cluster's address; None: a Ray of its own, on this machine"""
+    out: Path = RUNS / "oversight"
+    """where runs, tables and figures go"""
+
+
+@dataclass(frozen=True)
 class Curves:
     """Draw the learning curves of runs, finished or not, in one figure; oracle-filtered's steps over its oversight."""
 
@@ -235,6 +289,7 @@ def commands(preset: PresetName = "quick") -> Any:
     """The type of all commands, for tyro, with the defaults of a preset."""
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
+        | Annotated[Oversight, tyro.conf.subcommand("oversight")]
         | Annotated[Train, tyro.conf.subcommand("train", default=PRESETS[preset])]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Watch, tyro.conf.subcommand("watch")]

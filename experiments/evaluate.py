@@ -21,7 +21,7 @@ def main(command: Evaluate) -> None:
         at_least(1, n_envs=command.n_envs)
     with user_input():
         model, config = load_run(command.directory)
-        name = steer(model, command.steer, command.ablate)
+        name = steer(model, command)
     result = evaluate(
         model.policy,
         make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1]),

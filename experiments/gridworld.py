@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium.spaces import Discrete
 from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
@@ -20,7 +21,21 @@ from envs import (
     MiniGridDiamondGhostEnv,
     World,
 )
-from routed_rl.rl import Overseer, RoutedAlgorithm, RoutedPPO, RoutedREINFORCE, SymbolicImageEncoder, evaluate_policies
+from experiments.commands import CONTRAST, Evaluate, Watch
+from experiments.placebo import PlaceboVecEnv
+from routed_rl.rl import (
+    Overseer,
+    RoutedActorCriticPolicy,
+    RoutedAlgorithm,
+    RoutedPPO,
+    RoutedREINFORCE,
+    Steering,
+    SymbolicImageEncoder,
+    evaluate,
+    evaluate_policies,
+    steerings,
+    true_returns,
+)
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
 
@@ -30,6 +45,15 @@ FRESH_ENVS = {"gridworld": (512, 2048), "minigrid": (32, 256)}
 """Fresh environments behind a point of a learning curve, and behind a final result, by world."""
 CATEGORIES = (11, 6, 4)
 """How many types, colours and states MiniGrid's images number."""
+
+
+SAME_LEARNER = {
+    "naive-early-stopped": "naive",
+    "oracle-filtered": "oracle",
+    "placebo": "routing",
+    "shuffled": "routing",
+}
+"""Methods that differ from another in what they are given, not in how they learn."""
 
 
 def one_thread() -> None:
@@ -117,13 +141,20 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available: train with --device cpu")
     env = make_env(config, learner.pop("n_envs"), device)
-    world = world_of(env)
+    world, method = world_of(env), config["method"]
+    # A label that says nothing: any of them, whatever happened.
+    flip_rate = 1 - 1 / len(world.names) if method == "shuffled" else config["flip_rate"]
     overseer = Overseer(
         dict(zip(world.names, world.rewards.tolist(), strict=True)),
-        "oracle" if config["method"] == "oracle-filtered" else config["method"],
+        SAME_LEARNER.get(method, method),
         unlabelled=config["unlabelled"],
-        noise=LabelNoise(config["miss_rate"], config["flip_rate"]),
+        noise=LabelNoise(config["miss_rate"], flip_rate, config["hard_first"]),
+        oversight=config["oversight"],
     )
+    if method == "placebo":
+        if config["world"] != "gridworld" or device != "cpu":
+            raise ValueError("method 'placebo' needs --world gridworld and --device cpu")
+        env = PlaceboVecEnv(env)
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
     kind = learner.pop("networks")
     policy, networks = "MlpPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, hidden)}
@@ -153,9 +184,54 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
 
 
 def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
-    """Results by policy (``steer:…``, ``unsteered``) in fresh environments."""
-    env = make_env(config, FRESH_ENVS[config["world"]][1])
-    return evaluate_policies(model.policy, env, model.overseer.outcomes, seed=derive_seed(seed, "evaluation"))
+    """Results by policy in fresh environments: those of :func:`policies`, and ``sharpened:NAME``, the control of
+    ``contrast:NAME``: no contrast, but a temperature that gives it the same entropy.
+
+    ``unwatched_return`` is the true return where nothing is overseen, which is what the policy does in the states of
+    the other evaluation that hold no overseen terminal.
+    """
+    fewer, many = FRESH_ENVS[config["world"]]
+    env, outcomes = make_env(config, many), model.overseer.outcomes
+    seed = derive_seed(seed, "evaluation")
+    chosen = policies(model)
+    results = evaluate_policies(model.policy, env, outcomes, seed=seed, policies=chosen)
+    for name in [name for name in chosen if name.startswith("contrast:")]:
+        wanted = name.removeprefix("contrast:")
+        search = make_env(config, fewer)
+        temperature = matching_temperature(model.policy, wanted, results[name]["entropy"], search, outcomes, seed)
+        control = {f"sharpened:{wanted}": {"choice": wanted, "temperature": temperature}}
+        chosen |= control
+        results |= evaluate_policies(model.policy, env, outcomes, seed=seed, policies=control)
+        results[f"sharpened:{wanted}"]["temperature"] = temperature
+    unwatched = make_env({**config, "oversight": 0.0, "spurious_oversight": 0.0}, many)
+    for name, value in true_returns(model.policy, unwatched, outcomes, seed=seed, policies=chosen).items():
+        results[name]["unwatched_return"] = value
+    return results
+
+
+def policies(model: RoutedAlgorithm) -> dict[str, Steering]:
+    """The policies that a run is evaluated as: ``steer:NAME``, ``unsteered``, and, where good and bad outcomes have
+    modules and there is a gate, ``contrast:NAME``: steered to a good one, away from all bad ones."""
+    values = model.overseer.values
+    bad = {name: CONTRAST for name, value in values.items() if value < 0}
+    chosen = steerings(model.policy)
+    if model.overseer.method.gate and bad and isinstance(model.action_space, Discrete):
+        good = [name for name, value in values.items() if value > 0]
+        chosen |= {f"contrast:{name}": {"choice": name, "avoid": bad} for name in good}
+    return chosen
+
+
+def matching_temperature(
+    policy: RoutedActorCriticPolicy, module: str, entropy: float, env: VecEnv, outcomes: Sequence[str], seed: int
+) -> float:
+    """The temperature, within 1/16 … 16, at which the module alone has the given mean entropy (nats) as it plays."""
+    low, high = -math.log(16), math.log(16)
+    for _ in range(8):
+        middle = (low + high) / 2
+        with policy.steered(), policy.steered(module, temperature=math.exp(middle)):
+            reached = evaluate(policy, env, outcomes, seed=seed)["entropy"]
+        low, high = (middle, high) if reached < entropy else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
@@ -177,17 +253,20 @@ def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
     return model, config
 
 
-def steer(model: RoutedAlgorithm, choice: str | None, ablate: str | None) -> str:
+def steer(model: RoutedAlgorithm, command: Evaluate | Watch) -> str:
     """Steer a loaded model as the command line says and return the policy's name.
 
     Raises:
-        ValueError: for an unknown module, or both options at once.
+        ValueError: for an unknown module, or options that exclude each other.
     """
+    choice, ablate, avoid = command.steer, command.ablate, command.avoid
     if choice is not None and ablate is not None:
         raise ValueError(f"--steer {choice} and --ablate {ablate} exclude each other")
+    if avoid is not None and choice is None:
+        raise ValueError(f"--avoid {avoid} needs --steer, the module to act with")
     if choice is not None:
-        model.steer(choice)
-        return f"steer:{choice}"
+        model.steer(choice, avoid={} if avoid is None else {avoid: command.strength})
+        return f"steer:{choice}" if avoid is None else f"steer:{choice}, avoid:{avoid}"
     if ablate is not None:
         model.ablate(ablate)
         return f"ablate:{ablate}"

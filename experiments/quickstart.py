@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ from rich.table import Table
 
 from experiments.commands import Quickstart, Train
 from experiments.errors import UserError, at_least, user_input
-from experiments.progress import progress_display
-from routed_rl.runs import check_run, config_hash, read_json, read_metrics, read_run, run_commands, write_json
+from experiments.grid import is_finished, train_all
+from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
 
 METHODS = ("routing", "naive")
 FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
@@ -39,10 +36,10 @@ def main(command: Quickstart) -> None:
         for method, train in commands.items():
             if not command.force:
                 check_run(command.out / method, train.config(), train.seed)
-        unfinished = [train for train in commands.values() if command.force or not _is_finished(train)]
-    if unfinished:
+    if command.force or not all(is_finished(command.out / method) for method in METHODS):
         (command.out / SUMMARY).unlink(missing_ok=True)
-        _train(unfinished, command.workers)
+        for reason in train_all(list(commands.values()), command.workers).values():
+            raise UserError(f"training failed: {reason}")
     figure, summary = command.out / FIGURE, command.out / SUMMARY
     runs = {method: [config_hash(train.config()), train.seed] for method, train in commands.items()}
     if not figure.exists() or not summary.exists() or read_json(summary)["runs"] != runs:
@@ -53,60 +50,6 @@ def main(command: Quickstart) -> None:
     console.print(_table(read_json(summary)["rows"], command.oversight, command.total_steps))
     console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
     console.print(_next_steps(command.out / "routing"), highlight=False)
-
-
-def _is_finished(train: Train) -> bool:
-    assert train.out is not None
-    return (train.out / "evaluation.json").is_file()
-
-
-def _train(runs: list[Train], workers: int) -> None:
-    """Train each run by the train command, in a process of its own, and show how far they are."""
-    from experiments.gridworld import make_model
-
-    directories = []
-    with user_input():
-        make_model(runs[0].config(), runs[0].seed)  # a bad option is reported here, before any process starts
-        for train in runs:
-            assert train.out is not None
-            train.out.parent.mkdir(parents=True, exist_ok=True)
-            directories.append(train.out)
-    logs = [directory.with_name(f"{directory.name}.log") for directory in directories]
-    with _progress(runs) as poll:
-        codes = run_commands([_arguments(train) for train in runs], workers, logs, on_poll=poll)
-    for log, code in zip(logs, codes, strict=True):
-        if code:
-            last = log.read_text().strip().splitlines()[-1:] or ["no output"]
-            raise UserError(f"training failed ({log}): {last[0].removeprefix('routed-rl: error: ')}")
-
-
-def _arguments(train: Train) -> list[str]:
-    # -P: a folder of the user's that is called experiments, in the working directory, is not ours.
-    arguments = [sys.executable, "-P", "-m", "experiments.cli", "train", "--method", train.method]
-    arguments += ["--oversight", repr(train.oversight), "--seed", str(train.seed)]
-    arguments += ["--total-steps", str(train.total_steps), "--out", str(train.out)]
-    return [*arguments, "--force"] if train.force else arguments
-
-
-@contextmanager
-def _progress(runs: list[Train]) -> Iterator[Callable[[], None]]:
-    with progress_display(disable=not sys.stderr.isatty()) as progress:
-        tasks = {train.out: progress.add_task(train.method, total=train.total_steps) for train in runs}
-
-        def poll() -> None:
-            for directory, task in tasks.items():
-                assert directory is not None
-                progress.update(task, completed=_steps_done(directory))
-
-        yield poll
-
-
-def _steps_done(run: Path) -> float:
-    try:
-        rows = read_metrics(run / "metrics.csv")
-    except (OSError, ValueError):
-        return 0.0  # not there yet, or just being cut back to a checkpoint
-    return float(rows[-1]["env_steps"]) if rows else 0.0
 
 
 def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:

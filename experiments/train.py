@@ -23,14 +23,17 @@ from experiments.gridworld import (
     make_env,
     make_model,
     one_thread,
+    policies,
 )
 from experiments.progress import progress_display
-from routed_rl.rl import RoutedAlgorithm, true_returns
+from routed_rl.rl import RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
-from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed
+from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed, read_metrics
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
 """Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
+EARLY_STOPPED, BEST = "naive-early-stopped", "best"
+SCORE, LABELS = "eval/overseen_value", "eval/overseen_episodes"
 HUGE = 1e6
 """A weight so large is a sign of divergence."""
 
@@ -76,6 +79,14 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
                 raise
             reason = f"training has diverged by step {model.num_timesteps}; lower --learner.learning-rate"
             raise UserError(reason) from error
+    trained, stopping = model.num_timesteps, {}
+    if config["method"] == EARLY_STOPPED:
+        points = overseen_points(run)
+        if points:
+            steps, score, _ = max(points, key=lambda point: (point[1], -point[0]))
+            model = type(model).load(run.path / BEST, device="cpu")
+            stopping = {"stopped_at": steps, "overseen_value": score}
+        stopping["validation_labels"] = sum(labels for *_, labels in points)
     model.save(run.path / MODEL)
     run.finish(
         {
@@ -83,16 +94,23 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
             "method": config["method"],
             "oversight": config["oversight"],
             "seed": seed,
-            "env_steps": model.num_timesteps,
+            "env_steps": trained,
             "config_hash": run.record.config_hash,
+            **stopping,
         }
     )
 
 
+def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
+    """The stopping rule's measurements so far: environment steps, mean value of overseen outcomes, labels spent."""
+    rows = read_metrics(run.path / "metrics.csv")
+    return [(r["env_steps"], r[SCORE], r[LABELS]) for r in rows if SCORE in r]
+
+
 def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """A table of results by policy."""
+    """A table of results by policy: true return, sampled and greedy, and episodes."""
     table = Table(title=title, title_justify="left")
-    for column in ("policy", "true return", "greedy", "ends on", "episode length"):
+    for column in ("policy", "return", "greedy", "ends on", "length"):
         table.add_column(column, justify="left" if column in ("policy", "ends on") else "right")
     for name, result in policies.items():
         ends = ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005)
@@ -130,9 +148,30 @@ class _RunCallback(BaseCallback):
         # The row that the next update writes describes the policy that played this rollout.
         updates = self.total // (self.model.n_envs * self.model.n_steps)
         if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
-            returns = true_returns(self.model.policy, self.env, self.model.overseer.outcomes, seed=self.seed)
+            returns = true_returns(
+                self.model.policy,
+                self.env,
+                self.model.overseer.outcomes,
+                seed=self.seed,
+                policies=policies(self.model),
+            )
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)
+            if self.run.record.config["method"] == EARLY_STOPPED:
+                self._keep_the_best()
+
+    def _keep_the_best(self) -> None:
+        """Measure what a supervisor could: how the overseen ones among some fresh episodes end."""
+        values = self.model.overseer.values
+        seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
+        shares = evaluate(self.model.policy, self.env, tuple(values), seed=seed)["outcomes_overseen"]
+        labelled = sum(shares[name] for name in values)
+        # Where nothing was seen, nothing speaks for the policy.
+        score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
+        if score > max((point[1] for point in overseen_points(self.run)), default=-np.inf):
+            self.model.save(self.run.path / BEST)
+        self.logger.record(SCORE, score)
+        self.logger.record(LABELS, round(labelled * self.env.num_envs))
 
 
 class _MetricsWriter(KVWriter):

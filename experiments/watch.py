@@ -27,7 +27,7 @@ def main(command: Watch) -> None:
         raise UserError(f"--fps must be at least 0.1, got {command.fps}")
     with user_input():
         model, config = load_run(command.directory)
-        name = steer(model, command.steer, command.ablate)
+        name = steer(model, command)
         if command.gif is not None:
             _check_writable(command.gif)
     if command.gif is None and config["world"] == "minigrid":

@@ -1,7 +1,7 @@
 """Routed actor-critics under partial oversight."""
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
@@ -20,6 +20,7 @@ __all__ = [
     "RoutedAlgorithm",
     "RoutedPPO",
     "RoutedREINFORCE",
+    "Steering",
     "SymbolicImageEncoder",
     "check_oversight_env",
     "evaluate",

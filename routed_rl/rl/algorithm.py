@@ -241,11 +241,12 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
 
     def _store_ends(self, ends: RolloutEnds) -> None:
         """Hand the rollout's labels, the rewards they pay, and the values of what it saw to the buffer."""
-        outcome, overseen = ends.outcome.cpu().numpy(), ends.overseen.cpu().numpy()
-        numbers = self.overseer.label(outcome, overseen, np.random.default_rng(self._rng("labels")))
-        ended, labels = ends.ended.to(self.device), torch.from_numpy(numbers).to(self.device)
         new = slice(self.n_steps, None)
-        self.buffer.ended[new], self.buffer.labels[new] = ended, labels
+        self.buffer.ended[new] = ended = ends.ended.to(self.device)
+        outcome, overseen, length = (a.cpu().numpy() for a in (ends.outcome, ends.overseen, self.buffer.lengths()))
+        rng = np.random.default_rng(self._rng("labels"))
+        labels = torch.from_numpy(self.overseer.label(outcome, overseen, rng, length)).to(self.device)
+        self.buffer.labels[new] = labels
         self.buffer.rewards[new] = self._table.rewards[labels] * ended
         self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ended.shape)
         if self.bootstrap and bool(ends.truncated.any()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,19 +82,30 @@ def evaluate(
     }
 
 
-def steerings(policy: RoutedActorCriticPolicy) -> dict[str, str | None]:
+Steering = Mapping[str, Any]
+"""Arguments of :meth:`RoutedActorCriticPolicy.steered`."""
+
+
+def steerings(policy: RoutedActorCriticPolicy) -> dict[str, Steering]:
     """The policies that one network holds, by name: steered to each module, and unsteered."""
     modules = policy.module_names if len(policy.module_names) > 1 else ()
-    return {**{f"steer:{name}": name for name in modules}, "unsteered": None}
+    return {**{f"steer:{name}": {"choice": name} for name in modules}, "unsteered": {}}
 
 
 def evaluate_policies(
-    policy: RoutedActorCriticPolicy, env: VecEnv, outcomes: Sequence[str], *, seed: int, **options: Any
+    policy: RoutedActorCriticPolicy,
+    env: VecEnv,
+    outcomes: Sequence[str],
+    *,
+    seed: int,
+    policies: Mapping[str, Steering] | None = None,
+    **options: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate every policy of :func:`steerings`, sampled and (under ``"greedy"``) greedy, on the same episodes."""
+    """Evaluate policies (by default those of :func:`steerings`), sampled and (under ``"greedy"``) greedy, on the same
+    episodes."""
     results = {}
-    for name, choice in steerings(policy).items():
-        with policy.steered(), policy.steered(choice):
+    for name, steering in (policies or steerings(policy)).items():
+        with policy.steered(), policy.steered(**steering):
             sampled, greedy = (
                 evaluate(policy, env, outcomes, seed=seed, deterministic=deterministic, **options)
                 for deterministic in (False, True)
@@ -104,12 +115,17 @@ def evaluate_policies(
 
 
 def true_returns(
-    policy: RoutedActorCriticPolicy, env: VecEnv, outcomes: Sequence[str], *, seed: int
+    policy: RoutedActorCriticPolicy,
+    env: VecEnv,
+    outcomes: Sequence[str],
+    *,
+    seed: int,
+    policies: Mapping[str, Steering] | None = None,
 ) -> dict[str, float]:
-    """The sampled ``true_return`` of every policy of :func:`steerings`: a point of a learning curve."""
+    """The sampled ``true_return`` of policies, by default those of :func:`steerings`: a point of a learning curve."""
     returns = {}
-    for name, choice in steerings(policy).items():
-        with policy.steered(), policy.steered(choice):
+    for name, steering in (policies or steerings(policy)).items():
+        with policy.steered(), policy.steered(**steering):
             returns[name] = evaluate(policy, env, outcomes, seed=seed)["true_return"]
     return returns
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from routed_rl.routing import UNLABELLED, LabelNoise, RouteTable
+from routed_rl.routing.labels import check_probability
 
 GATE = "gate"
 SINGLE_MODULE = "policy"
@@ -24,22 +25,26 @@ RESERVED = (GATE, "none", UNLABELLED, "unseen")
 
 @dataclass(frozen=True)
 class Method:
-    """One way of using partial oversight (Cloud et al. 2024, sections 4.3 and F), as six switches.
+    """One way of using partial oversight (Cloud et al. 2024, sections 4.3 and F, and controls), as seven switches.
 
     Attributes:
         reward: what an ended episode pays: ``"reach"``, +1 for any outcome; ``"penalise"``, the value
-            of an overseen outcome, +1 for an unseen one; ``"value"``, the value of an overseen one, else 0.
+            of an overseen outcome, +1 for an unseen one; ``"compensate"``, the same, but with an overseen bad
+            outcome paying so much less that it pays its value on average, overseen or not; ``"value"``, the value of
+            an overseen one, else 0.
         modular: one module per outcome and a gate over them, else a single network.
         gate: the gate is learned, else it weighs all modules alike.
         routed: labels decide which module learns, else every step teaches all.
+        screen: episodes that were overseen to end badly (a value below 0) are dropped.
         keep_unseen: episodes that reached something nobody saw are learned from, else dropped.
         sees_all: every outcome is visible: not a method, but the reference that breaks the rule.
     """
 
-    reward: Literal["reach", "penalise", "value"]
+    reward: Literal["reach", "penalise", "compensate", "value"]
     modular: bool = False
     gate: bool = False
     routed: bool = False
+    screen: bool = False
     keep_unseen: bool = True
     sees_all: bool = False
 
@@ -47,6 +52,8 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "routing": Method("reach", modular=True, gate=True, routed=True),
     "naive": Method("penalise"),
+    "penalty": Method("compensate"),
+    "screening": Method("reach", screen=True),
     "filtering": Method("value", keep_unseen=False),
     "oracle": Method("value", sees_all=True),
     "no-gate": Method("reach", modular=True, routed=True),
@@ -77,9 +84,11 @@ class Overseer:
         unlabelled: ``"all"``: unlabelled episodes teach every module (the paper); ``"none"``: no
             part of the policy learns from them (the strict reading). Only methods that route differ.
         noise: labels that are missed or flipped.
+        oversight: how likely an outcome is overseen; ``"compensate"`` rewards need to know.
 
     Raises:
-        ValueError: for an unknown method or mode, a reserved name, a value that is not a finite number, or no outcomes.
+        ValueError: for an unknown method or mode, a reserved name, a value that is not a finite number, no outcomes, or
+            no oversight to compensate for.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class Overseer:
         *,
         unlabelled: Literal["all", "none"] = "all",
         noise: LabelNoise = LabelNoise(),  # noqa: B008 (frozen)
+        oversight: float = 1.0,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
@@ -105,6 +115,9 @@ class Overseer:
         self.method_name, self.method = method, METHODS[method]
         self.unlabelled = unlabelled
         self.noise = noise
+        self.oversight = check_probability("oversight", oversight)
+        if self.method.reward == "compensate" and not self.oversight:
+            raise ValueError(f"method {method!r} needs some oversight, got {oversight}")
 
         self.outcomes = tuple(self.values)
         self.reached, self.not_reached = len(self.outcomes), len(self.outcomes) + 1
@@ -113,6 +126,8 @@ class Overseer:
         self.loss_weights = torch.ones(len(self.outcomes) + 2)
         if not self.method.keep_unseen:
             self.loss_weights[self.reached] = 0.0
+        if self.method.screen:
+            self.loss_weights[: self.reached] = (torch.tensor(list(self.values.values())) >= 0).float()
         self.entropy_weights = torch.ones_like(self.loss_weights)
         if self.method.routed and unlabelled == "none":
             self.loss_weights[self.reached :] = self.entropy_weights[self.reached :] = 0.0
@@ -124,6 +139,9 @@ class Overseer:
             seen, unseen = torch.ones_like(values), 1.0
         elif self.method.reward == "penalise":
             seen, unseen = values, 1.0
+        elif self.method.reward == "compensate":
+            # p * seen + (1 - p) * 1 = value
+            seen, unseen = torch.where(values < 0, 1 - (1 - values) / self.oversight, values), 1.0
         else:
             seen, unseen = values, 0.0
         return torch.cat([seen, torch.tensor([unseen, 0.0])])
@@ -137,16 +155,19 @@ class Overseer:
             routes[UNLABELLED] = dict.fromkeys(columns, 0.0)
         return RouteTable(routes, columns)
 
-    def label(self, outcome: np.ndarray, overseen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def label(
+        self, outcome: np.ndarray, overseen: np.ndarray, rng: np.random.Generator, length: np.ndarray | None = None
+    ) -> np.ndarray:
         """Labels of ended episodes.
 
         Args:
             outcome: integers of any shape, the outcome's number or -1 for none reached.
             overseen: booleans of the same shape.
             rng: source of missed and flipped labels; a fixed number of draws per entry.
+            length: the episodes' lengths, which noise may depend on.
         """
         seen = (outcome >= 0) & (overseen | self.method.sees_all)
-        labels = self.noise.apply(np.where(seen, outcome, -1), len(self.outcomes), rng)
+        labels = self.noise.apply(np.where(seen, outcome, -1), len(self.outcomes), rng, length)
         return np.where(labels >= 0, labels, np.where(outcome >= 0, self.reached, self.not_reached))
 
     def is_labelled(self, labels: Tensor) -> Tensor:
@@ -169,7 +190,8 @@ class Overseer:
             "values": [list(pair) for pair in self.values.items()],  # JSON objects do not keep their order
             "method": self.method_name,
             "unlabelled": self.unlabelled,
-            "noise": {"miss_rate": self.noise.miss_rate, "flip_rate": self.noise.flip_rate},
+            "noise": asdict(self.noise),
+            "oversight": self.oversight,
         }
 
     @classmethod

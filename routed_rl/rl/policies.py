@@ -197,9 +197,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         if "ablated" in steering:
             self.ablate(*steering["ablated"])
         if "mix" in steering:
-            self.steer(
-                steering["mix"], avoid=steering.get("avoid", {}), temperature=steering.get("temperature", 1.0)
-            )
+            self.steer(steering["mix"], avoid=steering.get("avoid", {}), temperature=steering.get("temperature", 1.0))
 
     def steer(
         self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0

@@ -132,6 +132,12 @@ class EpisodeBuffer:
         row = self.n_steps + step
         self.obs[row], self.actions[row], self.log_probs[row] = obs, actions, log_probs
 
+    def lengths(self) -> Tensor:
+        """``(T, E)``: how long an episode that ends at this step of the current rollout has been, at most ``2 T``."""
+        step = torch.arange(len(self.ended), device=self.ended.device)[:, None]
+        last_end = torch.where(self.ended, step, -1).cummax(dim=0).values
+        return (step[1:] - last_end[:-1])[self.n_steps - 1 :]
+
     def finish_rollout(self, last_values: Tensor, not_reached: int, gamma: float, gae_lambda: float) -> Batch:
         """Spread labels back, estimate advantages (GAE, Schulman et al. 2016) and take what is ready.
 

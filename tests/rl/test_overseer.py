@@ -17,6 +17,8 @@ GHOST, DIAMOND, UNSEEN, NONE = range(4)
 PAYS = {  # label → training reward: overseen ghost, overseen diamond, unseen, none
     "routing": (1, 1, 1, 0),
     "naive": (-1, 1, 1, 0),
+    "penalty": (-1, 1, 1, 0),
+    "screening": (1, 1, 1, 0),
     "filtering": (-1, 1, 0, 0),
     "oracle": (-1, 1, 0, 0),
     "no-gate": (1, 1, 1, 0),
@@ -33,7 +35,8 @@ def rng():
 def test_every_method_pays_as_the_paper_says(method):
     overseer = Overseer(VALUES, method)
     assert tuple(overseer.rewards.tolist()) == PAYS[method]
-    assert overseer.loss_weights[UNSEEN] == (0 if method == "filtering" else 1)
+    dropped = {"filtering": [UNSEEN], "screening": [GHOST]}.get(method, [])
+    assert overseer.loss_weights.tolist() == [float(label not in dropped) for label in range(4)]
     assert overseer.modules == (("ghost", "diamond") if overseer.method.modular else ("policy",))
 
 
@@ -92,9 +95,16 @@ def test_missed_and_flipped_labels():
     assert (flipped == DIAMOND).all()
 
 
+@pytest.mark.parametrize("oversight", [0.01, 0.25, 1.0])
+def test_a_penalty_pays_the_value_on_average(oversight):
+    rewards = Overseer({"ghost": -0.5, "diamond": 1}, "penalty", oversight=oversight).rewards.double()
+    assert oversight * rewards[GHOST] + (1 - oversight) * rewards[UNSEEN] == pytest.approx(-0.5, abs=1e-5)
+    assert rewards[DIAMOND] == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_json_round_trip(method):
-    overseer = Overseer(VALUES, method, unlabelled="none", noise=LabelNoise(0.1, 0.2))
+    overseer = Overseer(VALUES, method, unlabelled="none", noise=LabelNoise(0.1, 0.2, hard_first=True), oversight=0.5)
     again = Overseer.from_dict(json.loads(json.dumps(overseer.to_dict())))
     assert again.to_dict() == overseer.to_dict() and torch.equal(again.rewards, overseer.rewards)
 
@@ -103,6 +113,8 @@ def test_json_round_trip(method):
     ("arguments", "options", "message"),
     [
         ((VALUES, "magic"), {}, "'magic'.*routing"),
+        ((VALUES, "penalty"), {"oversight": 0.0}, "'penalty'.*oversight"),
+        ((VALUES,), {"oversight": 1.5}, "oversight.*1.5"),
         ((VALUES,), {"unlabelled": "some"}, "'some'"),
         (({},), {}, "at least one"),
         (({"ghost": float("nan")},), {}, "'ghost'.*nan"),

@@ -83,6 +83,17 @@ def test_against_the_reference(steps, envs, end_probability, hold, seed):
         assert waiting == (unfinished if hold else set())
 
 
+def test_lengths_of_episodes_that_span_rollouts():
+    buffer = make_buffer(3, 2, hold=False)
+    for rollout, ends in enumerate(([(1, 0), (2, 1)], [(0, 0), (2, 0), (2, 1)])):
+        buffer.start_rollout()
+        for step, env in ends:
+            buffer.ended[3 + step, env] = True
+        if rollout == 1:
+            lengths = buffer.lengths()
+            assert [int(lengths[step, env]) for step, env in ends] == [2, 2, 3]
+
+
 def test_a_held_episode_is_learned_under_its_true_label():
     buffer = make_buffer(2, 1, hold=True)
     rng = np.random.default_rng(0)

@@ -88,6 +88,26 @@ def test_label_noise_rates_and_uniform_flips():
     np.testing.assert_allclose(shares, [0.2, 0.8 * 0.25, 0.8 * 0.5, 0.8 * 0.25], atol=0.005)
 
 
+@pytest.mark.parametrize("kind", ["miss_rate", "flip_rate"])
+def test_errors_fall_on_the_difficult_at_the_same_mean_rate(kind):
+    rng = np.random.default_rng(0)
+    labels, difficulty = rng.integers(-1, 2, 20_000), rng.integers(1, 33, 20_000)
+    noisy = LabelNoise(**{kind: 0.3}, hard_first=True).apply(labels, 2, rng, difficulty)
+    wrong, given = noisy != labels, labels >= 0
+    assert not wrong[~given].any()
+    assert wrong[given].mean() == pytest.approx(0.3, abs=0.02)
+    for low, high, rate in ((1, 4, 0.04), (15, 18, 0.3), (29, 32, 0.56)):  # the rate grows evenly from 0 to 0.6
+        among = given & (difficulty >= low) & (difficulty <= high)
+        assert wrong[among].mean() == pytest.approx(rate, abs=0.04)
+
+
+def test_errors_by_difficulty_need_it_and_a_rate_that_can_be_doubled():
+    with pytest.raises(ValueError, match=r"difficulty.*None"):
+        LabelNoise(0.1, hard_first=True).apply(np.zeros(3, dtype=int), 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"0\.5.*0\.6"):
+        LabelNoise(0.1, 0.6, hard_first=True)
+
+
 def test_a_labels_fate_depends_on_its_place_alone():
     one, other = np.array([0, 1, 0, 1, 0]), np.array([0, 0, 0, 1, 1])
     noise = LabelNoise(0.3, 0.3)

@@ -1,0 +1,112 @@
+"""Many runs at once: each is the train command in a fresh process of its own, seen through its run directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from experiments.commands import PRESETS, Learner, Train
+from experiments.errors import user_input
+from experiments.progress import progress_display
+from routed_rl.runs import read_metrics, run_commands
+
+Backend = Callable[..., list[int]]
+"""Runs commands as :func:`routed_rl.runs.run_commands` does."""
+
+
+def train_all(runs: Sequence[Train], workers: int, backend: Backend = run_commands) -> dict[Path, str]:
+    """Train every run that is not finished, ``workers`` at once, showing how far they are.
+
+    A failed run does not stop the others, but an option that no run can have is a UserError before any starts.
+
+    Args:
+        runs: each with its own ``out``; the log goes beside it.
+
+    Returns:
+        Why runs failed, by their directory: the last line of each log.
+    """
+    from experiments.gridworld import make_model
+
+    todo = {_out(run): run for run in runs if run.force or not is_finished(_out(run))}
+    logs = {out: out.with_name(f"{out.name}.log") for out in todo}
+    with user_input():
+        for run in {(run.method, run.oversight): run for run in todo.values()}.values():
+            make_model(run.config(), run.seed)
+        for out in todo:
+            out.parent.mkdir(parents=True, exist_ok=True)
+    with _progress(runs, todo) as poll:
+        commands = [_command(run) for run in todo.values()]
+        codes = backend(commands, workers, list(logs.values()), on_poll=poll, poll_seconds=0.5)
+    failed = {}
+    for (out, log), code in zip(logs.items(), codes, strict=True):
+        if code:
+            last = log.read_text().strip().splitlines()[-1:] or ["no output"]
+            failed[out] = f"{last[0].removeprefix('routed-rl: error: ')} (log: {log})"
+    return failed
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run there has its result."""
+    return (out / "evaluation.json").is_file()
+
+
+def arguments(run: Train) -> list[str]:
+    """The run's command line: what differs from its preset."""
+    preset = PRESETS[run.preset]
+    return ["train", "--preset", run.preset, *_options(run, preset), *_options(run.learner, preset.learner, "learner.")]
+
+
+def _command(run: Train) -> list[str]:
+    # -P: a folder of the user's that is called experiments, in the working directory, is not ours.
+    return [sys.executable, "-P", "-m", "experiments.cli", *arguments(run)]
+
+
+def _options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(given):
+        name, value = prefix + field.name.replace("_", "-"), getattr(given, field.name)
+        if value == getattr(usual, field.name) or isinstance(value, Learner):
+            continue
+        if isinstance(value, bool):
+            yield f"--{name}" if value else f"--{prefix}no-{name.removeprefix(prefix)}"
+        else:
+            yield f"--{name}"
+            yield from map(str, value if isinstance(value, tuple) else (value,))
+
+
+def _out(run: Train) -> Path:
+    assert run.out is not None
+    return run.out
+
+
+@contextmanager
+def _progress(runs: Sequence[Train], todo: Mapping[Path, Train]) -> Iterator[Callable[[], None]]:
+    from experiments.gridworld import budget
+
+    with progress_display(disable=not sys.stderr.isatty()) as progress:
+        total = {_out(run): budget(run.config()) for run in runs}
+        task = progress.add_task("", total=sum(total.values()))
+        names = [_out(run).name for run in runs]
+
+        def poll() -> None:
+            done = {out: _steps_done(out, total[out], out in todo) for out in total}
+            finished = sum(is_finished(out) for out in total)
+            running = [out for out in todo if out.exists() and not is_finished(out)]
+            left = len(runs) - finished - len(running)
+            what = f"{finished} of {len(names)} runs done, {len(running)} running, {left} left"
+            progress.update(task, description=what, completed=sum(done.values()))
+
+        yield poll
+
+
+def _steps_done(run: Path, total: int, may_be_running: bool) -> float:
+    if not may_be_running or is_finished(run):
+        return total
+    try:
+        rows = read_metrics(run / "metrics.csv")
+    except (OSError, ValueError):
+        return 0.0  # not there yet, or just being cut back to a checkpoint
+    return min(float(rows[-1]["env_steps"]), total) if rows else 0.0

@@ -1,0 +1,214 @@
+"""A study's table: every finished run's results in one tidy frame, what it shows, and its figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.gridworld import learning_curve
+from experiments.limits import limits
+from routed_rl.runs import read_json, read_metrics, read_run, write_bytes
+
+KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
+WANTED = "diamond"
+SHOWN = {
+    ("routing", f"steer:{WANTED}"): "routed",
+    ("routing", f"contrast:{WANTED}"): "routed, contrastive",
+    ("routing", f"sharpened:{WANTED}"): "routed, sharpened (control)",
+}
+"""What the policies of one routed run are called where methods are compared; others go by their method's name."""
+
+
+def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
+    """One finished run's rows: every policy, sampled and greedy, at the end; and at the peak of its learning curve.
+
+    Raises:
+        ValueError, KeyError, OSError: if a file of the run is missing or corrupt.
+    """
+    result, config = read_json(run / "evaluation.json"), read_run(run).config
+    key = {"method": method, "oversight": config["oversight"], "seed": result["seed"]}
+    rows = []
+    for policy, sampled in result["policies"].items():
+        for decoding, metrics in (("sampled", sampled), ("greedy", sampled["greedy"])):
+            flat = _flat({name: value for name, value in metrics.items() if name != "greedy"})
+            extra = {name: result[name] for name in ("stopped_at", "validation_labels") if name in result}
+            row = {"policy": policy, "decoding": decoding, "checkpoint": "final", "env_steps": result["env_steps"]}
+            rows.append(key | row | flat | extra)
+        if f"eval/{policy}" in read_metrics(run / "metrics.csv")[0]:
+            steps, value = max(learning_curve(run, policy), key=lambda point: point[1])
+            row = {"policy": policy, "decoding": "sampled", "checkpoint": "peak", "env_steps": int(steps)}
+            rows.append({**key, **row, "true_return": value})
+    return rows
+
+
+def run_timing(method: str, run: Path) -> dict[str, Any]:
+    """How long one finished run took, by its own clock; of a run that was interrupted, since its last start."""
+    record, rows = read_run(run), read_metrics(run / "timings.csv")
+    last = rows[-1]
+    return {
+        "method": method,
+        "oversight": record.config["oversight"],
+        "seed": record.seed,
+        "env_steps": last["env_steps"],
+        "seconds": last["time/time_elapsed"],
+        "steps_per_second": last["time/fps"],
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]], path: Path) -> pd.DataFrame:
+    """Write rows as CSV, sorted, and return them as a frame."""
+    frame = pd.DataFrame(rows)
+    keys = [key for key in KEYS if key in frame]
+    frame = frame[[*keys, *(column for column in frame if column not in keys)]].sort_values(keys, kind="stable")
+    write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    return frame.reset_index(drop=True)
+
+
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in which methods are compared, sampled, at the end, each with a ``label``: a routed run by its
+    steered policies, any other by itself."""
+    final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled")].copy()
+    modular = set(final[final.policy == f"steer:{WANTED}"].method)
+
+    def label(row: Any) -> str | None:
+        if (row.method, row.policy) in SHOWN:
+            return SHOWN[row.method, row.policy]
+        return row.method if row.policy == (f"steer:{WANTED}" if row.method in modular else "unsteered") else None
+
+    final["label"] = [label(row) for row in final.itertuples()]
+    return final.dropna(subset=["label"])
+
+
+def spread(values: pd.Series) -> pd.Series:
+    """Mean, half the width of its 95 % interval (0 for a single value), and the 5 and 95 % quantiles."""
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return pd.Series({"mean": values.mean(), "half": half, "low": values.quantile(0.05), "high": values.quantile(0.95)})
+
+
+def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
+    """:func:`spread` of a metric over seeds, a row for each value of ``by``."""
+    return frame.groupby(list(by), sort=True)[metric].apply(spread).unstack().reset_index()
+
+
+def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str]) -> str:
+    """The study in Markdown: returns by method and level beside the exact limits, what lies behind them, failures."""
+    shown = compared(frame)
+    levels = sorted(shown.oversight.unique())
+    seeds = shown.groupby("label").seed.nunique()
+    exact = {level: limits(level) for level in levels}
+    parts = [
+        "# Return against oversight",
+        f"True return, sampled: mean ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row).",
+        _by_level(shown, "true_return", levels),
+        "Exact limits: "
+        + "; ".join(f"{name} {exact[levels[0]][name]:.3f}" for name in ("optimal", "diamond", "any"))
+        + "; best under the naive reward "
+        + ", ".join(f"{exact[level]['naive']:.3f} at {level:.1%}" for level in levels)
+        + ".",
+        "## Where nothing is overseen",
+        "True return in states without any overseen terminal.",
+        _by_level(shown, "unwatched_return", levels),
+        "## Share of episodes that end on Ghost",
+        _by_level(shown, "outcomes.ghost", levels),
+        "## Entropy of the policy (nats)",
+        _by_level(shown, "entropy", levels),
+        "## Greedy",
+        _by_level(_greedy(frame, shown), "true_return", levels),
+        f"## Peak and end, at {focus:.1%}",
+        _peaks(frame, shown, focus),
+    ]
+    if "validation_labels" in shown and shown.validation_labels.notna().any():
+        stopped = shown.dropna(subset=["validation_labels"])
+        parts += [
+            "## What early stopping cost",
+            "Overseen evaluation episodes that the stopping rule looked at, and the step it chose.",
+            _markdown(
+                ["oversight", "labels", "stopped at (millions of steps)"],
+                [
+                    [f"{level:.1%}", f"{rows.validation_labels.mean():,.0f}", f"{rows.stopped_at.mean() / 1e6:.2f}"]
+                    for level, rows in stopped.groupby("oversight")
+                ],
+            ),
+        ]
+    if failed:
+        parts += ["## Failed runs", *(f"- {run}: {reason}" for run, reason in failed.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> pd.DataFrame:
+    """The sampled rows of runs whose labels are noisy, with ``kind`` and ``rate``; the noiseless run is rate 0 of all.
+
+    Args:
+        pattern: of such methods' names; its groups are what errs, the rate, and whether errors fall on long episodes.
+    """
+    final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled") & (frame.oversight == focus)]
+    found = final.method.map(pattern.fullmatch)
+    noise = final[found.notna()].copy()
+    words = {"miss": "lost", "flip": "wrong"}
+    noise["kind"] = [words[m[1]] + (", on long episodes" if m[3] else "") for m in found.dropna()]
+    noise["rate"] = [float(m[2]) for m in found.dropna()]
+    clean = final[final.method == "routing"]
+    return pd.concat([noise, *(clean.assign(kind=kind, rate=0.0) for kind in noise.kind.unique())])
+
+
+def noise_summary(noise: pd.DataFrame) -> str:
+    """Return against the rate of lost and wrong labels, in Markdown."""
+    steered = noise[noise.policy == f"steer:{WANTED}"]
+    rates = sorted(steered.rate.unique())
+    cells = aggregate(steered, "true_return", ["kind", "rate"]).set_index(["kind", "rate"])
+    rows = []
+    for kind in sorted(steered.kind.unique()):
+        present = [cells.loc[(kind, rate)] if (kind, rate) in cells.index else None for rate in rates]
+        rows.append([kind, *("" if c is None else f"{c['mean']:.3f} ± {c['half']:.3f}" for c in present)])
+    return (
+        "\n## Label noise\n\nSteered to Diamond, by the rate of labels that are:\n\n"
+        + _markdown(["", *(f"{rate:.0%}" for rate in rates)], rows)
+        + "\n"
+    )
+
+
+def _by_level(shown: pd.DataFrame, metric: str, levels: Sequence[float]) -> str:
+    cells = aggregate(shown, metric, ["label", "oversight"]).set_index(["label", "oversight"])
+    rows = []
+    for label in sorted(shown.label.unique()):
+        present = [cells.loc[(label, level)] if (label, level) in cells.index else None for level in levels]
+        rows.append([label, *("" if c is None else f"{c['mean']:.3f} ± {c['half']:.3f}" for c in present)])
+    return _markdown(["", *(f"{level:.1%}" for level in levels)], rows)
+
+
+def _greedy(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
+    greedy = frame[(frame.decoding == "greedy")]
+    return greedy.merge(shown[["method", "oversight", "seed", "policy", "label"]])
+
+
+def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
+    peaks = frame[(frame.checkpoint == "peak") & (frame.oversight == focus)]
+    peaks = peaks.merge(shown[["method", "oversight", "seed", "policy", "label"]])
+    ends = shown[shown.oversight == focus]
+    rows = [
+        [
+            label,
+            f"{group.true_return.mean():.3f}",
+            f"{group.env_steps.mean() / 1e6:.2f}",
+            f"{ends[ends.label == label].true_return.mean():.3f}",
+        ]
+        for label, group in peaks.groupby("label")
+    ]
+    return _markdown(["", "peak", "at (millions of steps)", "end"], rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

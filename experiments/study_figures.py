@@ -1,0 +1,148 @@
+"""The figures of a study: return against oversight, learning curves, methods as bars, label noise, arrows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from experiments import figures
+from experiments.commands import CONTRAST
+from experiments.gridworld import learning_curve, load_run, make_env, world_of
+from experiments.limits import limits
+from experiments.study import SHOWN, WANTED, aggregate, compared
+
+LAYOUT = {"ghost": 8, "diamond": 16}
+"""Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
+EXACT = {"optimal": "optimum", "diamond": "seeks Diamond, blind to Ghost", "any": "any terminal"}
+
+
+def colours(labels: Sequence[str]) -> dict[str, Any]:
+    """A colour for each label, the same in all figures of a study."""
+    routed = ("#2a9d8f", "#1d3557", "#8ab17d")
+    known = dict(zip(SHOWN.values(), routed, strict=True)) | {"naive": figures.COLOURS["naive"]}
+    others = [label for label in labels if label not in known]
+    return known | {label: plt.get_cmap("tab10")(i % 10) for i, label in enumerate(sorted(others), start=3)}
+
+
+def draw_returns(frame: pd.DataFrame, path: Path) -> None:
+    """True return against oversight (log axis): mean, 95 % interval (dark), 5 to 95 % quantiles (light), limits."""
+    shown = compared(frame)
+    levels = np.array(sorted(shown.oversight.unique()))
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    palette = colours(shown.label.unique())
+    for label, rows in aggregate(shown, "true_return", ["label", "oversight"]).groupby("label"):
+        x, mean, half = 100 * rows.oversight, rows["mean"], rows["half"]
+        axes.plot(x, mean, marker="o", markersize=4, color=palette[label], label=label)
+        axes.fill_between(x, mean - half, mean + half, color=palette[label], alpha=0.3, linewidth=0)
+        axes.fill_between(x, rows["low"], rows["high"], color=palette[label], alpha=0.12, linewidth=0)
+    dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
+    exact = limits(levels[0])
+    for name, title in EXACT.items():
+        axes.axhline(exact[name], color="#6c757d", linestyle=":", linewidth=1)
+        axes.text(100 * dense[-1], exact[name] + 0.01, title, ha="right", fontsize=7, color="#6c757d")
+    naive = [limits(float(level))["naive"] for level in dense]
+    axes.plot(100 * dense, naive, color=figures.COLOURS["naive"], linestyle=":", label="best under the naive reward")
+    axes.set(xscale="log", xlabel="terminals overseen (%)", ylabel="true return", ylim=(-0.15, 1))
+    axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
+    axes.minorticks_off()
+    _finish(axes, "Return against oversight: mean, 95 % interval, 5–95 % quantiles; dotted: exact limits")
+    figures.save(figure, path)
+
+
+def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path) -> None:
+    """Learning curves at one level, mean over seeds and 95 % interval.
+
+    Args:
+        runs: run directories by method and policy.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    labels = {key: SHOWN.get(key, key[0]) for key in runs}
+    palette = colours(list(labels.values()))
+    for key, directories in runs.items():
+        curves = [learning_curve(run, key[1]) for run in directories]
+        points = min(len(curve) for curve in curves)
+        steps = np.array([step for step, _ in curves[0][:points]]) / 1e6
+        values = np.array([[value for _, value in curve[:points]] for curve in curves])
+        mean = values.mean(axis=0)
+        half = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * mean
+        axes.plot(steps, mean, color=palette[labels[key]], label=labels[key])
+        axes.fill_between(steps, mean - half, mean + half, color=palette[labels[key]], alpha=0.2, linewidth=0)
+    exact = limits(focus)
+    for name in EXACT:
+        axes.axhline(exact[name], color="#6c757d", linestyle=":", linewidth=1)
+    axes.axhline(exact["naive"], color=figures.COLOURS["naive"], linestyle=":", linewidth=1)
+    axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
+    _finish(axes, f"Learning curves at {focus:.1%} oversight: mean and 95 % interval; dotted: exact limits")
+    figures.save(figure, path)
+
+
+def draw_bars(frame: pd.DataFrame, focus: float, path: Path) -> None:
+    """Every method at one level: mean, 95 % interval, and each seed."""
+    shown = compared(frame)
+    shown = shown[shown.oversight == focus]
+    rows = aggregate(shown, "true_return", ["label"]).sort_values("mean")
+    palette = colours(shown.label.unique())
+    figure, axes = plt.subplots(figsize=(7.5, 0.6 + 0.34 * len(rows)), layout="constrained")
+    places = np.arange(len(rows))
+    axes.barh(places, rows["mean"], xerr=rows["half"], color=[palette[label] for label in rows.label], alpha=0.75)
+    for place, label in enumerate(rows.label):
+        values = shown[shown.label == label].true_return
+        axes.scatter(values, np.full(len(values), place), s=9, color="#264653", zorder=3)
+    axes.axvline(limits(focus)["diamond"], color="#6c757d", linestyle=":", linewidth=1)
+    axes.axvline(0, color="#adb5bd", linewidth=0.8)
+    axes.set_yticks(places, rows.label, fontsize=8)
+    axes.set_xlabel("true return")
+    title = f"At {focus:.1%} oversight: mean, 95 % interval, each seed; dotted: seeks Diamond, blind to Ghost"
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figures.save(figure, path)
+
+
+def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
+    """Return against the rate of lost and of wrong labels, steered to the wanted outcome.
+
+    Args:
+        noise: columns ``kind``, ``rate``, ``policy``, ``true_return``.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    noise = noise[noise.policy == f"steer:{WANTED}"]
+    for (kind, rows), colour in zip(noise.groupby("kind"), plt.get_cmap("tab10").colors, strict=False):
+        cells = aggregate(rows, "true_return", ["rate"])
+        axes.errorbar(
+            100 * cells.rate, cells["mean"], yerr=cells["half"], marker="o", markersize=4, capsize=2, color=colour,
+            label=kind,
+        )  # fmt: skip
+    axes.axhline(0, color="#adb5bd", linewidth=0.8)
+    axes.set(xlabel="rate of lost or wrong labels (%)", ylabel="true return, steered to Diamond")
+    _finish(axes, f"Label noise at {focus:.1%} oversight: mean and 95 % interval")
+    figures.save(figure, path)
+
+
+def draw_arrows(run: Path, path: Path) -> None:
+    """What one routed run does in one grid in which nothing is overseen, as each of its policies."""
+    model, config = load_run(run)
+    world = world_of(make_env(config, 1))
+    views = {
+        "unsteered": {},
+        "steered to Ghost ✖": {"choice": "ghost"},
+        "steered to Diamond ◆": {"choice": "diamond"},
+        "to Diamond, away from Ghost": {"choice": "diamond", "avoid": {"ghost": CONTRAST}},
+    }
+    figure, plots = plt.subplots(1, len(views), figsize=(12, 3.3), layout="constrained")
+    for axes, (title, steering) in zip(plots, views.items(), strict=True):
+        with model.steered(**steering):
+            figures.draw_policy(axes, model.policy, world, LAYOUT)
+        axes.set_title(title, fontsize=10)
+    figures.save(figure, path)
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.axhline(0, color="#adb5bd", linewidth=0.8)
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
