@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -181,6 +182,7 @@ def seeker(model: Model, name: str) -> np.ndarray:
     return _spread(ahead == ahead.min(axis=1, keepdims=True))
 
 
+@lru_cache
 def limits(oversight: float) -> dict[str, float]:
     """True returns of reference policies in the default world, by name.
 

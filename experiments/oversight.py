@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,7 @@ NOISE = re.compile(r"(miss|flip)-(0?\.\d+)(-hard)?")
 
 
 def main(command: Oversight) -> None:
+    command = replace(command, out=Path(os.path.abspath(command.out)))  # which processes elsewhere understand
     _check(command)
     grid = {run.out: run for run in _grid(command)}
     names = {out: out.name.rsplit("-", 2)[0] for out in grid if out is not None}
@@ -37,7 +39,8 @@ def main(command: Oversight) -> None:
         except (RunError, OSError) as error:
             failed[out] = str(error)
             del grid[out]
-    failed |= train_all(list(grid.values()), command.workers, _backend(command))
+    with _backend(command) as backend:
+        failed |= train_all(list(grid.values()), command.workers, backend)
     _report(command, names, failed)
     if failed:
         for out, reason in failed.items():
@@ -63,6 +66,8 @@ def variant(name: str) -> dict[str, Any]:
 
 def _check(command: Oversight) -> None:
     at_least(1, seeds=command.seeds, workers=command.workers)
+    if command.total_steps is not None:
+        at_least(1, total_steps=command.total_steps)
     if command.workers > 4 * (os.cpu_count() or 1) and command.backend == "local":
         raise UserError(f"--workers {command.workers} is more than four for each of {os.cpu_count()} cores")
     for name, given in (("methods", command.methods), ("levels", command.levels)):
@@ -114,13 +119,17 @@ def _open(command: Oversight) -> None:
         write_json(command.out / STUDY, mine)
 
 
-def _backend(command: Oversight) -> Backend:
+@contextmanager
+def _backend(command: Oversight) -> Iterator[Backend]:
     if command.backend == "local":
-        return run_commands
-    from routed_rl.runs.ray import RayBackend
+        yield run_commands
+        return
+    from routed_rl.runs.ray import ray_pool
 
-    with user_input():
-        return RayBackend(command.ray_address, shared=command.out)
+    with ExitStack() as stack:
+        with user_input():
+            pool = stack.enter_context(ray_pool(command.ray_address, command.workers, command.out))
+        yield pool
 
 
 def _report(command: Oversight, names: Mapping[Path, str], failed: dict[Path, str]) -> None:
@@ -157,8 +166,8 @@ def _report(command: Oversight, names: Mapping[Path, str], failed: dict[Path, st
         study_figures.draw_bars(main_rows, command.focus, command.out / "methods.png")
         if routed := [out for out, name in at_focus.items() if name == "routing"]:
             study_figures.draw_arrows(routed[0], command.out / "arrows.png")
-    if noisy.any():
-        noise = study.noise_rows(frame, command.focus, NOISE)
+    noise = study.noise_rows(frame, command.focus, NOISE)
+    if len(noise):
         text += study.noise_summary(noise)
         study_figures.draw_noise(noise, command.focus, command.out / "noise.png")
     write_bytes(command.out / SUMMARY, text.encode())

@@ -92,7 +92,8 @@ def spread(values: pd.Series) -> pd.Series:
 
 def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
     """:func:`spread` of a metric over seeds, a row for each value of ``by``."""
-    return frame.groupby(list(by), sort=True)[metric].apply(spread).unstack().reset_index()
+    groups = [{**dict(zip(by, key, strict=True)), **spread(rows)} for key, rows in frame.groupby(list(by))[metric]]
+    return pd.DataFrame(groups, columns=[*by, "mean", "half", "low", "high"])
 
 
 def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str]) -> str:

@@ -144,5 +144,6 @@ def draw_arrows(run: Path, path: Path) -> None:
 def _finish(axes: Any, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
-    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.spines[["top", "right"]].set_visible(False)

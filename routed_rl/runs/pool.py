@@ -51,7 +51,7 @@ def run_commands(
             while waiting or running:
                 while waiting and len(running) < workers:
                     index = waiting.pop()
-                    if (process := _start(commands[index], Path(logs[index]))) is not None:
+                    if (process := start_command(commands[index], Path(logs[index]))) is not None:
                         running[index] = process
                 for index, process in list(running.items()):
                     if (code := process.poll()) is not None:
@@ -72,7 +72,8 @@ def run_commands(
     return codes
 
 
-def _start(command: Sequence[StrPath], log: Path) -> subprocess.Popen[bytes] | None:
+def start_command(command: Sequence[StrPath], log: Path) -> subprocess.Popen[bytes] | None:
+    """Start a command as :func:`run_commands` does; None, with the reason in the log, if it cannot be started."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         try:

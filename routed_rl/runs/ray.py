@@ -1,0 +1,154 @@
+"""The pool's commands as tasks of a Ray cluster: the same processes with the same results, on more machines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from routed_rl.runs.files import StrPath
+from routed_rl.runs.pool import CANNOT_START, start_command
+
+CONNECT_SECONDS = 5.0
+NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Read when Ray is imported: on every system, a Ray of its own does as on those two."""
+
+
+@contextlib.contextmanager
+def ray_pool(address: str | None, workers: int, shared: Path) -> Iterator[Callable[..., list[int]]]:
+    """Within the block, what stands in for :func:`~routed_rl.runs.run_commands`, on a Ray cluster.
+
+    Each command takes one CPU. Every machine needs this package, and must see the directory ``shared``, under which
+    all that the commands write has to lie; that is tried before anything starts.
+
+    Args:
+        address: of a running cluster (``host:port``, ``ray://host:port`` or ``auto``); None starts a Ray of its own
+            on this machine, on the loopback interface, without dashboard, and stops it afterwards.
+        workers: CPUs of a Ray of its own.
+
+    Raises:
+        ValueError: if Ray is not installed, the address does not answer, or a machine does not see ``shared``.
+    """
+    os.environ.update(NO_TELEMETRY if address else NO_TELEMETRY | LOOPBACK_ONLY)
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("Ray is not installed: pip install 'routed-rl[ray]'") from error
+    options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+    if address is None:
+        options |= {"num_cpus": workers, "include_dashboard": False}
+    else:
+        if address != "auto":
+            _check_answer(address)
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"no Ray cluster could be joined at {address!r}: {error}") from error
+    try:
+        _check_shared(shared)
+        yield partial(_run_commands, ray)
+    finally:
+        ray.shutdown()
+
+
+def _check_answer(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"a Ray address is host:port, ray://host:port or auto, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"nothing answers at the Ray address {address!r}: {error}") from error
+
+
+def _check_shared(shared: Path) -> None:
+    """ValueError unless every machine with a CPU can read a file of ours in ``shared`` and write one of its own."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    token = uuid.uuid4().hex
+    question = shared / f".ray-{token}"
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    try:
+        question.write_text(token)
+        for node in nodes:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_sees).remote(str(question), token)
+            if not ray.get(task):
+                raise ValueError(
+                    f"the machine {node['NodeManagerAddress']} does not share {str(shared)!r} with this one"
+                )
+    finally:
+        for path in shared.glob(f".ray-{token}*"):
+            path.unlink()
+
+
+def _sees(question: str, token: str) -> bool:
+    try:
+        Path(f"{question}-{uuid.uuid4().hex}").write_text(token)
+        return Path(question).read_text() == token
+    except OSError:
+        return False
+
+
+def _run_commands(
+    ray: Any,
+    commands: Sequence[Sequence[StrPath]],
+    workers: int,
+    logs: Sequence[StrPath],
+    *,
+    on_poll: Callable[[], None] | None = None,
+    poll_seconds: float = 0.2,
+) -> list[int]:
+    """As :func:`~routed_rl.runs.run_commands`; a task whose machine is lost counts as a command that failed."""
+    task = ray.remote(num_cpus=1, max_retries=0)(_run)
+    codes = [CANNOT_START] * len(commands)
+    waiting = list(reversed(range(len(commands))))
+    running: dict[Any, int] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                index = waiting.pop()
+                # On another machine Python may live elsewhere.
+                command = [None if part == sys.executable else os.fspath(part) for part in commands[index]]
+                running[task.remote(command, os.path.abspath(logs[index]))] = index
+            done, _ = ray.wait(list(running), num_returns=1, timeout=poll_seconds)
+            for reference in done:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    codes[running[reference]] = ray.get(reference)
+                del running[reference]
+            if on_poll is not None:
+                on_poll()
+    finally:
+        for reference in running:
+            ray.cancel(reference)  # as Ctrl-C in the task, which then ends what it started
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=CONNECT_SECONDS)
+    return codes
+
+
+def _run(command: list[str | None], log: str) -> int:
+    """One command in a fresh process, as the local pool starts it; the exit code."""
+    process = start_command([sys.executable if part is None else part for part in command], Path(log))
+    if process is None:
+        return CANNOT_START
+    try:
+        while (code := process.poll()) is None:
+            time.sleep(0.1)  # not wait(), which a cancelled task would not leave
+        return code
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.SubprocessError):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

@@ -1,0 +1,91 @@
+"""Controls: the placebo says nothing of outcomes, early stopping sees what a supervisor sees, entropy is matched."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from envs import DiamondGhostVecEnv
+from experiments import commands, gridworld
+from experiments.cli import main
+from experiments.commands import Train
+from experiments.placebo import PlaceboVecEnv
+from experiments.train import LABELS, SCORE
+from routed_rl.rl import RoutedPPO, evaluate
+from routed_rl.runs import read_json, read_metrics
+
+SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.hidden", "8", "--total-steps", "4096"]
+
+
+@pytest.fixture(autouse=True)
+def few_fresh_environments(monkeypatch):
+    monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", (64, 64))
+
+
+def test_a_placebo_is_the_parity_of_the_start():
+    plain, placebo = DiamondGhostVecEnv(50, seed=0), PlaceboVecEnv(DiamondGhostVecEnv(50, seed=0))
+    start = plain.reset()[:, :25].argmax(axis=1)
+    placebo.reset()
+    rng, seen = np.random.default_rng(0), []
+    for step in range(150):
+        actions = rng.integers(4, size=50)
+        obs, rewards, dones, infos = plain.step(actions)
+        again = placebo.step(actions)
+        for a, b in zip((obs, rewards, dones), again, strict=False):
+            np.testing.assert_array_equal(a, b)
+        ends, told = infos.ends, again[3].ends
+        reached = ends.outcome >= 0
+        assert (told.outcome[~reached] == -1).all()
+        assert (told.outcome[reached] == start[ends.rows][reached] % 2).all()
+        assert (told.overseen == ends.overseen).all() and again[3].outcome_names == infos.outcome_names
+        seen += zip(ends.outcome[reached], told.outcome[reached], strict=True)
+        start[ends.rows] = obs[ends.rows, :25].argmax(axis=1)
+        if step == 75:
+            fresh = PlaceboVecEnv(DiamondGhostVecEnv(50))
+            fresh.set_state(placebo.get_state())
+            placebo = fresh
+    outcome, label = np.array(seen).T
+    assert len(outcome) > 300 and abs(np.corrcoef(outcome, label)[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("method", ["placebo", "shuffled"])
+def test_labels_that_say_nothing_teach_by_routing_alone(method):
+    model = gridworld.make_model(replace(Train(), method=method).config(), 0)
+    assert model.overseer.method_name == "routing"
+    assert model.overseer.noise.flip_rate == (0.5 if method == "shuffled" else 0)
+    assert isinstance(model.env, PlaceboVecEnv) == (method == "placebo")
+
+
+def test_early_stopping_takes_what_a_supervisor_would(tmp_path):
+    out = tmp_path / "run"
+    main(["train", "--method", "naive-early-stopped", "--oversight", "0.5", "--out", str(out), *SMALL])
+    rows = [row for row in read_metrics(out / "metrics.csv") if SCORE in row]
+    assert len(rows) > 2 and all(-1 <= row[SCORE] <= 1 for row in rows)
+    result = read_json(out / "evaluation.json")
+    best = max(rows, key=lambda row: (row[SCORE], -row["env_steps"]))
+    assert result["stopped_at"] == best["env_steps"] and result["overseen_value"] == best[SCORE]
+    assert result["validation_labels"] == sum(row[LABELS] for row in rows)
+    assert 0 < result["validation_labels"] < 64 * len(rows) and result["env_steps"] == 4096
+    kept, final = (RoutedPPO.load(out / name, device="cpu").policy.state_dict() for name in ("best", "model"))
+    assert all(torch.equal(kept[name], final[name]) for name in final)
+
+
+def test_the_control_has_the_contrast_policys_entropy_and_no_contrast(tmp_path):
+    out = tmp_path / "run"
+    main(["train", "--oversight", "0.5", "--out", str(out), *SMALL])
+    policies = read_json(out / "evaluation.json")["policies"]
+    assert policies["sharpened:diamond"]["entropy"] == pytest.approx(policies["contrast:diamond"]["entropy"], abs=0.02)
+    model, config = gridworld.load_run(out)
+    env = gridworld.make_env(config, 64)
+    found = gridworld.matching_temperature(model.policy, "diamond", 0.7, env, model.overseer.outcomes, 3)
+    with model.steered("diamond", temperature=found):
+        assert evaluate(model.policy, env, model.overseer.outcomes, seed=3)["entropy"] == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [["--preset", "minigrid"]])
+def test_a_placebo_where_there_can_be_none(options, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--method", "placebo", "--out", str(tmp_path / "run"), *options])
+    assert stop.value.code == 2 and "'placebo' needs" in capsys.readouterr().err
+    assert commands.CONTRAST > 0 and not (tmp_path / "run").exists()

@@ -1,0 +1,209 @@
+"""The study: one tidy table of every run, the same however it was come by."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tyro
+
+from experiments import cli, commands, gridworld, oversight, study
+from experiments.commands import Learner, Train
+from experiments.commands import commands as all_commands
+from experiments.grid import arguments, train_all
+from routed_rl.runs import write_json
+
+TINY = replace(
+    commands.PRESETS["quick"],
+    total_steps=1024,
+    learner=Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2),
+)
+NAMES = ("routing", "naive-early-stopped", "flip-0.5")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Every run in this process, with few fresh environments, on a tiny preset; yields the commands run."""
+    monkeypatch.setitem(commands.PRESETS, "quick", TINY)
+    monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+    ran = []
+
+    def pool(argvs, workers, logs, *, on_poll, poll_seconds):
+        codes = []
+        for argv, log in zip(argvs, logs, strict=True):
+            ran.append(argv)
+            try:
+                cli.main(argv[argv.index("train") :])
+                codes.append(0)
+            except SystemExit as stop:
+                Path(log).write_text("routed-rl: error: no luck\n")
+                codes.append(stop.code)
+            on_poll()
+        return codes
+
+    monkeypatch.setattr(oversight, "run_commands", pool)
+    return ran
+
+
+def run_study(out, *options):
+    cli.main(["oversight", "--methods", *NAMES, "--levels", "0.1", "0.4", "--seeds", "1", "--out", str(out), *options])
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        Train(out=Path("x")),
+        Train("penalty", 0.3, 7, out=Path("a b"), unlabelled="none", hard_first=True, miss_rate=0.25, force=True),
+        replace(commands.PRESETS["paper"], max_steps=9, out=Path("x")),
+        Train(out=Path("x"), learner=Learner(entropy=(0.1, 0.01), max_grad_norm=None, bootstrap=False, n_envs=3)),
+    ],
+)
+def test_a_run_is_its_command_line(train):
+    line = arguments(train)
+    assert tyro.cli(all_commands(train.preset), args=line) == train
+
+
+def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, monkeypatch):
+    more = ("--controls", "placebo", "miss-0.3-hard", "--seeds", "2")
+    run_study(tmp_path / "whole", *more)
+    assert len(in_process) == 2 * (2 * len(NAMES) + 2)
+    files = {path.name for path in (tmp_path / "whole").iterdir()}
+    tables, figures = {"results.csv", "timings.csv", "summary.md"}, {"returns", "curves", "methods", "arrows", "noise"}
+    assert files == {"study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
+    frame = pd.read_csv(tmp_path / "whole" / "results.csv")
+    assert not frame.duplicated(study.KEYS).any()
+    assert set(frame.method) == {*NAMES, "placebo", "miss-0.3-hard"}
+    routed = frame[(frame.method == "routing") & (frame.oversight == 0.1) & (frame.seed == 1)]
+    assert set(routed.policy) == {
+        *("steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sharpened:diamond"),
+    }
+    assert set(zip(frame.checkpoint, frame.decoding, strict=True)) == {
+        ("final", "sampled"),
+        ("final", "greedy"),
+        ("peak", "sampled"),
+    }
+    result = gridworld.read_run(tmp_path / "whole" / "runs" / "routing-0.1-s1")
+    assert (result.seed, result.config["oversight"]) == (1, 0.1)
+    text = (tmp_path / "whole" / "summary.md").read_text()
+    assert "routed, contrastive" in text and "early stopping cost" in text and "Label noise" in text
+
+    # Broken off after three runs, and in a run; and asked for in two portions.
+    in_process.clear()
+    ran = []
+    real = oversight.run_commands
+
+    def broken(argvs, workers, logs, **options):
+        ran.append(len(argvs))
+        real(argvs[:3], workers, logs[:3], **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(oversight, "run_commands", broken)
+        with pytest.raises(SystemExit) as stop:
+            run_study(tmp_path / "again")
+    assert stop.value.code == 130 and ran == [2 * len(NAMES)]
+    run_study(tmp_path / "again", *more)
+    for name in ("results.csv", "summary.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    in_process.clear()
+    run_study(tmp_path / "again", *more)
+    assert not in_process
+
+
+def test_a_bad_run_is_reported_and_the_rest_finished(in_process, tmp_path, capsys):
+    runs = tmp_path / "s" / "runs"
+    run_study(tmp_path / "s")
+    (runs / "naive-early-stopped-0.1-s0" / "evaluation.json").write_text("{")
+    (runs / "flip-0.5-0.1-s0" / "config.json").write_text("{}")
+    shutil.rmtree(runs / "routing-0.4-s0")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_study(tmp_path / "s")
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 3
+    bad = "naive-early-stopped-0.1-s0"
+    assert bad in lines[1] and "flip-0.5-0.1-s0" in lines[0] and "2 of 6 runs failed" in lines[2]
+    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+    have = set(zip(frame.method, frame.oversight, frame.seed, strict=True))
+    assert ("routing", 0.4, 0) in have and ("naive-early-stopped", 0.1, 0) not in have
+    assert bad in (tmp_path / "s" / "summary.md").read_text()
+
+
+def test_a_failing_command_leaves_its_log(tmp_path, monkeypatch):
+    runs = [Train(out=tmp_path / name, total_steps=100) for name in ("a", "b")]
+
+    def pool(argvs, workers, logs, **_):
+        Path(logs[0]).write_text("noise\nrouted-rl: error: the disk is full\n")
+        return [1, 0]
+
+    failed = train_all(runs, 1, pool)
+    assert list(failed) == [tmp_path / "a"] and failed[tmp_path / "a"].startswith("the disk is full (log:")
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        (["--methods", "magic"], "'magic'"),
+        (["--methods", "flip-1.5"], "'flip-1.5'"),
+        (["--controls", "miss"], "'miss'"),
+        (["--levels", "0"], "0.0"),
+        (["--levels", "1.01"], "1.01"),
+        (["--levels", "0.1", "0.1"], "0.1 0.1"),
+        (["--focus", "-1"], "-1"),
+        (["--seeds", "0"], "0"),
+        (["--workers", "0"], "0"),
+        (["--workers", "100000"], "100000"),
+        (["--total-steps", "0"], "0"),
+        (["--controls", "miss-0.7-hard"], "0.7"),
+        (["--backend", "slurm"], "slurm"),
+        (["--backend", "ray", "--ray-address", "127.0.0.1:1"], "127.0.0.1:1"),
+    ],
+)
+def test_bad_options_end_in_one_line(options, quoted, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["oversight", "--out", str(tmp_path / "s"), *options])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and quoted in error
+    assert not list(tmp_path.rglob("runs/*"))
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other" / "study.json", {"preset": "paper", "total_steps": 5})
+    for out, quoted in ((tmp_path, "holds no study"), (tmp_path / "other", "'total_steps': 5")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["oversight", "--out", str(out)])
+        assert stop.value.code == 2 and quoted in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_ray_gives_the_same_results_as_this_machine(tmp_path):
+    """For real: fresh processes here, tasks of a Ray of its own there."""
+    options = ["--methods", "naive", "--levels", "0.1", "--seeds", "2", "--total-steps", "512", "--workers", "2"]
+    for backend in ("local", "ray"):
+        line = [sys.executable, "-P", "-m", "experiments.cli", "oversight", *options, "--backend", backend]
+        result = subprocess.run([*line, "--out", str(tmp_path / backend)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    for name in ("results.csv", "summary.md", "study.json"):
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+    local = tmp_path / "local" / "runs" / "naive-0.1-s1"
+    for file in ("metrics.csv", "config.json", "model/tensors.safetensors"):
+        assert (local / file).read_bytes() == (tmp_path / "ray" / "runs" / local.name / file).read_bytes(), file
+
+
+def test_intervals_and_quantiles():
+    spread = study.spread(pd.Series([1.0, 2.0, 3.0, 4.0]))
+    assert spread["mean"] == 2.5 and spread["half"] == pytest.approx(1.96 * np.std([1, 2, 3, 4], ddof=1) / 2)
+    assert (spread["low"], spread["high"]) == pytest.approx((1.15, 3.85))
+    assert study.spread(pd.Series([0.5]))["half"] == 0
+
+
+def test_an_unknown_variant_lists_the_known():
+    with pytest.raises(ValueError, match=r"'x'.*routing.*strict.*flip-RATE"):
+        oversight.variant("x")
+    assert oversight.variant("flip-0.2-hard") == {"method": "routing", "flip_rate": 0.2, "hard_first": True}
