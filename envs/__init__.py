@@ -1,8 +1,8 @@
 """Environments with partial oversight, each one batched dynamics behind several thin faces.
 
-Importing this package registers ``RoutedRL/DiamondGhost-v0`` and ``RoutedRL/MiniGrid-DiamondGhost-v0`` with
-Gymnasium. ``DiamondGhostVecEnv`` and ``DiamondGhostTensorVecEnv`` need Stable-Baselines3, ``MiniGridDiamondGhostEnv``
-needs MiniGrid, which are imported when those names are first used.
+Importing this package registers ``RoutedRL/DiamondGhost-v0``, its :data:`VARIANTS`, and
+``RoutedRL/MiniGrid-DiamondGhost-v0`` with Gymnasium. The faces that need Stable-Baselines3 (``…VecEnv``) or MiniGrid
+(``MiniGridDiamondGhostEnv``) import it when their names are first used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from envs.diamond_ghost import DiamondGhostEnv, DiamondGhostVectorEnv
-from envs.world import World, make_world
+from envs.world import VARIANTS, World, make_world
 
 if TYPE_CHECKING:
     from envs.minigrid import MiniGridDiamondGhostEnv
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from envs.tensors import DiamondGhostTensorVecEnv
 
 __all__ = [
+    "VARIANTS",
     "DiamondGhostEnv",
     "DiamondGhostTensorVecEnv",
     "DiamondGhostVecEnv",
@@ -36,6 +37,13 @@ gymnasium.register(
     entry_point="envs.diamond_ghost:DiamondGhostEnv",
     vector_entry_point="envs.diamond_ghost:DiamondGhostVectorEnv",
 )
+for _name, _options in VARIANTS.items():
+    gymnasium.register(
+        id=f"RoutedRL/{_name}-v0",
+        entry_point="envs.diamond_ghost:DiamondGhostEnv",
+        vector_entry_point="envs.diamond_ghost:DiamondGhostVectorEnv",
+        kwargs=dict(_options),
+    )
 gymnasium.register(
     id="RoutedRL/MiniGrid-DiamondGhost-v0",
     entry_point="envs.minigrid:MiniGridDiamondGhostEnv",

@@ -92,7 +92,11 @@ def reset(world: World, key: Array, episode: Array) -> State:
     agent, terminals = cells[:, 0], cells[:, 1:]
 
     overseen = bernoulli(random[:, kinds + 1 :], table.limits)
-    if world.spurious_oversight > 0:
+    if world.supervisor:
+        oversight = xp.zeros((key.shape[0], world.cells), dtype=xp.bool, device=device)
+        oversight[:, table.free] = overseen[:, :1]
+        overseen = overseen[:, :1]
+    elif world.spurious_oversight > 0:
         oversight = overseen[:, kinds:]
     else:
         oversight = xp.zeros((key.shape[0], world.cells), dtype=xp.bool, device=device)

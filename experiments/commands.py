@@ -29,6 +29,7 @@ MethodName = Literal[
     "placebo",
     "shuffled",
 ]
+WorldName = Literal["gridworld", "trap", "absent", "minigrid"]
 RUNS = Path("runs")
 CONTRAST = 4.0
 """Strength of contrastive steering, fixed for all levels and worlds."""
@@ -114,8 +115,9 @@ class Train:
     """probability that a label is replaced by a wrong one"""
     hard_first: bool = False
     """lost and wrong labels fall on long episodes, at the same mean rate (at most 0.5)"""
-    world: Literal["gridworld", "minigrid"] = "gridworld"
-    """the batched gridworld, or the same task on MiniGrid, one Python object per environment"""
+    world: WorldName = "gridworld"
+    """the batched gridworld; it with a second bad terminal ("trap"); it with a supervisor who watches whole episodes
+    or none ("absent"); or the first task on MiniGrid, one Python object per environment"""
     size: int = 5
     """side of the grid"""
     max_steps: int | None = None
@@ -243,6 +245,8 @@ class Oversight:
     """probabilities that a terminal is overseen"""
     controls: tuple[str, ...] = ()
     """further methods, at the focus level alone"""
+    world: Literal["gridworld", "trap", "absent"] = "gridworld"
+    """as for train"""
     focus: float = 0.1
     """the level of learning curves, bars and arrows"""
     seeds: int = 3

@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from envs import (
+    VARIANTS,
     DiamondGhostEnv,
     DiamondGhostTensorVecEnv,
     DiamondGhostVecEnv,
@@ -41,7 +42,7 @@ from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
 
 MODEL = "model"
 """The final checkpoint's name in a run directory."""
-FRESH_ENVS = {"gridworld": (512, 2048), "minigrid": (32, 256)}
+FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent"), (512, 2048)) | {"minigrid": (32, 256)}
 """Fresh environments behind a point of a learning curve, and behind a final result, by world."""
 CATEGORIES = (11, 6, 4)
 """How many types, colours and states MiniGrid's images number."""
@@ -65,7 +66,8 @@ def one_thread() -> None:
 def world_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run's world."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
-    return {key: value for key, value in options.items() if value is not None}
+    variant = {"trap": VARIANTS["DiamondGhostTrap"], "absent": VARIANTS["AbsentSupervisor"]}.get(config["world"], {})
+    return {**variant, **{key: value for key, value in options.items() if value is not None}}
 
 
 def make_scalar_env(config: Mapping[str, Any], render_mode: str | None = None) -> DiamondGhostEnv | ImgObsWrapper:
@@ -152,8 +154,8 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         oversight=config["oversight"],
     )
     if method == "placebo":
-        if config["world"] != "gridworld" or device != "cpu":
-            raise ValueError("method 'placebo' needs --world gridworld and --device cpu")
+        if config["world"] == "minigrid" or device != "cpu":
+            raise ValueError("method 'placebo' needs --device cpu, and not --world minigrid")
         env = PlaceboVecEnv(env)
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
     kind = learner.pop("networks")

@@ -90,6 +90,7 @@ def _grid(command: Oversight) -> list[Train]:
         replace(
             base,
             **variant(name),
+            world=command.world,
             oversight=level,
             seed=seed,
             total_steps=steps,
@@ -107,7 +108,8 @@ def _open(command: Oversight) -> None:
         ValueError: if the directory holds anything else.
     """
     base = PRESETS[command.preset]
-    mine = {"preset": command.preset, "total_steps": command.total_steps or base.total_steps}
+    steps = command.total_steps or base.total_steps
+    mine = {"preset": command.preset, "total_steps": steps, "world": command.world}
     if (command.out / STUDY).exists():
         there = read_json(command.out / STUDY)
         if there != mine:
@@ -135,6 +137,7 @@ def _backend(command: Oversight) -> Iterator[Backend]:
 def _report(command: Oversight, names: Mapping[Path, str], failed: dict[Path, str]) -> None:
     """Gather what is finished into tables, summary and figures."""
     from experiments import study, study_figures
+    from experiments.limits import limits
 
     rows, timings, complete = [], [], {}
     for out, name in names.items():
@@ -152,9 +155,11 @@ def _report(command: Oversight, names: Mapping[Path, str], failed: dict[Path, st
     study.table(timings, command.out / TIMINGS)
     noisy = frame.method.isin([*filter(NOISE.fullmatch, set(names.values()))])
     main_rows = frame[~noisy]
-    text = study.summary(main_rows, command.focus, {out.name: reason for out, reason in failed.items()})
+    exact = limits if command.world == "gridworld" else None
+    text = study.summary(main_rows, command.focus, {out.name: reason for out, reason in failed.items()}, exact)
     at_focus = {out: name for out, name in complete.items() if out.name.rsplit("-", 2)[1] == f"{command.focus:g}"}
-    study_figures.draw_returns(main_rows[main_rows.method.isin(command.methods)], command.out / "returns.png")
+    by_level = main_rows[main_rows.method.isin(command.methods)]
+    study_figures.draw_returns(by_level, command.out / "returns.png", exact)
     if at_focus:
         shown = study.compared(main_rows)
         curves = {
@@ -162,9 +167,10 @@ def _report(command: Oversight, names: Mapping[Path, str], failed: dict[Path, st
             for method, policy in shown[["method", "policy"]].drop_duplicates().itertuples(index=False)
             if method in at_focus.values() and not policy.startswith("sharpened")
         }
-        study_figures.draw_curves(curves, command.focus, command.out / "curves.png")
-        study_figures.draw_bars(main_rows, command.focus, command.out / "methods.png")
-        if routed := [out for out, name in at_focus.items() if name == "routing"]:
+        study_figures.draw_curves(curves, command.focus, command.out / "curves.png", exact)
+        study_figures.draw_bars(main_rows, command.focus, command.out / "methods.png", exact)
+        routed = [out for out, name in at_focus.items() if name == "routing"]
+        if routed and command.world == "gridworld":
             study_figures.draw_arrows(routed[0], command.out / "arrows.png")
     noise = study.noise_rows(frame, command.focus, NOISE)
     if len(noise):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from experiments.gridworld import learning_curve
-from experiments.limits import limits
 from routed_rl.runs import read_json, read_metrics, read_run, write_bytes
 
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 WANTED = "diamond"
+Limits = Callable[[float], dict[str, float]]
+"""Exact returns of reference policies at an oversight, where they are known."""
 SHOWN = {
     ("routing", f"steer:{WANTED}"): "routed",
     ("routing", f"contrast:{WANTED}"): "routed, contrastive",
@@ -96,21 +97,16 @@ def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(groups, columns=[*by, "mean", "half", "low", "high"])
 
 
-def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str]) -> str:
+def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact: Limits | None) -> str:
     """The study in Markdown: returns by method and level beside the exact limits, what lies behind them, failures."""
     shown = compared(frame)
     levels = sorted(shown.oversight.unique())
     seeds = shown.groupby("label").seed.nunique()
-    exact = {level: limits(level) for level in levels}
     parts = [
         "# Return against oversight",
         f"True return, sampled: mean ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row).",
         _by_level(shown, "true_return", levels),
-        "Exact limits: "
-        + "; ".join(f"{name} {exact[levels[0]][name]:.3f}" for name in ("optimal", "diamond", "any"))
-        + "; best under the naive reward "
-        + ", ".join(f"{exact[level]['naive']:.3f} at {level:.1%}" for level in levels)
-        + ".",
+        *([] if exact is None else [_limits(exact, levels)]),
         "## Where nothing is overseen",
         "True return in states without any overseen terminal.",
         _by_level(shown, "unwatched_return", levels),
@@ -171,6 +167,13 @@ def noise_summary(noise: pd.DataFrame) -> str:
         + _markdown(["", *(f"{rate:.0%}" for rate in rates)], rows)
         + "\n"
     )
+
+
+def _limits(exact: Limits, levels: Sequence[float]) -> str:
+    first = exact(levels[0])
+    fixed = "; ".join(f"{name} {first[name]:.3f}" for name in ("optimal", "diamond", "any"))
+    naive = ", ".join(f"{exact(level)['naive']:.3f} at {level:.1%}" for level in levels)
+    return f"Exact limits: {fixed}; best under the naive reward {naive}."
 
 
 def _by_level(shown: pd.DataFrame, metric: str, levels: Sequence[float]) -> str:

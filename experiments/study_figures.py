@@ -13,8 +13,7 @@ import pandas as pd
 from experiments import figures
 from experiments.commands import CONTRAST
 from experiments.gridworld import learning_curve, load_run, make_env, world_of
-from experiments.limits import limits
-from experiments.study import SHOWN, WANTED, aggregate, compared
+from experiments.study import SHOWN, WANTED, Limits, aggregate, compared
 
 LAYOUT = {"ghost": 8, "diamond": 16}
 """Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
@@ -29,7 +28,7 @@ def colours(labels: Sequence[str]) -> dict[str, Any]:
     return known | {label: plt.get_cmap("tab10")(i % 10) for i, label in enumerate(sorted(others), start=3)}
 
 
-def draw_returns(frame: pd.DataFrame, path: Path) -> None:
+def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
     """True return against oversight (log axis): mean, 95 % interval (dark), 5 to 95 % quantiles (light), limits."""
     shown = compared(frame)
     levels = np.array(sorted(shown.oversight.unique()))
@@ -41,12 +40,11 @@ def draw_returns(frame: pd.DataFrame, path: Path) -> None:
         axes.fill_between(x, mean - half, mean + half, color=palette[label], alpha=0.3, linewidth=0)
         axes.fill_between(x, rows["low"], rows["high"], color=palette[label], alpha=0.12, linewidth=0)
     dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
-    exact = limits(levels[0])
-    for name, title in EXACT.items():
-        axes.axhline(exact[name], color="#6c757d", linestyle=":", linewidth=1)
-        axes.text(100 * dense[-1], exact[name] + 0.01, title, ha="right", fontsize=7, color="#6c757d")
-    naive = [limits(float(level))["naive"] for level in dense]
-    axes.plot(100 * dense, naive, color=figures.COLOURS["naive"], linestyle=":", label="best under the naive reward")
+    if exact is not None:
+        _draw_limits(axes, exact(levels[0]), 100 * dense[-1])
+        naive = [exact(float(level))["naive"] for level in dense]
+        colour = figures.COLOURS["naive"]
+        axes.plot(100 * dense, naive, color=colour, linestyle=":", label="best under the naive reward")
     axes.set(xscale="log", xlabel="terminals overseen (%)", ylabel="true return", ylim=(-0.15, 1))
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
@@ -54,7 +52,7 @@ def draw_returns(frame: pd.DataFrame, path: Path) -> None:
     figures.save(figure, path)
 
 
-def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path) -> None:
+def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path, exact: Limits | None) -> None:
     """Learning curves at one level, mean over seeds and 95 % interval.
 
     Args:
@@ -72,16 +70,15 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
         half = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * mean
         axes.plot(steps, mean, color=palette[labels[key]], label=labels[key])
         axes.fill_between(steps, mean - half, mean + half, color=palette[labels[key]], alpha=0.2, linewidth=0)
-    exact = limits(focus)
-    for name in EXACT:
-        axes.axhline(exact[name], color="#6c757d", linestyle=":", linewidth=1)
-    axes.axhline(exact["naive"], color=figures.COLOURS["naive"], linestyle=":", linewidth=1)
+    if exact is not None:
+        _draw_limits(axes, exact(focus), axes.get_xlim()[1])
+        axes.axhline(exact(focus)["naive"], color=figures.COLOURS["naive"], linestyle=":", linewidth=1)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
     _finish(axes, f"Learning curves at {focus:.1%} oversight: mean and 95 % interval; dotted: exact limits")
     figures.save(figure, path)
 
 
-def draw_bars(frame: pd.DataFrame, focus: float, path: Path) -> None:
+def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | None) -> None:
     """Every method at one level: mean, 95 % interval, and each seed."""
     shown = compared(frame)
     shown = shown[shown.oversight == focus]
@@ -93,7 +90,8 @@ def draw_bars(frame: pd.DataFrame, focus: float, path: Path) -> None:
     for place, label in enumerate(rows.label):
         values = shown[shown.label == label].true_return
         axes.scatter(values, np.full(len(values), place), s=9, color="#264653", zorder=3)
-    axes.axvline(limits(focus)["diamond"], color="#6c757d", linestyle=":", linewidth=1)
+    if exact is not None:
+        axes.axvline(exact(focus)["diamond"], color="#6c757d", linestyle=":", linewidth=1)
     axes.axvline(0, color="#adb5bd", linewidth=0.8)
     axes.set_yticks(places, rows.label, fontsize=8)
     axes.set_xlabel("true return")
@@ -139,6 +137,12 @@ def draw_arrows(run: Path, path: Path) -> None:
             figures.draw_policy(axes, model.policy, world, LAYOUT)
         axes.set_title(title, fontsize=10)
     figures.save(figure, path)
+
+
+def _draw_limits(axes: Any, exact: Mapping[str, float], right: float) -> None:
+    for name, title in EXACT.items():
+        axes.axhline(exact[name], color="#6c757d", linestyle=":", linewidth=1)
+        axes.text(right, exact[name] + 0.01, title, ha="right", fontsize=7, color="#6c757d")
 
 
 def _finish(axes: Any, title: str) -> None:

@@ -22,11 +22,13 @@ class SlowWorld:
         spurious_oversight=0.0,
         max_steps=32,
         walls=(),
+        supervisor=False,
     ):
         self.height, self.width = (size, size) if isinstance(size, int) else size
         self.rewards = terminals or {"ghost": -1.0, "diamond": 1.0}
         self.oversight = oversight if isinstance(oversight, dict) else dict.fromkeys(self.rewards, oversight)
         self.spurious, self.max_steps, self.walls = spurious_oversight, max_steps, {tuple(w) for w in walls}
+        self.supervisor = supervisor
         self.seed, self.episode = seed, -1
         self.begin()
 
@@ -61,6 +63,9 @@ class SlowWorld:
         }
         for i, (cell, name) in enumerate(self.terminals.items()):
             (self.seen.add if self.happens(first + i, self.oversight[name]) else self.seen.discard)(cell)
+        if self.supervisor:
+            present = self.happens(first, next(iter(self.oversight.values())))
+            self.seen = set(free) if present else set()
 
     def step(self, action):
         row, column = self.player

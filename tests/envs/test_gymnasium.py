@@ -15,7 +15,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import envs.diamond_ghost
-from envs import DiamondGhostEnv, DiamondGhostVectorEnv
+from envs import VARIANTS, DiamondGhostEnv, DiamondGhostVectorEnv
+from envs.world import DEFAULT_TERMINALS
 from tests.envs.worlds import OPTIONS, assert_same, random_actions
 
 ID = "RoutedRL/DiamondGhost-v0"
@@ -38,6 +39,17 @@ def test_check_env_has_no_complaint(name):
             if terminated or truncated:
                 env.reset()
         env.close()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_are_registered(name):
+    """Gymnasium's own check, and the options that make them what they are."""
+    env = gym.make(f"RoutedRL/{name}-v0", oversight=0.5)
+    check_env(env.unwrapped)
+    world, options = env.unwrapped.world, VARIANTS[name]
+    assert world.supervisor == options.get("supervisor", False)
+    assert dict(zip(world.names, world.rewards, strict=True)) == dict(options.get("terminals", DEFAULT_TERMINALS))
+    assert gym.make_vec(f"RoutedRL/{name}-v0", num_envs=3).reset(seed=0)[0].shape == (3, len(world.plane_names) * 25)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -189,7 +201,7 @@ assert not heavy, heavy
 import envs
 faces = {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "MiniGridDiamondGhostEnv"}
 faces.add("DiamondGhostTensorVecEnv")
-assert set(envs.__all__) == {*faces, "World", "make_world"}
+assert set(envs.__all__) == {*faces, "VARIANTS", "World", "make_world"}
 assert all(getattr(envs, name) for name in envs.__all__) and "stable_baselines3" in sys.modules
 try:
     envs.Diamond

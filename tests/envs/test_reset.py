@@ -60,6 +60,11 @@ def test_oversight_frequencies(name):
     elsewhere = np.ones((N, world.cells), dtype=bool)
     elsewhere[:, world.walls] = False
     elsewhere[rows[:, None], state.terminals] = False
+    if world.supervisor:  # all free cells of an episode are alike
+        expected = np.broadcast_to(state.oversight[rows, state.agent][:, None], state.oversight.shape).copy()
+        expected[:, world.walls] = False
+        assert (state.oversight == expected).all()
+        return
     p, spots = world.spurious_oversight, elsewhere.sum()
     assert abs(state.oversight[elsewhere].mean() - p) <= 4 * (p * (1 - p) / spots) ** 0.5
     assert not state.oversight[:, world.walls].any()

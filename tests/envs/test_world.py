@@ -27,6 +27,8 @@ BAD = [
     ({"walls": [(0, -1)]}, r"wall \(0, -1\) is outside"),
     ({"walls": [(0.5, 1)]}, r"pair of integers, got \(0.5, 1\)"),
     ({"walls": (1, 2)}, "pair of integers, got 1"),
+    ({"supervisor": True, "spurious_oversight": 0.5}, r"with a supervisor.*0\.5"),
+    ({"supervisor": True, "oversight": {"ghost": 0.1, "diamond": 0.2}}, "with a supervisor.*'ghost': 0.1"),
     ({"walls": [(0, 1), (1, 0)]}, r"walls \[\(0, 1\), \(1, 0\)\] cut the grid"),
     ({"max_steps": 0}, "max_steps .* got 0"),
     ({"max_steps": -32}, "max_steps .* got -32"),

@@ -15,6 +15,7 @@ OPTIONS = {
         "oversight": {"ghost": 0.2, "diamond": 0.9, "gold": 0.5},
         "max_steps": 7,
     },
+    "supervised": {"supervisor": True, "oversight": 0.4, "walls": [(0, 1)]},
     "corridor": {"size": (1, 5), "terminals": {"exit": 2.0}, "oversight": 0.3, "max_steps": 9},
 }
 WORLDS = {name: make_world(**options) for name, options in OPTIONS.items()}

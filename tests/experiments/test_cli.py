@@ -16,6 +16,7 @@ from PIL import Image
 from experiments import commands
 from experiments.cli import main
 from experiments.commands import MethodName
+from experiments.gridworld import SAME_LEARNER
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
 
 
@@ -200,7 +201,7 @@ def test_an_animation_that_fails_leaves_the_old_one(capsys, trained, tmp_path, m
 
 
 def test_method_names_are_the_registry():
-    assert set(get_args(MethodName)) == {*METHODS, "oracle-filtered"}  # an oracle with fewer steps
+    assert set(get_args(MethodName)) == {*METHODS, *SAME_LEARNER} and set(SAME_LEARNER.values()) <= set(METHODS)
 
 
 def test_help_needs_no_heavy_import():
