@@ -104,7 +104,7 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
 def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
     """The stopping rule's measurements so far: environment steps, mean value of overseen outcomes, labels spent."""
     rows = read_metrics(run.path / "metrics.csv")
-    return [(r["env_steps"], r[SCORE], r[LABELS]) for r in rows if SCORE in r]
+    return [(int(r["env_steps"]), r[SCORE], int(r[LABELS])) for r in rows if SCORE in r]
 
 
 def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
