@@ -87,7 +87,8 @@ class TensorInfos(Sequence[dict[str, Any]]):
 class DiamondGhostTensorVecEnv(DiamondGhostVecEnv):
     """:class:`DiamondGhostVecEnv` with tensors on ``device`` for actions, observations, rewards and dones.
 
-    Draw for draw the same world. ``infos.ends`` hold all rows.
+    Draw for draw the same world. ``infos.ends`` hold all rows. It is there to train our learners; whatever expects
+    numpy (evaluation, other learners) takes :class:`DiamondGhostVecEnv`.
 
     Args:
         num_envs: how many.
@@ -95,6 +96,8 @@ class DiamondGhostTensorVecEnv(DiamondGhostVecEnv):
 
     The other arguments, and what is raised, are those of :class:`DiamondGhostVecEnv`.
     """
+
+    speaks_tensors = True
 
     def __init__(
         self,
@@ -123,8 +126,9 @@ class DiamondGhostTensorVecEnv(DiamondGhostVecEnv):
         if self._state is None:
             raise ResetNeeded("call reset() first: the environment has no state yet")
         actions: Any = self._actions
-        if not isinstance(actions, Tensor) or actions.shape != (self.num_envs,) or actions.dtype != torch.int64:
-            raise ValueError(f"actions must be a tensor of {self.num_envs} int64 in 0 … 3, got {actions!r}")
+        fits = isinstance(actions, Tensor) and actions.shape == (self.num_envs,) and actions.dtype == torch.int64
+        if not fits or actions.device.type != self.device.type:
+            raise ValueError(f"actions must be a tensor of {self.num_envs} int64 on {self.device}, got {actions!r}")
         self._state, obs, dones, ends = advance(self.world, self._state, actions)
         return obs, ends.reward, dones, TensorInfos(ends, dones, self.outcome_names)
 

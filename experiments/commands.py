@@ -31,6 +31,7 @@ MethodName = Literal[
 ]
 WorldName = Literal["gridworld", "trap", "absent", "minigrid"]
 RUNS = Path("runs")
+EARLY_STOPPED = "naive-early-stopped"
 CONTRAST = 4.0
 """Strength of contrastive steering, fixed for all levels and worlds."""
 
@@ -247,8 +248,8 @@ class Oversight:
     """further methods, at the focus level alone"""
     world: Literal["gridworld", "trap", "absent"] = "gridworld"
     """as for train"""
-    focus: float = 0.1
-    """the level of learning curves, bars and arrows"""
+    focus: float | None = None
+    """the level of controls, learning curves, bars and arrows; None: that nearest to 0.1"""
     seeds: int = 3
     """runs of each, with seeds 0, 1, …"""
     preset: Literal["quick", "paper"] = "quick"

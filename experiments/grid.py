@@ -12,8 +12,9 @@ from typing import Any
 from experiments.commands import PRESETS, Learner, Train
 from experiments.errors import user_input
 from experiments.progress import progress_display
-from routed_rl.runs import read_metrics, run_commands
+from routed_rl.runs import RunError, check_run, config_hash, read_json, read_metrics, run_commands
 
+RESULT = "evaluation.json"
 Backend = Callable[..., list[int]]
 """Runs commands as :func:`routed_rl.runs.run_commands` does."""
 
@@ -21,7 +22,7 @@ Backend = Callable[..., list[int]]
 def train_all(runs: Sequence[Train], workers: int, backend: Backend = run_commands) -> dict[Path, str]:
     """Train every run that is not finished, ``workers`` at once, showing how far they are.
 
-    A failed run does not stop the others, but an option that no run can have is a UserError before any starts.
+    A failed run, or one that finds another run in its place, does not stop the others.
 
     Args:
         runs: each with its own ``out``; the log goes beside it.
@@ -29,29 +30,46 @@ def train_all(runs: Sequence[Train], workers: int, backend: Backend = run_comman
     Returns:
         Why runs failed, by their directory: the last line of each log.
     """
-    from experiments.gridworld import make_model
-
-    todo = {_out(run): run for run in runs if run.force or not is_finished(_out(run))}
+    failed, todo = {}, {}
+    for run in runs:
+        try:
+            if not run.force:
+                check_run(_out(run), run.config(), run.seed)
+            if run.force or not is_finished(_out(run)):
+                _out(run).parent.mkdir(parents=True, exist_ok=True)
+                todo[_out(run)] = run
+        except (RunError, OSError) as error:
+            failed[_out(run)] = str(error)
     logs = {out: out.with_name(f"{out.name}.log") for out in todo}
-    with user_input():
-        for run in {(run.method, run.oversight): run for run in todo.values()}.values():
-            make_model(run.config(), run.seed)
-        for out in todo:
-            out.parent.mkdir(parents=True, exist_ok=True)
-    with _progress(runs, todo) as poll:
+    for log in logs.values():
+        log.unlink(missing_ok=True)  # what it says is of an earlier attempt
+    with _progress(runs, todo, workers) as poll:
         commands = [_command(run) for run in todo.values()]
         codes = backend(commands, workers, list(logs.values()), on_poll=poll, poll_seconds=0.5)
-    failed = {}
     for (out, log), code in zip(logs.items(), codes, strict=True):
         if code:
-            last = log.read_text().strip().splitlines()[-1:] or ["no output"]
-            failed[out] = f"{last[0].removeprefix('routed-rl: error: ')} (log: {log})"
+            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+            last = (lines or ["no output"])[-1].removeprefix("routed-rl: error: ")
+            failed[out] = f"{last} (exit status {code}; log: {log})"
     return failed
 
 
+def check_options(runs: Sequence[Train]) -> None:
+    """UserError for an option that no run can have, before any starts."""
+    from experiments.gridworld import make_model
+
+    with user_input():
+        for run in {config_hash(run.config()): run for run in runs}.values():
+            make_model(run.config(), run.seed)
+
+
 def is_finished(out: Path) -> bool:
-    """Whether the run there has its result."""
-    return (out / "evaluation.json").is_file()
+    """Whether the run there has its result; one that cannot be read is as good as none."""
+    try:
+        read_json(out / RESULT)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def arguments(run: Train) -> list[str]:
@@ -83,27 +101,27 @@ def _out(run: Train) -> Path:
 
 
 @contextmanager
-def _progress(runs: Sequence[Train], todo: Mapping[Path, Train]) -> Iterator[Callable[[], None]]:
+def _progress(runs: Sequence[Train], todo: Mapping[Path, Train], workers: int) -> Iterator[Callable[[], None]]:
     from experiments.gridworld import budget
 
     with progress_display(disable=not sys.stderr.isatty()) as progress:
         total = {_out(run): budget(run.config()) for run in runs}
         task = progress.add_task("", total=sum(total.values()))
-        names = [_out(run).name for run in runs]
 
         def poll() -> None:
             done = {out: _steps_done(out, total[out], out in todo) for out in total}
-            finished = sum(is_finished(out) for out in total)
-            running = [out for out in todo if out.exists() and not is_finished(out)]
-            left = len(runs) - finished - len(running)
-            what = f"{finished} of {len(names)} runs done, {len(running)} running, {left} left"
+            finished = sum((out / RESULT).exists() for out in total)
+            # Directories of runs that were interrupted wait among those that run.
+            running = min(workers, sum(out.exists() and not (out / RESULT).exists() for out in todo))
+            left = len(runs) - finished - running
+            what = f"{finished} of {len(runs)} runs done, {running} running, {left} left"
             progress.update(task, description=what, completed=sum(done.values()))
 
         yield poll
 
 
 def _steps_done(run: Path, total: int, may_be_running: bool) -> float:
-    if not may_be_running or is_finished(run):
+    if not may_be_running or (run / RESULT).exists():
         return total
     try:
         rows = read_metrics(run / "metrics.csv")

@@ -144,6 +144,8 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         raise ValueError("no CUDA device is available: train with --device cpu")
     env = make_env(config, learner.pop("n_envs"), device)
     world, method = world_of(env), config["method"]
+    if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):
+        raise ValueError("method 'shuffled' has its own flip rate: leave out --flip-rate and --hard-first")
     # A label that says nothing: any of them, whatever happened.
     flip_rate = 1 - 1 / len(world.names) if method == "shuffled" else config["flip_rate"]
     overseer = Overseer(

@@ -24,7 +24,8 @@ class PlaceboInfos(Sequence[dict[str, Any]]):
 
 
 class PlaceboVecEnv(VecEnvWrapper):
-    """The outcome of an episode that reached something is replaced by the parity of the cell the player started in.
+    """The outcome of an episode that reached something is replaced by the number of the cell it started in, modulo the
+    number of outcomes (for two, its parity).
 
     It works on worlds with an array channel (``infos.ends``) whose observation begins with the player's plane. What a
     router makes of such labels is the effect of routing itself; the labels say nothing of the outcome.

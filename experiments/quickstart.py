@@ -10,7 +10,7 @@ from rich.table import Table
 
 from experiments.commands import Quickstart, Train
 from experiments.errors import UserError, at_least, user_input
-from experiments.grid import is_finished, train_all
+from experiments.grid import check_options, is_finished, train_all
 from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
 
 METHODS = ("routing", "naive")
@@ -37,6 +37,7 @@ def main(command: Quickstart) -> None:
             if not command.force:
                 check_run(command.out / method, train.config(), train.seed)
     if command.force or not all(is_finished(command.out / method) for method in METHODS):
+        check_options(list(commands.values()))
         (command.out / SUMMARY).unlink(missing_ok=True)
         for reason in train_all(list(commands.values()), command.workers).values():
             raise UserError(f"training failed: {reason}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.commands import EARLY_STOPPED
 from experiments.gridworld import learning_curve
 from routed_rl.runs import read_json, read_metrics, read_run, write_bytes
 
@@ -85,10 +86,29 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
     return final.dropna(subset=["label"])
 
 
-def spread(values: pd.Series) -> pd.Series:
-    """Mean, half the width of its 95 % interval (0 for a single value), and the 5 and 95 % quantiles."""
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return pd.Series({"mean": values.mean(), "half": half, "low": values.quantile(0.05), "high": values.quantile(0.95)})
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Student's t, 97.5 % quantile, by degrees of freedom from 1."""
+
+
+def half_interval(values: np.ndarray | pd.Series, axis: int = 0) -> Any:
+    """Half the width of the 95 % interval of a mean over ``axis``, by Student's t; NaN for a single value."""
+    n = values.shape[axis]
+    if n < 2:
+        return np.full(np.delete(values.shape, axis), np.nan)[()]
+    t = T_95[n - 2] if n - 2 < len(T_95) else 1.96 + 2.5 / (n - 1)
+    return t * np.std(np.asarray(values), axis=axis, ddof=1) / np.sqrt(n)
+
+
+def spread(values: pd.Series) -> dict[str, float]:
+    """Mean, half the width of its 95 % interval, and the 5 and 95 % quantiles."""
+    low, high = values.quantile(0.05), values.quantile(0.95)
+    return {"mean": values.mean(), "half": half_interval(values), "low": low, "high": high}
+
+
+def _shown(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell['mean']:.3f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.3f}")
 
 
 def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
@@ -161,7 +181,7 @@ def noise_summary(noise: pd.DataFrame) -> str:
     rows = []
     for kind in sorted(steered.kind.unique()):
         present = [cells.loc[(kind, rate)] if (kind, rate) in cells.index else None for rate in rates]
-        rows.append([kind, *("" if c is None else f"{c['mean']:.3f} ± {c['half']:.3f}" for c in present)])
+        rows.append([kind, *map(_shown, present)])
     return (
         "\n## Label noise\n\nSteered to Diamond, by the rate of labels that are:\n\n"
         + _markdown(["", *(f"{rate:.0%}" for rate in rates)], rows)
@@ -181,7 +201,7 @@ def _by_level(shown: pd.DataFrame, metric: str, levels: Sequence[float]) -> str:
     rows = []
     for label in sorted(shown.label.unique()):
         present = [cells.loc[(label, level)] if (label, level) in cells.index else None for level in levels]
-        rows.append([label, *("" if c is None else f"{c['mean']:.3f} ± {c['half']:.3f}" for c in present)])
+        rows.append([label, *map(_shown, present)])
     return _markdown(["", *(f"{level:.1%}" for level in levels)], rows)
 
 
@@ -194,6 +214,7 @@ def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
     peaks = frame[(frame.checkpoint == "peak") & (frame.oversight == focus)]
     peaks = peaks.merge(shown[["method", "oversight", "seed", "policy", "label"]])
     ends = shown[shown.oversight == focus]
+    peaks = peaks[peaks.method != EARLY_STOPPED]  # it learns as naive does
     rows = [
         [
             label,

@@ -4,47 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from experiments import figures
-from experiments.commands import CONTRAST
+from experiments.commands import CONTRAST, MethodName
 from experiments.gridworld import learning_curve, load_run, make_env, world_of
-from experiments.study import SHOWN, WANTED, Limits, aggregate, compared
+from experiments.study import SHOWN, WANTED, Limits, aggregate, compared, half_interval
 
 LAYOUT = {"ghost": 8, "diamond": 16}
 """Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 EXACT = {"optimal": "optimum", "diamond": "seeks Diamond, blind to Ghost", "any": "any terminal"}
 
 
-def colours(labels: Sequence[str]) -> dict[str, Any]:
-    """A colour for each label, the same in all figures of a study."""
-    routed = ("#2a9d8f", "#1d3557", "#8ab17d")
-    known = dict(zip(SHOWN.values(), routed, strict=True)) | {"naive": figures.COLOURS["naive"]}
-    others = [label for label in labels if label not in known]
-    return known | {label: plt.get_cmap("tab10")(i % 10) for i, label in enumerate(sorted(others), start=3)}
+ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
+FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": figures.COLOURS["naive"]}
+OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict")
+
+
+def colour(label: str) -> Any:
+    """The colour of a method, the same in all figures of all studies; grey for labels with noise."""
+    if label in FIXED:
+        return FIXED[label]
+    return plt.get_cmap("tab20")(OTHERS.index(label)) if label in OTHERS else "#6c757d"
 
 
 def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
     """True return against oversight (log axis): mean, 95 % interval (dark), 5 to 95 % quantiles (light), limits."""
     shown = compared(frame)
+    if not len(shown):
+        return
     levels = np.array(sorted(shown.oversight.unique()))
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    palette = colours(shown.label.unique())
     for label, rows in aggregate(shown, "true_return", ["label", "oversight"]).groupby("label"):
         x, mean, half = 100 * rows.oversight, rows["mean"], rows["half"]
-        axes.plot(x, mean, marker="o", markersize=4, color=palette[label], label=label)
-        axes.fill_between(x, mean - half, mean + half, color=palette[label], alpha=0.3, linewidth=0)
-        axes.fill_between(x, rows["low"], rows["high"], color=palette[label], alpha=0.12, linewidth=0)
+        axes.plot(x, mean, marker="o", markersize=4, color=colour(label), label=label)
+        axes.fill_between(x, mean - half, mean + half, color=colour(label), alpha=0.3, linewidth=0)
+        axes.fill_between(x, rows["low"], rows["high"], color=colour(label), alpha=0.12, linewidth=0)
     dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
     if exact is not None:
         _draw_limits(axes, exact(levels[0]), 100 * dense[-1])
         naive = [exact(float(level))["naive"] for level in dense]
-        colour = figures.COLOURS["naive"]
-        axes.plot(100 * dense, naive, color=colour, linestyle=":", label="best under the naive reward")
+        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label="best under the naive reward")
     axes.set(xscale="log", xlabel="terminals overseen (%)", ylabel="true return", ylim=(-0.15, 1))
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
@@ -60,16 +64,15 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
     labels = {key: SHOWN.get(key, key[0]) for key in runs}
-    palette = colours(list(labels.values()))
     for key, directories in runs.items():
         curves = [learning_curve(run, key[1]) for run in directories]
         points = min(len(curve) for curve in curves)
         steps = np.array([step for step, _ in curves[0][:points]]) / 1e6
         values = np.array([[value for _, value in curve[:points]] for curve in curves])
         mean = values.mean(axis=0)
-        half = 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * mean
-        axes.plot(steps, mean, color=palette[labels[key]], label=labels[key])
-        axes.fill_between(steps, mean - half, mean + half, color=palette[labels[key]], alpha=0.2, linewidth=0)
+        half = half_interval(values)
+        axes.plot(steps, mean, color=colour(labels[key]), label=labels[key])
+        axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.2, linewidth=0)
     if exact is not None:
         _draw_limits(axes, exact(focus), axes.get_xlim()[1])
         axes.axhline(exact(focus)["naive"], color=figures.COLOURS["naive"], linestyle=":", linewidth=1)
@@ -83,10 +86,9 @@ def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | Non
     shown = compared(frame)
     shown = shown[shown.oversight == focus]
     rows = aggregate(shown, "true_return", ["label"]).sort_values("mean")
-    palette = colours(shown.label.unique())
     figure, axes = plt.subplots(figsize=(7.5, 0.6 + 0.34 * len(rows)), layout="constrained")
     places = np.arange(len(rows))
-    axes.barh(places, rows["mean"], xerr=rows["half"], color=[palette[label] for label in rows.label], alpha=0.75)
+    axes.barh(places, rows["mean"], xerr=rows["half"], color=[colour(label) for label in rows.label], alpha=0.75)
     for place, label in enumerate(rows.label):
         values = shown[shown.label == label].true_return
         axes.scatter(values, np.full(len(values), place), s=9, color="#264653", zorder=3)
@@ -109,10 +111,10 @@ def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     noise = noise[noise.policy == f"steer:{WANTED}"]
-    for (kind, rows), colour in zip(noise.groupby("kind"), plt.get_cmap("tab10").colors, strict=False):
+    for (kind, rows), line in zip(noise.groupby("kind"), plt.get_cmap("tab10").colors, strict=False):
         cells = aggregate(rows, "true_return", ["rate"])
         axes.errorbar(
-            100 * cells.rate, cells["mean"], yerr=cells["half"], marker="o", markersize=4, capsize=2, color=colour,
+            100 * cells.rate, cells["mean"], yerr=cells["half"], marker="o", markersize=4, capsize=2, color=line,
             label=kind,
         )  # fmt: skip
     axes.axhline(0, color="#adb5bd", linewidth=0.8)

@@ -13,7 +13,7 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from experiments.commands import RUNS, Train
+from experiments.commands import EARLY_STOPPED, RUNS, Train
 from experiments.errors import UserError, at_least, user_input
 from experiments.gridworld import (
     FRESH_ENVS,
@@ -32,7 +32,7 @@ from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed, r
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
 """Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
-EARLY_STOPPED, BEST = "naive-early-stopped", "best"
+BEST = "best"
 SCORE, LABELS = "eval/overseen_value", "eval/overseen_episodes"
 HUGE = 1e6
 """A weight so large is a sign of divergence."""
@@ -83,9 +83,9 @@ def train(run: RunDirectory, model: RoutedAlgorithm) -> None:
     if config["method"] == EARLY_STOPPED:
         points = overseen_points(run)
         if points:
-            steps, score, _ = max(points, key=lambda point: (point[1], -point[0]))
             model = type(model).load(run.path / BEST, device="cpu")
-            stopping = {"stopped_at": steps, "overseen_value": score}
+            scores = {steps: score for steps, score, _ in points}
+            stopping = {"stopped_at": model.num_timesteps, "overseen_value": scores.get(model.num_timesteps)}
         stopping["validation_labels"] = sum(labels for *_, labels in points)
     model.save(run.path / MODEL)
     run.finish(

@@ -204,7 +204,7 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             raise ValueError(f"the policy is steered ({self.policy.steering}); unsteer() it before learning")
         self.policy.set_training_mode(False)
         self.buffer.start_rollout()
-        ends = RolloutEnds(n_rollout_steps, env.num_envs, getattr(env, "device", None))
+        ends = RolloutEnds(n_rollout_steps, env.num_envs, self._env_device(env))
         # Sampling is seeded by the update; the global generator is left as it was, and what callbacks draw is theirs.
         fork = partial(torch.random.fork_rng, devices=[] if self.device.type == "cpu" else [self.device])
         with fork():
@@ -226,6 +226,15 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _env_device(self, env: VecEnv) -> torch.device | None:
+        """Where an environment that speaks tensors has them, which must be where the learner is; None for numpy."""
+        if not getattr(env, "speaks_tensors", False):
+            return None
+        device: torch.device = env.device  # type: ignore[attr-defined]
+        if device.type != self.device.type:
+            raise ValueError(f"the environment's tensors are on {device}, the learner is on {self.device}")
+        return device
 
     @torch.no_grad()
     def _sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:

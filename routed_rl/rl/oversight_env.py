@@ -8,13 +8,16 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
 
 
 class EpisodeEnds(Protocol):
     """The array channel: a fast environment's ``infos`` may carry it as the attribute ``ends``.
 
     Beside it, ``infos.outcome_names`` names the outcomes in the order of their numbers. All arrays
-    have length ``D``, the number of episodes that ended in this step.
+    have length ``D``, the number of episodes that ended in this step. An environment with the attribute
+    ``speaks_tensors`` has tensors on its ``device`` here, and for observations, actions, rewards and dones; ``rows`` is
+    then the slice of all, and the outcome -1 and ``overseen`` and ``truncated`` false where nothing ended.
     """
 
     rows: np.ndarray  # int64: index of the environment
@@ -56,11 +59,17 @@ def episode_ends(infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: S
     They are read from the array channel if there is one and it numbers the outcomes alike, else from the infos.
 
     Raises:
-        ValueError: if an ended episode's info does not say its outcome and whether it was overseen.
+        ValueError: if an ended episode's info does not say its outcome and whether it was overseen, or tensors number
+            the outcomes otherwise.
     """
     if tuple(getattr(infos, "outcome_names", ())) == tuple(outcomes):
         ends: EpisodeEnds = infos.ends  # type: ignore[attr-defined]
         return ends
+    if isinstance(dones, Tensor):
+        raise ValueError(
+            f"an environment that speaks tensors must number its outcomes as the overseer does, {list(outcomes)}; "
+            f"it has {list(getattr(infos, 'outcome_names', ()))}"
+        )
     return _Ends(infos, dones, outcomes)
 
 

@@ -226,6 +226,8 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         self._check_modules(strengths)
         if bad := {name: strength for name, strength in strengths.items() if not 0 <= strength < float("inf")}:
             raise ValueError(f"strengths of avoid must be finite numbers, at least 0, got {bad}")
+        if both := [name for name in strengths if weights.get(name)]:
+            raise ValueError(f"cannot both choose and avoid {both}")
         if gone := [name for name in strengths if name in self.mlp_extractor.ablated]:
             raise ValueError(f"cannot avoid {gone}: ablated; unsteer() brings back what was ablated")
         if not 0 < temperature < float("inf"):
@@ -301,11 +303,10 @@ class PaperPolicy(RoutedActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self._planes = planes
-        kwargs = {
-            "ortho_init": False,
-            "optimizer_kwargs": {"eps": 1e-8, "fused": True},
-            **kwargs,
-        }  # torch's defaults, not SB3's
+        # torch's defaults, not Stable-Baselines3's
+        if kwargs.get("optimizer_class", Adam) is Adam:
+            kwargs = {"optimizer_kwargs": {"eps": 1e-8, "fused": True}, **kwargs}
+        kwargs = {"ortho_init": False, **kwargs}
         super().__init__(*args, hidden=hidden, value_hidden=value_hidden, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:

@@ -96,6 +96,7 @@ class EpisodeBuffer:
         self.ended = torch.zeros(shape, dtype=torch.bool, device=device)
         self.labels = torch.zeros(shape, dtype=torch.int64, device=device)  # valid where ended
         self.waiting = torch.zeros(shape, dtype=torch.bool, device=device)  # not learned yet
+        self.discard()
 
     def tensors(self) -> dict[str, Tensor]:
         """The current rollout's half, as views: all that the next one needs of it."""
@@ -126,6 +127,7 @@ class EpisodeBuffer:
     def discard(self) -> None:
         """Forget the waiting steps: the end of their episodes will not be seen."""
         self.waiting.zero_()
+        self.ended[-1] = True  # so that nobody counts an episode's length from before
 
     def add(self, step: int, obs: Tensor, actions: Tensor, log_probs: Tensor) -> None:
         """Store step ``step`` (0 … T-1) of the current rollout, each tensor ``(E, …)``."""
@@ -145,13 +147,13 @@ class EpisodeBuffer:
             last_values: ``(E,)`` values of the observations after the last step.
             not_reached: the label of steps that are learned before their episode has ended.
         """
-        self.waiting[self.n_steps :] = True
+        first = 0 if self.hold else self.n_steps  # where nothing is held, the last rollout has been learned
+        self.waiting[:first], self.waiting[self.n_steps :] = False, True
         labels, resolved = torch.full_like(self.labels, not_reached), torch.zeros_like(self.waiting)
         advantages, outcome_returns = torch.zeros_like(self.values), torch.zeros_like(self.values)
         label = labels[0]
         done, advantage = torch.zeros_like(self.waiting[0]), torch.zeros_like(last_values)
         outcome_return, next_value = torch.zeros_like(last_values), last_values
-        first = 0 if self.hold else self.n_steps  # where nothing is held, the last rollout has been learned
         for t in reversed(range(first, 2 * self.n_steps)):
             ended, reward = self.ended[t], self.rewards[t]
             going = (~ended).float()

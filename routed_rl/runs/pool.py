@@ -1,6 +1,7 @@
 """A small pool: commands run as fresh processes of their own, a few at a time (POSIX only)."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from routed_rl.runs.files import StrPath
 
 # One thread per process: the results do not depend on the machine's cores, and runs do not crowd each other.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB", "RAYON")}
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's exit code for a command that cannot be started
 
 
@@ -84,10 +86,17 @@ def start_command(command: Sequence[StrPath], log: Path) -> subprocess.Popen[byt
                 stderr=subprocess.STDOUT,
                 env=os.environ | ONE_THREAD,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         except OSError as error:
             output.write(f"{command[0]!r} cannot be started: {error.strerror}\n".encode())
             return None
+
+
+def _end_with_parent() -> None:
+    """In the new process: be killed when the one that started it dies, however it dies. Else a pool that was killed
+    would leave runs behind, which the next start finds taken."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

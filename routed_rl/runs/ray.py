@@ -46,14 +46,14 @@ def ray_pool(address: str | None, workers: int, shared: Path) -> Iterator[Callab
         raise ValueError("Ray is not installed: pip install 'routed-rl[ray]'") from error
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if address is None:
-        options |= {"num_cpus": workers, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
     else:
         if address != "auto":
             _check_answer(address)
         options["address"] = address
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ValueError(f"no Ray cluster could be joined at {address!r}: {error}") from error
     try:
         _check_shared(shared)
@@ -85,10 +85,15 @@ def _check_shared(shared: Path) -> None:
         for node in nodes:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_sees).remote(str(question), token)
-            if not ray.get(task):
+            machine = node["NodeManagerAddress"]
+            try:
+                sees = ray.get(task)
+            except ray.exceptions.RayError as error:
                 raise ValueError(
-                    f"the machine {node['NodeManagerAddress']} does not share {str(shared)!r} with this one"
-                )
+                    f"the machine {machine} cannot run our tasks: {str(error).splitlines()[-1]}"
+                ) from error
+            if not sees:
+                raise ValueError(f"the machine {machine} does not share {str(shared)!r} with this one")
     finally:
         for path in shared.glob(f".ray-{token}*"):
             path.unlink()

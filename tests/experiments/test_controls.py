@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from envs import DiamondGhostVecEnv
-from experiments import commands, gridworld
+from experiments import gridworld
 from experiments.cli import main
 from experiments.commands import Train
 from experiments.placebo import PlaceboVecEnv
@@ -83,9 +83,38 @@ def test_the_control_has_the_contrast_policys_entropy_and_no_contrast(tmp_path):
         assert evaluate(model.policy, env, model.overseer.outcomes, seed=3)["entropy"] == pytest.approx(0.7, abs=0.05)
 
 
-@pytest.mark.parametrize("options", [["--preset", "minigrid"]])
-def test_a_placebo_where_there_can_be_none(options, capsys, tmp_path):
+@pytest.mark.parametrize("method", ["placebo", "naive-early-stopped"])
+def test_a_control_broken_off_goes_on_to_the_same_result(method, tmp_path, monkeypatch):
+    """Both keep something beside the model: where episodes started, and the best model so far."""
+    monkeypatch.setattr("experiments.train.CHECKPOINT_EVERY", 3)
+    options = ["train", "--method", method, "--oversight", "0.5", *SMALL]
+    main([*options, "--out", str(tmp_path / "whole")])
+    real, calls = gridworld.RoutedPPO.train, []
+
+    def broken(self):
+        calls.append(1)
+        if len(calls) == 21:
+            raise KeyboardInterrupt
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gridworld.RoutedPPO, "train", broken)
+        with pytest.raises(SystemExit):
+            main([*options, "--out", str(tmp_path / "broken")])
+    main([*options, "--out", str(tmp_path / "broken")])
+    for file in ("metrics.csv", "evaluation.json", "model/tensors.safetensors"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        (["--method", "placebo", "--preset", "minigrid"], "'placebo' needs"),
+        (["--method", "shuffled", "--flip-rate", "0.1"], "'shuffled' has its own"),
+    ],
+)
+def test_a_control_where_there_can_be_none(options, quoted, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--method", "placebo", "--out", str(tmp_path / "run"), *options])
-    assert stop.value.code == 2 and "'placebo' needs" in capsys.readouterr().err
-    assert commands.CONTRAST > 0 and not (tmp_path / "run").exists()
+        main(["train", "--out", str(tmp_path / "run"), *options])
+    assert stop.value.code == 2 and quoted in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

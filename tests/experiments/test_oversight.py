@@ -86,7 +86,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
         ("final", "greedy"),
         ("peak", "sampled"),
     }
-    result = gridworld.read_run(tmp_path / "whole" / "runs" / "routing-0.1-s1")
+    result = gridworld.read_run(tmp_path / "whole" / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (tmp_path / "whole" / "summary.md").read_text()
     assert "routed, contrastive" in text and "early stopping cost" in text and "Label noise" in text
@@ -117,20 +117,43 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
 def test_a_bad_run_is_reported_and_the_rest_finished(in_process, tmp_path, capsys):
     runs = tmp_path / "s" / "runs"
     run_study(tmp_path / "s")
-    (runs / "naive-early-stopped-0.1-s0" / "evaluation.json").write_text("{")
-    (runs / "flip-0.5-0.1-s0" / "config.json").write_text("{}")
-    shutil.rmtree(runs / "routing-0.4-s0")
+    (runs / "naive-early-stopped" / "0.1-s0" / "evaluation.json").write_text("{")  # as good as missing
+    (runs / "flip-0.5" / "0.1-s0" / "config.json").write_text("{}")
+    (runs / "flip-0.5" / "0.4-s0" / "metrics.csv").write_text("")
+    shutil.rmtree(runs / "routing" / "0.4-s0")
+    before = len(in_process)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         run_study(tmp_path / "s")
-    lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and len(lines) == 3
-    bad = "naive-early-stopped-0.1-s0"
-    assert bad in lines[1] and "flip-0.5-0.1-s0" in lines[0] and "2 of 6 runs failed" in lines[2]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert stop.value.code == 2 and len(lines) == 3 and "2 runs failed" in lines[2]
+    assert "flip-0.5/0.1-s0" in lines[0] and "flip-0.5/0.4-s0" in lines[1]
+    assert len(in_process) == before + 2
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     have = set(zip(frame.method, frame.oversight, frame.seed, strict=True))
-    assert ("routing", 0.4, 0) in have and ("naive-early-stopped", 0.1, 0) not in have
-    assert bad in (tmp_path / "s" / "summary.md").read_text()
+    assert have == {(name, level, 0) for name in ("routing", "naive-early-stopped") for level in (0.1, 0.4)}
+    assert "flip-0.5/0.1-s0" in (tmp_path / "s" / "summary.md").read_text()
+
+
+def test_a_damaged_model_costs_its_figure_alone(in_process, tmp_path, capsys):
+    cli.main(["oversight", "--methods", "routing", "--levels", "1e-05", "--seeds", "1", "--out", str(tmp_path / "s")])
+    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert set(frame.method) == {"routing"} and set(frame.oversight) == {1e-05}
+    assert (tmp_path / "s" / "curves.png").exists()
+    (tmp_path / "s" / "runs" / "routing" / "1e-05-s0" / "model" / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            ["oversight", "--methods", "routing", "--levels", "1e-05", "--seeds", "1", "--out", str(tmp_path / "s")]
+        )
+    assert stop.value.code == 2 and "its model is not sound" in capsys.readouterr().err
+
+
+def test_a_study_of_noise_alone_is_a_study(in_process, tmp_path, capsys):
+    """And what earlier commands trained stays in the tables."""
+    for name in ("flip-0.1", "miss-0"):
+        cli.main(["oversight", "--methods", name, "--levels", "0.4", "--seeds", "1", "--out", str(tmp_path / "s")])
+    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert set(frame.method) == {"flip-0.1", "miss-0"}
 
 
 def test_a_failing_command_leaves_its_log(tmp_path, monkeypatch):
@@ -141,7 +164,10 @@ def test_a_failing_command_leaves_its_log(tmp_path, monkeypatch):
         return [1, 0]
 
     failed = train_all(runs, 1, pool)
-    assert list(failed) == [tmp_path / "a"] and failed[tmp_path / "a"].startswith("the disk is full (log:")
+    assert list(failed) == [tmp_path / "a"] and failed[tmp_path / "a"].startswith(
+        "the disk is full (exit status 1; log:"
+    )
+    assert "no output (exit status 127" in train_all(runs[1:], 1, lambda *_, **__: [127])[tmp_path / "b"]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +179,8 @@ def test_a_failing_command_leaves_its_log(tmp_path, monkeypatch):
         (["--levels", "0"], "0.0"),
         (["--levels", "1.01"], "1.01"),
         (["--levels", "0.1", "0.1"], "0.1 0.1"),
+        (["--focus", "0.2"], "0.2"),
+        (["--methods", "miss-0.7-hard", "routing"], "0.7"),
         (["--focus", "-1"], "-1"),
         (["--seeds", "0"], "0"),
         (["--workers", "0"], "0"),
@@ -168,13 +196,13 @@ def test_bad_options_end_in_one_line(options, quoted, tmp_path, capsys):
         cli.main(["oversight", "--out", str(tmp_path / "s"), *options])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and quoted in error
-    assert not list(tmp_path.rglob("runs/*"))
+    assert not list(tmp_path.rglob("runs/*")) and not list(tmp_path.rglob("study.json"))
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "other").mkdir()
-    write_json(tmp_path / "other" / "study.json", {"preset": "paper", "total_steps": 5})
+    write_json(tmp_path / "other" / "study.json", {"preset": "paper", "total_steps": 5, "world": "gridworld"})
     for out, quoted in ((tmp_path, "holds no study"), (tmp_path / "other", "'total_steps': 5")):
         with pytest.raises(SystemExit) as stop:
             cli.main(["oversight", "--out", str(out)])
@@ -191,16 +219,20 @@ def test_ray_gives_the_same_results_as_this_machine(tmp_path):
         assert result.returncode == 0, result.stderr
     for name in ("results.csv", "summary.md", "study.json"):
         assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
-    local = tmp_path / "local" / "runs" / "naive-0.1-s1"
+    local = tmp_path / "local" / "runs" / "naive" / "0.1-s1"
     for file in ("metrics.csv", "config.json", "model/tensors.safetensors"):
-        assert (local / file).read_bytes() == (tmp_path / "ray" / "runs" / local.name / file).read_bytes(), file
+        assert (local / file).read_bytes() == (tmp_path / "ray" / "runs" / "naive" / local.name / file).read_bytes(), (
+            file
+        )
 
 
 def test_intervals_and_quantiles():
     spread = study.spread(pd.Series([1.0, 2.0, 3.0, 4.0]))
-    assert spread["mean"] == 2.5 and spread["half"] == pytest.approx(1.96 * np.std([1, 2, 3, 4], ddof=1) / 2)
+    assert spread["mean"] == 2.5 and spread["half"] == pytest.approx(3.182 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-3)
     assert (spread["low"], spread["high"]) == pytest.approx((1.15, 3.85))
-    assert study.spread(pd.Series([0.5]))["half"] == 0
+    assert np.isnan(study.spread(pd.Series([0.5]))["half"])
+    many = np.random.default_rng(0).normal(size=(40, 3))
+    assert study.half_interval(many) == pytest.approx(2.0227 * many.std(axis=0, ddof=1) / 40**0.5, rel=1e-3)
 
 
 def test_an_unknown_variant_lists_the_known():

@@ -43,6 +43,17 @@ def test_tensors_teach_what_numpy_teaches(kind, options, tmp_path):
     assert same(plain, again), "a loaded learner goes on where the saved one was"
 
 
+def test_tensors_that_do_not_fit_are_refused():
+    env = DiamondGhostTensorVecEnv(4, "cpu")
+    other = RoutedPPO("MlpPolicy", env, Overseer({"diamond": 1, "ghost": -1}), n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(ValueError, match=r"as the overseer does, \['diamond', 'ghost'\]"):
+        other.learn(32)
+    elsewhere = learner(DiamondGhostTensorVecEnv(4, "cpu"), RoutedPPO, batch_size=8)
+    elsewhere.env.device = torch.device("meta")
+    with pytest.raises(ValueError, match=r"on meta, the learner is on cpu"):
+        elsewhere.learn(32)
+
+
 @pytest.mark.parametrize("kind", [RoutedPPO, RoutedREINFORCE])
 def test_acting_and_learning_are_captured_in_one_graph_each(kind):
     """As on a GPU, but for the code generator: one graph without a break, with the same result."""

@@ -143,6 +143,7 @@ def test_steered_blocks_nest_and_restore(obs):
         (lambda p: p.steer("a", avoid={"b": -1.0}), "avoid.*-1"),
         (lambda p: p.steer("a", avoid={"b": float("inf")}), "avoid.*inf"),
         (lambda p: [p.ablate("b"), p.steer("a", avoid={"b": 1.0})], "avoid.*ablated"),
+        (lambda p: p.steer("a", avoid={"a": 1.0}), "choose and avoid.*'a'"),
         (lambda p: p.steer("a", temperature=0.0), "temperature.*0"),
         (lambda p: p.steer("a", temperature=float("nan")), "temperature.*nan"),
         (lambda p: make_policy(activation="swish"), "'swish'.*relu"),

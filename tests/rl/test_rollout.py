@@ -89,9 +89,13 @@ def test_lengths_of_episodes_that_span_rollouts():
         buffer.start_rollout()
         for step, env in ends:
             buffer.ended[3 + step, env] = True
-        if rollout == 1:
-            lengths = buffer.lengths()
-            assert [int(lengths[step, env]) for step, env in ends] == [2, 2, 3]
+        lengths = buffer.lengths()
+        expected = ([2, 3], [2, 2, 3])[rollout]
+        assert [int(lengths[step, env]) for step, env in ends] == expected
+    buffer.discard()
+    buffer.start_rollout()
+    buffer.ended[3 + 1, 0] = True
+    assert buffer.lengths()[1, 0] == 2, "counted from before the reset"
 
 
 def test_a_held_episode_is_learned_under_its_true_label():
