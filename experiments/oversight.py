@@ -170,9 +170,10 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
         (str(method), str(policy)): [out for out in runs if out.parent.name == method and _level(out) == focus]
         for method, policy in shown[["method", "policy"]].drop_duplicates().itertuples(index=False)
         # Neither has a curve of its own: the one is evaluated at the end, the other learns as naive does.
-        if not policy.startswith("sharpened") and method != EARLY_STOPPED
+        if method in command.methods and not policy.startswith("sharpened") and method != EARLY_STOPPED
     }
-    study_figures.draw_curves(curves, focus, command.out / "curves.png", exact)
+    if curves:
+        study_figures.draw_curves(curves, focus, command.out / "curves.png", exact)
     if len(noise):
         study_figures.draw_noise(noise, focus, command.out / "noise.png")
     routed = [out for out, method in runs.items() if method == "routing" and _level(out) == focus]
