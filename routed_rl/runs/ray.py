@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -51,15 +52,18 @@ def ray_pool(address: str | None, workers: int, shared: Path) -> Iterator[Callab
         if address != "auto":
             _check_answer(address)
         options["address"] = address
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ValueError(f"no Ray cluster could be joined at {address!r}: {error}") from error
-    try:
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise ValueError(f"no Ray cluster could be joined at {address!r}: {error}") from error
         _check_shared(shared)
         yield partial(_run_commands, ray)
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, and leaves it
 
 
 def _check_answer(address: str) -> None:

@@ -93,10 +93,12 @@ def listening():
     return found
 
 before = listening()
+import signal
 with ray_pool(None, 1, Path({str(tmp_path)!r})) as run:
     opened = {{(name, address) for name, address, _ in listening() - before}}
 loopback = {{("tcp", "0100007F"), ("tcp6", "0000000000000000FFFF00000100007F"), ("tcp6", "0" * 24 + "01000000")}}
 assert opened and opened <= loopback, opened
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
