@@ -22,6 +22,7 @@ SMALL = [
     "--learner.hidden",
     "8",
 ]
+POLICIES = {"steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sharpened:diamond"}
 MAY_DIFFER = {"timings.csv", "tensorboard"}
 
 
@@ -82,11 +83,12 @@ def test_evaluation_json_is_as_promised(unbroken):
         16_384,
     )
     assert result["config_hash"] == json.loads((unbroken / "config.json").read_text())["config_hash"]
-    assert set(result["policies"]) == {"steer:ghost", "steer:diamond", "unsteered"}
+    assert set(result["policies"]) == POLICIES
     fields = {"true_return", "episode_return", "outcomes", "outcomes_overseen", "outcomes_unoverseen"}
     fields |= {"episode_length", "entropy"}
-    for policy in result["policies"].values():
-        assert set(policy) == fields | {"greedy"} and set(policy["greedy"]) == fields
+    for name, policy in result["policies"].items():
+        control = {"temperature"} if name.startswith("sharpened:") else set()
+        assert set(policy) == fields | control | {"greedy", "unwatched_return"} and set(policy["greedy"]) == fields
         assert sum(policy["outcomes"].values()) == pytest.approx(1)
         for outcome, share in policy["outcomes"].items():
             assert policy["outcomes_overseen"][outcome] + policy["outcomes_unoverseen"][outcome] == pytest.approx(share)
@@ -163,4 +165,4 @@ def test_minigrid_trains_evaluates_and_resumes(tmp_path, monkeypatch):
     assert subprocess.run(commands[1], capture_output=True).returncode == 0
     assert different_files(*outs) == []
     result = json.loads((outs[0] / "evaluation.json").read_text())
-    assert set(result["policies"]) == {"steer:ghost", "steer:diamond", "unsteered"}
+    assert set(result["policies"]) == POLICIES
