@@ -15,8 +15,6 @@ from routed_rl.runs import check_run, config_hash, read_json, read_run, write_js
 
 METHODS = ("routing", "naive")
 FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
-LAYOUT = {"ghost": 8, "diamond": 16}
-"""Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 
 
 def main(command: Quickstart) -> None:
@@ -130,7 +128,7 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
         strict=True,
     ):
         with model.steered(choice):
-            figures.draw_policy(axes, model.policy, world, LAYOUT)
+            figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
         axes.set_title(title, fontsize=10)
     figure.text(
         0.995, 0.005, f"configs {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "

@@ -15,8 +15,6 @@ from experiments.commands import CONTRAST, MethodName
 from experiments.gridworld import learning_curve, load_run, make_env, world_of
 from experiments.study import SHOWN, WANTED, Limits, aggregate, compared, half_interval
 
-LAYOUT = {"ghost": 8, "diamond": 16}
-"""Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 EXACT = {"optimal": "optimum", "diamond": "seeks Diamond, blind to Ghost", "any": "any terminal"}
 
 
@@ -46,13 +44,13 @@ def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
         axes.fill_between(x, rows["low"], rows["high"], color=colour(label), alpha=0.12, linewidth=0)
     dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
     if exact is not None:
-        _draw_limits(axes, exact(levels[0]), 100 * dense[-1])
+        _draw_limits(axes, exact(levels[0]))
         naive = [exact(float(level))["naive"] for level in dense]
-        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label="best under the naive reward")
+        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label="best under the naive reward, exact")
     axes.set(xscale="log", xlabel="terminals overseen (%)", ylabel="true return", ylim=(-0.15, 1))
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
-    _finish(axes, "Return against oversight: mean, 95 % interval, 5–95 % quantiles; dotted: exact limits")
+    _finish(axes, "Return against oversight: mean, 95 % interval, 5–95 % quantiles")
     figures.save(figure, path)
 
 
@@ -74,10 +72,13 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
         axes.plot(steps, mean, color=colour(labels[key]), label=labels[key])
         axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.2, linewidth=0)
     if exact is not None:
-        _draw_limits(axes, exact(focus), axes.get_xlim()[1])
-        axes.axhline(exact(focus)["naive"], color=figures.COLOURS["naive"], linestyle=":", linewidth=1)
+        _draw_limits(axes, exact(focus))
+        naive = exact(focus)["naive"]
+        axes.axhline(
+            naive, color=colour("naive"), linestyle=":", linewidth=1, label="best under the naive reward, exact"
+        )
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
-    _finish(axes, f"Learning curves at {focus:.1%} oversight: mean and 95 % interval; dotted: exact limits")
+    _finish(axes, f"Learning curves at {focus:.1%} oversight: mean and 95 % interval")
     figures.save(figure, path)
 
 
@@ -136,15 +137,14 @@ def draw_arrows(run: Path, path: Path) -> None:
     figure, plots = plt.subplots(1, len(views), figsize=(12, 3.3), layout="constrained")
     for axes, (title, steering) in zip(plots, views.items(), strict=True):
         with model.steered(**steering):
-            figures.draw_policy(axes, model.policy, world, LAYOUT)
+            figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
         axes.set_title(title, fontsize=10)
     figures.save(figure, path)
 
 
-def _draw_limits(axes: Any, exact: Mapping[str, float], right: float) -> None:
-    for name, title in EXACT.items():
-        axes.axhline(exact[name], color="#6c757d", linestyle=":", linewidth=1)
-        axes.text(right, exact[name] + 0.01, title, ha="right", fontsize=7, color="#6c757d")
+def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:
+    for (name, title), style in zip(EXACT.items(), ("--", "-.", ":"), strict=True):
+        axes.axhline(exact[name], color="#6c757d", linestyle=style, linewidth=1, zorder=1, label=f"{title}, exact")
 
 
 def _finish(axes: Any, title: str) -> None:
