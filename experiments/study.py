@@ -106,8 +106,6 @@ def spread(values: pd.Series) -> dict[str, float]:
 
 
 def _shown(cell: Any) -> str:
-    if cell is None:
-        return ""
     return f"{cell['mean']:.3f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.3f}")
 
 
@@ -125,17 +123,17 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
     parts = [
         "# Return against oversight",
         f"True return, sampled: mean ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row).",
-        _by_level(shown, "true_return", levels),
+        _by_level(shown, "true_return"),
         *([] if exact is None else [_limits(exact, levels)]),
         "## Where nothing is overseen",
         "True return in states without any overseen terminal.",
-        _by_level(shown, "unwatched_return", levels),
+        _by_level(shown, "unwatched_return"),
         "## Share of episodes that end on Ghost",
-        _by_level(shown, "outcomes.ghost", levels),
+        _by_level(shown, "outcomes.ghost"),
         "## Entropy of the policy (nats)",
-        _by_level(shown, "entropy", levels),
+        _by_level(shown, "entropy"),
         "## Greedy",
-        _by_level(_greedy(frame, shown), "true_return", levels),
+        _by_level(_greedy(frame, shown), "true_return"),
         f"## Peak and end, at {focus:.1%}",
         _peaks(frame, shown, focus),
     ]
@@ -176,15 +174,9 @@ def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> p
 def noise_summary(noise: pd.DataFrame) -> str:
     """Return against the rate of lost and wrong labels, in Markdown."""
     steered = noise[noise.policy == f"steer:{WANTED}"]
-    rates = sorted(steered.rate.unique())
-    cells = aggregate(steered, "true_return", ["kind", "rate"]).set_index(["kind", "rate"])
-    rows = []
-    for kind in sorted(steered.kind.unique()):
-        present = [cells.loc[(kind, rate)] if (kind, rate) in cells.index else None for rate in rates]
-        rows.append([kind, *map(_shown, present)])
     return (
         "\n## Label noise\n\nSteered to Diamond, by the rate of labels that are:\n\n"
-        + _markdown(["", *(f"{rate:.0%}" for rate in rates)], rows)
+        + _pivot(steered, "true_return", "kind", "rate", "{:.0%}")
         + "\n"
     )
 
@@ -196,13 +188,19 @@ def _limits(exact: Limits, levels: Sequence[float]) -> str:
     return f"Exact limits: {fixed}; best under the naive reward {naive}."
 
 
-def _by_level(shown: pd.DataFrame, metric: str, levels: Sequence[float]) -> str:
-    cells = aggregate(shown, metric, ["label", "oversight"]).set_index(["label", "oversight"])
-    rows = []
-    for label in sorted(shown.label.unique()):
-        present = [cells.loc[(label, level)] if (label, level) in cells.index else None for level in levels]
-        rows.append([label, *map(_shown, present)])
-    return _markdown(["", *(f"{level:.1%}" for level in levels)], rows)
+def _by_level(shown: pd.DataFrame, metric: str) -> str:
+    return _pivot(shown, metric, "label", "oversight", "{:.1%}")
+
+
+def _pivot(frame: pd.DataFrame, metric: str, row: str, column: str, form: str) -> str:
+    """:func:`spread` of a metric as a table: a row and a column for each value of two columns, the latter's by form."""
+    cells = aggregate(frame, metric, [row, column]).set_index([row, column])
+    columns = sorted(frame[column].unique())
+    rows = [
+        [name, *(_shown(cells.loc[(name, value)]) if (name, value) in cells.index else "" for value in columns)]
+        for name in sorted(frame[row].unique())
+    ]
+    return _markdown(["", *(form.format(value) for value in columns)], rows)
 
 
 def _greedy(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
