@@ -1,7 +1,7 @@
 """Environments with partial oversight, each one batched dynamics behind several thin faces.
 
-Importing this package registers ``RoutedRL/DiamondGhost-v0``, its :data:`VARIANTS`, and
-``RoutedRL/MiniGrid-DiamondGhost-v0`` with Gymnasium. The faces that need Stable-Baselines3 (``…VecEnv``) or MiniGrid
+Importing this package registers ``RoutedRL/DiamondGhost-v0`` and its :data:`VARIANTS` with Gymnasium, each also as
+``RoutedRL/MiniGrid-…-v0``. The faces that need Stable-Baselines3 (``…VecEnv``) or MiniGrid
 (``MiniGridDiamondGhostEnv``) import it when their names are first used.
 """
 
@@ -32,22 +32,18 @@ __all__ = [
 ]
 
 # No max_episode_steps: the worlds truncate by themselves.
-gymnasium.register(
-    id="RoutedRL/DiamondGhost-v0",
-    entry_point="envs.diamond_ghost:DiamondGhostEnv",
-    vector_entry_point="envs.diamond_ghost:DiamondGhostVectorEnv",
-)
-for _name, _options in VARIANTS.items():
+for _name, _options in {"DiamondGhost": {}, **VARIANTS}.items():
     gymnasium.register(
         id=f"RoutedRL/{_name}-v0",
         entry_point="envs.diamond_ghost:DiamondGhostEnv",
         vector_entry_point="envs.diamond_ghost:DiamondGhostVectorEnv",
         kwargs=dict(_options),
     )
-gymnasium.register(
-    id="RoutedRL/MiniGrid-DiamondGhost-v0",
-    entry_point="envs.minigrid:MiniGridDiamondGhostEnv",
-)
+    gymnasium.register(
+        id=f"RoutedRL/MiniGrid-{_name}-v0",
+        entry_point="envs.minigrid:MiniGridDiamondGhostEnv",
+        kwargs=dict(_options),
+    )
 
 
 _LAZY = {

@@ -43,9 +43,10 @@ class _Tables(NamedTuple):
     moves: Array  # (C * 4,) int64: next cell for 4 * cell + action
     rewards: Array  # (K + 1,) float32: by outcome; the trailing zero is that of -1, no outcome
     free: Array  # (F,) int64
+    places: Array  # (F,) int64: cells for what is placed at random; F - 1 if one kind has a fixed cell
     walls: Array  # (W,) int64
     draws: Array  # (N,) int64: numbers of an episode's draws: K + 1 places, K (and C) oversights
-    room: Array  # (K + 1,) int64: cells left to each placed object
+    room: Array  # (K + 1,) int64: cells left to each object placed at random, the player first; K if one kind is fixed
     limits: Array  # (N - K - 1,) int64: oversight probabilities, as thresholds
 
 
@@ -57,13 +58,16 @@ def _tables(world: World, xp: Any, device: Any) -> _Tables:
         cells = np.zeros(world.cells, dtype=np.int64)
         cells[world.free] = threshold(world.spurious_oversight)
         limits += cells.tolist()
+    fixed = 0 if world.moved is None else 1
+    places = world.free[: len(world.free) - fixed]
     arrays = _Tables(
         moves=world.moves.ravel(),
         rewards=np.append(world.rewards, np.float32(0)),
         free=world.free,
+        places=places,
         walls=world.walls,
         draws=np.arange(kinds + 1 + len(limits)),
-        room=len(world.free) - np.arange(kinds + 1),
+        room=len(places) - np.arange(kinds + 1 - fixed),
         limits=np.array(limits),
     )
     return _Tables(*(xp.asarray(array, device=device) for array in arrays))
@@ -85,13 +89,18 @@ def reset(world: World, key: Array, episode: Array) -> State:
 
     # Distinct uniform cells without a loop over environments: each object draws its rank among the
     # cells that the objects before it left free (a Lehmer code, decoded from its end).
-    rank = below(random[:, : kinds + 1], table.room)
-    for i in reversed(range(kinds)):
+    rank = below(random[:, : len(table.room)], table.room)
+    for i in reversed(range(len(table.room) - 1)):
         rank[:, i + 1 :] += rank[:, i + 1 :] >= rank[:, i : i + 1]
-    cells = table.free[rank]
+    cells = table.places[rank]
     agent, terminals = cells[:, 0], cells[:, 1:]
 
     overseen = bernoulli(random[:, kinds + 1 :], table.limits)
+    if world.moved is not None:
+        corner = xp.full_like(terminals[:, :1], world.free[-1])
+        terminals = xp.concat([corner, terminals], axis=1)
+        if world.moved == "overseen":
+            terminals[:, -1] = xp.where(overseen[:, 0], terminals[:, -1], terminals[:, 0])
     if world.supervisor:
         oversight = xp.zeros((key.shape[0], world.cells), dtype=xp.bool, device=device)
         oversight[:, table.free] = overseen[:, :1]
@@ -118,10 +127,9 @@ def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
     agent = table.moves[state.agent * len(ACTIONS) + action]
     steps = state.steps + 1
     start = xp.arange(agent.shape[0], device=device) * world.cells  # one index is faster than two
-    # Terminals stand on distinct cells, so at most one term is not zero.
     outcome = (state.terminals[:, 0] == agent) * 1
     for kind in range(1, len(world.names)):
-        outcome += (state.terminals[:, kind] == agent) * (kind + 1)
+        outcome = xp.where(state.terminals[:, kind] == agent, kind + 1, outcome)
     outcome -= 1
     terminated = outcome >= 0
     transition = Transition(

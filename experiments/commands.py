@@ -29,7 +29,7 @@ MethodName = Literal[
     "placebo",
     "shuffled",
 ]
-WorldName = Literal["gridworld", "trap", "absent", "minigrid"]
+WorldName = Literal["gridworld", "trap", "absent", "corner", "minigrid", "room"]
 RUNS = Path("runs")
 EARLY_STOPPED = "naive-early-stopped"
 CONTRAST = 4.0
@@ -117,8 +117,10 @@ class Train:
     hard_first: bool = False
     """lost and wrong labels fall on long episodes, at the same mean rate (at most 0.5)"""
     world: WorldName = "gridworld"
-    """the batched gridworld; it with a second bad terminal ("trap"); it with a supervisor who watches whole episodes
-    or none ("absent"); or the first task on MiniGrid, one Python object per environment"""
+    """the batched gridworld; it with a second bad terminal ("trap"); with a supervisor who watches whole episodes or
+    none ("absent"); with a Diamond that lies in the corner unless someone watches, tested where it never does
+    ("corner"); the first task on MiniGrid, one Python object per environment; or it with a wall that hides things
+    ("room")"""
     size: int = 5
     """side of the grid"""
     max_steps: int | None = None
@@ -246,13 +248,13 @@ class Oversight:
     """probabilities that a terminal is overseen"""
     controls: tuple[str, ...] = ()
     """further methods, at the focus level alone"""
-    world: Literal["gridworld", "trap", "absent"] = "gridworld"
-    """as for train"""
+    world: WorldName | None = None
+    """as for train; None: the preset's"""
     focus: float | None = None
     """the level of controls, learning curves, bars and arrows; None: that nearest to 0.1"""
     seeds: int = 3
     """runs of each, with seeds 0, 1, …"""
-    preset: Literal["quick", "paper"] = "quick"
+    preset: PresetName = "quick"
     """family of hyperparameters"""
     total_steps: int | None = None
     """environment steps of each run; None: the preset's"""

@@ -24,7 +24,7 @@ def main(command: Evaluate) -> None:
         name = steer(model, command)
     result = evaluate(
         model.policy,
-        make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1]),
+        make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1], test=True),
         model.overseer.outcomes,
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,

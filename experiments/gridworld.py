@@ -42,7 +42,17 @@ from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
 
 MODEL = "model"
 """The final checkpoint's name in a run directory."""
-FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent"), (512, 2048)) | {"minigrid": (32, 256)}
+VARIANT_OF: Mapping[str, str] = {
+    "trap": "DiamondGhostTrap",
+    "absent": "AbsentSupervisor",
+    "corner": "CornerDiamond",
+    "room": "DiamondGhostRoom",
+}
+"""Worlds of the command line that are variants of the first."""
+ON_MINIGRID = ("minigrid", "room")
+FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent", "corner"), (512, 2048)) | dict.fromkeys(
+    ON_MINIGRID, (32, 256)
+)
 """Fresh environments behind a point of a learning curve, and behind a final result, by world."""
 CATEGORIES = (11, 6, 4)
 """How many types, colours and states MiniGrid's images number."""
@@ -63,29 +73,34 @@ def one_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-def world_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the run's world."""
+def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
+    """The options of the run's world, as it is trained in or, with ``test``, tested in."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
-    variant = {"trap": VARIANTS["DiamondGhostTrap"], "absent": VARIANTS["AbsentSupervisor"]}.get(config["world"], {})
-    return {**variant, **{key: value for key, value in options.items() if value is not None}}
+    variant = VARIANTS[VARIANT_OF[config["world"]]] if config["world"] in VARIANT_OF else {}
+    shift = {"moved": "always"} if test and variant.get("moved") else {}
+    return {**variant, **shift, **{key: value for key, value in options.items() if value is not None}}
 
 
-def make_scalar_env(config: Mapping[str, Any], render_mode: str | None = None) -> DiamondGhostEnv | ImgObsWrapper:
+def make_scalar_env(
+    config: Mapping[str, Any], render_mode: str | None = None, *, test: bool = False
+) -> DiamondGhostEnv | ImgObsWrapper:
     """The run's world, once, as its policy sees it; ValueError if the config asks for an impossible one."""
-    if config["world"] == "minigrid":
-        return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **world_options(config)))
-    return DiamondGhostEnv(render_mode=render_mode, **world_options(config))
+    options = world_options(config, test=test)
+    if config["world"] in ON_MINIGRID:
+        return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **options))
+    return DiamondGhostEnv(render_mode=render_mode, **options)
 
 
-def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu") -> VecEnv:
+def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, test: bool = False) -> VecEnv:
     """The run's world, ``num_envs`` times, on a GPU in tensors; ValueError if the config asks for an impossible one."""
-    if config["world"] == "minigrid":
+    if config["world"] in ON_MINIGRID:
         if num_envs < 1:
             raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
-        return DummyVecEnv([partial(make_scalar_env, config)] * num_envs)
+        return DummyVecEnv([partial(make_scalar_env, config, test=test)] * num_envs)
+    options = world_options(config, test=test)
     if device != "cpu":
-        return DiamondGhostTensorVecEnv(num_envs, device, **world_options(config))
-    return DiamondGhostVecEnv(num_envs, **world_options(config))
+        return DiamondGhostTensorVecEnv(num_envs, device, **options)
+    return DiamondGhostVecEnv(num_envs, **options)
 
 
 def world_of(env: VecEnv) -> World:
@@ -156,8 +171,8 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         oversight=config["oversight"],
     )
     if method == "placebo":
-        if config["world"] == "minigrid" or device != "cpu":
-            raise ValueError("method 'placebo' needs --device cpu, and not --world minigrid")
+        if config["world"] in ON_MINIGRID or device != "cpu":
+            raise ValueError(f"method 'placebo' needs --device cpu, and not --world {config['world']}")
         env = PlaceboVecEnv(env)
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
     kind = learner.pop("networks")
@@ -169,8 +184,9 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         networks["features_extractor_class"] = SymbolicImageEncoder
         networks["features_extractor_kwargs"] = {"categories": CATEGORIES, "sizes": (hidden,)}
         networks["normalize_images"] = False
-    if (kind == "symbolic") != (config["world"] == "minigrid"):
-        raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}")
+    if (kind == "symbolic") != (config["world"] in ON_MINIGRID):
+        hint = "--preset minigrid is for images" if kind == "symbolic" else "try --preset minigrid"
+        raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}; {hint}")
     if learner.pop("algorithm") == "reinforce":
         for option in ("batch_size", "n_epochs", "clip_range"):
             del learner[option]
@@ -188,26 +204,26 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
 
 
 def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
-    """Results by policy in fresh environments: those of :func:`policies`, and ``sharpened:NAME``, the control of
-    ``contrast:NAME``: no contrast, but a temperature that gives it the same entropy.
+    """Results by policy in fresh environments, of the world it is tested in: those of :func:`policies`, and
+    ``sharpened:NAME``, the control of ``contrast:NAME``: no contrast, but a temperature that gives it the same entropy.
 
     ``unwatched_return`` is the true return where nothing is overseen, which is what the policy does in the states of
     the other evaluation that hold no overseen terminal.
     """
     fewer, many = FRESH_ENVS[config["world"]]
-    env, outcomes = make_env(config, many), model.overseer.outcomes
+    env, outcomes = make_env(config, many, test=True), model.overseer.outcomes
     seed = derive_seed(seed, "evaluation")
     chosen = policies(model)
     results = evaluate_policies(model.policy, env, outcomes, seed=seed, policies=chosen)
     for name in [name for name in chosen if name.startswith("contrast:")]:
         wanted = name.removeprefix("contrast:")
-        search = make_env(config, fewer)
+        search = make_env(config, fewer, test=True)
         temperature = matching_temperature(model.policy, wanted, results[name]["entropy"], search, outcomes, seed)
         control = {f"sharpened:{wanted}": {"choice": wanted, "temperature": temperature}}
         chosen |= control
         results |= evaluate_policies(model.policy, env, outcomes, seed=seed, policies=control)
         results[f"sharpened:{wanted}"]["temperature"] = temperature
-    unwatched = make_env({**config, "oversight": 0.0, "spurious_oversight": 0.0}, many)
+    unwatched = make_env({**config, "oversight": 0.0, "spurious_oversight": 0.0}, many, test=True)
     for name, value in true_returns(model.policy, unwatched, outcomes, seed=seed, policies=chosen).items():
         results[name]["unwatched_return"] = value
     return results

@@ -89,7 +89,8 @@ def _grid(command: Oversight) -> list[Train]:
     assert command.focus is not None
     cells = [(name, level) for level in command.levels for name in command.methods]
     cells += [(name, command.focus) for name in command.controls if (name, command.focus) not in cells]
-    base = replace(PRESETS[command.preset], world=command.world, total_steps=_identity(command)["total_steps"])
+    mine = _identity(command)
+    base = replace(PRESETS[command.preset], world=mine["world"], total_steps=mine["total_steps"])
     return [
         replace(
             base, **variant(name), oversight=level, seed=seed, out=command.out / "runs" / name / f"{level!r}-s{seed}"
@@ -101,8 +102,9 @@ def _grid(command: Oversight) -> list[Train]:
 
 def _identity(command: Oversight) -> dict[str, Any]:
     """What all runs of a study share; methods, levels and seeds may be added to it."""
-    steps = PRESETS[command.preset].total_steps if command.total_steps is None else command.total_steps
-    return {"preset": command.preset, "total_steps": steps, "world": command.world}
+    preset = PRESETS[command.preset]
+    steps = preset.total_steps if command.total_steps is None else command.total_steps
+    return {"preset": command.preset, "total_steps": steps, "world": command.world or preset.world}
 
 
 def _check_directory(command: Oversight) -> None:
@@ -154,7 +156,8 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
         return
     frame = study.table(rows, command.out / RESULTS)
     study.table(timings, command.out / TIMINGS)
-    exact = limits if command.world == "gridworld" else None
+    gridworld = _identity(command)["world"] == "gridworld"
+    exact = limits if gridworld else None
     focus = command.focus
     assert focus is not None
     noise = study.noise_rows(frame, focus, NOISE)
@@ -177,7 +180,7 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
     if len(noise):
         study_figures.draw_noise(noise, focus, command.out / "noise.png")
     routed = [out for out, method in runs.items() if method == "routing" and _level(out) == focus]
-    if routed and command.world == "gridworld":
+    if routed and gridworld:
         try:
             study_figures.draw_arrows(routed[0], command.out / "arrows.png")
         except (ValueError, OSError) as error:

@@ -128,8 +128,8 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
         "## Where nothing is overseen",
         "True return in states without any overseen terminal.",
         _by_level(shown, "unwatched_return"),
-        "## Share of episodes that end on Ghost",
-        _by_level(shown, "outcomes.ghost"),
+        "## Share of episodes that end on a bad terminal",
+        _by_level(_with_bad(shown), "bad"),
         "## Entropy of the policy (nats)",
         _by_level(shown, "entropy"),
         "## Greedy",
@@ -186,6 +186,12 @@ def _limits(exact: Limits, levels: Sequence[float]) -> str:
     fixed = "; ".join(f"{name} {first[name]:.3f}" for name in ("optimal", "diamond", "any"))
     naive = ", ".join(f"{exact(level)['naive']:.3f} at {level:.1%}" for level in levels)
     return f"Exact limits: {fixed}; best under the naive reward {naive}."
+
+
+def _with_bad(shown: pd.DataFrame) -> pd.DataFrame:
+    """With a column ``bad``: the share of episodes that reached something other than what is wanted."""
+    names = [name for name in shown if re.fullmatch(r"outcomes\.(?!none$).*", name)]
+    return shown.assign(bad=shown[names].sum(axis=1) - shown[f"outcomes.{WANTED}"])
 
 
 def _by_level(shown: pd.DataFrame, metric: str) -> str:

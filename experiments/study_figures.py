@@ -127,7 +127,7 @@ def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
 def draw_arrows(run: Path, path: Path) -> None:
     """What one routed run does in one grid in which nothing is overseen, as each of its policies."""
     model, config = load_run(run)
-    world = world_of(make_env(config, 1))
+    world = world_of(make_env(config, 1, test=True))
     views = {
         "unsteered": {},
         "steered to Ghost ✖": {"choice": "ghost"},

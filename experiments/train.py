@@ -132,7 +132,10 @@ class _RunCallback(BaseCallback):
     def __init__(self, run: RunDirectory, report: Any, total: int) -> None:
         super().__init__()
         self.run, self.report, self.total = run, report, total
-        self.env = make_env(run.record.config, FRESH_ENVS[run.record.config["world"]][0])
+        config = run.record.config
+        fewer = FRESH_ENVS[config["world"]][0]
+        self.env = make_env(config, fewer, test=True)
+        self.validation = make_env(config, fewer) if config["method"] == EARLY_STOPPED else None
         self.seed = derive_seed(run.record.seed, "curve")
 
     def _on_step(self) -> bool:
@@ -157,21 +160,22 @@ class _RunCallback(BaseCallback):
             )
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)
-            if self.run.record.config["method"] == EARLY_STOPPED:
+            if self.validation is not None:
                 self._keep_the_best()
 
     def _keep_the_best(self) -> None:
         """Measure what a supervisor could: how the overseen ones among some fresh episodes end."""
+        assert self.validation is not None
         values = self.model.overseer.values
         seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
-        shares = evaluate(self.model.policy, self.env, tuple(values), seed=seed)["outcomes_overseen"]
+        shares = evaluate(self.model.policy, self.validation, tuple(values), seed=seed)["outcomes_overseen"]
         labelled = sum(shares[name] for name in values)
         # Where nothing was seen, nothing speaks for the policy.
         score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
         if score > max((point[1] for point in overseen_points(self.run)), default=-np.inf):
             self.model.save(self.run.path / BEST)
         self.logger.record(SCORE, score)
-        self.logger.record(LABELS, round(labelled * self.env.num_envs))
+        self.logger.record(LABELS, round(labelled * self.validation.num_envs))
 
 
 class _MetricsWriter(KVWriter):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments.commands import Watch
 from experiments.errors import UserError, at_least, user_input
-from experiments.gridworld import load_run, make_scalar_env, one_thread, steer
+from experiments.gridworld import ON_MINIGRID, load_run, make_scalar_env, one_thread, steer
 from routed_rl.rl import RoutedAlgorithm
 from routed_rl.runs import derive_seed, write_bytes
 
@@ -30,9 +30,9 @@ def main(command: Watch) -> None:
         name = steer(model, command)
         if command.gif is not None:
             _check_writable(command.gif)
-    if command.gif is None and config["world"] == "minigrid":
+    if command.gif is None and config["world"] in ON_MINIGRID:
         raise UserError("MiniGrid draws no text; name a file with --gif")
-    env = make_scalar_env(config, "rgb_array" if command.gif else "ansi")
+    env = make_scalar_env(config, "rgb_array" if command.gif else "ansi", test=True)
     if command.gif is None:
 
         def show(caption: str) -> None:

@@ -47,8 +47,10 @@ def test_variants_are_registered(name):
     env = gym.make(f"RoutedRL/{name}-v0", oversight=0.5)
     check_env(env.unwrapped)
     world, options = env.unwrapped.world, VARIANTS[name]
-    assert world.supervisor == options.get("supervisor", False)
+    assert (world.supervisor, world.moved) == (options.get("supervisor", False), options.get("moved"))
+    assert len(world.walls) == len(options.get("walls", ()))
     assert dict(zip(world.names, world.rewards, strict=True)) == dict(options.get("terminals", DEFAULT_TERMINALS))
+    check_env(gym.make(f"RoutedRL/MiniGrid-{name}-v0").unwrapped)
     assert gym.make_vec(f"RoutedRL/{name}-v0", num_envs=3).reset(seed=0)[0].shape == (3, len(world.plane_names) * 25)
 
 

@@ -37,15 +37,20 @@ def fresh(world, n=N, episode=0, key=0):
 def test_places_are_uniform_and_joint(name, across):
     world = WORLDS[name]
     state = fresh(world) if across == "environments" else dynamics.reset(world, np.zeros(N, np.int64), np.arange(N))
-    places = np.column_stack([state.agent, state.terminals])
+    places, free = np.column_stack([state.agent, state.terminals]), world.free
+    if world.moved is not None:  # the first terminal is in the corner, and so is the last unless it was moved
+        assert (state.terminals[:, 0] == free[-1]).all()
+        moved = state.terminals[:, -1] != free[-1]
+        assert (moved == (state.oversight.any(axis=1) if world.moved == "overseen" else True)).all()
+        places, free = np.delete(places[moved], 1, axis=1), free[:-1]
     for column in places.T:
         counts = np.bincount(column, minlength=world.cells)
-        assert counts[world.walls].sum() == 0
-        assert_uniform(counts[world.free])
+        assert counts[np.setdiff1d(np.arange(world.cells), free)].sum() == 0
+        assert_uniform(counts[free])
     # every ordered pair of distinct cells is equally likely
     for i, j in itertools.combinations(range(places.shape[1]), 2):
         pairs = np.bincount(places[:, i] * world.cells + places[:, j], minlength=world.cells**2)
-        possible = (world.free[:, None] * world.cells + world.free)[~np.eye(len(world.free), dtype=bool)]
+        possible = (free[:, None] * world.cells + free)[~np.eye(len(free), dtype=bool)]
         assert pairs.sum() == pairs[possible].sum()
         assert_uniform(pairs[possible])
 
