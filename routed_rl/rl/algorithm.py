@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
-from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
+from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, Replayed, RolloutEnds
 from routed_rl.rl.saving import Saveable
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
@@ -251,16 +251,21 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
     def _store_ends(self, ends: RolloutEnds) -> None:
         """Hand the rollout's labels, the rewards they pay, and the values of what it saw to the buffer."""
         new = slice(self.n_steps, None)
-        self.buffer.ended[new] = ended = ends.ended.to(self.device)
-        outcome, overseen, length = (a.cpu().numpy() for a in (ends.outcome, ends.overseen, self.buffer.lengths()))
-        rng = np.random.default_rng(self._rng("labels"))
-        labels = torch.from_numpy(self.overseer.label(outcome, overseen, rng, length)).to(self.device)
-        self.buffer.labels[new] = labels
-        self.buffer.rewards[new] = self._table.rewards[labels] * ended
-        self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ended.shape)
+        self._store_labels(ends.ended, ends.outcome, ends.overseen)
+        self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ends.ended.shape)
         if self.bootstrap and bool(ends.truncated.any()):
             values = self._values(ends.truncated_obs().to(self.device))
             self.buffer.bootstrap[new].masked_scatter_(ends.truncated.to(self.device), values)
+
+    def _store_labels(self, ended: Tensor, outcome: Tensor, overseen: Tensor) -> None:
+        """Label the rollout's episodes by how they ended, each tensor ``(T, E)``."""
+        new = slice(self.n_steps, None)
+        self.buffer.ended[new] = ended = ended.to(self.device)
+        rng = np.random.default_rng(self._rng("labels"))
+        arrays = [tensor.cpu().numpy() for tensor in (outcome, overseen, self.buffer.lengths())]
+        labels = torch.from_numpy(self.overseer.label(arrays[0], arrays[1], rng, arrays[2])).to(self.device)
+        self.buffer.labels[new] = labels
+        self.buffer.rewards[new] = self._table.rewards[labels] * ended
         counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
         episodes = max(sum(counts), 1)
         names = (*self.overseer.outcomes, "unseen", "none")
@@ -310,13 +315,16 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             self.replay.add(batch)
             for _ in range(self.replay_steps):
                 stats.append(self._learn_replayed(generator))
+        values = {name: [row[name] for row in stats if name in row] for name in self.statistics}
+        self._finish_update({name: float(torch.stack(rows).mean()) for name, rows in values.items() if rows}, batch)
 
+    def _finish_update(self, means: Mapping[str, float], batch: Batch) -> None:
+        """Count the update, and log the means of its statistics and how well its batch's returns were predicted."""
         self._n_updates += 1
         for name in self.statistics:
-            values = [row[name] for row in stats if name in row]
-            self.logger.record(f"train/{name}", float(torch.stack(values).mean()) if values else 0.0)
+            self.logger.record(f"train/{name}", means.get(name, 0.0))
         returns, predicted = batch.returns.cpu().numpy(), (batch.returns - batch.advantages).cpu().numpy()
-        variance = explained_variance(predicted, returns) if n_steps else 0.0
+        variance = explained_variance(predicted, returns) if len(returns) else 0.0
         self.logger.record("train/explained_variance", float(np.nan_to_num(variance)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self._dump_after_training:
@@ -325,6 +333,20 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step for samples of every label; returns what to log."""
+        loss, taught, stats = self.loss(batch, self.entropy_schedule(self._current_progress_remaining))
+        self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
+        return {name: value.detach() for name, value in stats.items()}
+
+    def loss(self, batch: Batch, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What samples of every label teach.
+
+        Args:
+            batch: ``N`` steps.
+            ent_coef: weight of the entropy bonus now.
+
+        Returns:
+            The loss, a scalar; ``(M + 1,)``, true for each module, and last the gate, that it teaches; scalars to log.
+        """
         routes, labelled = self._table.routes[batch.labels], self.overseer.is_labelled(batch.labels)
         values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes)
         losses, details = self.policy_loss(batch, log_probs)
@@ -333,7 +355,6 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             "value_loss": F.mse_loss(values, batch.returns),
             "entropy": (self._table.entropy[batch.labels] * entropy).mean(),
         }
-        ent_coef = self.entropy_schedule(self._current_progress_remaining)
         loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]
         taught = (routes != 0).any(dim=0)
         if gate_logits is not None and not self._replays:
@@ -344,27 +365,41 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
             cross_entropy = F.cross_entropy(gate_logits, targets, reduction="none")
             stats["gate_loss"] = (labelled * cross_entropy).sum() / labelled.sum().clamp(min=1)
             loss = loss + self.gate_coef * stats["gate_loss"]
-        self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
-        return {name: value.detach() for name, value in stats.items()}
+        return loss, taught, stats
 
     def _learn_replayed(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One gradient step on labelled steps alone: each labelled module, acting by itself, is made to
-        repeat what led to its outcome, in proportion to the discounted return; the gate is made to
-        tell the labels apart. What is not in this graph gets no gradient, and so does not move. Returns what to log."""
+        """One gradient step on labelled steps alone; returns what to log."""
         sample = self.replay.sample(self.replay_batch, generator)
-        if sample is None:
+        stored = sample.stored.tolist()
+        if not any(stored):
             return {}
-        obs, actions, returns, labels = sample
+        loss, stats = self.replay_loss(sample)
+        untaught = [name for name, on in zip(self.overseer.outcomes, stored, strict=True) if not on]
+        self._step(loss, untaught if self.overseer.method.routed else [])
+        return {name: value.detach() for name, value in stats.items()}
+
+    def replay_loss(self, sample: Replayed) -> tuple[Tensor, dict[str, Tensor]]:
+        """What labelled steps alone teach: each module, acting by itself, to repeat what led to its outcome, in
+        proportion to the discounted return; the gate, to tell the labels apart. What is not in this graph gets no
+        gradient, and so does not move.
+
+        Returns:
+            The loss, a scalar that counts only labels with ``stored`` steps, and scalars to log.
+        """
+        counts = sample.stored[:, None].expand(sample.returns.shape).to(sample.returns.dtype)
+        n = counts.sum().clamp(min=1)
         loss, stats = torch.zeros((), device=self.device), {}
         if self.overseer.method.routed:
-            log_probs = self.policy.log_prob_of_modules(obs, actions, labels)
-            stats["replay_loss"] = -(returns * log_probs).mean()
+            log_probs = self.policy.log_prob_of_modules(sample.obs, sample.actions)
+            stats["replay_loss"] = -(counts * sample.returns * log_probs).sum() / n
             loss = loss + stats["replay_loss"]
         if self.policy.mlp_extractor.gate is not None:
-            stats["gate_loss"] = F.cross_entropy(self.policy.gate_logits(obs), labels)
+            labels = torch.arange(len(counts), device=self.device).repeat_interleave(counts.shape[1])
+            gate_logits = self.policy.gate_logits(sample.obs.flatten(0, 1))
+            cross_entropy = F.cross_entropy(gate_logits, labels, reduction="none")
+            stats["gate_loss"] = (counts.flatten() * cross_entropy).sum() / n
             loss = loss + self.gate_coef * stats["gate_loss"]
-        self._step(loss)
-        return {name: value.detach() for name, value in stats.items()}
+        return loss, stats
 
     def _step(self, loss: Tensor, untaught: Sequence[str] = ()) -> None:
         self.policy.optimizer.zero_grad(set_to_none=True)

@@ -189,18 +189,9 @@ class RoutedExtractor(nn.Module):
         gate = route_gradient(torch.softmax(logits, dim=-1), routes[:, -1])
         return _gated_sum(gate, experts), logits
 
-    def forward_alone(self, features: Tensor, modules: Tensor) -> Tensor:
-        """The latents ``(B, D)`` of one module per sample, chosen by number: ``modules`` ``(B,)``.
-
-        Modules that no sample chose are not touched, not even with a zero gradient.
-        """
-        if self.detach_encoder:
-            features = features.detach()
-        latents = features.new_zeros(len(features), self.latent_dim_pi)
-        for i in modules.unique().tolist():
-            (index,) = (modules == i).nonzero(as_tuple=True)
-            latents = latents.index_put((index,), self._expert(i, features[index]))
-        return latents
+    def forward_alone(self, features: Tensor, module: int) -> Tensor:
+        """The latents ``(B, D)`` of one module, chosen by number; no other is touched, not even by a zero gradient."""
+        return self._expert(module, features.detach() if self.detach_encoder else features)
 
     def _expert(self, index: int, features: Tensor) -> Tensor:
         latent: Tensor = self.experts[index](features)

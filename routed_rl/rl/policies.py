@@ -144,8 +144,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         logits = self.action_net(extractor.forward_actor(features))
         gate = extractor.gate_weights(features)
         for module, strength in extractor.avoid.items():
-            modules = torch.full((len(features),), module, device=features.device)
-            avoided = self.action_net(extractor.forward_alone(features, modules)).softmax(dim=-1)
+            avoided = self.action_net(extractor.forward_alone(features, module)).softmax(dim=-1)
             logits = logits - strength * gate[:, module : module + 1] * avoided
         assert isinstance(self.action_dist, CategoricalDistribution)
         return self.action_dist.proba_distribution(action_logits=logits / extractor.temperature)
@@ -159,12 +158,13 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         logits: Tensor = gate(features.detach() if self.mlp_extractor.detach_encoder else features)
         return logits
 
-    def log_prob_of_modules(self, obs: Tensor, actions: Tensor, modules: Tensor) -> Tensor:
-        """``(B,)`` log-probability of each action under one module acting alone, ``modules`` ``(B,)`` its number."""
-        features = self.extract_features(obs)
-        latent = self.mlp_extractor.forward_alone(features, modules)
-        log_prob: Tensor = self._get_action_dist_from_latent(latent).log_prob(actions)
-        return log_prob
+    def log_prob_of_modules(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """``(M, B)`` log-probabilities of actions ``(M, B, …)`` in observations ``(M, B, …)``, those of row ``m`` under
+        module ``m`` acting alone."""
+        features = self.extract_features(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
+        latents = [self.mlp_extractor.forward_alone(rows, module) for module, rows in enumerate(features)]
+        log_probs: Tensor = self._get_action_dist_from_latent(torch.cat(latents)).log_prob(actions.flatten(0, 1))
+        return log_probs.view(obs.shape[:2])
 
     def module_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that belong to module ``name`` alone, or to the gate for ``"gate"``."""

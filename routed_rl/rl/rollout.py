@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,15 @@ class Batch(NamedTuple):
     advantages: Tensor  # (N,)
     returns: Tensor  # (N,) targets of the value network
     outcome_returns: Tensor  # (N,) discounted training reward until the episode's end
+
+
+class Replayed(NamedTuple):
+    """As many replayed steps of each of the ``K`` labels, ``n``."""
+
+    obs: Tensor  # (K, n, …)
+    actions: Tensor  # (K, n, …)
+    returns: Tensor  # (K, n) discounted training reward until the episode's end
+    stored: Tensor  # (K,) bool: whether there are any steps of this label; what stands in for them means nothing
 
 
 class RolloutEnds:
@@ -97,6 +108,17 @@ class EpisodeBuffer:
         self.labels = torch.zeros(shape, dtype=torch.int64, device=device)  # valid where ended
         self.waiting = torch.zeros(shape, dtype=torch.bool, device=device)  # not learned yet
         self.discard()
+
+    @classmethod
+    def joined(cls, parts: Sequence[EpisodeBuffer]) -> EpisodeBuffer:
+        """The buffer that holds the environments of all parts, which are equal in shape and become its slices."""
+        whole = copy.copy(parts[0])
+        for name in whole._fields():
+            tensor = torch.cat([getattr(part, name) for part in parts], dim=1)
+            setattr(whole, name, tensor)
+            for part, own in zip(parts, tensor.split(tensor.shape[1] // len(parts), dim=1), strict=True):
+                setattr(part, name, own)
+        return whole
 
     def tensors(self) -> dict[str, Tensor]:
         """The current rollout's half, as views: all that the next one needs of it."""
@@ -220,16 +242,13 @@ class LabelReplay:
             self.returns[label, slots] = batch.outcome_returns[index]
             self.count[label] += len(index)
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Up to ``n`` steps of each stored label, with replacement: obs, actions, returns, labels.
-
-        None while nothing has been stored.
-        """
-        stored = [label for label in range(len(self.count)) if self.count[label] > 0]
-        if not stored:
-            return None
-        labels = torch.tensor(stored).repeat_interleave(n)
-        filled = self.count.clamp(max=self.capacity)[labels]
-        slots = (torch.rand(len(labels), generator=generator) * filled).long()
-        labels, slots = labels.to(self.obs.device), slots.to(self.obs.device)
-        return self.obs[labels, slots], self.actions[labels, slots], self.returns[labels, slots], labels
+    def sample(self, n: int, generator: torch.Generator) -> Replayed:
+        """``n`` steps of each stored label, with replacement; a label without steps draws nothing."""
+        stored, device = self.count > 0, self.obs.device
+        slots = torch.zeros(len(self.count), n, dtype=torch.int64)
+        filled = self.count.clamp(max=self.capacity)[stored, None]
+        slots[stored] = (torch.rand(len(filled), n, generator=generator) * filled).long()
+        labels, slots = torch.arange(len(slots), device=device)[:, None], slots.to(device)
+        return Replayed(
+            self.obs[labels, slots], self.actions[labels, slots], self.returns[labels, slots], stored.to(device)
+        )
