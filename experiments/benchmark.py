@@ -25,6 +25,7 @@ def main(command: Benchmark) -> None:
     with user_input():
         compared = [learning.steps_to_target(run) for run in command.runs]
     total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
+    total += training.calls_parallel_seeds(command.repeats)
     with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("benchmark", total=total)
 
@@ -35,6 +36,7 @@ def main(command: Benchmark) -> None:
         results["training"] = {
             name: _training(name, PRESETS[name].learner, command.repeats, tick) for name in training.UPDATES
         }
+        results["parallel_seeds"] = training.measure_parallel_seeds(command.repeats, tick)
         results["learning"] = compared
     if command.json:
         print(json.dumps(results, indent=2))
@@ -86,6 +88,13 @@ def _show(results: dict[str, Any], console: Console) -> None:
         table.add_row(line, *(form.format(row[key]) for row in results["training"].values()))
     on_gpu = (row["steps_per_second_on_gpu"] for row in results["training"].values())
     table.add_row("steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu))
+    console.print(table)
+
+    table = _titled("Seeds trained at once (quick)", "device", "seeds", "steps/s, all together")
+    for device, numbers in training.SEEDS.items():
+        rates = results["parallel_seeds"].get(device, {})
+        for seeds in numbers:
+            table.add_row(device, str(seeds), f"{rates[seeds]:,.0f}" if seeds in rates else "not measured")
     console.print(table)
 
     table = _titled("Where an update's time goes", "part", *results["training"])

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -22,10 +22,19 @@ from experiments.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake ends with one line on standard error and exit status 2."""
+
+    def run() -> None:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        import_module(f"experiments.{type(command).__name__.lower()}").main(command)
+
+    guarded(run)
+
+
+def guarded(run: Callable[[], None]) -> None:
+    """Do something for the user, whose mistakes end it as :func:`main` says."""
     warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
     try:
-        command = _parse(argv)
-        import_module(f"experiments.{type(command).__name__.lower()}").main(command)
+        run()
     except UserError as error:
         sys.exit(_fail(str(error)))
     except MemoryError as error:
@@ -39,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_fail("interrupted; a run continues when its command is started again", status=130))
 
 
-def _parse(argv: Sequence[str] | None) -> Any:
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+def parse(argv: Sequence[str]) -> Any:
+    """The command of a command line."""
+    arguments = list(argv) or ["--help"]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -84,6 +84,8 @@ class Learner:
 
 
 PresetName = Literal["quick", "paper", "minigrid"]
+NOT_IDENTITY = ("seed", "out", "force", "parallel_seeds")
+"""Options of a run that are not part of its configuration."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,15 @@ class Train:
     """probability that a cell without terminal looks overseen"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where environment, rollout and learning happen; MiniGrid's environment is always on the CPU"""
+    parallel_seeds: int = 1
+    """train as many runs, with seeds from --seed on, as one batched computation: on a GPU many times as fast as one
+    after the other. Each is what it is alone but for rounding; with --out DIR they are DIR/s0, DIR/s1, …"""
     learner: Learner = field(default_factory=Learner)
     """the learner's hyperparameters"""
 
     def config(self) -> dict[str, Any]:
         """What, with the seed, the run depends on, as JSON."""
-        return {key: value for key, value in asdict(self).items() if key not in ("seed", "out", "force")}
+        return {key: value for key, value in asdict(self).items() if key not in NOT_IDENTITY}
 
 
 PAPER = Learner(
@@ -259,7 +264,11 @@ class Oversight:
     total_steps: int | None = None
     """environment steps of each run; None: the preset's"""
     workers: int = min(2, os.cpu_count() or 1)
-    """runs at once, one process and one thread each"""
+    """processes at once, one thread each"""
+    parallel_seeds: int = 1
+    """runs of a method, over seeds and levels, that a process trains as one batched computation: for a GPU"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """as for train"""
     backend: Literal["local", "ray"] = "local"
     """where they run: here, or as tasks of a Ray cluster, whose machines must all see --out"""
     ray_address: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,22 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from experiments.commands import PRESETS, Learner, Train
-from experiments.errors import user_input
+from experiments.errors import UserError, user_input
 from experiments.progress import progress_display
 from routed_rl.runs import RunError, check_run, config_hash, read_json, read_metrics, run_commands
 
 RESULT = "evaluation.json"
+FAILED = "routed-rl: failed: "
+"""How a process that trains several runs begins the line about one that failed."""
 Backend = Callable[..., list[int]]
 """Runs commands as :func:`routed_rl.runs.run_commands` does."""
 
 
-def train_all(runs: Sequence[Train], workers: int, backend: Backend = run_commands) -> dict[Path, str]:
-    """Train every run that is not finished, ``workers`` at once, showing how far they are.
+def train_all(
+    runs: Sequence[Train], workers: int, backend: Backend = run_commands, parallel_seeds: int = 1
+) -> dict[Path, str]:
+    """Train every run that is not finished, showing how far they are.
 
     A failed run, or one that finds another run in its place, does not stop the others.
 
     Args:
         runs: each with its own ``out``; the log goes beside it.
+        workers: processes at once.
+        parallel_seeds: how many runs, alike but for seed and oversight, a process trains at once.
 
     Returns:
         Why runs failed, by their directory: the last line of each log.
@@ -40,24 +47,41 @@ def train_all(runs: Sequence[Train], workers: int, backend: Backend = run_comman
                 todo[_out(run)] = run
         except (RunError, OSError) as error:
             failed[_out(run)] = str(error)
-    logs = {out: out.with_name(f"{out.name}.log") for out in todo}
-    for log in logs.values():
+    batches = _batches(list(todo.values()), parallel_seeds)
+    logs = [_out(batch[0]).with_name(f"{_out(batch[0]).name}.log") for batch in batches]
+    for log in logs:
         log.unlink(missing_ok=True)  # what it says is of an earlier attempt
-    with _progress(runs, todo, workers) as poll:
-        commands = [_command(run) for run in todo.values()]
-        codes = backend(commands, workers, list(logs.values()), on_poll=poll, poll_seconds=0.5)
-    for (out, log), code in zip(logs.items(), codes, strict=True):
+    with _progress(runs, todo, workers * parallel_seeds) as poll:
+        codes = backend([_command(batch) for batch in batches], workers, logs, on_poll=poll, poll_seconds=0.5)
+    for batch, log, code in zip(batches, logs, codes, strict=True):
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            last = (lines or ["no output"])[-1].removeprefix("routed-rl: error: ")
-            failed[out] = f"{last} (exit status {code}; log: {log})"
+            left = [_out(run) for run in batch if not is_finished(_out(run))] if len(batch) > 1 else [_out(batch[0])]
+            for out in left:
+                own = [line.partition(f"{FAILED}{out}: ")[2] for line in lines if f"{FAILED}{out}: " in line]
+                last = (own or lines or ["no output"])[-1].removeprefix("routed-rl: error: ")
+                failed[out] = f"{last} (exit status {code}; log: {log})"
     return failed
 
 
-def check_options(runs: Sequence[Train]) -> None:
-    """UserError for an option that no run can have, before any starts."""
-    from experiments.gridworld import make_model
+def _batches(runs: Sequence[Train], size: int) -> list[list[Train]]:
+    """Runs in groups that one process can train at once: as many, alike but for seed, oversight and label noise."""
+    from experiments.gridworld import budget
 
+    free = {"oversight": 0.1, "miss_rate": 0.0, "flip_rate": 0.0, "hard_first": False}
+    alike: dict[tuple[str, int], list[Train]] = {}
+    for run in runs:
+        alike.setdefault((config_hash({**run.config(), **free}), budget(run.config())), []).append(run)
+    return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+
+
+def check_options(runs: Sequence[Train], parallel_seeds: int = 1) -> None:
+    """UserError for an option that no run can have, before any starts."""
+    from experiments.gridworld import ON_MINIGRID, make_model
+
+    for run in runs:
+        if parallel_seeds > 1 and run.world in ON_MINIGRID:
+            raise UserError(f"--parallel-seeds needs a batched world, not --world {run.world}")
     with user_input():
         for run in {config_hash(run.config()): run for run in runs}.values():
             make_model(run.config(), run.seed)
@@ -78,9 +102,12 @@ def arguments(run: Train) -> list[str]:
     return ["train", "--preset", run.preset, *_options(run, preset), *_options(run.learner, preset.learner, "learner.")]
 
 
-def _command(run: Train) -> list[str]:
+def _command(batch: Sequence[Train]) -> list[str]:
     # -P: a folder of the user's that is called experiments, in the working directory, is not ours.
-    return [sys.executable, "-P", "-m", "experiments.cli", *arguments(run)]
+    python = [sys.executable, "-P", "-m"]
+    if len(batch) == 1:
+        return [*python, "experiments.cli", *arguments(batch[0])]
+    return [*python, "experiments.parallel", *(shlex.join(arguments(run)) for run in batch)]
 
 
 def _options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:

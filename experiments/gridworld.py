@@ -103,6 +103,16 @@ def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, t
     return DiamondGhostVecEnv(num_envs, **options)
 
 
+def make_training_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
+    """What the run's learner learns from, ``num_envs`` times; ValueError as for :func:`make_env`."""
+    env = make_env(config, num_envs, config["device"])
+    if config["method"] != "placebo":
+        return env
+    if config["world"] in ON_MINIGRID or config["device"] != "cpu":
+        raise ValueError(f"method 'placebo' needs --device cpu, and not --world {config['world']}")
+    return PlaceboVecEnv(env)
+
+
 def world_of(env: VecEnv) -> World:
     """The world behind the run's environments."""
     world: World = env.get_attr("world", [0])[0]
@@ -157,7 +167,7 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     learner, device = dict(config["learner"]), config["device"]
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available: train with --device cpu")
-    env = make_env(config, learner.pop("n_envs"), device)
+    env = make_training_env(config, learner.pop("n_envs"))
     world, method = world_of(env), config["method"]
     if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):
         raise ValueError("method 'shuffled' has its own flip rate: leave out --flip-rate and --hard-first")
@@ -170,10 +180,6 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         noise=LabelNoise(config["miss_rate"], flip_rate, config["hard_first"]),
         oversight=config["oversight"],
     )
-    if method == "placebo":
-        if config["world"] in ON_MINIGRID or device != "cpu":
-            raise ValueError(f"method 'placebo' needs --device cpu, and not --world {config['world']}")
-        env = PlaceboVecEnv(env)
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
     kind = learner.pop("networks")
     policy, networks = "MlpPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, hidden)}

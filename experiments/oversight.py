@@ -36,12 +36,12 @@ def main(command: Oversight) -> None:
     grid = _grid(command)
     with user_input():
         _check_directory(command)
-    check_options(grid)
+    check_options(grid, command.parallel_seeds)
     with _backend(command, grid) as backend:
         if not (command.out / STUDY).exists():
             command.out.mkdir(parents=True, exist_ok=True)
             write_json(command.out / STUDY, _identity(command))
-        failed = train_all(grid, command.workers, backend)
+        failed = train_all(grid, command.workers, backend, command.parallel_seeds)
     _report(command, failed)
     if failed:
         for out, reason in failed.items():
@@ -66,7 +66,7 @@ def variant(name: str) -> dict[str, Any]:
 
 
 def _check(command: Oversight) -> None:
-    at_least(1, seeds=command.seeds, workers=command.workers)
+    at_least(1, seeds=command.seeds, workers=command.workers, parallel_seeds=command.parallel_seeds)
     if command.total_steps is not None:
         at_least(1, total_steps=command.total_steps)
     if command.workers > 4 * (os.cpu_count() or 1) and command.backend == "local":
@@ -90,7 +90,8 @@ def _grid(command: Oversight) -> list[Train]:
     cells = [(name, level) for level in command.levels for name in command.methods]
     cells += [(name, command.focus) for name in command.controls if (name, command.focus) not in cells]
     mine = _identity(command)
-    base = replace(PRESETS[command.preset], world=mine["world"], total_steps=mine["total_steps"])
+    options = {name: mine[name] for name in ("world", "total_steps", "device")}
+    base = replace(PRESETS[command.preset], **options)
     return [
         replace(
             base, **variant(name), oversight=level, seed=seed, out=command.out / "runs" / name / f"{level!r}-s{seed}"
@@ -104,7 +105,8 @@ def _identity(command: Oversight) -> dict[str, Any]:
     """What all runs of a study share; methods, levels and seeds may be added to it."""
     preset = PRESETS[command.preset]
     steps = preset.total_steps if command.total_steps is None else command.total_steps
-    return {"preset": command.preset, "total_steps": steps, "world": command.world or preset.world}
+    world = command.world or preset.world
+    return {"preset": command.preset, "total_steps": steps, "world": world, "device": command.device}
 
 
 def _check_directory(command: Oversight) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 from unittest import mock
 
@@ -15,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.benchmarks.timing import Measured, Stopwatch, take_turns
 from experiments.commands import PRESETS, PresetName
-from experiments.gridworld import make_model, world_options
-from routed_rl.rl import PaperPolicy, RoutedActorCriticPolicy, RoutedAlgorithm
+from experiments.gridworld import make_model, make_training_env, world_options
+from routed_rl.rl import PaperPolicy, ParallelLearner, RoutedActorCriticPolicy, RoutedAlgorithm
 
 UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}
 """Updates per call, about a second."""
@@ -48,6 +49,41 @@ def measure(preset: PresetName, repeats: int, tick: Callable[[], None]) -> dict[
 def calls(repeats: int) -> int:
     """How often :func:`measure` ticks."""
     return (repeats + 1) * 4
+
+
+def calls_parallel_seeds(repeats: int) -> int:
+    """How often :func:`measure_parallel_seeds` ticks."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return (repeats + 1) * sum(len(SEEDS[device]) for device in devices)
+
+
+SEEDS = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
+"""How many seeds at once are measured, by device."""
+
+
+def measure_parallel_seeds(repeats: int, tick: Callable[[], None]) -> dict[str, dict[int, float]]:
+    """Environment steps per second of ``quick``, all seeds together, by device and number of seeds at once; nothing
+    for a device that is not there."""
+    rates = {}
+    for device, numbers in SEEDS.items():
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        config = replace(PRESETS["quick"], oversight=0.1, device=device).config()
+        steps = UPDATES["quick"] * config["learner"]["n_envs"] * config["learner"]["n_steps"]
+        cases: dict[int, tuple[int, Callable[[], object]]] = {}
+        for seeds in numbers:
+            models = [make_model(config, seed) for seed in range(seeds)]
+            learner = ParallelLearner(models, [make_training_env(config, seeds * config["learner"]["n_envs"])])
+            learner.learn(2 * steps, [None] * seeds)
+            cases[seeds] = (seeds * steps, partial(_learn_together, learner, steps))
+        rates[device] = {seeds: row.rate for seeds, row in take_turns(cases, repeats, tick).items()}
+    return rates
+
+
+def _learn_together(learner: ParallelLearner, steps: int) -> None:
+    learner.learn(steps, [None] * len(learner.models), reset_num_timesteps=False)
+    if learner.template.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def steps_per_second_on_gpu(preset: PresetName, repeats: int) -> float | None:

@@ -70,7 +70,7 @@ class ParallelLearner:
             raise ValueError("learning in parallel cannot hold episodes back: every member's batch must be as large")
         for other in others:
             mine, theirs = _must_agree(first), _must_agree(other)
-            if differ := [name for name in mine if mine[name] != theirs[name]]:
+            if differ := [name for name in mine if mine[name] != theirs.get(name)]:
                 name = differ[0]
                 raise ValueError(f"members of one batch must agree in {name}, got {mine[name]!r} and {theirs[name]!r}")
         for model in self.models:

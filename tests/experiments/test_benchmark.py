@@ -113,6 +113,7 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     assert set(results["training"]) == {"quick", "paper"}
     for row in results["training"].values():
         assert min(row["times_stable_baselines3"], row["roofline_share"], row["times_unrouted"]) > 0
+    assert results["parallel_seeds"]["cpu"].keys() == {"1", "4", "16"}
     assert results["learning"][0]["env_steps"] == 200
     main(["benchmark", "--repeats", "1"])
     shown = capsys.readouterr().out

@@ -161,14 +161,16 @@ def test_bad_input_is_quoted(call, message):
 
 def test_module_alone_matches_steering_and_leaves_others_untouched(obs):
     policy = make_policy()
-    modules, actions = torch.tensor([0, 2] * 5), torch.arange(10) % 4
-    log_probs = policy.log_prob_of_modules(obs, actions, modules)
-    for i, name in ((0, "a"), (2, "c")):
+    rows, actions = torch.stack([obs, obs + 1, 2 * obs]), torch.arange(30).view(3, 10) % 4
+    log_probs = policy.log_prob_of_modules(rows, actions)
+    for i, name in enumerate("abc"):
         with policy.steered(name):
-            expected = policy.get_distribution(obs).log_prob(actions)
-        torch.testing.assert_close(log_probs[modules == i], expected[modules == i])
-    log_probs.sum().backward()
-    assert all(p.grad is None for p in policy.module_parameters("b"))
+            torch.testing.assert_close(log_probs[i], policy.get_distribution(rows[i]).log_prob(actions[i]))
+    log_probs[[0, 2]].sum().backward()
+    assert not any(p.grad.any() for p in policy.module_parameters("b"))
+    policy.zero_grad()
+    policy.mlp_extractor.forward_alone(policy.extract_features(obs), 0).sum().backward()
+    assert all(p.grad is None for name in "bc" for p in policy.module_parameters(name))
 
 
 def test_contrast_is_the_documented_rule(obs):

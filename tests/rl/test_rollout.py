@@ -127,11 +127,11 @@ def test_replay_keeps_the_latest_labelled_steps_only():
     replay = LabelReplay(2, 3, (1,), torch.float32, (), torch.int64, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     replay.add(replay_batch([2, 3, 3]))
-    assert replay.sample(4, generator) is None
+    assert replay.sample(4, generator).stored.tolist() == [False, False]
     replay.add(replay_batch([0, 2, 0, 0, 0, 3], first=10))  # label 0: steps 10, 12, 13, 14; capacity 3
-    obs, _, returns, labels = replay.sample(50, generator)
-    assert set(obs.flatten().tolist()) == {12, 13, 14} and set(labels.tolist()) == {0}
-    assert torch.equal(obs.flatten(), returns)
+    obs, _, returns, stored = replay.sample(50, generator)
+    assert set(obs[0].flatten().tolist()) == {12, 13, 14} and stored.tolist() == [True, False]
+    assert torch.equal(obs[0].flatten(), returns[0])
     replay.add(replay_batch([1], first=20))
-    obs, _, _, labels = replay.sample(50, generator)
-    assert labels.tolist() == [0] * 50 + [1] * 50 and set(obs[50:].flatten().tolist()) == {20}
+    obs, _, _, stored = replay.sample(50, generator)
+    assert stored.all() and set(obs[0].flatten().tolist()) <= {12, 13, 14} and set(obs[1].flatten().tolist()) == {20}

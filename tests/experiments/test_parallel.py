@@ -1,0 +1,137 @@
+"""Several runs in one process: each in its own directory, broken off, continued and failing on its own."""
+
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import gridworld, training
+from experiments.cli import main, parse
+from experiments.commands import PRESETS, Learner
+from experiments.grid import FAILED, _batches, _command, train_all
+from routed_rl.rl import ParallelLearner
+from routed_rl.runs import read_json, read_metrics
+
+LEARNER = Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2)
+TINY = replace(PRESETS["quick"], total_steps=2560, learner=LEARNER)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 4)
+
+
+def runs(out, n=2, **options):
+    return [replace(TINY, seed=seed, out=out / f"s{seed}", **options) for seed in range(n)]
+
+
+def break_at(monkeypatch, update):
+    real, calls = ParallelLearner._train, []
+
+    def broken(self):
+        calls.append(1)
+        if len(calls) == update:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(ParallelLearner, "_train", broken)
+
+
+def test_the_command_trains_one_run_for_each_seed(tmp_path, small):
+    options = ["--total-steps", "512", "--learner.n-envs", "16", "--learner.batch-size", "64", "--learner.hidden", "8"]
+    main(["train", "--parallel-seeds", "2", "--seed", "5", "--out", str(tmp_path / "many"), *options])
+    main(["train", "--seed", "6", "--out", str(tmp_path / "one"), *options])
+    assert {path.name for path in (tmp_path / "many").iterdir()} == {"s5", "s6"}
+    one, other = (read_json(out / "evaluation.json") for out in (tmp_path / "one", tmp_path / "many" / "s6"))
+    assert one["config_hash"] == other["config_hash"] and one["seed"] == other["seed"] == 6
+    for mine, theirs in zip(*(read_metrics(tmp_path / out / "metrics.csv") for out in ("one", "many/s6")), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["routing", "placebo", "naive-early-stopped"])
+def test_broken_off_and_continued_is_the_same(method, tmp_path, small, monkeypatch):
+    training.train_runs(runs(tmp_path / "whole", method=method))
+    with monkeypatch.context() as patch:
+        break_at(patch, 11)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_runs(runs(tmp_path / "broken", method=method))
+    training.train_runs(runs(tmp_path / "broken", method=method))
+    for file in ("metrics.csv", "evaluation.json", "model/tensors.safetensors"):
+        for seed in ("s0", "s1"):
+            assert (tmp_path / "whole" / seed / file).read_bytes() == (tmp_path / "broken" / seed / file).read_bytes()
+
+
+def test_runs_that_have_come_unequally_far_catch_up(tmp_path, small, monkeypatch):
+    """As when the process was killed between two runs' checkpoints, or new seeds are asked for."""
+    with monkeypatch.context() as patch:
+        break_at(patch, 11)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_runs(runs(tmp_path))
+    training.train_runs(runs(tmp_path, 3))
+    for run in runs(tmp_path, 3):
+        assert read_json(run.out / "evaluation.json")["env_steps"] == 2560
+        assert len(read_metrics(run.out / "metrics.csv")) == 20
+
+
+def test_one_that_diverges_stops_no_other(tmp_path, small, monkeypatch, capsys):
+    real = training._RunCallback._on_rollout_end
+
+    def poisoned(self):
+        if self.run.record.seed == 1 and self.model._n_updates == 6:
+            with torch.no_grad():
+                self.model.policy.value_net.weight.fill_(np.nan)
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._RunCallback, "_on_rollout_end", poisoned)
+        with pytest.raises(training.UserError, match="1 of 3 runs failed"):
+            training.train_runs(runs(tmp_path, 3))
+    assert f"{FAILED}{tmp_path / 's1'}: training has diverged by step" in capsys.readouterr().err
+    assert [(run.out / "evaluation.json").exists() for run in runs(tmp_path, 3)] == [True, False, True]
+
+
+def test_a_study_puts_runs_that_are_alike_in_one_process(tmp_path):
+    def run(seed, **options):
+        return replace(TINY, seed=seed, out=tmp_path / f"{len(options)} {seed}", **options)
+
+    alike = [run(0), run(1), run(0, oversight=0.4), run(0, flip_rate=0.2)]
+    others = [run(0, method="naive"), run(0, method="oracle-filtered"), run(0, method="oracle-filtered", oversight=0.4)]
+    batches = _batches([*others[:2], *alike, *others[2:]], 3)
+    assert sorted(map(len, batches)) == [1, 1, 1, 1, 3] and alike[:3] in batches
+    command = _command(alike[:3])
+    first = command.index("experiments.parallel") + 1
+    assert [parse(shlex.split(line)) for line in command[first:]] == alike[:3]
+    assert "experiments.cli" in _command(others[:1])
+
+
+def test_each_failure_is_reported_with_its_own_reason(tmp_path):
+    first, second, third = runs(tmp_path, 3)
+
+    def backend(commands, workers, logs, **_):
+        (third.out).mkdir()
+        (third.out / "evaluation.json").write_text("{}")
+        logs[0].write_text(f"{FAILED}{second.out}: it diverged\nrouted-rl: error: 2 of 3 runs failed\n")
+        return [2]
+
+    failed = train_all([first, second, third], 1, backend, parallel_seeds=3)
+    assert set(failed) == {first.out, second.out}
+    assert "it diverged" in failed[second.out] and "2 of 3 runs failed" in failed[first.out]
+
+
+def test_a_process_of_several_command_lines(tmp_path):
+    lines = [shlex.join(["train", "--world", "room", "--preset", "minigrid", "--seed", str(seed)]) for seed in (0, 1)]
+    command = [sys.executable, "-P", "-m", "experiments.parallel"]
+    refused = subprocess.run([*command, *lines], capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 2 and not (tmp_path / "runs").exists()
+    assert "--parallel-seeds needs a batched world, not --world room" in refused.stderr
+
+
+def test_bad_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--parallel-seeds", "0"])
+    assert stop.value.code == 2 and "--parallel-seeds must be at least 1, got 0" in capsys.readouterr().err
