@@ -4,13 +4,17 @@ from routed_rl.routing.exclusion import excluded
 from routed_rl.routing.gradient import route_gradient
 from routed_rl.routing.labels import LabelNoise, check_probability
 from routed_rl.routing.leakage import LeakageReport, leakage_report
+from routed_rl.routing.router import GradientRouter
+from routed_rl.routing.site import Site
 from routed_rl.routing.table import UNLABELLED, RouteTable
 
 __all__ = [
     "UNLABELLED",
+    "GradientRouter",
     "LabelNoise",
     "LeakageReport",
     "RouteTable",
+    "Site",
     "check_probability",
     "excluded",
     "leakage_report",

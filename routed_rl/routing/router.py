@@ -1,0 +1,301 @@
+"""Route any ``nn.Module``: named places in it learn from each example, or position, as its label says.
+
+``B`` examples, ``T`` positions, ``D`` units, ``S`` sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from routed_rl.routing.exclusion import excluded
+from routed_rl.routing.gradient import route_gradient
+from routed_rl.routing.site import Mode, Site, check_site, check_units
+from routed_rl.routing.table import RouteTable
+from routed_rl.routing.taps import embedding_tap, linear_tap, route_units, silence_units
+
+_ATTACHED: WeakKeyDictionary[nn.Module, GradientRouter] = WeakKeyDictionary()
+"""Which modules are routed now, and by whom."""
+
+
+class GradientRouter:
+    """Gradient routing (Cloud et al. 2024, section 3) for a model as it is.
+
+    While it is entered, forward passes must happen within ``router(labels)``, which says what the batch's labels are::
+
+        router = GradientRouter(model, {"fc1": Site(units=slice(0, 8))}, table)
+        with router:
+            for x, y, labels in batches:
+                with router(labels):
+                    loss_fn(model(x), y).backward()
+                with router.excluded(optimizer):
+                    optimizer.step()
+                optimizer.zero_grad()
+
+    A label's weight in the site's column multiplies what its examples (or positions) teach. How, is the mode:
+
+    - ``"activation"`` (the paper): the gradient that flows back through the site. What is before it learns less along
+      this way; the weights after it, and ways around it, learn as usual.
+    - ``"parameter"``: the gradient of the module's own parameters, for :class:`torch.nn.Linear` and
+      :class:`torch.nn.Embedding`: the rows of output units, the columns of input units. Whatever is before the module
+      learns as usual.
+    - ``"forward"``: as ``"activation"``, and where the weight is 0 the activation is 0 too, so the weights after it do
+      not learn from it either.
+
+    Weights may be fractions, greater than 1, or negative. docs/routing.md has a table of what each mode masks.
+
+    Args:
+        model: any module, not compiled; compile it while the router is attached.
+        sites: places by name.
+        table: label → weight per column. It must have every site's column.
+        mode: what is multiplied.
+
+    Raises:
+        ValueError: for an unknown module (naming the nearest), mode or column, units out of range, a module that the
+            mode cannot route, tied parameters that the site does not declare, or no sites.
+        RuntimeError: if the model is compiled.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Mapping[str, Site], table: RouteTable, mode: Mode = "activation"
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        if not sites:
+            raise ValueError("sites must name at least one place, got none")
+        _refuse_compiled(model)
+        self.model, self.sites, self.table, self.mode = model, dict(sites), table, mode
+        self._places: dict[tuple[str, str, int], list[str]] = {}  # (module, at, dim) → sites
+        for name, site in self.sites.items():
+            check_site(model, name, site, table, mode)
+            module = site.module_name(name)
+            place = (module, site.at, site.dim_in(model.get_submodule(module)))
+            self._places.setdefault(place, []).append(name)
+        self._column = {name: table.modules.index(site.column or name) for name, site in self.sites.items()}
+        self._weights: dict[str, Tensor] | None = None
+        self._reached: dict[str, bool] = {}
+        self._taught: dict[str, Tensor] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    # --- attaching ------------------------------------------------------------------------------
+
+    def __enter__(self) -> GradientRouter:
+        modules = {name: self.model.get_submodule(name) for name, _, _ in self._places}
+        for name, module in modules.items():
+            if module in _ATTACHED:
+                raise RuntimeError(f"a router is still attached to {name!r}: leave its with block first")
+        _refuse_compiled(self.model)
+        for name, module in modules.items():
+            _ATTACHED[module] = self
+            if self.mode == "parameter":
+                self._undo.append(self._replace_forward(name, module))
+        for (name, at, dim), sites in self._places.items():
+            if self.mode != "parameter":
+                self._undo.append(self._hook(modules[name], at, dim, sites).remove)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+        for name, _, _ in self._places:
+            _ATTACHED.pop(self.model.get_submodule(name), None)
+
+    @contextmanager
+    def __call__(self, labels: Tensor | None = None, *, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Within the block, forward passes and their backward passes belong to data with these labels.
+
+        Args:
+            labels: integer ids of the table's labels, -1 for unlabelled: ``(B,)`` for examples, or ``(B, T)`` for
+                positions (leading dimensions of what passes each site).
+            weights: instead of labels, a weight per column of the table, each ``(B,)`` or ``(B, T)``.
+
+        Raises:
+            ValueError: for labels that are no integers or not in the table, or columns that it does not have; and, from
+                the model, if their shape does not fit what passes a site.
+            RuntimeError: outside the router's own block; within another batch's; or at the end, if a site was not
+                reached: the model was compiled before the router was attached, or does not use that module.
+        """
+        if _ATTACHED.get(self.model.get_submodule(next(iter(self._places))[0])) is not self:
+            raise RuntimeError("the router is not attached: enter it first (with router: …)")
+        if self._weights is not None:
+            raise RuntimeError("another batch is being routed: leave its with block first")
+        if (labels is None) == (weights is None):
+            raise ValueError("a batch needs either labels or weights")
+        self._weights = self._of_labels(labels) if labels is not None else self._of_columns(dict(weights or {}))
+        self._reached = dict.fromkeys(self.sites, False)
+        for name, weight in self._weights.items():
+            taught = (weight != 0).any()
+            self._taught[name] = taught | self._taught[name] if name in self._taught else taught
+        try:
+            yield
+            if missed := [name for name, reached in self._reached.items() if not reached]:
+                raise RuntimeError(
+                    f"nothing passed the sites {missed}: the model does not use them for this batch, or was compiled "
+                    "before the router was attached"
+                )
+        finally:
+            self._weights = None
+
+    def _of_labels(self, labels: Tensor) -> dict[str, Tensor]:
+        table = self.table.weights(labels)
+        return {name: table[..., column] for name, column in self._column.items()}
+
+    def _of_columns(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        columns = {name: self.table.modules[column] for name, column in self._column.items()}
+        if set(weights) != set(columns.values()):
+            raise ValueError(
+                f"weights must be given for exactly {sorted(set(columns.values()))}, got {sorted(weights)}"
+            )
+        return {name: weights[column].detach() for name, column in columns.items()}
+
+    def _current(self, sites: Sequence[str], shape: torch.Size, dim: int) -> list[Tensor] | None:
+        """The batch's weights for sites that a tensor of ``shape`` passes; None if nothing is to be routed."""
+        if self._weights is None:
+            if torch.is_grad_enabled():
+                raise RuntimeError(f"sites {list(sites)} were passed without labels: run the model in router(labels)")
+            return None
+        leading = [size for i, size in enumerate(shape) if i != dim % len(shape)]
+        for name in sites:
+            self._reached[name] = True
+            weight = self._weights[name]
+            if list(weight.shape) != leading[: weight.ndim]:
+                raise ValueError(
+                    f"site {name!r}: labels of shape {tuple(weight.shape)} do not fit what passes, {tuple(shape)}"
+                )
+        return [self._weights[name] for name in sites]
+
+    # --- routing --------------------------------------------------------------------------------
+
+    def _hook(self, module: nn.Module, at: str, dim: int, sites: Sequence[str]) -> RemovableHandle:
+        """Route activations on their way into or out of a module."""
+        units = [self.sites[name].units for name in sites]
+        silence = self.mode == "forward"
+
+        def route(x: Tensor) -> Tensor:
+            weights = self._current(sites, x.shape, dim)
+            if weights is None:
+                return x
+            for name in sites:
+                check_units(name, self.sites[name], x.shape[dim])
+            if silence:
+                x = silence_units(x, dim, units, weights)
+            if units == [None] and dim % x.ndim == x.ndim - 1:
+                return route_gradient(x, weights[0])
+            return route_units(x, dim, units, weights)
+
+        def on_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            if not args or not isinstance(args[0], Tensor):
+                raise ValueError(f"site {sites[0]!r}: its module's first positional argument must be a tensor")
+            return (route(args[0]), *args[1:])
+
+        def on_output(module: nn.Module, args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if not isinstance(first, Tensor):
+                raise ValueError(f"site {sites[0]!r}: its module's output must begin with a tensor, got {type(output)}")
+            return (route(first), *output[1:]) if isinstance(output, tuple) else route(first)
+
+        return module.register_forward_hook(on_output) if at == "output" else module.register_forward_pre_hook(on_input)
+
+    def _replace_forward(self, name: str, module: nn.Module) -> Callable[[], None]:
+        """Let a module compute what it does, with weighted gradients of its parameters; returns what undoes it."""
+        places = {at: sites for (place, at, _), sites in self._places.items() if place == name}
+        rows, columns = list(places.get("output", [])), list(places.get("input", []))
+        # A whole module has no units to tell apart, wherever its site is.
+        rows += [site for site in columns if self.sites[site].units is None]
+        columns = [site for site in columns if self.sites[site].units is not None]
+        own, before = module.forward, vars(module).get("forward")
+        units = [[self.sites[site].units for site in sites] for sites in (rows, columns)]
+
+        def linear(x: Tensor) -> Tensor:
+            weights = self._current([*rows, *columns], x.shape, -1)
+            if weights is None:
+                return own(x)  # type: ignore[no-any-return]
+            parts = ((units[0], weights[: len(rows)]), (units[1], weights[len(rows) :]))
+            return linear_tap(x, module.weight, module.bias, *parts)  # type: ignore[arg-type]
+
+        def embedding(ids: Tensor) -> Tensor:
+            weights = self._current(rows, (*ids.shape, 1), -1)  # type: ignore[arg-type]
+            if weights is None:
+                return own(ids)  # type: ignore[no-any-return]
+            return embedding_tap(ids, module.weight, module.padding_idx, units[0], weights)  # type: ignore[arg-type]
+
+        module.forward = linear if isinstance(module, nn.Linear) else embedding
+
+        def undo() -> None:
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+
+        return undo
+
+    # --- exactness ------------------------------------------------------------------------------
+
+    @contextmanager
+    def excluded(self, optimizer: Optimizer) -> Iterator[None]:
+        """Within the block, ``optimizer.step()`` leaves what no data taught since the last such block as it is, to the
+        bit: parameters that learn only through a site whose weights were all 0, and their optimizer state.
+
+        Those are: of a site that is a module's whole output, all of the module's parameters; of output units of a
+        linear, convolution or embedding layer, their rows; of input units, in the modes ``"parameter"`` and
+        ``"forward"``, their columns. Under ``torch.distributed``, what no process taught. See
+        :func:`~routed_rl.routing.excluded`.
+        """
+        names = list(self._taught)
+        taught = torch.stack([self._taught[name] for name in names]) if names else torch.zeros(0, dtype=torch.bool)
+        if names and torch.distributed.is_available() and torch.distributed.is_initialized():
+            flags = taught.to(torch.uint8)
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            taught = flags.bool()
+        whole: list[Tensor] = []
+        entries: dict[Tensor, Tensor] = {}
+        for name, on in zip(names, taught.tolist(), strict=True):
+            if not on and not self.sites[name].tied:
+                parameters, masks = self._owned(name)
+                whole += parameters
+                for parameter, mask in masks.items():
+                    entries[parameter] = mask | entries[parameter] if parameter in entries else mask
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        whole = list({id(p): p for p in whole if id(p) in trained}.values())
+        apart = {id(p) for p in whole}
+        entries = {p: mask for p, mask in entries.items() if id(p) in trained and id(p) not in apart}
+        with excluded(optimizer, whole, entries):
+            yield
+        self._taught.clear()
+
+    def _owned(self, name: str) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
+        """The parameters, and the entries of parameters, that learn only through a site."""
+        site = self.sites[name]
+        module = self.model.get_submodule(site.module_name(name))
+        if site.units is None:
+            whole = site.at == "output" or self.mode == "parameter"
+            return (list(module.parameters()) if whole else []), {}
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or (site.at == "input" and self.mode == "activation"):
+            return [], {}
+        # Embeddings have a row for each token, and a column for each unit.
+        axis = 0 if site.at == "output" and not isinstance(module, nn.Embedding) else 1
+        masks = {}
+        for parameter in (weight, getattr(module, "bias", None) if axis == 0 else None):
+            if parameter is not None:
+                mask = torch.zeros(parameter.shape[axis], dtype=torch.bool, device=parameter.device)
+                mask[site.units if isinstance(site.units, slice) else list(site.units)] = True
+                shape = [-1 if i == axis else 1 for i in range(parameter.ndim)]
+                masks[parameter] = mask.view(shape).expand(parameter.shape)
+        return [], masks
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+            raise RuntimeError(
+                f"the module {name or type(module).__name__!r} is compiled, and would not notice a router: attach it "
+                "to the plain model first, then compile"
+            )
