@@ -7,16 +7,21 @@ from routed_rl.routing.leakage import LeakageReport, leakage_report
 from routed_rl.routing.router import GradientRouter
 from routed_rl.routing.site import Site
 from routed_rl.routing.table import UNLABELLED, RouteTable
+from routed_rl.routing.units import Hidden, ablate, add_units, remove_units
 
 __all__ = [
     "UNLABELLED",
     "GradientRouter",
+    "Hidden",
     "LabelNoise",
     "LeakageReport",
     "RouteTable",
     "Site",
+    "ablate",
+    "add_units",
     "check_probability",
     "excluded",
     "leakage_report",
+    "remove_units",
     "route_gradient",
 ]

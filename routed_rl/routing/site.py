@@ -52,6 +52,15 @@ def _width(module: nn.Module, at: str) -> int | None:
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
+def find_module(model: nn.Module, name: str, context: str = "") -> nn.Module:
+    """The module of this name; ValueError, after ``context``, naming the nearest, if there is none."""
+    modules = dict(model.named_modules())
+    if name not in modules:
+        near = difflib.get_close_matches(name, [known for known in modules if known], n=3, cutoff=0.0)
+        raise ValueError(f"{context}the model has no module {name!r}; the nearest are {', '.join(near)}")
+    return modules[name]
+
+
 def check_units(name: str, site: Site, width: int) -> None:
     """ValueError unless a site's units are some of ``width``."""
     units = site.units
@@ -68,13 +77,10 @@ def check_units(name: str, site: Site, width: int) -> None:
 
 def check_site(model: nn.Module, name: str, site: Site, table: RouteTable, mode: Mode) -> None:
     """ValueError unless the model has the site, the table its column, and the mode can route it."""
-    modules, wanted = dict(model.named_modules()), site.module_name(name)
-    if wanted not in modules:
-        near = difflib.get_close_matches(wanted, [known for known in modules if known], n=3, cutoff=0.0)
-        raise ValueError(f"site {name!r}: the model has no module {wanted!r}; the nearest are {', '.join(near)}")
+    wanted = site.module_name(name)
+    module = find_module(model, wanted, f"site {name!r}: ")
     if site.at not in ("input", "output"):
         raise ValueError(f"site {name!r}: at must be 'input' or 'output', got {site.at!r}")
-    module = modules[wanted]
     if (site.column or name) not in table.modules:
         raise ValueError(
             f"site {name!r}: the table has no column {site.column or name!r}; it has {', '.join(table.modules)}"

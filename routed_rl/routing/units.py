@@ -1,0 +1,158 @@
+"""Delete units of a hidden layer, or add some: what was learned in a known place is deleted with the place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from routed_rl.routing.site import Site, check_units, find_module
+from routed_rl.routing.taps import silence_units
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A layer of hidden units, by the names of the modules around it.
+
+    Attributes:
+        producers: every module with something for each unit: linear or convolution layers whose outputs they are (of a
+            gated layer both), and batch norms on the way.
+        consumer: the linear or convolution layer whose inputs they are.
+    """
+
+    producers: tuple[str, ...]
+    consumer: str
+
+    def sides(self) -> list[tuple[str, int]]:
+        """The modules, and along which axis of their weights the units are."""
+        return [*((name, 0) for name in self.producers), (self.consumer, 1)]
+
+    def width(self, model: nn.Module) -> int:
+        """How many units there are.
+
+        Raises:
+            ValueError: for an unknown module, one of a kind that cannot be cut, or widths that differ.
+        """
+        widths = [(name, _width(find_module(model, name), name, axis)) for name, axis in self.sides()]
+        if not self.producers or len({width for _, width in widths}) > 1:
+            raise ValueError(f"producers and consumer of hidden units must be as many, got {widths}")
+        return widths[0][1]
+
+
+def ablate(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> RemovableHandle:
+    """Silence hidden units: their activations are 0 from now on, until the handle's ``remove()``.
+
+    The outputs are those of :func:`remove_units`, up to rounding.
+
+    Raises:
+        ValueError: as :meth:`Hidden.width`, or for units out of range.
+    """
+    chosen = _chosen(model, hidden, units)
+    consumer = find_module(model, hidden.consumer)
+    dim = 1 if isinstance(consumer, CONVOLUTIONS) else -1
+
+    def silence(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        return (silence_units(x, dim, [chosen], [x.new_zeros(())]), *args[1:])
+
+    return consumer.register_forward_pre_hook(silence)
+
+
+@torch.no_grad()
+def remove_units(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> None:
+    """Cut hidden units out: the layers become as much smaller. Their parameters are new objects, so make the optimizer
+    afterwards.
+
+    Raises:
+        ValueError: as :func:`ablate`, or if no unit would remain.
+    """
+    gone = set(_chosen(model, hidden, units))
+    kept = [unit for unit in range(hidden.width(model)) if unit not in gone]
+    if not kept:
+        raise ValueError(f"cannot remove all {len(gone)} units of {hidden.consumer!r}: none would remain")
+    for name, axis in hidden.sides():
+        _resize(model.get_submodule(name), axis, partial(_select, index=torch.tensor(kept), axis=axis))
+
+
+@torch.no_grad()
+def add_units(model: nn.Module, hidden: Hidden, n: int, generator: torch.Generator | None = None) -> slice:
+    """Add ``n`` hidden units behind those that are there; returns which they are.
+
+    What leads into them starts at random, as in a new layer of torch's; what leads out of them starts at 0, so that the
+    outputs are what they were (up to rounding) until they have learned. :func:`remove_units` brings the old shapes
+    back, and what was not trained since. Parameters are new objects, so make the optimizer afterwards.
+
+    Raises:
+        ValueError: as :meth:`Hidden.width`, or for fewer than one unit.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"at least one unit must be added, got {n!r}")
+    width = hidden.width(model)
+    for name, axis in hidden.sides():
+        module = model.get_submodule(name)
+
+        def extended(name: str, tensor: Tensor, axis: int = axis, module: nn.Module = module) -> Tensor:
+            shape = (*tensor.shape[:axis], n, *tensor.shape[axis + 1 :])
+            new = torch.zeros(shape, dtype=tensor.dtype)
+            if isinstance(module, NORMS):
+                new.fill_(1.0 if name in ("weight", "running_var") else 0.0)
+            elif axis == 0:
+                # Both weights and biases of these layers start within 1 / sqrt(inputs of a unit) in torch.
+                bound = module.weight[0].numel() ** -0.5  # type: ignore[index,operator,union-attr]
+                new.uniform_(-bound, bound, generator=generator)
+            return torch.cat([tensor, new.to(tensor.device)], dim=axis)
+
+        _resize(module, axis, extended)
+    return slice(width, width + n)
+
+
+def _chosen(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> list[int]:
+    width = hidden.width(model)
+    check_units(hidden.consumer, Site("input", units), width)
+    return list(range(width)[units]) if isinstance(units, slice) else list(units)
+
+
+def _select(name: str, tensor: Tensor, *, index: Tensor, axis: int) -> Tensor:
+    return tensor.index_select(axis, index.to(tensor.device))
+
+
+def _sizes(module: nn.Module, axis: int) -> tuple[str, ...]:
+    """What the attribute is called that says how many units there are along an axis, for kinds that can be cut."""
+    if isinstance(module, nn.Linear):
+        return (("out_features", "in_features")[axis],)
+    if isinstance(module, CONVOLUTIONS) and module.groups == 1 and not module.transposed:
+        return (("out_channels", "in_channels")[axis],)
+    return ("num_features",) if isinstance(module, NORMS) and axis == 0 else ()
+
+
+def _width(module: nn.Module, name: str, axis: int) -> int:
+    for attribute in _sizes(module, axis):
+        width: int = getattr(module, attribute)
+        return width
+    known = "a Linear or a convolution without groups" + (", or a batch norm" if axis == 0 else "")
+    raise ValueError(f"{name!r} must be {known}, got {module}")
+
+
+def _resize(module: nn.Module, axis: int, change: Callable[[str, Tensor], Tensor]) -> None:
+    """Replace every tensor of a module that has an entry for each unit, and the number of units."""
+    names = ["weight"] if axis else ["weight", "bias", "running_mean", "running_var"]
+    width = 0
+    for name in names:
+        tensor = getattr(module, name, None)
+        if tensor is None:
+            continue
+        changed = change(name, tensor.detach())
+        width = changed.shape[axis]
+        if isinstance(tensor, nn.Parameter):
+            setattr(module, name, nn.Parameter(changed, requires_grad=tensor.requires_grad))
+        else:
+            setattr(module, name, changed)
+    for attribute in _sizes(module, axis):
+        setattr(module, attribute, width)

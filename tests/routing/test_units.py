@@ -1,0 +1,122 @@
+"""Hidden units deleted and added: a mask is a cut, an addition changes nothing, and there is a way back."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from routed_rl.routing import Hidden, ablate, add_units, remove_units
+
+
+class Gated(nn.Module):
+    def __init__(self, bias=True):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 6, bias=bias), nn.Linear(4, 6, bias=bias), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.down(torch.sigmoid(self.gate(x)) * self.up(x))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)), torch.randn(5, 4)
+
+
+def gated():
+    return Gated(), torch.randn(5, 2, 4)
+
+
+def convolution():
+    layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid(), nn.Conv2d(6, 3, 2, bias=False)]
+    return nn.Sequential(*layers), torch.randn(5, 2, 5, 5)
+
+
+def convolution_1d():
+    return nn.Sequential(nn.Conv1d(2, 6, 3, bias=False), nn.Tanh(), nn.Conv1d(6, 3, 1)), torch.randn(5, 2, 7)
+
+
+CASES = {
+    "mlp": (mlp, Hidden(("0",), "2")),
+    "gated": (gated, Hidden(("gate", "up"), "down")),
+    "convolution": (convolution, Hidden(("0", "1"), "3")),
+    "convolution_1d": (convolution_1d, Hidden(("0",), "2")),
+}
+
+
+def make(name):
+    torch.manual_seed(0)
+    model, x = CASES[name][0]()
+    model, x = model.double(), x.double()
+    model(x)  # so that norms have seen something
+    return model.eval(), x, CASES[name][1]
+
+
+def shapes(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(name=st.sampled_from(sorted(CASES)), units=st.sets(st.integers(0, 5), min_size=1, max_size=5))
+def test_a_mask_is_a_cut_and_can_be_taken_off(name, units):
+    model, x, hidden = make(name)
+    whole = model(x)
+    handle = ablate(model, hidden, sorted(units))
+    masked = model(x)
+    handle.remove()
+    assert torch.equal(model(x), whole)
+    remove_units(model, hidden, sorted(units))
+    torch.testing.assert_close(model(x), masked)
+    assert hidden.width(model) == 6 - len(units)
+    assert not torch.allclose(masked, whole)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_added_units_change_nothing_until_they_learn_and_go_again(name):
+    model, x, hidden = make(name)
+    before, state, old = model(x), {k: v.clone() for k, v in model.state_dict().items()}, shapes(model)
+    added = add_units(model, hidden, 4, torch.Generator().manual_seed(0))
+    assert added == slice(6, 10) and hidden.width(model) == 10
+    torch.testing.assert_close(model(x), before)
+    assert model.get_submodule(hidden.producers[0]).weight[added].std() > 0.01, "but they can learn"
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert model.get_submodule(hidden.consumer).weight[:, added].abs().max() > 0
+    other, _, _ = make(name)
+    add_units(other, hidden, 4, torch.Generator().manual_seed(0))
+    remove_units(other, hidden, added)
+    assert shapes(other) == old
+    assert all(torch.equal(tensor, state[key]) for key, tensor in other.state_dict().items())
+
+
+def test_new_units_start_as_torch_starts_them():
+    model = nn.Sequential(nn.Linear(100, 3), nn.ReLU(), nn.Linear(3, 1))
+    added = add_units(model, Hidden(("0",), "2"), 400)
+    new = model[0].weight[added]
+    assert new.abs().max() <= 0.1 and float(new.std()) == pytest.approx(0.1 / 3**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "units", "message"),
+    [
+        (Hidden(("0",), "1"), [0], r"'1' must be a Linear or a convolution without groups, got Sigmoid"),
+        (Hidden(("2",), "2"), [0], r"must be as many, got \[\('2', 3\), \('2', 6\)\]"),
+        (Hidden((), "2"), [0], "must be as many"),
+        (Hidden(("O",), "2"), [0], "no module 'O'; the nearest are"),
+        (Hidden(("0",), "2"), [6], r"units \[6\] are not within the 6 units"),
+        (Hidden(("0",), "2"), [], r"units \[\] are not within"),
+        (Hidden(("0",), "2"), slice(None), "cannot remove all 6 units"),
+    ],
+)
+def test_units_that_cannot_be_removed(hidden, units, message):
+    model, x, _ = make("mlp")
+    before = model(x)
+    with pytest.raises(ValueError, match=message):
+        remove_units(model, hidden, units)
+    assert torch.equal(model(x), before)
+
+
+def test_units_that_cannot_be_added():
+    model, _, hidden = make("mlp")
+    with pytest.raises(ValueError, match="at least one unit must be added, got 0"):
+        add_units(model, hidden, 0)
