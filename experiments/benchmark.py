@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks import environments, learning, training
+from experiments.benchmarks import environments, learning, routing, training
 from experiments.benchmarks.timing import as_json, machine
 from experiments.commands import PRESETS, Benchmark, Learner
 from experiments.errors import at_least, user_input
@@ -18,6 +18,8 @@ from experiments.progress import progress_display
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
 
+ROUTING_COLUMNS = {"milliseconds": ".1f", "times_unrouted": ".3f", "megabytes_kept": ".0f"}
+
 
 def main(command: Benchmark) -> None:
     one_thread()
@@ -25,7 +27,7 @@ def main(command: Benchmark) -> None:
     with user_input():
         compared = [learning.steps_to_target(run) for run in command.runs]
     total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
-    total += training.calls_parallel_seeds(command.repeats)
+    total += training.calls_parallel_seeds(command.repeats) + routing.calls(command.repeats)
     with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("benchmark", total=total)
 
@@ -37,6 +39,7 @@ def main(command: Benchmark) -> None:
             name: _training(name, PRESETS[name].learner, command.repeats, tick) for name in training.UPDATES
         }
         results["parallel_seeds"] = training.measure_parallel_seeds(command.repeats, tick)
+        results["routing"] = routing.measure(command.repeats, tick)
         results["learning"] = compared
     if command.json:
         print(json.dumps(results, indent=2))
@@ -95,6 +98,12 @@ def _show(results: dict[str, Any], console: Console) -> None:
         rates = results["parallel_seeds"].get(device, {})
         for seeds in numbers:
             table.add_row(device, str(seeds), f"{rates[seeds]:,.0f}" if seeds in rates else "not measured")
+    console.print(table)
+
+    columns = ("ms", f"x {routing.UNROUTED}", "MB kept for backward")
+    table = _titled("A stack of transformer blocks, forward and backward", "routing", *columns)
+    for name, row in results["routing"].items():
+        table.add_row(name, *(f"{row[key]:{form}}" for key, form in ROUTING_COLUMNS.items()))
     console.print(table)
 
     table = _titled("Where an update's time goes", "part", *results["training"])

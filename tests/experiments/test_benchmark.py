@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import commands
-from experiments.benchmarks import environments, learning, timing, training
+from experiments.benchmarks import environments, learning, routing, timing, training
 from experiments.cli import main
 from experiments.gridworld import learning_curve
 from routed_rl.runs import write_json
@@ -31,6 +31,8 @@ def tiny(monkeypatch):
         monkeypatch.setitem(training.UPDATES, name, 1)
     monkeypatch.setattr(environments, "STEPS", {2: 3})
     monkeypatch.setattr(environments, "SCALAR_STEPS", 20)
+    for name, size in (("BLOCKS", 2), ("BATCH", 2), ("LENGTH", 8), ("WIDTH", 32), ("NEW_UNITS", 8)):
+        monkeypatch.setattr(routing, name, size)
 
 
 def test_cases_take_turns_and_medians_are_per_unit(clock):
@@ -114,6 +116,9 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     for row in results["training"].values():
         assert min(row["times_stable_baselines3"], row["roofline_share"], row["times_unrouted"]) > 0
     assert results["parallel_seeds"]["cpu"].keys() == {"1", "4", "16"}
+    kept = {name: row["megabytes_kept"] for name, row in results["routing"].items()}
+    assert kept["unrouted"] <= kept["activation"] < kept["m * a + (1 - m) * a.detach()"]
+    assert results["routing"]["unrouted"]["times_unrouted"] == 1
     assert results["learning"][0]["env_steps"] == 200
     main(["benchmark", "--repeats", "1"])
     shown = capsys.readouterr().out

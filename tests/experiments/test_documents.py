@@ -12,7 +12,8 @@ import routed_rl.routing.table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROUTING = ROOT / "docs" / "routing.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README + ROUTING.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -30,6 +31,11 @@ def test_readme_examples_run(number, tmp_path):
 def test_docstring_examples_run():
     failed, tried = doctest.testmod(routed_rl.routing.table)
     assert tried > 0 and failed == 0
+
+
+def test_what_each_mode_masks_is_as_documented():
+    failed, tried = doctest.testfile(str(ROUTING), module_relative=False)
+    assert tried > 5 and failed == 0
 
 
 def test_readme_names_every_command_and_links_exist():
