@@ -50,49 +50,51 @@ def assert_equal(ours, expected, atol=1e-10):
 
 
 WEIGHTS = st.sampled_from([0.0, 1.0, -0.75, 0.5, 2.0])
-PLACES = [
-    ("0", "output", 4), ("0", "input", 3), ("1", "output", 4), ("1.up", "output", 6), ("1.down", "input", 6),
-    ("1.act", "output", 6), ("1.down", "output", 4), ("2.up", "input", 4), ("2", "input", 4), ("3", "input", 4),
-]  # fmt: skip
+
+
+def places(width, hidden):
+    """Where :func:`make_model` may be routed: module, at, units."""
+    return [
+        *(("0", "output", width), ("0", "input", 3), ("1", "output", width), ("2", "input", width)),
+        *(("1.up", "output", hidden), ("1.down", "input", hidden), ("1.act", "output", hidden)),
+        *(("1.down", "output", width), ("2.up", "input", width), ("3", "input", width)),
+    ]
 
 
 @st.composite
-def routed(draw, places=PLACES):
-    """Sites (also nested, and on one another), weights (B, S) and a seed."""
-    chosen = draw(st.lists(st.sampled_from(places), min_size=1, max_size=4))
+def routed(draw, layers_alone):
+    """A model's shape, sites in it (also within and on one another), weights (B, S) and a seed."""
+    width, hidden = draw(st.integers(2, 5)), draw(st.integers(2, 7))
+    possible = [p for p in places(width, hidden) if not layers_alone or p[0] not in ("1", "2", "1.act")]
     sites = {}
-    for number, (module, at, width) in enumerate(chosen):
+    for number, (module, at, n) in enumerate(draw(st.lists(st.sampled_from(possible), min_size=1, max_size=4))):
+        start = draw(st.integers(0, n - 1))
         units = draw(
             st.one_of(
                 st.none(),
-                st.tuples(st.integers(0, width - 1), st.integers(1, width)).map(lambda p: slice(p[0], p[0] + p[1])),
-                st.sets(st.integers(0, width - 1), min_size=1).map(sorted),
+                st.integers(start + 1, n).map(lambda stop, start=start: slice(start, stop)),
+                st.sets(st.integers(0, n - 1), min_size=1).map(sorted),
             )
         )
-        if isinstance(units, slice):
-            units = slice(units.start, min(units.stop, width))
         sites[f"site {number}"] = Site(at=at, units=units, module=module)
-    b = draw(st.integers(1, 5))
-    weights = torch.tensor([[draw(WEIGHTS) for _ in sites] for _ in range(b)], dtype=torch.float64)
-    return sites, weights, draw(st.integers(0, 100))
+    rows = [[draw(WEIGHTS) for _ in sites] for _ in range(draw(st.integers(1, 5)))]
+    return make_model(0, width, hidden), sites, torch.tensor(rows, dtype=torch.float64)
 
 
 @settings(max_examples=60, deadline=None)
-@given(case=routed(), mode=st.sampled_from(["activation", "forward"]), positions=st.booleans())
+@given(case=routed(False), mode=st.sampled_from(["activation", "forward"]), positions=st.booleans())
 def test_activations_against_one_example_at_a_time(case, mode, positions):
-    sites, weights, seed = case
-    check(make_model(seed), sites, weights, mode, seed, positions)
+    check(*case, mode, positions)
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=routed([p for p in PLACES if p[0] not in ("1", "2", "1.act")]), positions=st.booleans())
+@given(case=routed(True), positions=st.booleans())
 def test_parameters_against_one_example_at_a_time(case, positions):
-    sites, weights, seed = case
-    check(make_model(seed), sites, weights, "parameter", seed, positions)
+    check(*case, "parameter", positions)
 
 
-def check(model, sites, weights, mode, seed, positions):
-    torch.manual_seed(seed)
+def check(model, sites, weights, mode, positions):
+    torch.manual_seed(0)
     b = len(weights)
     # One position each, so that an example alone is a position alone.
     inputs = torch.randn(b, 1, 3, dtype=torch.float64) if positions else torch.randn(b, 3, dtype=torch.float64)
@@ -469,6 +471,18 @@ def test_weights_in_place_of_labels():
     with GradientRouter(other, SITES, TABLE) as router, router(weights=weights):
         other(x).square().sum().backward()
     assert_equal(grads(ours), grads(other), atol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_routers_are_one_with_both_sites(mode):
+    x, labels = batch()
+    one, two = make_model(), make_model()
+    with GradientRouter(one, SITES, TABLE, mode) as router, router(labels):
+        one(x).square().sum().backward()
+    first, second = (GradientRouter(two, {name: site}, TABLE, mode) for name, site in SITES.items())
+    with first, second, first(labels), second(labels):
+        two(x).square().sum().backward()
+    assert_equal(grads(two), grads(one))
 
 
 def test_evaluation_needs_no_labels():
