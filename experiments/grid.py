@@ -82,6 +82,8 @@ def check_options(runs: Sequence[Train], parallel_seeds: int = 1) -> None:
     for run in runs:
         if parallel_seeds > 1 and run.world in ON_MINIGRID:
             raise UserError(f"--parallel-seeds needs a batched world, not --world {run.world}")
+        if parallel_seeds > 1 and run.learner.unfinished == "hold":
+            raise UserError("--parallel-seeds needs batches of one size: leave out --learner.unfinished hold")
     with user_input():
         for run in {config_hash(run.config()): run for run in runs}.values():
             make_model(run.config(), run.seed)

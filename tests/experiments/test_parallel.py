@@ -131,7 +131,15 @@ def test_a_process_of_several_command_lines(tmp_path):
     assert "--parallel-seeds needs a batched world, not --world room" in refused.stderr
 
 
-def test_bad_options(capsys):
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        (["--parallel-seeds", "0"], "--parallel-seeds must be at least 1, got 0"),
+        (["--parallel-seeds", "2", "--learner.unfinished", "hold"], "leave out --learner.unfinished hold"),
+    ],
+)
+def test_bad_options(options, quoted, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--parallel-seeds", "0"])
-    assert stop.value.code == 2 and "--parallel-seeds must be at least 1, got 0" in capsys.readouterr().err
+        main(["train", "--out", str(tmp_path / "out"), *options])
+    assert stop.value.code == 2 and quoted in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
