@@ -69,7 +69,8 @@ def ansi(world: World, state: State, row: int) -> str:
     caption = f"step {int(state.steps[row])} of {world.max_steps}"
     if agent in terminals:
         seen = "overseen" if state.oversight[row][agent] else "not overseen"
-        caption += f": reached {world.names[terminals.index(agent)]}, {seen}"
+        reached = max(kind for kind, cell in enumerate(terminals) if cell == agent)
+        caption += f": reached {world.names[reached]}, {seen}"
     return "\n".join([f"┌{edge}┐", *(f"│{line}│" for line in lines), f"└{edge}┘", caption])
 
 
@@ -79,7 +80,8 @@ def rgb(world: World, state: State, row: int, tile: int = TILE) -> np.ndarray:
     tiles = [lit if seen else floor for seen in state.oversight[row]]
     for cell in world.walls:
         tiles[cell] = wall
-    for kind, cell in enumerate(state.terminals[row].tolist()):
+    on_top = {cell: kind for kind, cell in enumerate(state.terminals[row].tolist())}  # the last of those in a cell
+    for cell, kind in on_top.items():
         tiles[cell] = _over(tiles[cell], _terminal(world.names, kind, letters(world)[kind], tile))
     agent = int(state.agent[row])
     tiles[agent] = _over(tiles[agent], _player(tile))

@@ -124,8 +124,9 @@ def make_world(
         supervisor: draw oversight once for each episode: a supervisor is there, and the agent sees that everything is
             overseen, or absent. Oversight must be one probability, and none spurious.
         moved: a shift of distribution: the first kind of terminal always stands in the last free cell, the corner, and
-            the last kind lies on it, and is what is reached there, but in episodes with a supervisor ("overseen", to
-            train in), or in none ("always", to test in). None: every terminal has a place of its own.
+            the last kind has a place of its own in episodes with a supervisor, and in all others lies on the first, and
+            is what is reached there ("overseen", to train in); or it always has a place of its own ("always", to test
+            in). None: every kind always has.
         max_steps: step cap of an episode.
         walls: blocked (row, column) cells; the free cells must remain connected.
 

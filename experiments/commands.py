@@ -132,8 +132,8 @@ class Train:
     device: Literal["cpu", "cuda"] = "cpu"
     """where environment, rollout and learning happen; MiniGrid's environment is always on the CPU"""
     parallel_seeds: int = 1
-    """train as many runs, with seeds from --seed on, as one batched computation: on a GPU many times as fast as one
-    after the other. Each is what it is alone but for rounding; with --out DIR they are DIR/s0, DIR/s1, …"""
+    """train as many runs, with seeds from --seed on, as one batched computation, which is for GPUs (a processor gains
+    little). Each is what it is alone but for rounding; with --out DIR they are DIR/s0, DIR/s1, …"""
     learner: Learner = field(default_factory=Learner)
     """the learner's hyperparameters"""
 

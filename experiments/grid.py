@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,8 +50,8 @@ def train_all(
             failed[_out(run)] = str(error)
     batches = _batches(list(todo.values()), parallel_seeds)
     logs = [_out(batch[0]).with_name(f"{_out(batch[0]).name}.log") for batch in batches]
-    for log in logs:
-        log.unlink(missing_ok=True)  # what it says is of an earlier attempt
+    for out in todo:
+        out.with_name(f"{out.name}.log").unlink(missing_ok=True)  # what it says is of an earlier attempt
     with _progress(runs, todo, workers * parallel_seeds) as poll:
         codes = backend([_command(batch) for batch in batches], workers, logs, on_poll=poll, poll_seconds=0.5)
     for batch, log, code in zip(batches, logs, codes, strict=True):
@@ -58,7 +59,8 @@ def train_all(
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
             left = [_out(run) for run in batch if not is_finished(_out(run))] if len(batch) > 1 else [_out(batch[0])]
             for out in left:
-                own = [line.partition(f"{FAILED}{out}: ")[2] for line in lines if f"{FAILED}{out}: " in line]
+                mark = f"{FAILED}{os.path.realpath(out)}: "
+                own = [line.partition(mark)[2] for line in lines if mark in line]
                 last = (own or lines or ["no output"])[-1].removeprefix("routed-rl: error: ")
                 failed[out] = f"{last} (exit status {code}; log: {log})"
     return failed

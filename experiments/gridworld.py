@@ -77,6 +77,8 @@ def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str,
     """The options of the run's world, as it is trained in or, with ``test``, tested in."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
     variant = VARIANTS[VARIANT_OF[config["world"]]] if config["world"] in VARIANT_OF else {}
+    if "walls" in variant and config["size"] != 5:
+        raise ValueError(f"the walls of the world {config['world']!r} are those of size 5, got size {config['size']}")
     shift = {"moved": "always"} if test and variant.get("moved") else {}
     return {**variant, **shift, **{key: value for key, value in options.items() if value is not None}}
 

@@ -71,6 +71,8 @@ def _check(command: Oversight) -> None:
         at_least(1, total_steps=command.total_steps)
     if command.workers > 4 * (os.cpu_count() or 1) and command.backend == "local":
         raise UserError(f"--workers {command.workers} is more than four for each of {os.cpu_count()} cores")
+    if command.backend == "ray" and command.device != "cpu":
+        raise UserError(f"--backend ray trains on processors: leave out --device {command.device}")
     for name, given in (("methods", command.methods), ("levels", command.levels)):
         if not given or len(set(given)) < len(given):
             raise UserError(f"--{name} must be at least one, each once, got {' '.join(map(str, given)) or 'none'}")
@@ -113,7 +115,7 @@ def _check_directory(command: Oversight) -> None:
     """ValueError unless a study may be started in its directory, or gone on with."""
     out, mine = command.out, _identity(command)
     if (out / STUDY).exists():
-        there = read_json(out / STUDY)
+        there = {"device": "cpu", **read_json(out / STUDY)}
         if there != mine:
             raise ValueError(f"{str(out)!r} holds another study, of {there}, not of {mine}; name another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -52,13 +52,14 @@ def run_timing(method: str, run: Path) -> dict[str, Any]:
     """How long one finished run took, by its own clock; of a run that was interrupted, since its last start."""
     record, rows = read_run(run), read_metrics(run / "timings.csv")
     last = rows[-1]
+    members = last.get("time/members") or 1  # a run that others were trained with took its share of the time
     return {
         "method": method,
         "oversight": record.config["oversight"],
         "seed": record.seed,
         "env_steps": last["env_steps"],
-        "seconds": last["time/time_elapsed"],
-        "steps_per_second": last["time/fps"],
+        "seconds": last["time/time_elapsed"] / members,
+        "steps_per_second": last["time/fps"] * members,
     }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
@@ -33,7 +36,7 @@ from experiments.gridworld import (
 from experiments.progress import progress_display
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
-from routed_rl.runs import MetricsCSV, RunDirectory, config_hash, derive_seed, read_metrics
+from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
 """Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
@@ -57,37 +60,53 @@ def train_runs(commands: Sequence[Train]) -> None:
     one_thread()
     check_options(commands, len(commands))
     with ExitStack() as stack:
-        with user_input():
-            runs = [stack.enter_context(_open(command)) for command in commands]
+        runs, failed = [], {}
+        for command in commands:
+            try:
+                runs.append(stack.enter_context(_open(command)))
+            except (RunError, OSError) as error:
+                failed[_directory(command)] = str(error)
         for run in runs:
             if run.finished:
                 print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
-        failed: dict[RunDirectory, str] = {}
-        while waiting := [run for run in runs if not run.finished and run not in failed]:
-            members = [(run, _resume(run)) for run in waiting]
-            # Runs that were interrupted between their checkpoints catch up first.
-            behind = min(model.num_timesteps for _, model in members)
-            failed |= _train([(run, model) for run, model in members if model.num_timesteps == behind])
+        while waiting := [run for run in runs if not run.finished and run.path not in failed]:
+            failed |= _train(_together(waiting))
         for run in runs:
             if run.result is not None:
                 config = run.record.config
                 title = f"{config['method']}, {config['oversight']:.1%} oversight, {run.path}"
                 Console().print(summary(run.result["policies"], title))
-    if len(runs) == 1 and failed:
+    if len(commands) == 1 and failed:
         raise UserError(*failed.values())
-    for run, reason in failed.items():
-        print(f"{FAILED}{run.path}: {reason}", file=sys.stderr)
+    for path, reason in failed.items():
+        print(f"{FAILED}{path}: {reason}", file=sys.stderr)
     if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed")
+        raise UserError(f"{len(failed)} of {len(commands)} runs failed")
 
 
 def _open(command: Train) -> RunDirectory:
-    config = command.config()
-    out = command.out or RUNS / f"{command.method}-{config_hash(config)}-s{command.seed}"
-    return RunDirectory.open(out, config, command.seed, force=command.force)
+    return RunDirectory.open(_directory(command), command.config(), command.seed, force=command.force)
 
 
-def _train(members: Sequence[Member]) -> dict[RunDirectory, str]:
+def _directory(command: Train) -> Path:
+    out = command.out or RUNS / f"{command.method}-{config_hash(command.config())}-s{command.seed}"
+    return Path(os.path.realpath(out))
+
+
+def _together(runs: Sequence[RunDirectory]) -> list[Member]:
+    """Runs that have come equally far: all, at the last checkpoint that all have, or else those furthest behind.
+
+    A process that is killed while it saves leaves some a checkpoint ahead. Going on from the one before gives the bytes
+    that a batch which was never interrupted has.
+    """
+    members = [(run, _resume(run)) for run in runs]
+    behind = min(model.num_timesteps for _, model in members)
+    if all(behind in run.checkpoint_steps() for run in runs):
+        members = [(run, m if m.num_timesteps == behind else _resume(run, behind)) for run, m in members]
+    return [(run, model) for run, model in members if model.num_timesteps == behind]
+
+
+def _train(members: Sequence[Member]) -> dict[Path, str]:
     """Train runs that have come equally far until their budget is spent, and write their results.
 
     Returns:
@@ -106,16 +125,23 @@ def _train(members: Sequence[Member]) -> dict[RunDirectory, str]:
                 with user_input():
                     learner = ParallelLearner(models, _side_by_side(runs))
                 learner.learn(max(total - done, 0), callbacks, reset_num_timesteps=done == 0)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the device has not enough memory for {name}; fewer --parallel-seeds? {error}") from error
         except (ValueError, FloatingPointError, RuntimeError):
             # Who meets the first number that is none: the log, a distribution, or torch when it samples.
-            reason = "training has diverged by step {}; lower --learner.learning-rate"
-            failed = {run: reason.format(model.num_timesteps) for run, model in members if _diverged(model)}
-            if not failed:
+            if not any(_diverged(model) for model in models):
                 raise
-            return failed
+            return _divergences(members)
+    failed = _divergences(members)
     for run, model in members:
-        _finish(run, model)
-    return {}
+        if run.path not in failed:
+            _finish(run, model)
+    return failed
+
+
+def _divergences(members: Sequence[Member]) -> dict[Path, str]:
+    reason = "training has diverged by step {}; lower --learner.learning-rate"
+    return {run.path: reason.format(model.num_timesteps) for run, model in members if _diverged(model)}
 
 
 def _side_by_side(runs: Sequence[RunDirectory]) -> list[VecEnv]:
@@ -125,10 +151,10 @@ def _side_by_side(runs: Sequence[RunDirectory]) -> list[VecEnv]:
     return [make_training_env(group[0], len(group) * group[0]["learner"]["n_envs"]) for group in configs]
 
 
-def _resume(run: RunDirectory) -> RoutedAlgorithm:
-    """The run's model at its last checkpoint, or a new one, with the run's logger."""
+def _resume(run: RunDirectory, step: int | None = None) -> RoutedAlgorithm:
+    """The run's model at its last checkpoint (of at most ``step``), or a new one, with the run's logger."""
     config = run.record.config
-    model, checkpoint = make_model(config, run.record.seed), run.load_checkpoint()
+    model, checkpoint = make_model(config, run.record.seed), run.load_checkpoint(step)
     if checkpoint is not None:
         with user_input():
             model = build(type(model), checkpoint, run.path, model.env, config["device"], False, {})

@@ -25,6 +25,9 @@ from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, Replayed, RolloutEnds
 from routed_rl.rl.saving import environment_state
 
+COUNTS = "counts"
+"""Beside a step's statistics: which members took it."""
+
 
 class ParallelLearner:
     """Trains ``K`` models at once, each to what it would be alone, up to rounding.
@@ -80,6 +83,9 @@ class ParallelLearner:
                 raise ValueError(
                     f"learning in parallel needs environments with get_state and set_state, got {model.env}"
                 )
+        for env in self.envs:
+            if env.observation_space != first.observation_space or env.action_space != first.action_space:
+                raise ValueError(f"an environment of {env.observation_space} is not that of the models")
         rows = [env.num_envs for env in self.envs]
         if sum(rows) != len(self.models) * first.n_envs or any(n % first.n_envs for n in rows):
             raise ValueError(
@@ -97,13 +103,17 @@ class ParallelLearner:
                 parameters[name].data = row
         self._members = members
         # Its parameters are the members' own, so that each has its own count of steps, and a gradient or none.
-        own = self.template.policy.optimizer
-        self.optimizer = type(own)([p for parameters in members for p in parameters.values()], **own.defaults)
+        policy = self.template.policy
+        self.optimizer = policy.optimizer_class(
+            [p for parameters in members for p in parameters.values()],
+            lr=self.template.lr_schedule(1.0),  # type: ignore[call-arg]
+            **policy.optimizer_kwargs,
+        )
         for model in self.models:
             self.optimizer.state.update(model.policy.optimizer.state)
         columns = self.template.overseer.routes.modules
         owner = {id(p): c for c, name in enumerate(columns) for p in self.template.policy.module_parameters(name)}
-        self._column = {name: owner.get(id(parameter)) for name, parameter in members[0].items()}
+        self._column = {name: owner.get(id(parameter), -1) for name, parameter in members[0].items()}
 
     def _over_members(self, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
         """``function``, which uses the template's policy, for all members at once: over the stacked weights, and over
@@ -112,7 +122,8 @@ class ParallelLearner:
 
         def alone(weights: Mapping[str, Tensor], *arguments: Any) -> Any:
             named = {f"policy.{name}": weight for name, weight in weights.items()}
-            return torch.func.functional_call(call, named, arguments)
+            # Stable-Baselines3 holds one encoder under three names. Replaced under one, it is replaced under all.
+            return torch.func.functional_call(call, named, arguments, tie_weights=False)
 
         vectorised = torch.vmap(alone, in_dims=(0, *axes))
         return lambda *arguments: vectorised(self.weights, *arguments)
@@ -143,6 +154,7 @@ class ParallelLearner:
             for model in self.models:
                 model._update_current_progress_remaining(model.num_timesteps, total)
                 model.dump_logs()
+                model.logger.record("time/members", len(self.models), exclude="tensorboard")
             self._train()
         for _, callback in started:
             callback.on_training_end()
@@ -195,12 +207,15 @@ class ParallelLearner:
             start = 0
             for env, part, end in zip(self.envs, ends, ended, strict=True):
                 part.add(step, dones[start : (start := start + env.num_envs)], end)
+            going = []
             for model, callback in zip(self.models, callbacks, strict=True):
                 model.num_timesteps += model.n_envs
                 callback.update_locals(locals())
-                if not callback.on_step():
-                    self.buffer.discard()
-                    return False
+                going.append(callback.on_step())
+            if not all(going):
+                self._leave_envs(dones)
+                self.buffer.discard()
+                return False
         self._leave_envs(dones)
         self._store_ends(ends)
         for callback in callbacks:
@@ -226,8 +241,10 @@ class ParallelLearner:
             fields = (part.ended, part.outcome, part.overseen)
             for ended, outcome, overseen in zip(*(field.split(n, dim=1) for field in fields), strict=True):
                 next(models)._store_labels(ended, outcome, overseen)
+        obs = self._by_member(self.buffer.obs[new])
         with torch.no_grad():
-            values = self._values(self._by_member(self.buffer.obs[new]))
+            portions = obs.split(self.template.batch_size or obs.shape[1], dim=1)
+            values = torch.cat([self._values(portion) for portion in portions], dim=1)
         shape = (len(self.models), self.template.n_steps, n)
         self.buffer.values[new] = values.view(shape).transpose(0, 1).flatten(1)
         if self.template.bootstrap:
@@ -281,12 +298,14 @@ class ParallelLearner:
         for model, parameters in zip(models, self._members, strict=True):
             state = {p: self.optimizer.state[p] for p in parameters.values() if p in self.optimizer.state}
             model.policy.optimizer.state.update(state)
-        means = {
-            name: torch.stack([row[name] for row in stats if name in row]).nanmean(dim=0).nan_to_num()
-            for name in dict.fromkeys(name for row in stats for name in row)
-        }
+        # Where a member had nothing to replay, there is nothing to average.
+        counts = {name: [(row[name], row[COUNTS]) for row in stats if name in row] for name in first.statistics}
+        names = [name for name, pairs in counts.items() if pairs]
+        sums = [torch.stack([torch.where(c, v, 0.0) for v, c in counts[name]]).sum(dim=0) for name in names]
+        numbers = [torch.stack([c for _, c in counts[name]]).sum(dim=0).clamp(min=1) for name in names]
+        means = (torch.stack(sums) / torch.stack(numbers)).tolist()
         for k, (model, steps) in enumerate(zip(models, own, strict=True)):
-            model._finish_update({name: float(values[k]) for name, values in means.items()}, steps)
+            model._finish_update({name: row[k] for name, row in zip(names, means, strict=True)}, steps)
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step on ``(K, N, …)`` samples of every label; returns what to log, ``(K,)`` each."""
@@ -294,10 +313,10 @@ class ParallelLearner:
             batch, self.template.entropy_schedule(self.template._current_progress_remaining)
         )
         self._step(losses, taught)
-        return {name: value.detach() for name, value in stats.items()}
+        return {name: value.detach() for name, value in stats.items()} | {COUNTS: torch.ones_like(taught[:, 0])}
 
     def _learn_replayed(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """One gradient step on labelled steps alone; returns what to log, ``(K,)`` each, NaN where there were none."""
+        """One gradient step on labelled steps alone; returns what to log, ``(K,)`` each."""
         pairs = zip(self.models, generators, strict=True)
         samples = [model.replay.sample(model.replay_batch, generator) for model, generator in pairs]
         sample = Replayed(*(torch.stack(tensors) for tensors in zip(*samples, strict=True)))
@@ -307,7 +326,7 @@ class ParallelLearner:
         losses, stats = self._replay_loss(sample)
         # A module learns from its own label's steps, the gate and whatever is shared from any.
         self._step(losses, torch.cat([sample.stored, some[:, None]], dim=1), some)
-        return {name: torch.where(some, value.detach(), torch.nan) for name, value in stats.items()}
+        return {name: value.detach() for name, value in stats.items()} | {COUNTS: some}
 
     def _step(self, losses: Tensor, taught: Tensor, learns: Tensor | None = None) -> None:
         """One step of every member's optimizer.
@@ -321,21 +340,20 @@ class ParallelLearner:
             weight.grad = None
         losses.sum().backward()
         everyone = torch.ones_like(taught[:, 0]) if learns is None else learns
-        moved = {
-            name: everyone if (column := self._column[name]) is None else everyone & taught[:, column]
-            for name, weight in self.weights.items()
-            if weight.grad is not None
-        }
+        moves = torch.cat(
+            [taught & everyone[:, None], everyone[:, None]], dim=1
+        ).T  # a row for each module, the rest last
+        learned = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
         if self.template.max_grad_norm is not None:
-            squares = [(on[:, None] * self.weights[n].grad.flatten(1)).square().sum(dim=1) for n, on in moved.items()]
-            scale = (self.template.max_grad_norm / (torch.stack(squares).sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
-            for name in moved:
-                gradient = self.weights[name].grad
+            norms = [(moves[self._column[n], :, None] * g.flatten(1)).square().sum(dim=1) for n, g in learned.items()]
+            scale = (self.template.max_grad_norm / (torch.stack(norms).sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+            for gradient in learned.values():
                 gradient.mul_(scale.view(-1, *(1 for _ in gradient.shape[1:])))
         self.optimizer.zero_grad(set_to_none=True)
-        for name, on in moved.items():
-            for parameters, gradient, moves in zip(self._members, self.weights[name].grad, on.tolist(), strict=True):
-                if moves:
+        on = moves.tolist()
+        for name, gradients in learned.items():
+            for parameters, gradient, move in zip(self._members, gradients, on[self._column[name]], strict=True):
+                if move:
                     parameters[name].grad = gradient
         self.optimizer.step()
 
@@ -350,6 +368,8 @@ def _must_agree(model: RoutedAlgorithm) -> dict[str, Any]:
     overseer = model.overseer.to_dict()
     return {
         "algorithm": type(model).__name__,
+        "policy": model.policy_class.__name__,
+        "device": str(model.device),
         **{name: _comparable(getattr(model, name)) for name in model.saved_arguments if name != "seed"},
         **{name: overseer[name] for name in ("values", "method", "unlabelled")},
         **{name: getattr(model, name) for name in ("n_envs", "observation_space", "action_space", "num_timesteps")},

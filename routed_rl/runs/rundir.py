@@ -120,8 +120,14 @@ class RunDirectory:
         """The rows that may differ from run to run: seconds, memory; RunError before `load_checkpoint`."""
         return self._open_logs()[1]
 
-    def load_checkpoint(self) -> RunCheckpoint | None:
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of which there are checkpoints, good or not, in order."""
+        return sorted(_step(name) for name in self._saved())
+
+    def load_checkpoint(self, at_most: int | None = None) -> RunCheckpoint | None:
         """Return the newest good checkpoint, or None: start from the beginning. Call it before the rest.
+
+        With `at_most`, those of later steps are passed over, and replaced when the run comes there again.
 
         `metrics` and `timings` are cut back to the rows that they had when it was saved. A checkpoint
         that cannot be used is reported by a warning and left where it is until the next one is saved.
@@ -135,6 +141,8 @@ class RunDirectory:
                 self._resources.callback(log.close)
         metrics, timings = self._logs
         for name in sorted(self._saved(), key=_step, reverse=True):
+            if at_most is not None and _step(name) > at_most:
+                continue
             try:
                 checkpoint = self._read(name, metrics.rows)
             except CheckpointError as error:

@@ -127,3 +127,13 @@ def test_no_pygame_is_one_clear_sentence(monkeypatch):
     env = DiamondGhostEnv(render_mode="human")
     with pytest.raises(DependencyNotInstalled, match="pip install pygame-ce"):
         env.reset(seed=0)
+
+
+def test_what_lies_on_top_is_what_is_drawn_and_reached():
+    world = make_world(terminals={"corner": -1.0, "diamond": 1.0}, supervisor=True, moved="overseen", oversight=0.0)
+    state = dynamics.reset(world, np.arange(1), np.zeros(1, np.int64))
+    state = state._replace(agent=state.terminals[:, -1])
+    assert "reached diamond, not overseen" in ansi(world, state, 0)
+    alone = make_world(terminals={"diamond": 1.0})
+    single = state._replace(terminals=state.terminals[:, -1:])
+    assert (rgb(world, state, 0) == rgb(alone, single, 0)).all()

@@ -66,8 +66,28 @@ def test_broken_off_and_continued_is_the_same(method, tmp_path, small, monkeypat
             assert (tmp_path / "whole" / seed / file).read_bytes() == (tmp_path / "broken" / seed / file).read_bytes()
 
 
-def test_runs_that_have_come_unequally_far_catch_up(tmp_path, small, monkeypatch):
-    """As when the process was killed between two runs' checkpoints, or new seeds are asked for."""
+def test_killed_while_it_saves_a_batch_comes_to_the_same_bytes(tmp_path, small, monkeypatch):
+    """One run is then a checkpoint ahead; both go on from the last that both have."""
+    training.train_runs(runs(tmp_path / "whole"))
+    real, saved = training.RunDirectory.save_checkpoint, []
+
+    def killed(self, step, *args):
+        saved.append(step)
+        if len(saved) == 6:
+            raise KeyboardInterrupt
+        real(self, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.RunDirectory, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_runs(runs(tmp_path / "broken"))
+    training.train_runs(runs(tmp_path / "broken"))
+    for seed in ("s0", "s1"):
+        for file in ("metrics.csv", "evaluation.json", "model/tensors.safetensors"):
+            assert (tmp_path / "whole" / seed / file).read_bytes() == (tmp_path / "broken" / seed / file).read_bytes()
+
+
+def test_new_seeds_join_a_batch_that_was_broken_off(tmp_path, small, monkeypatch):
     with monkeypatch.context() as patch:
         break_at(patch, 11)
         with pytest.raises(KeyboardInterrupt):
@@ -78,11 +98,20 @@ def test_runs_that_have_come_unequally_far_catch_up(tmp_path, small, monkeypatch
         assert len(read_metrics(run.out / "metrics.csv")) == 20
 
 
-def test_one_that_diverges_stops_no_other(tmp_path, small, monkeypatch, capsys):
+def test_a_directory_that_cannot_be_used_stops_no_other(tmp_path, small, capsys):
+    training.train_runs([replace(TINY, seed=9, out=tmp_path / "s1", total_steps=128)])
+    with pytest.raises(training.UserError, match="1 of 3 runs failed"):
+        training.train_runs(runs(tmp_path, 3))
+    assert f"{FAILED}{tmp_path / 's1'}: " in capsys.readouterr().err
+    assert [read_json(run.out / "evaluation.json")["seed"] for run in runs(tmp_path, 3)] == [0, 9, 2]
+
+
+@pytest.mark.parametrize("update", [6, 19])
+def test_one_that_diverges_stops_no_other(update, tmp_path, small, monkeypatch, capsys):
     real = training._RunCallback._on_rollout_end
 
     def poisoned(self):
-        if self.run.record.seed == 1 and self.model._n_updates == 6:
+        if self.run.record.seed == 1 and self.model._n_updates == update:
             with torch.no_grad():
                 self.model.policy.value_net.weight.fill_(np.nan)
         real(self)

@@ -1,9 +1,12 @@
 """Members of one batch learn what each would alone."""
 
+import math
+
 import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
@@ -32,7 +35,7 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def member(seed, method="routing", kind=RoutedPPO, tensors=False, **options):
+def member(seed, method="routing", kind=RoutedPPO, tensors=False, policy_kwargs=None, **options):
     level = LEVELS[seed]
     world = {"oversight": level, **WORLD}
     env = DiamondGhostTensorVecEnv(16, "cpu", **world) if tensors else DiamondGhostVecEnv(16, **world)
@@ -46,9 +49,25 @@ def member(seed, method="routing", kind=RoutedPPO, tensors=False, **options):
         env,
         overseer,
         seed=seed,
-        policy_kwargs={"hidden": (8, 8), "features_extractor_class": Flat},
+        policy_kwargs={"hidden": (8, 8), **(policy_kwargs or {"features_extractor_class": Flat})},
         **defaults | options,
     )
+
+
+class Rows(KVWriter):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append({name: value for name, value in key_values.items() if not name.startswith("time/")})
+
+
+def log_of(model):
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    return rows.rows
 
 
 def together(models, tensors=False):
@@ -81,6 +100,7 @@ def distance(a, b):
 def test_four_members_are_four_single_runs(method, kind, options, double):
     """After many updates in double precision: weights, optimizers, buffers, replay and what is logged."""
     alone, members = ([member(seed, method, kind, **options) for seed in range(4)] for _ in range(2))
+    logs = [[log_of(model) for model in models] for models in (alone, members)]
     starts = [{name: tensor.clone() for name, tensor in model.policy.state_dict().items()} for model in members]
     updates = 20 if method == "routing" and kind is RoutedPPO and not options else 5
     for model in alone:
@@ -89,9 +109,6 @@ def test_four_members_are_four_single_runs(method, kind, options, double):
     for one, other, start in zip(alone, members, starts, strict=True):
         assert distance(one, other) < 1e-8
         assert any(not torch.equal(t, start[name]) for name, t in other.policy.state_dict().items())
-        for name, value in one.logger.name_to_value.items():
-            if not name.startswith("time/"):
-                assert other.logger.name_to_value[name] == pytest.approx(value, rel=1e-6, abs=1e-8), name
         mine, theirs = (model.policy.optimizer.state_dict()["state"] for model in (one, other))
         assert mine.keys() == theirs.keys()
         for number, state in mine.items():
@@ -102,11 +119,24 @@ def test_four_members_are_four_single_runs(method, kind, options, double):
             (one.num_timesteps, one._n_updates) == (other.num_timesteps, other._n_updates) == (updates * 256, updates)
         )
     assert distance(members[0], members[1]) > 1e-3
+    for mine, theirs in zip(*logs, strict=True):
+        assert len(mine) == updates and mine[-1]["train/value_loss"] > 0
+        for row, other in zip(mine, theirs, strict=True):
+            assert other == pytest.approx(row, rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("kind", [RoutedPPO, RoutedREINFORCE])
-def test_one_update_in_single_precision(kind):
-    alone, members = ([member(seed, kind=kind) for seed in range(4)] for _ in range(2))
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (RoutedPPO, {}),
+        (RoutedREINFORCE, {}),
+        (RoutedPPO, {"policy_kwargs": {"encoder": (8,)}}),
+        (RoutedPPO, {"policy_kwargs": {"encoder": (8,), "detach_encoder": True}}),
+        (RoutedPPO, {"policy_kwargs": {"optimizer_class": torch.optim.AdamW}}),
+    ],
+)
+def test_one_update_in_single_precision(kind, options):
+    alone, members = ([member(seed, kind=kind, **options) for seed in range(4)] for _ in range(2))
     for model in alone:
         model.learn(256)
     together(members).learn(256, [None] * 4)
@@ -154,7 +184,8 @@ class Stop(BaseCallback):
 def test_a_callback_that_stops_one_stops_all():
     members = [member(seed) for seed in range(4)]
     together(members).learn(1024, [None, Stop(300), None, None])
-    assert [model._n_updates for model in members] == [1] * 4
+    assert [(model._n_updates, model.num_timesteps) for model in members] == [(1, 304)] * 4
+    together(members).learn(512, [None] * 4, reset_num_timesteps=False)
     assert not any(model.buffer.waiting.any() for model in members)
 
 
@@ -173,6 +204,7 @@ def steered():
         (steered, [32], "is steered"),
         (lambda: member(1), [33], r"16 rows for each of 2 models, got \[33\]"),
         (lambda: member(1), [16], r"got \[16\]"),
+        (lambda: member(1, policy_kwargs={"hidden": (9, 9)}), [32], "agree in policy_kwargs"),
     ],
 )
 def test_what_cannot_learn_together(other, envs, message):
@@ -180,7 +212,18 @@ def test_what_cannot_learn_together(other, envs, message):
         ParallelLearner([member(0), other()], [DiamondGhostVecEnv(n) for n in envs])
 
 
+def test_a_number_that_is_none_is_not_hidden():
+    members = [member(seed) for seed in range(4)]
+    with torch.no_grad():
+        members[2].policy.value_net.weight.fill_(float("nan"))
+    logs = [log_of(model) for model in members]
+    together(members).learn(256, [None] * 4)
+    assert [math.isnan(log[0]["train/value_loss"]) for log in logs] == [False, False, True, False]
+
+
 def test_what_cannot_learn_in_parallel():
+    with pytest.raises(ValueError, match="is not that of the models"):
+        ParallelLearner([member(0)], [DiamondGhostVecEnv(16, size=4)])
     with pytest.raises(ValueError, match="cannot hold episodes back"):
         ParallelLearner([member(0, unfinished="hold")], [DiamondGhostVecEnv(16)])
     doors = small_model(two_doors(), overseer=Overseer({"bad": -1, "good": 1}))
