@@ -67,12 +67,6 @@ SAME_LEARNER = {
 """Methods that differ from another in what they are given, not in how they learn."""
 
 
-def one_thread() -> None:
-    """One thread per process: more are slower on small networks, and change the bits. Denormals, slow too, are 0."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
 def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
     """The options of the run's world, as it is trained in or, with ``test``, tested in."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
