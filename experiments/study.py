@@ -166,7 +166,7 @@ def _by_level(shown: pd.DataFrame, metric: str) -> str:
 
 
 def _pivot(frame: pd.DataFrame, metric: str, row: str, column: str, form: str) -> str:
-    """A metric's means and intervals as a table: a row and a column for each value of two columns, the latter's by form."""
+    """Means and intervals of a metric: a row and a column for each value of two columns, the latter's by form."""
     cells = aggregate(frame, metric, [row, column]).set_index([row, column])
     columns = sorted(frame[column].unique())
     rows = [
