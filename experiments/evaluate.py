@@ -10,7 +10,8 @@ from rich.table import Table
 
 from experiments.commands import Evaluate
 from experiments.errors import at_least, user_input
-from experiments.gridworld import FRESH_ENVS, load_run, make_env, one_thread, steer
+from experiments.gridworld import FRESH_ENVS, load_run, make_env, steer
+from experiments.process import one_thread
 from routed_rl.rl import evaluate
 from routed_rl.runs import derive_seed
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from envs import World, dynamics
+from experiments.canvas import save as save
 from routed_rl.rl import RoutedActorCriticPolicy
 
 if TYPE_CHECKING:
@@ -71,9 +68,3 @@ def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Any, path: Any) -> None:
-    """Write a figure and free it."""
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(figure)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from gymnasium.spaces import Discrete
 from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3.common.utils import LinearSchedule
@@ -24,6 +23,7 @@ from envs import (
 )
 from experiments.commands import CONTRAST, Evaluate, Watch
 from experiments.placebo import PlaceboVecEnv
+from experiments.process import check_device
 from routed_rl.rl import (
     Overseer,
     RoutedActorCriticPolicy,
@@ -65,12 +65,6 @@ SAME_LEARNER = {
     "shuffled": "routing",
 }
 """Methods that differ from another in what they are given, not in how they learn."""
-
-
-def one_thread() -> None:
-    """One thread per process: more are slower on small networks, and change the bits. Denormals, slow too, are 0."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
 
 
 def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
@@ -167,8 +161,7 @@ def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
 def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     """A new learner in its world; ValueError for an option out of range, or a device that is not there."""
     learner, device = dict(config["learner"]), config["device"]
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available: train with --device cpu")
+    check_device(device)
     env = make_training_env(config, learner.pop("n_envs"))
     world, method = world_of(env), config["method"]
     if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):

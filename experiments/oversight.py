@@ -17,9 +17,10 @@ from rich.markdown import Markdown
 from experiments.commands import EARLY_STOPPED, PRESETS, MethodName, Oversight, Train
 from experiments.errors import UserError, at_least, user_input
 from experiments.grid import Backend, check_options, is_finished, train_all
-from routed_rl.runs import read_json, run_commands, write_bytes, write_json
+from experiments.study_directory import check_study, start_study
+from routed_rl.runs import run_commands, write_bytes
 
-STUDY, RESULTS, TIMINGS, SUMMARY = "study.json", "results.csv", "timings.csv", "summary.md"
+RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 STRICT = "strict"
 NOISE = re.compile(r"(miss|flip)-([01]|0?\.\d+|1\.0)(-hard)?")
 USUAL_FOCUS = 0.1
@@ -35,12 +36,10 @@ def main(command: Oversight) -> None:
     )
     grid = _grid(command)
     with user_input():
-        _check_directory(command)
+        check_study(command.out, _identity(command))
     check_options(grid, command.parallel_seeds)
     with _backend(command, grid) as backend:
-        if not (command.out / STUDY).exists():
-            command.out.mkdir(parents=True, exist_ok=True)
-            write_json(command.out / STUDY, _identity(command))
+        start_study(command.out, _identity(command))
         failed = train_all(grid, command.workers, backend, command.parallel_seeds)
     _report(command, failed)
     if failed:
@@ -109,17 +108,6 @@ def _identity(command: Oversight) -> dict[str, Any]:
     steps = preset.total_steps if command.total_steps is None else command.total_steps
     world = command.world or preset.world
     return {"preset": command.preset, "total_steps": steps, "world": world, "device": command.device}
-
-
-def _check_directory(command: Oversight) -> None:
-    """ValueError unless a study may be started in its directory, or gone on with."""
-    out, mine = command.out, _identity(command)
-    if (out / STUDY).exists():
-        there = {"device": "cpu", **read_json(out / STUDY)}
-        if there != mine:
-            raise ValueError(f"{str(out)!r} holds another study, of {there}, not of {mine}; name another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
 
 
 def _name(out: Path) -> str:

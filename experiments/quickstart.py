@@ -99,7 +99,8 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
     import matplotlib.pyplot as plt
 
     from experiments import figures
-    from experiments.gridworld import learning_curve, load_run, make_env, one_thread, world_of
+    from experiments.gridworld import learning_curve, load_run, make_env, world_of
+    from experiments.process import one_thread
 
     one_thread()
     model, config = load_run(out / "routing")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments.commands import EARLY_STOPPED
 from experiments.gridworld import learning_curve
-from routed_rl.runs import read_json, read_metrics, read_run, write_bytes
+from experiments.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.runs import read_json, read_metrics, read_run
 
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 WANTED = "diamond"
@@ -65,11 +65,7 @@ def run_timing(method: str, run: Path) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]], path: Path) -> pd.DataFrame:
     """Write rows as CSV, sorted, and return them as a frame."""
-    frame = pd.DataFrame(rows)
-    keys = [key for key in KEYS if key in frame]
-    frame = frame[[*keys, *(column for column in frame if column not in keys)]].sort_values(keys, kind="stable")
-    write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
-    return frame.reset_index(drop=True)
+    return write_table(rows, path, KEYS)
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
@@ -85,35 +81,6 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 
     final["label"] = [label(row) for row in final.itertuples()]
     return final.dropna(subset=["label"])
-
-
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Student's t, 97.5 % quantile, by degrees of freedom from 1."""
-
-
-def half_interval(values: np.ndarray | pd.Series, axis: int = 0) -> Any:
-    """Half the width of the 95 % interval of a mean over ``axis``, by Student's t; NaN for a single value."""
-    n = values.shape[axis]
-    if n < 2:
-        return np.full(np.delete(values.shape, axis), np.nan)[()]
-    t = T_95[n - 2] if n - 2 < len(T_95) else 1.96 + 2.5 / (n - 1)
-    return t * np.std(np.asarray(values), axis=axis, ddof=1) / np.sqrt(n)
-
-
-def spread(values: pd.Series) -> dict[str, float]:
-    """Mean, half the width of its 95 % interval, and the 5 and 95 % quantiles."""
-    low, high = values.quantile(0.05), values.quantile(0.95)
-    return {"mean": values.mean(), "half": half_interval(values), "low": low, "high": high}
-
-
-def _shown(cell: Any) -> str:
-    return f"{cell['mean']:.3f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.3f}")
-
-
-def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
-    """:func:`spread` of a metric over seeds, a row for each value of ``by``."""
-    groups = [{**dict(zip(by, key, strict=True)), **spread(rows)} for key, rows in frame.groupby(list(by))[metric]]
-    return pd.DataFrame(groups, columns=[*by, "mean", "half", "low", "high"])
 
 
 def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact: Limits | None) -> str:
@@ -143,7 +110,7 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
         parts += [
             "## What early stopping cost",
             "Overseen evaluation episodes that the stopping rule looked at, and the step it chose.",
-            _markdown(
+            markdown(
                 ["oversight", "labels", "stopped at (millions of steps)"],
                 [
                     [f"{level:.1%}", f"{rows.validation_labels.mean():,.0f}", f"{rows.stopped_at.mean() / 1e6:.2f}"]
@@ -200,14 +167,14 @@ def _by_level(shown: pd.DataFrame, metric: str) -> str:
 
 
 def _pivot(frame: pd.DataFrame, metric: str, row: str, column: str, form: str) -> str:
-    """:func:`spread` of a metric as a table: a row and a column for each value of two columns, the latter's by form."""
+    """Means and intervals of a metric: a row and a column for each value of two columns, the latter's by form."""
     cells = aggregate(frame, metric, [row, column]).set_index([row, column])
     columns = sorted(frame[column].unique())
     rows = [
-        [name, *(_shown(cells.loc[(name, value)]) if (name, value) in cells.index else "" for value in columns)]
+        [name, *(shown_mean(cells.loc[(name, value)]) if (name, value) in cells.index else "" for value in columns)]
         for name in sorted(frame[row].unique())
     ]
-    return _markdown(["", *(form.format(value) for value in columns)], rows)
+    return markdown(["", *(form.format(value) for value in columns)], rows)
 
 
 def _greedy(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
@@ -229,12 +196,7 @@ def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
         ]
         for label, group in peaks.groupby("label")
     ]
-    return _markdown(["", "peak", "at (millions of steps)", "end"], rows)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+    return markdown(["", "peak", "at (millions of steps)", "end"], rows)
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pandas as pd
 from experiments import figures
 from experiments.commands import CONTRAST, MethodName
 from experiments.gridworld import learning_curve, load_run, make_env, world_of
-from experiments.study import SHOWN, WANTED, Limits, aggregate, compared, half_interval
+from experiments.study import SHOWN, WANTED, Limits, compared
+from experiments.tables import aggregate, half_interval
 
 EXACT = {"optimal": "optimum", "diamond": "seeks Diamond, blind to Ghost", "any": "any terminal"}
 

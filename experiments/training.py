@@ -29,10 +29,10 @@ from experiments.gridworld import (
     make_env,
     make_model,
     make_training_env,
-    one_thread,
     policies,
     world_options,
 )
+from experiments.process import one_thread
 from experiments.progress import progress_display
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors

@@ -15,7 +15,8 @@ from PIL import Image
 
 from experiments.commands import Watch
 from experiments.errors import UserError, at_least, user_input
-from experiments.gridworld import ON_MINIGRID, load_run, make_scalar_env, one_thread, steer
+from experiments.gridworld import ON_MINIGRID, load_run, make_scalar_env, steer
+from experiments.process import one_thread
 from routed_rl.rl import RoutedAlgorithm
 from routed_rl.runs import derive_seed, write_bytes
 

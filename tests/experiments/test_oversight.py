@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import tyro
 
-from experiments import cli, commands, gridworld, oversight, study
+from experiments import cli, commands, gridworld, oversight, study, tables
 from experiments.commands import Learner, Train
 from experiments.commands import commands as all_commands
 from experiments.grid import arguments, train_all
@@ -227,12 +227,12 @@ def test_ray_gives_the_same_results_as_this_machine(tmp_path):
 
 
 def test_intervals_and_quantiles():
-    spread = study.spread(pd.Series([1.0, 2.0, 3.0, 4.0]))
+    spread = tables.spread(pd.Series([1.0, 2.0, 3.0, 4.0]))
     assert spread["mean"] == 2.5 and spread["half"] == pytest.approx(3.182 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-3)
     assert (spread["low"], spread["high"]) == pytest.approx((1.15, 3.85))
-    assert np.isnan(study.spread(pd.Series([0.5]))["half"])
+    assert np.isnan(tables.spread(pd.Series([0.5]))["half"])
     many = np.random.default_rng(0).normal(size=(40, 3))
-    assert study.half_interval(many) == pytest.approx(2.0227 * many.std(axis=0, ddof=1) / 40**0.5, rel=1e-3)
+    assert tables.half_interval(many) == pytest.approx(2.0227 * many.std(axis=0, ddof=1) / 40**0.5, rel=1e-3)
 
 
 def test_an_unknown_variant_lists_the_known():

@@ -1,0 +1,31 @@
+"""Representations with a known place for everything: codes in halves, each taught by the data routed to it.
+
+- `PartitionedNetwork`, `partition_loss`, `Penalties`: encoder, routed decoder, certificates on detached halves.
+- `partitioned_autoencoder`, `partitioned_resnet34`, `partitioned_classifier`: the networks of the experiments.
+- `RoutedVAE`, `one_hot_routes`: a latent per class.
+- `seeded`, `train_epoch`: training that the seed determines.
+"""
+
+from routed_rl.vision.autoencoder import absolute_errors, mlp, partitioned_autoencoder, squared_errors
+from routed_rl.vision.partition import HALVES, Outputs, PartitionedNetwork, Penalties, partition_loss
+from routed_rl.vision.resnet import partitioned_classifier, partitioned_resnet34
+from routed_rl.vision.training import seeded, train_epoch
+from routed_rl.vision.variational import RoutedVAE, one_hot_routes
+
+__all__ = [
+    "HALVES",
+    "Outputs",
+    "PartitionedNetwork",
+    "Penalties",
+    "RoutedVAE",
+    "absolute_errors",
+    "mlp",
+    "one_hot_routes",
+    "partition_loss",
+    "partitioned_autoencoder",
+    "partitioned_classifier",
+    "partitioned_resnet34",
+    "seeded",
+    "squared_errors",
+    "train_epoch",
+]
