@@ -63,7 +63,9 @@ def _recipe(command: Mnist) -> Recipe:
     given = {"epochs": command.epochs, "batch_size": command.batch_size}
     options = {name: value for name, value in given.items() if value is not None}
     at_least(1, **options)
-    return replace(RECIPES[command.data], **options)
+    if (command.data, command.recipe) not in RECIPES:
+        raise UserError(f"--recipe {command.recipe} needs --data mnist, got {command.data}")
+    return replace(RECIPES[command.data, command.recipe], **options)
 
 
 def _images(command: Mnist) -> Images:
