@@ -144,9 +144,10 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
         f"per row). *{names['top']}* are routed to the top half, *{names['bottom']}* to the bottom one."
     )
     if len(split):
+        parts.append("\n".join(f"- {setting}: {SETTINGS[setting].title}" for setting in _settings(split)))
         parts += ["## Mean squared error of the bottom half's certificate", _bottom(split, names)]
         if not published:
-            parts.append("The paper's numbers are of MNIST, which is harder; compare what is better than what.")
+            parts.append("The paper's numbers are of MNIST; compare what is better than what.")
         parts += ["## Mean absolute error", _absolute(split, names)]
         constant = split[split.part == CONSTANT].groupby("group").mae.mean()
         known = ", ".join(f"{constant[group]:.3f} on {name}" for group, name in names.items())
@@ -177,7 +178,7 @@ def _bottom(split: pd.DataFrame, names: Mapping[str, str]) -> str:
     means = bottom.groupby(["setting", "group"]).mse.mean()
     rows = [
         [
-            f"{setting}: {SETTINGS[setting].title}",
+            setting,
             cells[setting, "bottom", "top"],
             cells[setting, "bottom", "bottom"],
             f"{means[setting, 'top'] / means[setting, 'bottom']:.2f}",
@@ -193,8 +194,5 @@ def _bottom(split: pd.DataFrame, names: Mapping[str, str]) -> str:
 def _absolute(split: pd.DataFrame, names: Mapping[str, str]) -> str:
     cells = _cells(split, "mae")
     columns = [(part, group) for part in ("decoder", "bottom", "top") for group in names]
-    rows = [
-        [f"{setting}: {SETTINGS[setting].title}", *(cells[setting, part, group] for part, group in columns)]
-        for setting in _settings(split)
-    ]
+    rows = [[setting, *(cells[setting, part, group] for part, group in columns)] for setting in _settings(split)]
     return markdown(["setting", *(f"{part} {names[group]}" for part, group in columns)], rows)
