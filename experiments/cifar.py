@@ -69,6 +69,7 @@ def main(command: Cifar) -> None:
     real = command.data != DIGITS
     out = command.out or RUNS / ("cifar-100" if real else "cifar-digits")
     recipe = _recipe(command, real)
+    one_thread()
     with user_input():
         check_device(command.device)
         images = cifar100(Path(command.data)) if real else digits()
@@ -76,7 +77,6 @@ def main(command: Cifar) -> None:
         identity = {**asdict(recipe), "images": images.digest(), "width": command.width, "device": command.device}
         check_study(out, identity)
         start_study(out, identity)
-    one_thread()
     for seed in range(command.seeds):
         name = f"{RUN_NAMES[command.routed]}-s{seed}"
         with user_input():

@@ -29,6 +29,7 @@ ORDER = (*SETTINGS, TEN_WAY)
 
 def main(command: Mnist) -> None:
     out, recipe = command.out or RUNS / f"mnist-{command.data}", _recipe(command)
+    one_thread()
     with user_input():
         check_device(command.device)
         images = _images(command)
@@ -36,7 +37,6 @@ def main(command: Mnist) -> None:
         identity = _identity(command, images, recipe)
         check_study(out, identity)
         start_study(out, identity)
-    one_thread()
     models = {
         (setting, seed): out / MODELS / f"{setting}-s{seed}.json"
         for seed in range(command.seeds)
