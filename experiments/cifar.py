@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -68,6 +69,7 @@ def main(command: Cifar) -> None:
     real = command.data != DIGITS
     out = command.out or RUNS / ("cifar-100" if real else "cifar-digits")
     recipe = _recipe(command, real)
+    one_thread()
     with user_input():
         check_device(command.device)
         images = cifar100(Path(command.data)) if real else digits()
@@ -75,7 +77,6 @@ def main(command: Cifar) -> None:
         identity = {**asdict(recipe), "images": images.digest(), "width": command.width, "device": command.device}
         check_study(out, identity)
         start_study(out, identity)
-    one_thread()
     for seed in range(command.seeds):
         name = f"{RUN_NAMES[command.routed]}-s{seed}"
         with user_input():
@@ -105,13 +106,16 @@ class Task:
     """Images in tensors on a device, and the training of classifiers of them.
 
     Raises:
-        ValueError: for an impossible width.
+        ValueError: for an impossible width, or images of one half of the classes alone.
     """
 
     def __init__(self, images: Images, recipe: Recipe, width: float, device: str) -> None:
         self.recipe, self.device = recipe, device
         self.colour = images.train.ndim == 4
-        self.classes = int(images.train_labels.max()) + 1
+        self.classes = images.classes
+        for labels in (images.train_labels, images.test_labels):
+            if len(np.unique(labels >= self.classes // 2)) < 2:
+                raise ValueError("training and test images must be of both halves of the classes")
         self.width, self.pixels = width, images.train[0].size
         self.build(routed=False)  # complains about an impossible width before anything is written
         arrays = (images.train, images.test) if self.colour else images.flat()

@@ -42,6 +42,7 @@ class Images:
         train, test: uint8, ``(N, …)``: ``(N, H, W)`` grey or ``(N, 3, H, W)`` in colour.
         train_labels, test_labels: classes from 0 on, int64, ``(N,)``.
         peak: the brightest pixel value there can be.
+        classes: how many there are.
     """
 
     train: np.ndarray
@@ -49,6 +50,7 @@ class Images:
     test: np.ndarray
     test_labels: np.ndarray
     peak: int
+    classes: int
 
     def digest(self) -> str:
         """10 hex digits of a hash of it all: equal data, wherever it was read from, have equal ones."""
@@ -72,7 +74,7 @@ def digits() -> Images:
     found = load_digits()
     images, labels = found.images.astype(np.uint8), found.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
-    return Images(images[train], labels[train], images[test], labels[test], peak=16)
+    return Images(images[train], labels[train], images[test], labels[test], peak=16, classes=10)
 
 
 def mnist(path: Path | None) -> Images:
@@ -104,7 +106,7 @@ def mnist(path: Path | None) -> Images:
             raise ValueError(f"{where} must have labels 0 … 9, got {np.unique(labels)[[0, -1]].tolist()}")
     if train.shape[1:] != test.shape[1:]:
         raise ValueError(f"{where} has training images of {train.shape[1:]} and test images of {test.shape[1:]} pixels")
-    return Images(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64), peak=255)
+    return Images(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64), peak=255, classes=10)
 
 
 def cifar100(directory: Path) -> Images:
@@ -125,7 +127,7 @@ def cifar100(directory: Path) -> Images:
         if labels.max() > 99:
             raise ValueError(f"{str(path)!r} has a fine label {labels.max()}, above 99: not CIFAR-100")
         arrays += [records[:, 2:].reshape(-1, *CIFAR_SHAPE), labels]
-    return Images(*arrays, peak=255)
+    return Images(*arrays, peak=255, classes=100)
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:

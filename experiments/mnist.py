@@ -29,6 +29,7 @@ ORDER = (*SETTINGS, TEN_WAY)
 
 def main(command: Mnist) -> None:
     out, recipe = command.out or RUNS / f"mnist-{command.data}", _recipe(command)
+    one_thread()
     with user_input():
         check_device(command.device)
         images = _images(command)
@@ -36,7 +37,6 @@ def main(command: Mnist) -> None:
         identity = _identity(command, images, recipe)
         check_study(out, identity)
         start_study(out, identity)
-    one_thread()
     models = {
         (setting, seed): out / MODELS / f"{setting}-s{seed}.json"
         for seed in range(command.seeds)
@@ -63,7 +63,9 @@ def _recipe(command: Mnist) -> Recipe:
     given = {"epochs": command.epochs, "batch_size": command.batch_size}
     options = {name: value for name, value in given.items() if value is not None}
     at_least(1, **options)
-    return replace(RECIPES[command.data], **options)
+    if (command.data, command.recipe) not in RECIPES:
+        raise UserError(f"--recipe {command.recipe} needs --data mnist, got {command.data}")
+    return replace(RECIPES[command.data, command.recipe], **options)
 
 
 def _images(command: Mnist) -> Images:
@@ -142,9 +144,10 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
         f"per row). *{names['top']}* are routed to the top half, *{names['bottom']}* to the bottom one."
     )
     if len(split):
+        parts.append("\n".join(f"- {setting}: {SETTINGS[setting].title}" for setting in _settings(split)))
         parts += ["## Mean squared error of the bottom half's certificate", _bottom(split, names)]
         if not published:
-            parts.append("The paper's numbers are of MNIST, which is harder; compare what is better than what.")
+            parts.append("The paper's numbers are of MNIST; compare what is better than what.")
         parts += ["## Mean absolute error", _absolute(split, names)]
         constant = split[split.part == CONSTANT].groupby("group").mae.mean()
         known = ", ".join(f"{constant[group]:.3f} on {name}" for group, name in names.items())
@@ -175,7 +178,7 @@ def _bottom(split: pd.DataFrame, names: Mapping[str, str]) -> str:
     means = bottom.groupby(["setting", "group"]).mse.mean()
     rows = [
         [
-            f"{setting}: {SETTINGS[setting].title}",
+            setting,
             cells[setting, "bottom", "top"],
             cells[setting, "bottom", "bottom"],
             f"{means[setting, 'top'] / means[setting, 'bottom']:.2f}",
@@ -191,8 +194,5 @@ def _bottom(split: pd.DataFrame, names: Mapping[str, str]) -> str:
 def _absolute(split: pd.DataFrame, names: Mapping[str, str]) -> str:
     cells = _cells(split, "mae")
     columns = [(part, group) for part in ("decoder", "bottom", "top") for group in names]
-    rows = [
-        [f"{setting}: {SETTINGS[setting].title}", *(cells[setting, part, group] for part, group in columns)]
-        for setting in _settings(split)
-    ]
+    rows = [[setting, *(cells[setting, part, group] for part, group in columns)] for setting in _settings(split)]
     return markdown(["setting", *(f"{part} {names[group]}" for part, group in columns)], rows)

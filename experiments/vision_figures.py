@@ -39,10 +39,11 @@ def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int]
         label = "median image, whatever the digit"
         axes.hlines(constant, places - 0.45, places + 0.45, color="#264653", linestyle=":", linewidth=1, label=label)
         for digit in top:
-            axes.axvspan(digit - 0.5, digit + 0.5, color=COLOURS["top"], alpha=0.1, linewidth=0)
+            axes.axvspan(digit - 0.5, digit + 0.5, color=COLOURS["top"], alpha=0.1, linewidth=0, zorder=0)
         axes.set_title(title, fontsize=9)
+    constants = frame[(frame.part == "constant") & frame.setting.isin(list(titles)) & frame.group.str.isdigit()]
     for axes in plots[:, 0]:
-        axes.set_ylabel("mean squared error")
+        axes.set(ylabel="mean squared error", ylim=(0, 1.2 * constants.mse.max()))
     for axes in plots[-1]:
         axes.set_xlabel("digit")
     for axes in plots.flat[len(titles) :]:
