@@ -48,7 +48,7 @@ def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int]
         axes.set_xlabel("digit")
     for axes in plots.flat[len(titles) :]:
         axes.set_visible(False)
-    routed = "; shaded: digits routed to the top half" if top else ""
+    routed = "; shaded: the digits of the top half" if top else ""
     _legend(figure, plots[0, 0], f"Validation error by digit: mean and 95 % interval{routed}")
     canvas.save(figure, path)
 
