@@ -7,6 +7,7 @@ time: environment steps, acting, values, losses, gradients and the optimizer's s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -161,20 +162,19 @@ class ParallelLearner:
 
     def _place_envs(self) -> None:
         """Put the joint environments where the members' own are."""
-        states = [environment_state(model.env) for model in self.models]
-        first = 0
-        for env in self.envs:
-            members = states[first : (first := first + env.num_envs // self.template.n_envs)]
-            env.set_state({name: np.concatenate([s[name] for s in members]) for name in members[0]})  # type: ignore[attr-defined]
+        for env, models in zip(self.envs, self._members_of_envs(), strict=True):
+            states = [environment_state(model.env) for model in models]
+            env.set_state({name: np.concatenate([s[name] for s in states]) for name in states[0]})  # type: ignore[attr-defined]
         self._obs = torch.cat([torch.as_tensor(model._last_obs, device=model.device) for model in self.models])
 
     def _leave_envs(self, dones: Tensor) -> None:
         """Put the members' own environments where the joint ones are."""
-        n, models = self.template.n_envs, iter(self.models)
-        for env in self.envs:
+        n = self.template.n_envs
+        for env, models in zip(self.envs, self._members_of_envs(), strict=True):
             state = env.get_state()  # type: ignore[attr-defined]
-            for start in range(0, env.num_envs, n):
-                next(models).env.set_state({name: array[start : start + n] for name, array in state.items()})  # type: ignore[union-attr]
+            for k, model in enumerate(models):
+                own = {name: array[k * n : (k + 1) * n] for name, array in state.items()}
+                model.env.set_state(own)  # type: ignore[union-attr]
         for model, obs, done in zip(self.models, self._obs.split(n), dones.split(n), strict=True):
             on_device = getattr(model.env, "speaks_tensors", False)
             model._last_obs, model._last_episode_starts = (t if on_device else t.cpu().numpy() for t in (obs, done))
@@ -236,11 +236,10 @@ class ParallelLearner:
     def _store_ends(self, ends: Sequence[RolloutEnds]) -> None:
         """Each member's labels by its own overseer, and the values of what all saw."""
         n, new = self.template.n_envs, slice(self.template.n_steps, None)
-        models = iter(self.models)
-        for part in ends:
+        for part, models in zip(ends, self._members_of_envs(), strict=True):
             fields = (part.ended, part.outcome, part.overseen)
-            for ended, outcome, overseen in zip(*(field.split(n, dim=1) for field in fields), strict=True):
-                next(models)._store_labels(ended, outcome, overseen)
+            for model, *own in zip(models, *(field.split(n, dim=1) for field in fields), strict=True):
+                model._store_labels(*own)
         obs = self._by_member(self.buffer.obs[new])
         with torch.no_grad():
             portions = obs.split(self.template.batch_size or obs.shape[1], dim=1)
@@ -252,16 +251,19 @@ class ParallelLearner:
 
     def _bootstrap(self, ends: Sequence[RolloutEnds]) -> None:
         """Credit truncated episodes with the values of their last observations."""
-        n, models = self.template.n_envs, iter(self.models)
-        for part in ends:
-            truncated = part.truncated.to(self.template.device)
-            if not bool(truncated.any()):
+        n, device = self.template.n_envs, self.template.device
+        for part, models in zip(ends, self._members_of_envs(), strict=True):
+            if not bool(part.truncated.any()):
                 continue
-            obs = part.truncated_obs().to(self.template.device)
+            truncated, obs = part.truncated.to(device), part.truncated_obs().to(device)
             member = truncated.nonzero()[:, 1] // n
-            for k, own in enumerate(truncated.split(n, dim=1)):
-                model = next(models)
+            for k, (model, own) in enumerate(zip(models, truncated.split(n, dim=1), strict=True)):
                 model.buffer.bootstrap[self.template.n_steps :].masked_scatter_(own, model._values(obs[member == k]))
+
+    def _members_of_envs(self) -> list[list[RoutedAlgorithm]]:
+        """Whose rows each environment holds."""
+        models = iter(self.models)
+        return [list(itertools.islice(models, env.num_envs // self.template.n_envs)) for env in self.envs]
 
     def _train(self) -> None:
         """Learn from the rollout, then replay, in every member. As ``train`` does for one."""
@@ -340,9 +342,8 @@ class ParallelLearner:
             weight.grad = None
         losses.sum().backward()
         everyone = torch.ones_like(taught[:, 0]) if learns is None else learns
-        moves = torch.cat(
-            [taught & everyone[:, None], everyone[:, None]], dim=1
-        ).T  # a row for each module, the rest last
+        # A row for each module, and last what belongs to none.
+        moves = torch.cat([taught & everyone[:, None], everyone[:, None]], dim=1).T
         learned = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
         if self.template.max_grad_norm is not None:
             norms = [(moves[self._column[n], :, None] * g.flatten(1)).square().sum(dim=1) for n, g in learned.items()]

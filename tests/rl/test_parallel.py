@@ -125,6 +125,21 @@ def test_four_members_are_four_single_runs(method, kind, options, double):
             assert other == pytest.approx(row, rel=1e-6, abs=1e-7)
 
 
+def test_truncated_episodes_are_their_own_members_alone():
+    """Where the first environment has none and the second has."""
+
+    def model(seed, max_steps):
+        return small_model(DiamondGhostVecEnv(16, max_steps=max_steps), seed=seed, n_steps=6, batch_size=None)
+
+    limits = (10**6, 10**6, 3, 3)
+    alone, members = ([model(seed, limit) for seed, limit in enumerate(limits)] for _ in range(2))
+    ParallelLearner(members, [DiamondGhostVecEnv(32, max_steps=limit) for limit in (10**6, 3)]).learn(96, [None] * 4)
+    for one, other in zip(alone, members, strict=True):
+        one.learn(96)
+        assert torch.allclose(one.buffer.bootstrap, other.buffer.bootstrap)
+    assert [bool(other.buffer.bootstrap.any()) for other in members] == [False, False, True, True]
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
