@@ -24,6 +24,7 @@ from routed_rl.runs import read_json, write_bytes, write_json
 
 RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
 KEYS = ("setting", "seed", "part", "group")
+COLUMNS = ("part", "group", "mse", "mae", "accuracy")
 ORDER = (*SETTINGS, TEN_WAY)
 
 
@@ -91,7 +92,9 @@ def _report(command: Mnist, out: Path) -> None:
             results[setting, int(seed)] = read_json(path)
     keys = sorted(results, key=lambda key: (ORDER.index(key[0]), key[1]))
     rows = [
-        {"setting": setting, "seed": seed, **row} for setting, seed in keys for row in results[setting, seed]["rows"]
+        {"setting": setting, "seed": seed, **{name: row[name] for name in COLUMNS if name in row}}
+        for setting, seed in keys
+        for row in results[setting, seed]["rows"]
     ]
     frame = write_table(rows, out / RESULTS, KEYS)
     seconds = sum(result["seconds"] for result in results.values())

@@ -38,6 +38,7 @@ def test_a_study_and_the_same_study_broken_off(tmp_path, capsys, monkeypatch):
     figures = {"bars.png", "images.png", "traversal.png"}
     assert {path.name for path in whole.iterdir()} == {"study.json", "models", "results.csv", "summary.md", *figures}
     frame = pd.read_csv(whole / "results.csv", dtype={"setting": str})
+    assert list(frame) == ["setting", "seed", "part", "group", "mse", "mae", "accuracy"]
     assert not frame.duplicated(["setting", "seed", "part", "group"]).any()
     split = frame[frame.setting == "2"]
     assert sorted(split.part.unique()) == PARTS and set(split.seed) == {0, 1}
