@@ -6,10 +6,8 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -143,21 +141,29 @@ def _run_commands(
         for reference in running:
             ray.cancel(reference)  # as Ctrl-C in the task, which then ends what it started
         if running:
-            ray.wait(list(running), num_returns=len(running), timeout=CONNECT_SECONDS)
+            _, deaf = ray.wait(list(running), num_returns=len(running), timeout=CONNECT_SECONDS)
+            for reference in deaf:
+                ray.cancel(reference, force=True)  # its worker ends, and with it, on Linux, what that started
     return codes
 
 
 def _run(command: list[str | None], log: str) -> int:
     """One command in a fresh process, as the local pool starts it; the exit code."""
-    process = start_command([sys.executable if part is None else part for part in command], Path(log))
-    if process is None:
-        return CANNOT_START
+    # A task is cancelled by an interrupt. Raised while a process is being started, it would leave it behind.
+    cancelled = threading.Event()
+    handler = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:
-        while (code := process.poll()) is None:
-            time.sleep(0.1)  # not wait(), which a cancelled task would not leave
-        return code
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.SubprocessError):
+        process = start_command([sys.executable if part is None else part for part in command], Path(log))
+        if process is None:
+            return CANNOT_START
+        while process.poll() is None and not cancelled.wait(0.1):
+            pass
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if cancelled.is_set():
+        raise KeyboardInterrupt
+    return process.returncode
