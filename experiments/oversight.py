@@ -132,6 +132,7 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
     """Gather all that is finished, also by earlier commands, into tables, summary and figures."""
     from experiments import study, study_figures
     from experiments.limits import limits
+    from experiments.tables import write_table
 
     rows, timings, runs = [], [], {}
     for out in sorted(result.parent for result in (command.out / "runs").glob("*/*/evaluation.json")):
@@ -146,8 +147,8 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
             failed[out] = f"its files are not sound: {error}"
     if not rows:
         return
-    frame = study.table(rows, command.out / RESULTS)
-    study.table(timings, command.out / TIMINGS)
+    frame = write_table(rows, command.out / RESULTS, study.KEYS)
+    write_table(timings, command.out / TIMINGS, study.KEYS)
     gridworld = _identity(command)["world"] == "gridworld"
     exact = limits if gridworld else None
     focus = command.focus

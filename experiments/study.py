@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.commands import EARLY_STOPPED
 from experiments.gridworld import learning_curve
-from experiments.tables import aggregate, markdown, shown_mean, write_table
+from experiments.tables import aggregate, markdown, shown_mean
 from routed_rl.runs import read_json, read_metrics, read_run
 
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
@@ -61,11 +61,6 @@ def run_timing(method: str, run: Path) -> dict[str, Any]:
         "seconds": last["time/time_elapsed"] / members,
         "steps_per_second": last["time/fps"] * members,
     }
-
-
-def table(rows: Sequence[Mapping[str, Any]], path: Path) -> pd.DataFrame:
-    """Write rows as CSV, sorted, and return them as a frame."""
-    return write_table(rows, path, KEYS)
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
