@@ -1,0 +1,1 @@
+"""Language models: corpora with labels, a training loop, routing, ablation, steering."""

@@ -1,0 +1,127 @@
+"""Batches of packed tokens: documents one after the other, cut in rows, none of it padding.
+
+``B`` rows, ``T`` tokens a row. A batch is a function of seed and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from routed_rl.lm.corpora import Corpus
+from routed_rl.runs import derive_seed
+
+FORGET_LABEL, NO_LABEL = 0, -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens; what is predicted at a position is the next token, so targets are ``(B, T - 1)``.
+
+    Attributes:
+        tokens: ``(B, T)`` int64.
+        labels: ``(B, T)`` int64: 0 where somebody has labelled the token as to be forgotten, else -1.
+        scored: ``(B, T - 1)`` bool: the targets that count: not a document's first token.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    scored: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """``(B, T - 1)``: what is to be predicted."""
+        return self.tokens[:, 1:]
+
+    def at_positions(self, of_targets: Tensor, rest: float) -> Tensor:
+        """``(B, T)`` from ``(B, T - 1)``: a value of each target where it is predicted, and ``rest`` at the end."""
+        return torch.nn.functional.pad(of_targets, (0, 1), value=rest)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def rows(self, chosen: slice) -> Batch:
+        """Some of the rows."""
+        return Batch(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+class Batches:
+    """Documents in a new order each epoch, packed into rows and batches.
+
+    Args:
+        corpus: the documents.
+        documents: the numbers of those that are used.
+        length: tokens a row, ``T``.
+        batch_size: rows a batch; None: all of an epoch's.
+        seed: fixes the order; None: the documents' own, in every epoch.
+        labelled: ``(D,)`` bool, from :meth:`Corpus.labelled`; None: no document is labelled.
+
+    Raises:
+        ValueError: if the documents do not fill one batch.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        documents: np.ndarray,
+        length: int,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        labelled: np.ndarray | None = None,
+    ) -> None:
+        self.corpus, self.documents, self.length, self.seed = corpus, documents, length, seed
+        self._lengths = np.diff(corpus.starts)[documents]
+        rows = int(self._lengths.sum()) // length
+        self.batch_size = batch_size or max(rows, 1)
+        if rows < self.batch_size:
+            raise ValueError(
+                f"{len(documents)} documents fill {rows} rows of {length} tokens, and a batch needs {self.batch_size}: "
+                "take more documents, shorter rows or smaller batches"
+            )
+        self.steps_per_epoch = rows // self.batch_size
+        self._labelled = None if labelled is None else labelled & True
+        self._to_forget = corpus.to_forget
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, 0 or later."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, ends = self._order(epoch)
+        begin = place * self.batch_size * self.length
+        positions = np.arange(begin, begin + self.batch_size * self.length)
+        which = np.searchsorted(ends, positions, side="right")
+        within = positions - (ends[which] - self._lengths[order[which]])
+        documents = self.documents[order[which]]
+        places = self.corpus.starts[documents] + within
+        labels = np.full(len(places), NO_LABEL, dtype=np.int64)
+        if self._labelled is not None:
+            # A document that was labelled by mistake has no token to forget: all of it is labelled.
+            marked = self.corpus.forget[places] | ~self._to_forget[documents]
+            labels[self._labelled[documents] & marked] = FORGET_LABEL
+        shape = (self.batch_size, self.length)
+        tokens = torch.from_numpy(self.corpus.tokens[places].astype(np.int64)).view(shape)
+        scored = torch.from_numpy(within > 0).view(shape)[:, 1:]
+        return Batch(tokens, torch.from_numpy(labels).view(shape), scored)
+
+    def epoch(self, number: int = 0) -> Iterator[Batch]:
+        """All batches of an epoch."""
+        for step in range(self.steps_per_epoch):
+            yield self.batch(number * self.steps_per_epoch + step)
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of an epoch's documents, and where each ends in the stream."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            if self.seed is None:
+                order = np.arange(len(self.documents))
+            else:
+                order = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(len(self.documents))
+            self._epoch = (epoch, order, np.cumsum(self._lengths[order]))
+        return self._epoch[1:]

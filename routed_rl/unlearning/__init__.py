@@ -1,0 +1,1 @@
+"""Unlearning: methods that suppress what a model knows, and attacks that bring it back."""

@@ -1,0 +1,66 @@
+"""The relearning attack: how soon does a model that has forgotten learn again from a little of what it forgot?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import AdamW
+
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.losses import next_token_loss
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Fine-tuning on a few documents, all in each step (gradient routing, section C)."""
+
+    steps: int = 20
+    """gradient steps at most"""
+    learning_rate: float = 5e-4
+    """AdamW's, constant"""
+    patience: int = 3
+    """stop after so many successive rises of the first measured number"""
+
+
+def fine_tune(
+    model: nn.Module,
+    batches: Batches,
+    attack: Attack,
+    measure: Callable[[nn.Module], dict[str, float]],
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Fine-tune a copy of a model on an epoch as one batch, and measure it before and after every step.
+
+    Args:
+        measure: named losses; the first decides when to stop, and which step was best.
+
+    Returns:
+        The copy as it was when the first number was lowest, and what was measured, from step 0 on.
+    """
+    model = copy.deepcopy(model)
+    optimizer = AdamW(model.parameters(), attack.learning_rate, (0.9, 0.95), weight_decay=0.1)
+    device = next(model.parameters()).device
+    whole = [batch.to(device) for batch in batches.epoch()]
+    count = sum(int(batch.scored.sum()) for batch in whole)
+    history = [measure(model)]
+    (key, *_) = history[0]
+    best, rises = copy.deepcopy(model.state_dict()), 0
+    model.train()
+    for _ in range(attack.steps):
+        for batch in whole:
+            (next_token_loss(model, batch) / count).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(measure(model))
+        on_step()
+        if history[-1][key] <= min(entry[key] for entry in history):
+            best = copy.deepcopy(model.state_dict())
+        rises = rises + 1 if history[-1][key] > history[-2][key] else 0
+        if rises == attack.patience:
+            break
+    model.load_state_dict(best)
+    return model, history
