@@ -42,7 +42,7 @@ WORLD = 0
 
 def stories(n: int, seed: int) -> Iterator[Document]:
     """``n`` stories of a topic each: sentences "the A near B with C" of 12 words of the topic with probability 0.7,
-    else of 12 generic ones; A is geometric over the words, B and C each follow with probability 0.9, else are uniform."""
+    else of 12 generic ones; A is geometric over the words, B and C follow with probability 0.9, else are uniform."""
     words = [np.array(topic) for topic in (*TOPICS.values(), GENERIC)]
     names, size = list(TOPICS), len(GENERIC)
     worlds = [np.random.default_rng(derive_seed(WORLD, "permutations", i)) for i in range(len(words))]
