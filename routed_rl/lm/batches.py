@@ -1,6 +1,6 @@
 """Batches of packed tokens: documents one after the other, cut in rows, none of it padding.
 
-``B`` rows, ``T`` tokens a row. A batch is a function of seed and step.
+``B`` rows, ``T`` tokens a row, ``D`` documents. A batch is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Batch:
 
 
 class Batches:
-    """Documents in a new order each epoch, packed into rows and batches.
+    """Documents in a new order each epoch, packed into rows and batches. A row begins with the token that the row
+    before ends with, so that an epoch has every token as a target once, but for those that no longer fill a batch.
+    Documents of ``T - 1`` tokens have a row each.
 
     Args:
         corpus: the documents.
@@ -65,7 +67,7 @@ class Batches:
         labelled: ``(D,)`` bool, from :meth:`Corpus.labelled`; None: no document is labelled.
 
     Raises:
-        ValueError: if the documents do not fill one batch.
+        ValueError: if the documents do not fill one batch, or rows have no target.
     """
 
     def __init__(
@@ -77,39 +79,39 @@ class Batches:
         seed: int | None = None,
         labelled: np.ndarray | None = None,
     ) -> None:
+        if length < 2 or (batch_size is not None and batch_size < 1):
+            raise ValueError(f"a batch needs rows, of 2 tokens or more, got {batch_size} rows of {length} tokens")
         self.corpus, self.documents, self.length, self.seed = corpus, documents, length, seed
         self._lengths = np.diff(corpus.starts)[documents]
-        rows = int(self._lengths.sum()) // length
-        self.batch_size = batch_size or max(rows, 1)
+        rows = max(int(self._lengths.sum()) - 1, 0) // (length - 1)
+        self.batch_size = max(rows, 1) if batch_size is None else batch_size
         if rows < self.batch_size:
             raise ValueError(
                 f"{len(documents)} documents fill {rows} rows of {length} tokens, and a batch needs {self.batch_size}: "
                 "take more documents, shorter rows or smaller batches"
             )
         self.steps_per_epoch = rows // self.batch_size
-        self._labelled = None if labelled is None else labelled & True
-        self._to_forget = corpus.to_forget
+        self._labelled = labelled
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, 0 or later."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order, ends = self._order(epoch)
-        begin = place * self.batch_size * self.length
-        positions = np.arange(begin, begin + self.batch_size * self.length)
-        which = np.searchsorted(ends, positions, side="right")
-        within = positions - (ends[which] - self._lengths[order[which]])
-        documents = self.documents[order[which]]
+        first_row = place * self.batch_size
+        row_starts = np.arange(first_row, first_row + self.batch_size) * (self.length - 1)
+        positions = row_starts[:, None] + np.arange(self.length)
+        nth = np.searchsorted(ends, positions, side="right")
+        documents = self.documents[order[nth]]
+        within = positions - (ends[nth] - self._lengths[order[nth]])
         places = self.corpus.starts[documents] + within
-        labels = np.full(len(places), NO_LABEL, dtype=np.int64)
+        labels = np.full(places.shape, NO_LABEL, dtype=np.int64)
         if self._labelled is not None:
             # A document that was labelled by mistake has no token to forget: all of it is labelled.
-            marked = self.corpus.forget[places] | ~self._to_forget[documents]
+            marked = self.corpus.forget[places] | ~self.corpus.to_forget[documents]
             labels[self._labelled[documents] & marked] = FORGET_LABEL
-        shape = (self.batch_size, self.length)
-        tokens = torch.from_numpy(self.corpus.tokens[places].astype(np.int64)).view(shape)
-        scored = torch.from_numpy(within > 0).view(shape)[:, 1:]
-        return Batch(tokens, torch.from_numpy(labels).view(shape), scored)
+        tokens = self.corpus.tokens[places].astype(np.int64)
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(within[:, 1:] > 0))
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
         """All batches of an epoch."""

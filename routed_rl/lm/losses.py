@@ -22,7 +22,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """``(B, T - 1)``: the cross-entropy of every target, in nats; 0 where it is not scored."""
     logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-    return losses.view(batch.targets.shape) * batch.scored
+    return losses.view(batch.targets.shape).masked_fill(~batch.scored, 0.0)  # × 0 would keep an infinite loss
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from routed_rl.lm.documents import Document
+from routed_rl.lm.tokenizers import BOS, EOS
 from routed_rl.runs import derive_seed
 
 _WORDS = """
@@ -30,7 +31,6 @@ generic: day friend house road name hand story night door light word game
 TOPICS = {topic: tuple(words.split()) for topic, words in re.findall(r"(\w+): (.*)", _WORDS)}
 GENERIC = TOPICS.pop("generic")
 FUNCTION = ("the", "near", "with", "and", "a", "to", "of", "in", "it", "was")
-BOS, EOS = "<bos>", "<eos>"
 FORGET = "forest"
 SHARE = 0.2
 """Of the stories, how many have the topic to forget; the others share the rest equally."""
@@ -63,7 +63,7 @@ def stories(n: int, seed: int) -> Iterator[Document]:
 
 
 def stories_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each of the 96 words there are, ``<bos>`` and ``<eos>`` among them."""
+    """A token for each of the 96 words there are, ``<bos>`` and ``<eos>`` among them; any other is ``<eos>``."""
     words = [BOS, EOS, *FUNCTION, *GENERIC, *itertools.chain(*TOPICS.values())]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=EOS))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

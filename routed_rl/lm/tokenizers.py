@@ -1,0 +1,59 @@
+"""Tokenizers: what one does, by its digest, and new ones for text at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from routed_rl.lm.documents import Document
+
+BOS, EOS = "<bos>", "<eos>"
+
+
+def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer as GPT-2's, of at most ``vocab_size`` tokens: fewer where the text has fewer pairs.
+    It is a function of the documents, and every text can be had back from its tokens.
+
+    Raises:
+        ValueError: for no documents, or a vocabulary smaller than all bytes, ``<bos>`` and ``<eos>``.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + len((BOS, EOS))
+    if vocab_size < smallest:
+        raise ValueError(f"a vocabulary needs {smallest} tokens for all bytes, {BOS} and {EOS}, got {vocab_size}")
+    seen = 0
+
+    def texts() -> Iterable[str]:
+        nonlocal seen
+        for document in documents:
+            seen += 1
+            yield document.text
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # a token is where its word is, not its space
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS, EOS], initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    if not seen:
+        raise ValueError("a tokenizer needs documents to be trained on, and there are none")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """10 hex digits of what a tokenizer makes of a text, for a corpus's identity."""
+    does: dict[str, Any] = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    if tokenizer.is_fast:
+        does |= json.loads(tokenizer.backend_tokenizer.to_str())
+        # Calls leave their padding and truncation there for the next one, which has its own.
+        does |= {"padding": None, "truncation": None}
+    else:
+        does["vocabulary"] = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()[:10]
