@@ -1,0 +1,60 @@
+"""Texts, a tokenizer and corpora for the tests of what is done to them."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.documents import Document
+from routed_rl.lm.tokenizers import train_tokenizer
+
+WORDS = (
+    "war",
+    "WARS",
+    "Navy",
+    "warp",
+    "post-war",
+    "peace",
+    "tree",
+    "a",
+    "of",
+    "naïve",
+    "東京",
+    "😀",
+    "the army",
+    "cat's",
+)
+RARE = 0.05
+"""How often a word is one of the first three."""
+
+
+def random_documents(n: int, seed: int, words: int = 12) -> Iterator[Document]:
+    """Words, not all of them of Latin letters, with spaces, lines and punctuation between them; every one is unique."""
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        first = rng.random(words) < RARE
+        chosen = np.where(first, rng.integers(0, 3, words), rng.integers(3, len(WORDS), words))
+        between = rng.choice([" ", "  ", ", ", "\n", "-"], words)
+        text = "".join(WORDS[word] + gap for word, gap in zip(chosen, between, strict=True))
+        yield Document(f"{text}{i}", "odd" if i % 2 else "even")
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and the most frequent pairs of them in such documents."""
+    return train_tokenizer(random_documents(200, seed=0), 320)
+
+
+def corpus_of(lengths: Sequence[int], forget: np.ndarray | None = None, held_out: Sequence[int] = ()) -> Corpus:
+    """Documents of these lengths, in which every token is another: its place."""
+    starts = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))])
+    validation = np.isin(np.arange(len(lengths)), held_out)
+    marks = np.zeros(starts[-1], dtype=bool) if forget is None else forget
+    return Corpus(np.arange(starts[-1], dtype=np.uint32), marks, starts, validation, {})
+
+
+def of_document(corpus: Corpus, values: np.ndarray, document: int) -> np.ndarray:
+    """One document's part of what there is of every token."""
+    return values[corpus.starts[document] : corpus.starts[document + 1]]
