@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.corpora import Corpus, build_corpus
 from routed_rl.lm.documents import Document
+from routed_rl.lm.finders import Finder, find_words
 from routed_rl.lm.tokenizers import train_tokenizer
 
 WORDS = (
@@ -58,3 +60,17 @@ def corpus_of(lengths: Sequence[int], forget: np.ndarray | None = None, held_out
 def of_document(corpus: Corpus, values: np.ndarray, document: int) -> np.ndarray:
     """One document's part of what there is of every token."""
     return values[corpus.starts[document] : corpus.starts[document + 1]]
+
+
+DOCUMENTS = list(random_documents(300, seed=1))
+WAR = find_words(["war", "navy"])
+
+
+def build(path: Path, documents: object = DOCUMENTS, finder: Finder | None = WAR, **options: object) -> Corpus:
+    return build_corpus(path / "corpus", documents, tokenizer(), finder, **options)
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    """What the tokens say, without the special ones."""
+    split = (of_document(corpus, corpus.tokens, i) for i in range(len(corpus.validation)))
+    return [tokenizer().decode(tokens.tolist(), skip_special_tokens=True) for tokens in split]
