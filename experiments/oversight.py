@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,9 +14,10 @@ from rich.markdown import Markdown
 
 from experiments.commands import EARLY_STOPPED, PRESETS, MethodName, Oversight, Train
 from experiments.errors import UserError, at_least, user_input
-from experiments.grid import Backend, check_options, is_finished, train_all
+from experiments.grid import check_options, train_all
 from experiments.study_directory import check_study, start_study
-from routed_rl.runs import run_commands, write_bytes
+from experiments.workers import is_finished, open_backend
+from routed_rl.runs import write_bytes
 
 RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 STRICT = "strict"
@@ -38,7 +37,8 @@ def main(command: Oversight) -> None:
     with user_input():
         check_study(command.out, _identity(command))
     check_options(grid, command.parallel_seeds)
-    with _backend(command, grid) as backend:
+    needed = not all(is_finished(run.out) for run in grid if run.out is not None)
+    with open_backend(command.backend, command.ray_address, command.workers, command.out, needed) as backend:
         start_study(command.out, _identity(command))
         failed = train_all(grid, command.workers, backend, command.parallel_seeds)
     _report(command, failed)
@@ -112,20 +112,6 @@ def _identity(command: Oversight) -> dict[str, Any]:
 
 def _name(out: Path) -> str:
     return f"{out.parent.name}/{out.name}"
-
-
-@contextmanager
-def _backend(command: Oversight, grid: Sequence[Train]) -> Iterator[Backend]:
-    if command.backend == "local" or all(is_finished(run.out) for run in grid if run.out is not None):
-        yield run_commands
-        return
-    from routed_rl.runs.ray import ray_pool
-
-    with ExitStack() as stack:
-        with user_input():
-            command.out.mkdir(parents=True, exist_ok=True)
-            pool = stack.enter_context(ray_pool(command.ray_address, command.workers, command.out))
-        yield pool
 
 
 def _report(command: Oversight, failed: dict[Path, str]) -> None:

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from experiments.commands import Quickstart, Train
 from experiments.errors import UserError, at_least, user_input
-from experiments.grid import check_options, is_finished, train_all
+from experiments.grid import check_options, train_all
+from experiments.workers import is_finished
 from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
 
 METHODS = ("routing", "naive")

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from experiments.commands import EARLY_STOPPED, RUNS, Train
 from experiments.errors import UserError, user_input
-from experiments.grid import FAILED, check_options
+from experiments.grid import check_options
 from experiments.gridworld import (
     FRESH_ENVS,
     MODEL,
@@ -34,6 +34,7 @@ from experiments.gridworld import (
 )
 from experiments.process import one_thread
 from experiments.progress import progress_display
+from experiments.workers import FAILED
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics

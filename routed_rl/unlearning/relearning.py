@@ -14,7 +14,7 @@ from routed_rl.lm.losses import next_token_loss
 
 
 @dataclass(frozen=True)
-class Attack:
+class FineTuning:
     """Fine-tuning on a few documents, all in each step (gradient routing, section C)."""
 
     steps: int = 20
@@ -28,7 +28,7 @@ class Attack:
 def fine_tune(
     model: nn.Module,
     batches: Batches,
-    attack: Attack,
+    settings: FineTuning,
     measure: Callable[[nn.Module], dict[str, float]],
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
@@ -41,7 +41,7 @@ def fine_tune(
         The copy as it was when the first number was lowest, and what was measured, from step 0 on.
     """
     model = copy.deepcopy(model)
-    optimizer = AdamW(model.parameters(), attack.learning_rate, (0.9, 0.95), weight_decay=0.1)
+    optimizer = AdamW(model.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=0.1)
     device = next(model.parameters()).device
     whole = [batch.to(device) for batch in batches.epoch()]
     count = sum(int(batch.scored.sum()) for batch in whole)
@@ -49,7 +49,7 @@ def fine_tune(
     (key, *_) = history[0]
     best, rises = copy.deepcopy(model.state_dict()), 0
     model.train()
-    for _ in range(attack.steps):
+    for _ in range(settings.steps):
         for batch in whole:
             (next_token_loss(model, batch) / count).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -60,7 +60,7 @@ def fine_tune(
         if history[-1][key] <= min(entry[key] for entry in history):
             best = copy.deepcopy(model.state_dict())
         rises = rises + 1 if history[-1][key] > history[-2][key] else 0
-        if rises == attack.patience:
+        if rises == settings.patience:
             break
     model.load_state_dict(best)
     return model, history

@@ -12,7 +12,8 @@ import torch
 from experiments import gridworld, training
 from experiments.cli import main, parse
 from experiments.commands import PRESETS, Learner
-from experiments.grid import FAILED, _batches, _command, train_all
+from experiments.grid import _batches, _command, train_all
+from experiments.workers import FAILED
 from routed_rl.rl import ParallelLearner
 from routed_rl.runs import read_json, read_metrics
 

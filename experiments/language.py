@@ -1,0 +1,179 @@
+"""From the options of a language-model command to its corpus, tokenizer and model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.text_commands import TextOptions
+from routed_rl.lm import (
+    FORGET,
+    PACKAGED_TEXT,
+    PRESETS,
+    TOKEN_LISTS,
+    WORD_LISTS,
+    Corpus,
+    Document,
+    Finder,
+    build_corpus,
+    build_model,
+    find_pattern,
+    find_topic,
+    find_words,
+    load_model,
+    load_tokenizer,
+    read_documents,
+    read_words,
+    single_tokens,
+    stories,
+    stories_tokenizer,
+    tokenizer_digest,
+    train_tokenizer,
+)
+from routed_rl.runs import config_hash, derive_seed
+
+STORIES = "stories"
+STORIES_SEED = 0
+"""The stories are the same in every study; seeds are of models and labels."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenised corpus, its tokenizer, and a hash of what it was made from."""
+
+    corpus: Corpus
+    tokenizer: Any
+    digest: str
+
+
+def open_text(options: TextOptions) -> Text:
+    """The corpus of the options, tokenised now or before.
+
+    Raises:
+        ValueError: for options that do not go together, or as the corpus, the finders and the tokenizers do.
+        OSError: if files or the hub cannot be read.
+    """
+    finder, what = _finder(options)
+    tokenizer = _tokenizer(options)
+    tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []
+    about = {
+        "source": options.corpus,
+        "content": _content(options.corpus),
+        "documents": options.documents,
+        "forget": what,
+        "per": options.per,
+        "tokens": list(tokens),
+        "validation": options.validation,
+        "max_characters": options.max_characters,
+        "max_tokens": options.max_tokens,
+        "tokenizer": tokenizer_digest(tokenizer),
+    }
+    digest = config_hash(about)
+    name = Path(options.corpus).stem.replace("/", "-")
+    corpus = build_corpus(
+        options.corpora / f"{name}-{digest}",
+        _documents(options),
+        tokenizer,
+        finder,
+        per=options.per,
+        forget_tokens=tokens,
+        validation=options.validation,
+        max_characters=options.max_characters,
+        max_tokens=options.max_tokens,
+        about=about,
+    )
+    return Text(corpus, tokenizer, digest)
+
+
+def make_model(options: TextOptions, tokenizer: Any, seed: int) -> nn.Module:
+    """A new model of a preset, or a trained one; ValueError or OSError as they are made, or if it cannot take as many
+    tokens as the rows have."""
+    if options.model in PRESETS:
+        model = build_model(options.model, tokenizer, derive_seed(seed, "model"))
+    else:
+        model = load_model(options.model)
+    limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
+    if options.length > limit:
+        raise ValueError(f"--length {options.length} is more than the {limit} positions that {options.model!r} has")
+    return model
+
+
+def model_identity(name: str) -> str:
+    """What stands for a model in a configuration: its name, or of a folder the hash of its files."""
+    folder = Path(name)
+    if name in PRESETS or not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors"):
+            digest.update(file.name.encode() + file.read_bytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _documents(options: TextOptions) -> Iterator[Document]:
+    if options.corpus == STORIES:
+        if options.documents is None:
+            raise ValueError("--corpus stories are as many as you want: say --documents")
+        return stories(options.documents, STORIES_SEED)
+    return read_documents(options.corpus, options.documents, options.text_field)
+
+
+def _finder(options: TextOptions) -> tuple[Finder | None, str | None]:
+    """What finds the topic, and a name for it."""
+    given = [name for name in ("words", "pattern", "tokens") if getattr(options, name)]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} both say what is to be forgotten; give one")
+    if options.words:
+        words = _listed(options.words, WORD_LISTS)
+        return find_words(words), f"words {' '.join(sorted(words))}"
+    if options.pattern is not None:
+        return find_pattern(options.pattern), f"pattern {options.pattern}"
+    if options.tokens:
+        return None, None
+    if options.corpus != STORIES:
+        raise ValueError("say what is to be forgotten: --words, --pattern or --tokens")
+    return find_topic(FORGET), f"topic {FORGET}"
+
+
+def _listed(given: Sequence[str], known: dict[str, tuple[str, ...]]) -> Sequence[str]:
+    """Words as they are, of a list with a name, or of a file."""
+    if len(given) == 1:
+        if given[0] in known:
+            return known[given[0]]
+        if Path(given[0]).is_file():
+            return read_words(Path(given[0]))
+    return given
+
+
+def _tokenizer(options: TextOptions) -> Any:
+    if options.tokenizer is not None:
+        return load_tokenizer(options.tokenizer)
+    if options.model not in PRESETS:
+        return load_tokenizer(options.model)
+    if options.corpus == STORIES:
+        return stories_tokenizer()
+    return train_tokenizer((document.text for document in _documents(options)), options.vocabulary)
+
+
+def _content(source: str) -> str | None:
+    """What changes when the text does: a package's version, or the hash of files."""
+    path = Path(source)
+    if source in PACKAGED_TEXT:
+        try:
+            return metadata.version(source)
+        except metadata.PackageNotFoundError:
+            return None
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

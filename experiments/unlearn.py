@@ -1,0 +1,310 @@
+"""``routed-rl unlearn``: one model, trained, rid of a topic, repaired and attacked; resumable."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from experiments.errors import UserError, user_input
+from experiments.language import Text, make_model, model_identity, open_text
+from experiments.process import check_device, one_thread
+from experiments.progress import progress_display
+from experiments.text_commands import RUNS, Unlearn
+from routed_rl.lm import (
+    Batches,
+    EraObjective,
+    Expansion,
+    Training,
+    contract,
+    distribute,
+    era_weights,
+    evaluate,
+    expand,
+    expert_weights,
+    next_token_loss,
+    process_group,
+    rank,
+    save_model,
+    token_weights,
+    train,
+)
+from routed_rl.lm.era import TABLE
+from routed_rl.routing import GradientRouter, LabelNoise
+from routed_rl.runs import RunDirectory, config_hash, derive_seed
+from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine_tune
+
+MODEL, RESULT = "model", "evaluation.json"
+ATTACK_POOL = 1 / 3
+"""Of the topic's held-out documents, how many are for attacks; the others are the test."""
+SAMPLES, SAMPLE_TOKENS = 3, 40
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method does with labels; each is a configuration of the same steps."""
+
+    expands: bool = False
+    """has units of its own for the topic, which are cut out"""
+    weights: str | None = None
+    """how units are weighted by label: "era", or "experts" (in mode forward)"""
+    drops: bool = False
+    """leaves labelled documents out"""
+    misdirects: bool = False
+    """RMU, after training"""
+
+
+METHODS: Mapping[str, Method] = {
+    "base": Method(),
+    "filtering": Method(drops=True),
+    "control": Method(expands=True),
+    "era": Method(expands=True, weights="era"),
+    "demix": Method(expands=True, weights="experts"),
+    "rmu": Method(misdirects=True),
+}
+
+
+def main(command: Unlearn) -> None:
+    one_thread()
+    with ExitStack() as stack:
+        with user_input():
+            check_device(command.device)
+            stack.enter_context(process_group(command.device))
+            pipeline = Pipeline(command, open_text(command))
+            run = stack.enter_context(open_run(command)) if rank() == 0 else None
+        if run is not None and run.finished:
+            print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
+        else:
+            pipeline.run(run)
+        if run is not None and run.result is not None:
+            Console().print_json(data=run.result["losses"])
+            Console().print(f"Model and result: {run.path}")
+
+
+def run_config(command: Unlearn) -> dict[str, Any]:
+    """What a run depends on: its options, with a folder as model by what is in it."""
+    return {**command.config(), "model": model_identity(command.model)}
+
+
+def open_run(command: Unlearn) -> RunDirectory:
+    """The run's directory, new or to be continued; RunError if it cannot be used."""
+    config = run_config(command)
+    out = command.out or RUNS / f"unlearn-{command.method}-{config_hash(config)}-s{command.seed}"
+    return RunDirectory.open(Path(os.path.realpath(out)), config, command.seed, force=command.force)
+
+
+class Pipeline:
+    """The steps of one run: train, ablate, repair, measure, attack.
+
+    Raises:
+        ValueError: for options that the corpus, the model or one another do not bear.
+    """
+
+    def __init__(self, command: Unlearn, text: Text) -> None:
+        self.command, self.text, self.method = command, text, METHODS[command.method]
+        corpus, seed = text.corpus, command.seed
+        noise = LabelNoise(command.miss_rate, command.flip_rate)
+        self.labelled = corpus.labelled(command.labelled, noise, derive_seed(seed, "labels"))
+        self.train = corpus.documents("train")
+        self.marked = self.train[self.labelled[self.train]]
+        self.others = self.train[~self.labelled[self.train]]
+        if self.method.misdirects and not len(self.marked):
+            raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
+        order = np.random.default_rng(derive_seed(seed, "held out"))
+        forget = corpus.documents("validation", "forget")
+        pool = int(len(forget) * ATTACK_POOL)
+        forget = order.permutation(forget)
+        self.pool, test = forget[:pool], forget[pool:][: command.test_documents]
+        if pool < max(command.attack.documents, default=0):
+            raise ValueError(
+                f"--attack.documents {max(command.attack.documents)} is more than the {pool} held-out documents of the "
+                "topic that are for attacks: take more --documents"
+            )
+        retain = corpus.documents("validation", "retain")[: command.test_documents]
+        self.test = {"forget": self._batches(test), "retain": self._batches(retain)}
+        self.prompts = test[:SAMPLES]
+        fine = order.permutation(corpus.documents("train", "retain"))
+        count = command.repair.documents
+        self.repair, self.selection = fine[:count], fine[count : count + command.repair.selection]
+        vocabulary = len(text.tokenizer)
+        counts = [corpus.counts(documents, vocabulary) for documents in (self.marked, self.others)]
+        self.token_weight = token_weights(*counts) if command.weighting == "frequency" else np.zeros(vocabulary)
+
+    def run(self, run: RunDirectory | None) -> None:
+        """Go through the steps; all but training is the first process's alone, which has the run directory."""
+        command, method = self.command, self.method
+        with user_input():
+            model, expansion = self._model()
+            objective, router = self._objective(expansion, model)
+            source = self._batches(
+                self.others if method.drops else self.train, command.batch_size, derive_seed(command.seed, "order")
+            )
+            trained = distribute(model, command.shard)
+        total = command.steps + command.rmu.steps * method.misdirects + command.repair.steps * method.expands
+        total += command.attack.steps * command.attack.repeats * len(command.attack.documents)
+        with progress_display(disable=run is None) as display:
+            task = display.add_task(f"{command.method}, {command.labelled:.0%} labelled", total=total)
+
+            def tick(*_: Any) -> None:
+                display.advance(task)
+
+            try:
+                with ExitStack() as stack:
+                    if router is not None:
+                        stack.enter_context(router)
+                    train(trained, source, self._training(), objective, seed=command.seed, run=run, on_step=tick)
+                if run is not None:
+                    self._finish(run, model, expansion, router, tick)
+            except FloatingPointError as error:
+                raise UserError(str(error)) from error
+
+    def _model(self) -> tuple[nn.Module, Expansion | None]:
+        command = self.command
+        model = make_model(command, self.text.tokenizer, command.seed).to(command.device)
+        if not self.method.expands:
+            return model, None
+        units = None if self.method.weights == "experts" else command.units
+        seed = derive_seed(command.seed, "units")
+        return model, expand(model, command.layers, units, seed, command.projections)
+
+    def _objective(self, expansion: Expansion | None, model: nn.Module) -> tuple[Any, GradientRouter | None]:
+        command, method = self.command, self.method
+        if expansion is None:
+            return next_token_loss, None
+        if method.weights is None:
+            return EraObjective(None, expansion, None, command.l1), None
+        if method.weights == "experts":
+            router = GradientRouter(model, expansion.sites("forward"), TABLE, "forward")
+            return EraObjective(router, expansion, expert_weights, 0.0), router
+        router = GradientRouter(model, expansion.sites(command.mode), TABLE, command.mode)
+        weights = era_weights(torch.tensor(self.token_weight, dtype=torch.float32), self._alpha())
+        return EraObjective(router, expansion, weights, command.l1), router
+
+    def _alpha(self) -> float:
+        return -0.75 if self.command.alpha is None else self.command.alpha
+
+    def _training(self) -> Training:
+        names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
+        return Training(**{name: getattr(self.command, name) for name in names})
+
+    def _batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
+        return Batches(self.text.corpus, documents, self.command.length, batch_size, seed, self.labelled)
+
+    def _finish(
+        self,
+        run: RunDirectory,
+        model: nn.Module,
+        expansion: Expansion | None,
+        router: GradientRouter | None,
+        tick: Callable[..., None],
+    ) -> None:
+        """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
+        command, method = self.command, self.method
+        losses = {"trained": self._losses(model, router if method.weights == "experts" else None)}
+        samples = {"trained": self._samples(model)}
+        if expansion is not None:
+            contract(model, expansion)
+            losses["ablated"] = self._losses(model)
+            model = self._repaired(model, tick)
+        if method.misdirects:
+            self._misdirect(model, tick)
+        losses["finished"] = self._losses(model)
+        samples["finished"] = self._samples(model)
+        save_model(model, self.text.tokenizer, run.path / MODEL)
+        relearning = {str(n): self._attack(model, n, tick) for n in command.attack.documents}
+        run.finish(
+            {
+                "losses": losses,
+                "relearning": relearning,
+                "samples": samples,
+                "labelled_documents": len(self.marked),
+                "training_documents": len(self.train),
+                "routed_tokens": int((self.token_weight < 0.5).sum()),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            }
+        )
+
+    def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float]:
+        """Nats per target on the test documents; of the topic's, also on routed tokens and on all others."""
+        found = {}
+        for kind, batches in self.test.items():
+            if experts is None:
+                found[kind] = evaluate(model, batches)
+            else:
+                with experts:
+                    found[kind] = evaluate(
+                        model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
+                    )
+        routed = self.token_weight < 0.5
+        forget = found["forget"]
+        return {
+            "forget": forget.mean(),
+            "retain": found["retain"].mean(),
+            "forget_routed": forget.mean(routed),
+            "forget_rest": forget.mean(~routed),
+        }
+
+    def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
+        repair = self.command.repair
+        selection = self._batches(self.selection)
+        settings = FineTuning(repair.steps, repair.learning_rate)
+
+        def measure(tuned: nn.Module) -> dict[str, float]:
+            return {"selection": evaluate(tuned, selection).mean()}
+
+        return fine_tune(model, self._batches(self.repair), settings, measure, tick)[0]
+
+    def _misdirect(self, model: nn.Module, tick: Callable[..., None]) -> None:
+        rmu, seed = self.command.rmu, self.command.seed
+        objective = RmuObjective(
+            model, rmu.depth, rmu.norm, rmu.retain_weight, derive_seed(seed, "direction"), self.command.projections
+        )
+        forget, retain = (
+            self._batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
+            for kind, documents in enumerate((self.marked, self.others))
+        )
+        training = Training(rmu.steps, rmu.learning_rate, warmup=0, final=1.0)
+        train(model, ForgetAndRetain(forget, retain), training, objective, seed=seed, on_step=tick)
+        model.requires_grad_(True)
+
+    def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[float]]:
+        """The topic's loss before an attack and after each of its steps, for each repeat."""
+        attack, curves = self.command.attack, []
+
+        def measure(tuned: nn.Module) -> dict[str, float]:
+            return {"forget": evaluate(tuned, self.test["forget"]).mean()}
+
+        for repeat in range(attack.repeats):
+            chosen = np.random.default_rng(derive_seed(self.command.seed, "attack", documents, repeat))
+            batches = self._batches(chosen.permutation(self.pool)[:documents])
+            _, history = fine_tune(model, batches, FineTuning(attack.steps, attack.learning_rate), measure, tick)
+            curves.append([entry["forget"] for entry in history])
+        return curves
+
+    def _samples(self, model: Any) -> list[str]:
+        """What the model makes of the beginnings of documents of the topic."""
+        tokenizer, corpus = self.text.tokenizer, self.text.corpus
+        samples = []
+        for document in self.prompts:
+            begin = corpus.starts[document]
+            prompt = torch.from_numpy(corpus.tokens[begin : begin + 8].astype(np.int64))[None].to(model.device)
+            torch.manual_seed(derive_seed(self.command.seed, "sample", int(document)))
+            length = min(SAMPLE_TOKENS, self.command.length - prompt.shape[1])
+            made = model.generate(prompt, do_sample=True, temperature=0.8, max_new_tokens=length, top_k=0)
+            samples.append(tokenizer.decode(made[0], skip_special_tokens=True))
+        return samples
+
+
+def _one_expert(batch: Any, kind: str) -> dict[str, torch.Tensor]:
+    """All of a batch for the expert of the topic, or none of it."""
+    labels = torch.full_like(batch.labels, 0 if kind == "forget" else -1)
+    return expert_weights(type(batch)(batch.tokens, labels, batch.scored))
