@@ -32,13 +32,12 @@ FAMILIES = {
 
 
 def tiny_model(kind, seed=0, **options):
-    """A new model for :func:`stories_tokenizer`, without dropout."""
+    """A new model for :func:`stories_tokenizer`, without dropout, of other sizes with ``options``."""
     tokenizer = stories_tokenizer()
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), **FAMILIES.get(kind, _COMMON), **dropout, **special, **options
-    )
+    options = {**FAMILIES.get(kind, _COMMON), **dropout, **special, **options}
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
