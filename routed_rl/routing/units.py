@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from routed_rl.routing.layers import CONVOLUTIONS, At, is_linear, size_name, weight_axis
 from routed_rl.routing.site import Site, check_units, find_module
 from routed_rl.routing.taps import silence_units
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -30,9 +30,9 @@ class Hidden:
     producers: tuple[str, ...]
     consumer: str
 
-    def sides(self) -> list[tuple[str, int]]:
-        """The modules, and along which axis of their weights the units are."""
-        return [*((name, 0) for name in self.producers), (self.consumer, 1)]
+    def sides(self) -> list[tuple[str, At]]:
+        """The modules, and whether the units are at their output or input."""
+        return [*((name, "output") for name in self.producers), (self.consumer, "input")]
 
     def width(self, model: nn.Module) -> int:
         """How many units there are.
@@ -40,7 +40,7 @@ class Hidden:
         Raises:
             ValueError: for an unknown module, one of a kind that cannot be cut, or widths that differ.
         """
-        widths = [(name, _width(find_module(model, name), name, axis)) for name, axis in self.sides()]
+        widths = [(name, _width(find_module(model, name), name, at)) for name, at in self.sides()]
         if not self.producers or len({width for _, width in widths}) > 1:
             raise ValueError(f"producers and consumer of hidden units must be as many, got {widths}")
         return widths[0][1]
@@ -77,8 +77,8 @@ def remove_units(model: nn.Module, hidden: Hidden, units: slice | Sequence[int])
     kept = [unit for unit in range(hidden.width(model)) if unit not in gone]
     if not kept:
         raise ValueError(f"cannot remove all {len(gone)} units of {hidden.consumer!r}: none would remain")
-    for name, axis in hidden.sides():
-        _resize(model.get_submodule(name), axis, partial(_select, index=torch.tensor(kept), axis=axis))
+    for name, at in hidden.sides():
+        _resize(model.get_submodule(name), at, partial(_select, index=torch.tensor(kept)))
 
 
 @torch.no_grad()
@@ -95,21 +95,22 @@ def add_units(model: nn.Module, hidden: Hidden, n: int, generator: torch.Generat
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"at least one unit must be added, got {n!r}")
     width = hidden.width(model)
-    for name, axis in hidden.sides():
+    for name, at in hidden.sides():
         module = model.get_submodule(name)
 
-        def extended(name: str, tensor: Tensor, axis: int = axis, module: nn.Module = module) -> Tensor:
+        def extended(name: str, tensor: Tensor, axis: int, at: At = at, module: nn.Module = module) -> Tensor:
             shape = (*tensor.shape[:axis], n, *tensor.shape[axis + 1 :])
             new = torch.zeros(shape, dtype=tensor.dtype)
             if isinstance(module, NORMS):
                 new.fill_(1.0 if name in ("weight", "running_var") else 0.0)
-            elif axis == 0:
+            elif at == "output":
                 # Both weights and biases of these layers start within 1 / sqrt(inputs of a unit) in torch.
-                bound = module.weight[0].numel() ** -0.5  # type: ignore[index,operator,union-attr]
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                bound = (weight.numel() // weight.shape[weight_axis(module, at)]) ** -0.5
                 new.uniform_(-bound, bound, generator=generator)
             return torch.cat([tensor, new.to(tensor.device)], dim=axis)
 
-        _resize(module, axis, extended)
+        _resize(module, at, extended)
     return slice(width, width + n)
 
 
@@ -119,40 +120,39 @@ def _chosen(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> l
     return list(range(width)[units]) if isinstance(units, slice) else list(units)
 
 
-def _select(name: str, tensor: Tensor, *, index: Tensor, axis: int) -> Tensor:
+def _select(name: str, tensor: Tensor, axis: int, *, index: Tensor) -> Tensor:
     return tensor.index_select(axis, index.to(tensor.device))
 
 
-def _sizes(module: nn.Module, axis: int) -> tuple[str, ...]:
-    """What the attribute is called that says how many units there are along an axis, for kinds that can be cut."""
-    if isinstance(module, nn.Linear):
-        return (("out_features", "in_features")[axis],)
-    if isinstance(module, CONVOLUTIONS) and module.groups == 1 and not module.transposed:
-        return (("out_channels", "in_channels")[axis],)
-    return ("num_features",) if isinstance(module, NORMS) and axis == 0 else ()
+def _size_name(module: nn.Module, at: At) -> str | None:
+    """What the attribute is called that says how many units there are, for kinds that can be cut."""
+    if isinstance(module, NORMS):
+        return "num_features" if at == "output" else None
+    plain = isinstance(module, CONVOLUTIONS) and module.groups == 1 and not module.transposed
+    return size_name(module, at) if plain or is_linear(module) else None
 
 
-def _width(module: nn.Module, name: str, axis: int) -> int:
-    for attribute in _sizes(module, axis):
-        width: int = getattr(module, attribute)
-        return width
-    known = "a Linear or a convolution without groups" + (", or a batch norm" if axis == 0 else "")
-    raise ValueError(f"{name!r} must be {known}, got {module}")
+def _width(module: nn.Module, name: str, at: At) -> int:
+    size = _size_name(module, at)
+    if size is None:
+        known = "a Linear or a convolution without groups" + (", or a batch norm" if at == "output" else "")
+        raise ValueError(f"{name!r} must be {known}, got {module}")
+    width: int = getattr(module, size)
+    return width
 
 
-def _resize(module: nn.Module, axis: int, change: Callable[[str, Tensor], Tensor]) -> None:
+def _resize(module: nn.Module, at: At, change: Callable[[str, Tensor, int], Tensor]) -> None:
     """Replace every tensor of a module that has an entry for each unit, and the number of units."""
-    names = ["weight"] if axis else ["weight", "bias", "running_mean", "running_var"]
     width = 0
-    for name in names:
+    for name in ["weight"] if at == "input" else ["weight", "bias", "running_mean", "running_var"]:
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
-        changed = change(name, tensor.detach())
+        axis = weight_axis(module, at) if name == "weight" else 0
+        changed = change(name, tensor.detach(), axis)
         width = changed.shape[axis]
         if isinstance(tensor, nn.Parameter):
             setattr(module, name, nn.Parameter(changed, requires_grad=tensor.requires_grad))
         else:
             setattr(module, name, changed)
-    for attribute in _sizes(module, axis):
-        setattr(module, attribute, width)
+    setattr(module, _size_name(module, at), width)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from routed_rl.routing import Hidden, ablate, add_units, remove_units
 
@@ -26,6 +27,10 @@ def gated():
     return Gated(), torch.randn(5, 2, 4)
 
 
+def gpt2s():
+    return nn.Sequential(Conv1D(6, 4), nn.Sigmoid(), Conv1D(3, 6)), torch.randn(5, 2, 4)
+
+
 def convolution():
     layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Sigmoid(), nn.Conv2d(6, 3, 2, bias=False)]
     return nn.Sequential(*layers), torch.randn(5, 2, 5, 5)
@@ -37,6 +42,7 @@ def convolution_1d():
 
 CASES = {
     "mlp": (mlp, Hidden(("0",), "2")),
+    "gpt2s": (gpt2s, Hidden(("0",), "2")),
     "gated": (gated, Hidden(("gate", "up"), "down")),
     "convolution": (convolution, Hidden(("0", "1"), "3")),
     "convolution_1d": (convolution_1d, Hidden(("0",), "2")),
@@ -49,6 +55,11 @@ def make(name):
     model, x = model.double(), x.double()
     model(x)  # so that norms have seen something
     return model.eval(), x, CASES[name][1]
+
+
+def of_units(module, at):
+    """A layer's weight, with the units first."""
+    return module.weight.detach().movedim(int((at == "input") != isinstance(module, Conv1D)), 0)
 
 
 def shapes(model):
@@ -77,11 +88,12 @@ def test_added_units_change_nothing_until_they_learn_and_go_again(name):
     added = add_units(model, hidden, 4, torch.Generator().manual_seed(0))
     assert added == slice(6, 10) and hidden.width(model) == 10
     torch.testing.assert_close(model(x), before)
-    assert model.get_submodule(hidden.producers[0]).weight[added].std() > 0.01, "but they can learn"
+    producer, consumer = model.get_submodule(hidden.producers[0]), model.get_submodule(hidden.consumer)
+    assert of_units(producer, "output")[added].std() > 0.01, "but they can learn"
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model(x).square().sum().backward()
     optimizer.step()
-    assert model.get_submodule(hidden.consumer).weight[:, added].abs().max() > 0
+    assert of_units(consumer, "input")[added].abs().max() > 0
     other, _, _ = make(name)
     add_units(other, hidden, 4, torch.Generator().manual_seed(0))
     remove_units(other, hidden, added)

@@ -1,0 +1,102 @@
+"""Routed adapters: where a pretrained model is too large to be trained as a whole, low-rank additions to its layers
+learn instead (LoRA, Hu et al. 2021), one of them what is to be forgotten, and that one is deleted.
+
+They take the places of the original and the new units of Expand, Route, Ablate, and learn with the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from routed_rl.lm.era import NEW, ORIGINAL
+from routed_rl.lm.models import blocks, mlp
+from routed_rl.routing import Site
+from routed_rl.routing.layers import is_linear
+from routed_rl.routing.site import Mode, find_module
+
+KEEP, FORGET = "keep", "forget"
+COLUMNS = {KEEP: ORIGINAL, FORGET: NEW}
+"""What each adapter stands for in the tables and weights of Expand, Route, Ablate."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """A model with two low-rank adapters on each of some linear layers, which compute together::
+
+        y = W x + b + B_keep A_keep x + B_forget A_forget x
+
+    Attributes:
+        model: what is trained: the ``A`` and ``B``, and nothing else.
+        trained: names of the plain model's parameters that were trained before.
+    """
+
+    model: PeftModel
+    trained: frozenset[str]
+
+    def sites(self, mode: Mode) -> dict[str, Site]:
+        """Where the two are routed: what they add, or their parameters."""
+        sites = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer):
+                for adapter, column in COLUMNS.items():
+                    for part in ("lora_A", "lora_B") if mode == "parameter" else ("lora_B",):
+                        sites[f"{name}.{part}.{adapter}"] = Site(column=column)
+        return sites
+
+
+def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] | None = None) -> Adapters:
+    """Add the adapters ``keep`` and ``forget`` to linear layers of a model, whose own parameters are frozen. What it
+    computes stays what it was: ``A`` starts at random, ``B`` at 0.
+
+    Args:
+        rank: of each adapter.
+        targets: names of linear layers; None: all into and out of the MLPs.
+
+    Raises:
+        ValueError: for a rank below 1, names that the model does not have, or other modules; for None as
+            :func:`~routed_rl.lm.mlp`.
+    """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"the adapters' rank must be at least 1, got {rank!r}")
+    if targets is None:
+        hidden = [mlp(model, layer) for layer in range(len(blocks(model)))]
+        targets = [name for place in hidden for name in (*place.producers, place.consumer)]
+    modules = [find_module(model, name) for name in targets]
+    if unfit := [name for name, module in zip(targets, modules, strict=True) if not is_linear(module)]:
+        raise ValueError(f"adapters can be put on linear layers alone, and {', '.join(unfit)} are others")
+    if not modules:
+        raise ValueError("adapters need at least one linear layer to be put on, got none")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # what an adapter adds is multiplied by alpha / rank
+        target_modules=list(targets),
+        fan_in_fan_out=not any(isinstance(module, nn.Linear) for module in modules),  # GPT-2's layers
+        task_type="CAUSAL_LM",
+    )
+    trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, adapter_name=KEEP)
+        adapted.add_adapter(FORGET, copy(config))
+    # The model's own set_adapter knows one active adapter only; the layers know several, and train all that are.
+    adapted.base_model.set_adapter([KEEP, FORGET])
+    return Adapters(adapted, trained)
+
+
+def delete_forget(adapters: Adapters) -> Any:
+    """Delete ``forget``, and add ``keep`` to the weights that it is on: the plain model, ``W + B_keep A_keep`` for
+    ``W``, with the parameters trained that were before. The adapters are used up.
+    """
+    adapters.model.delete_adapter(FORGET)
+    plain = adapters.model.merge_and_unload(adapter_names=[KEEP])
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(name in adapters.trained)
+    return plain
