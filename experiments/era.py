@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from rich.console import Console
-from rich.markdown import Markdown
-
-from experiments import era_figures
 from experiments.errors import UserError, at_least, user_input
-from experiments.language import STORIES, open_text
+from experiments.language import open_text
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
-from experiments.tables import aggregate, markdown, shown_mean, write_table
 from experiments.text_commands import PRESETS, Era, TextOptions, Unlearn
 from experiments.unlearn import METHODS, MODEL, Pipeline, run_config
 from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
-from routed_rl.runs import read_json, read_metrics, write_bytes
 
 RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 KEYS = ("method", "labelled", "seed")
@@ -133,3 +125,117 @@ def _out(out: Path, method: str, share: float, seed: int) -> Path:
 def _name(run: Unlearn) -> str:
     assert run.out is not None
     return run.out.parent.name
+
+
+def _report(command: Era, failed: dict[Path, str]) -> None:
+    """Gather all that is finished, also by earlier commands, into tables, summary and figures."""
+    results: dict[tuple[str, float, int], dict[str, Any]] = {}
+    timings = []
+    for path in (command.out / "runs").glob("*/*/evaluation.json"):
+        run = path.parent
+        try:
+            share, _, seed = run.name.rpartition("-s")
+            key = (run.parent.name, float(share), int(seed))
+            results[key] = read_json(path)
+            seconds = sum(float(row["seconds"]) for row in read_metrics(run / "timings.csv"))
+            timings.append({**dict(zip(KEYS, key, strict=True)), "training_seconds": seconds})
+        except (ValueError, KeyError, OSError) as error:
+            failed[run] = f"its files are not sound: {error}"
+    if not results:
+        return
+    rows = [row for key in results if (row := _row(key, results)) is not None]
+    frame = write_table(rows, command.out / RESULTS, KEYS)
+    write_table(timings, command.out / TIMINGS, KEYS)
+    focus = min(command.labelled, key=lambda share: abs(share - 0.5))
+    text = summary(frame, focus) + _samples(results, focus)
+    text += "".join(f"\n{out.parent.name}/{out.name} failed: {reason}\n" for out, reason in failed.items())
+    write_bytes(command.out / SUMMARY, text.encode())
+    era_figures.draw_panels(frame, command.out / "unlearning.png")
+    curves = {key: result["relearning"] for key, result in results.items()}
+    era_figures.draw_relearning(curves, focus, command.out / "relearning.png")
+    era_figures.draw_tokens(frame, command.out / "tokens.png")
+    console = Console()
+    console.print(Markdown(text))
+    console.print(f"Tables and figures: {command.out}")
+
+
+def _row(
+    key: tuple[str, float, int], results: Mapping[tuple[str, float, int], Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """A model's losses, and how they compare with what they were before; None until what it is compared with is there.
+
+    Before: of a model that has units or an expert of its own for the topic, with these; of any other, base.
+    """
+    method, share, seed = key
+    result = results[key]
+    own = "ablated" in result["losses"]
+    bases = [other for other in results if other[0] == "base" and other[2] == seed]
+    origin = key if own else ("era", share, seed) if method == "era+rmu" else bases[0] if bases else None
+    if origin not in results:
+        return None
+    before, after = results[origin]["losses"]["trained"], result["losses"]["finished"]
+    row = dict(zip(KEYS, key, strict=True))
+    row |= {"before": before["forget"], "forget": after["forget"], "unlearning": after["forget"] - before["forget"]}
+    lowest = {}
+    for documents, curves in result["relearning"].items():
+        lowest[documents] = float(np.mean([min(curve) for curve in curves]))
+        row[f"relearned_{documents}"] = lowest[documents]
+    hardest = row.get("relearned_16", min(lowest.values(), default=after["forget"]))
+    row |= {"robust": hardest - before["forget"], "retain": after["retain"]}
+    if bases:
+        row["retain_cost"] = after["retain"] - results[bases[0]]["losses"]["finished"]["retain"]
+    row |= {name: after[name] for name in ("forget_routed", "forget_rest")}
+    row |= {
+        f"{stage}_{kind}": losses[kind] for stage, losses in result["losses"].items() for kind in ("forget", "retain")
+    }
+    return row | {name: result[name] for name in ("labelled_documents", "routed_tokens", "parameters")}
+
+
+def summary(frame: pd.DataFrame, focus: float) -> str:
+    """The study in Markdown.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        focus: the share of labels whose samples are shown.
+    """
+    seeds = frame.groupby(["method", "labelled"]).seed.nunique()
+    parts = ["# A topic taken out of a language model"]
+    parts.append(
+        "Nats per token on held-out documents: mean ± half a 95 % interval over seeds "
+        f"({seeds.min()} to {seeds.max()} a row). *Unlearning*: how much the loss on the topic has risen; *robust*: how much "
+        "of that is left at the attack's best step with 16 documents; *retain*: the loss on all else, and what it cost."
+    )
+    measures = [name for name in ("unlearning", "robust", "retain", "retain_cost") if name in frame]
+    cells = {
+        name: {
+            (row["method"], row["labelled"]): shown_mean(row)
+            for row in aggregate(frame, name, KEYS[:2]).to_dict("records")
+        }
+        for name in measures
+    }
+    keys = sorted(seeds.index, key=lambda key: (era_figures.ORDER.index(key[0]), key[1]))
+    rows = [[method, f"{share:.0%}", *(cells[name][method, share] for name in measures)] for method, share in keys]
+    parts.append(markdown(["method", "labelled", *(name.replace("_", " ") for name in measures)], rows))
+    tokens = frame[frame.labelled == focus]
+    if len(tokens):
+        cells = {
+            name: {row["method"]: shown_mean(row) for row in aggregate(tokens, name, KEYS[:1]).to_dict("records")}
+            for name in ("forget_routed", "forget_rest")
+        }
+        methods = sorted(set(tokens.method), key=era_figures.ORDER.index)
+        parts.append(f"## Loss on the topic's documents at {focus:.0%} labelled: words that are routed, and all others")
+        parts.append(markdown(["method", "routed", "others"], [[m, *(c[m] for c in cells.values())] for m in methods]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _samples(results: Mapping[tuple[str, float, int], Mapping[str, Any]], focus: float) -> str:
+    """What some models make of the beginning of a document of the topic, before and after."""
+    parts = ["\n## Samples, from the beginnings of held-out documents of the topic"]
+    for key in sorted(results, key=lambda key: (era_figures.ORDER.index(key[0]), key[1:])):
+        method, share, seed = key
+        if seed == 0 and (share == focus or method in UNLABELLED):
+            samples = results[key]["samples"]
+            parts.append(f"**{method}**, trained: {samples['trained'][0]}")
+            if "ablated" in results[key]["losses"] or "rmu" in method:
+                parts.append(f"**{method}**, finished: {samples['finished'][0]}")
+    return "\n\n".join(parts) + "\n"

@@ -16,7 +16,7 @@ from routed_rl.lm import (
     FORGET,
     PACKAGED_TEXT,
     PRESETS,
-    TOKEN_LISTS,
+    VIROLOGY_TOKENS,
     WORD_LISTS,
     Corpus,
     Document,
@@ -30,6 +30,7 @@ from routed_rl.lm import (
     load_tokenizer,
     read_documents,
     read_words,
+    save_tokenizer,
     single_tokens,
     stories,
     stories_tokenizer,
@@ -39,6 +40,7 @@ from routed_rl.lm import (
 from routed_rl.runs import config_hash, derive_seed
 
 STORIES = "stories"
+TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
 STORIES_SEED = 0
 """The stories are the same in every study; seeds are of models and labels."""
 
@@ -67,25 +69,22 @@ def open_text(options: TextOptions) -> Text:
         "content": _content(options.corpus),
         "documents": options.documents,
         "forget": what,
+    }
+    how = {
         "per": options.per,
-        "tokens": list(tokens),
+        "forget_tokens": tokens,
         "validation": options.validation,
         "max_characters": options.max_characters,
         "max_tokens": options.max_tokens,
-        "tokenizer": tokenizer_digest(tokenizer),
     }
-    digest = config_hash(about)
+    digest = config_hash({**about, **how, "tokenizer": tokenizer_digest(tokenizer)})
     name = Path(options.corpus).stem.replace("/", "-")
     corpus = build_corpus(
         options.corpora / f"{name}-{digest}",
         _documents(options),
         tokenizer,
         finder,
-        per=options.per,
-        forget_tokens=tokens,
-        validation=options.validation,
-        max_characters=options.max_characters,
-        max_tokens=options.max_tokens,
+        **how,
         about=about,
     )
     return Text(corpus, tokenizer, digest)
@@ -158,7 +157,11 @@ def _tokenizer(options: TextOptions) -> Any:
         return load_tokenizer(options.model)
     if options.corpus == STORIES:
         return stories_tokenizer()
-    return train_tokenizer((document.text for document in _documents(options)), options.vocabulary)
+    about = [options.corpus, _content(options.corpus), options.documents, options.text_field, options.vocabulary]
+    folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
+    if not folder.is_dir():
+        save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)
+    return load_tokenizer(str(folder))
 
 
 def _content(source: str) -> str | None:

@@ -91,8 +91,8 @@ class TextOptions:
     """a folder or a name on the Hub; None: the model's, the stories', or one trained on the corpus"""
     vocabulary: int = 4096
     """tokens of one that is trained on the corpus"""
-    length: int = 40
-    """tokens a row"""
+    length: int = 41
+    """tokens a row; a document of one fewer has a row to itself"""
     test_documents: int = 400
     """held-out documents of each kind on which losses are measured"""
     miss_rate: float = 0.0
@@ -200,8 +200,8 @@ class Unlearn(TextOptions):
 
 @dataclass(frozen=True)
 class Era(TextOptions):
-    """Compare ways to take a topic out of a language model, over shares of labels and seeds: table, figures; goes on where
-    it stopped."""
+    """Compare ways to take a topic out of a language model, over shares of labels and seeds; goes on where it
+    stopped."""
 
     methods: tuple[EraMethod, ...] = (
         "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era+rmu",

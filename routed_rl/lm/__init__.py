@@ -1,1 +1,93 @@
 """Language models: corpora with labels, a training loop, routing, ablation, steering."""
+
+from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
+from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
+from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
+from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
+from routed_rl.lm.era import (
+    EraObjective,
+    Expansion,
+    contract,
+    era_weights,
+    expand,
+    expert_weights,
+    token_weights,
+)
+from routed_rl.lm.finders import (
+    VIROLOGY_TOKENS,
+    WORD_LISTS,
+    Finder,
+    find_pattern,
+    find_topic,
+    find_words,
+    read_words,
+    single_tokens,
+)
+from routed_rl.lm.losses import TokenLoss, evaluate, next_token_loss, token_losses
+from routed_rl.lm.models import (
+    PRESETS,
+    blocks,
+    build_model,
+    load_model,
+    load_tokenizer,
+    mlp,
+    save_model,
+    save_tokenizer,
+)
+from routed_rl.lm.stories import FORGET, TOPICS, stories, stories_tokenizer
+from routed_rl.lm.tokenizers import tokenizer_digest, train_tokenizer
+from routed_rl.lm.training import Training, distribute, make_optimizer, train
+
+__all__ = [
+    "FORGET",
+    "FORGET_LABEL",
+    "HUB",
+    "NO_LABEL",
+    "PACKAGED_TEXT",
+    "PRESETS",
+    "TOPICS",
+    "VIROLOGY_TOKENS",
+    "WORD_LISTS",
+    "Adapters",
+    "Batch",
+    "Batches",
+    "Corpus",
+    "Document",
+    "EraObjective",
+    "Expansion",
+    "Finder",
+    "TokenLoss",
+    "Training",
+    "add_adapters",
+    "blocks",
+    "build_corpus",
+    "build_model",
+    "contract",
+    "delete_forget",
+    "distribute",
+    "era_weights",
+    "evaluate",
+    "expand",
+    "expert_weights",
+    "find_pattern",
+    "find_topic",
+    "find_words",
+    "load_model",
+    "load_tokenizer",
+    "make_optimizer",
+    "mlp",
+    "next_token_loss",
+    "open_corpus",
+    "read_documents",
+    "read_words",
+    "save_model",
+    "save_tokenizer",
+    "single_tokens",
+    "stories",
+    "stories_tokenizer",
+    "token_losses",
+    "token_weights",
+    "tokenizer_digest",
+    "train",
+    "train_tokenizer",
+]

