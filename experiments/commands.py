@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.text_commands import PRESETS as TEXT_PRESETS
+from experiments.text_commands import Era, Unlearn
+
 MethodName = Literal[
     "routing",
     "naive",
@@ -352,16 +355,20 @@ class Cifar:
     """where runs, table and figure go; None: runs/cifar-digits or runs/cifar-100"""
 
 
-def commands(preset: PresetName = "quick") -> Any:
-    """The type of all commands, for tyro, with the defaults of a preset."""
+def commands(preset: str | None = None) -> Any:
+    """The type of all commands, for tyro, with the defaults of a preset, of the commands that have it."""
+    text = {"preset": preset, **TEXT_PRESETS[preset]} if preset in TEXT_PRESETS else {}
+    train = PRESETS[preset] if preset in PRESETS else Train()
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Oversight, tyro.conf.subcommand("oversight")]
-        | Annotated[Train, tyro.conf.subcommand("train", default=PRESETS[preset])]
+        | Annotated[Train, tyro.conf.subcommand("train", default=train)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Watch, tyro.conf.subcommand("watch")]
         | Annotated[Curves, tyro.conf.subcommand("curves")]
         | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
         | Annotated[Mnist, tyro.conf.subcommand("mnist")]
         | Annotated[Cifar, tyro.conf.subcommand("cifar")]
+        | Annotated[Era, tyro.conf.subcommand("era", default=Era(**text))]
+        | Annotated[Unlearn, tyro.conf.subcommand("unlearn", default=Unlearn(**text))]
     )

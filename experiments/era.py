@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
+
+from experiments import era_figures
 from experiments.errors import UserError, at_least, user_input
 from experiments.language import open_text
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
+from experiments.tables import aggregate, markdown, shown_mean, write_table
 from experiments.text_commands import PRESETS, Era, TextOptions, Unlearn
 from experiments.unlearn import METHODS, MODEL, Pipeline, run_config
 from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
+from routed_rl.runs import read_json, read_metrics, write_bytes
 
 RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 KEYS = ("method", "labelled", "seed")
@@ -24,11 +32,9 @@ UNLABELLED = ("base", "control")
 AFTER = {"rmu": "base", "era+rmu": "era"}
 """Methods that go on from another's model."""
 QUICK = {"methods": ("base", "filtering", "era-parameter"), "labelled": (0.5,), "seeds": 1}
-MEASURES = {
-    "unlearning": "forget loss, risen by",
-    "robust": "… after relearning",
-    "retain": "retain loss",
-}
+Key = tuple[str, float, int]
+"""Method, share of labels and seed of a model."""
+Result = Mapping[str, Any]
 
 
 def main(command: Era) -> None:
@@ -129,7 +135,7 @@ def _name(run: Unlearn) -> str:
 
 def _report(command: Era, failed: dict[Path, str]) -> None:
     """Gather all that is finished, also by earlier commands, into tables, summary and figures."""
-    results: dict[tuple[str, float, int], dict[str, Any]] = {}
+    results: dict[Key, Result] = {}
     timings = []
     for path in (command.out / "runs").glob("*/*/evaluation.json"):
         run = path.parent
@@ -159,9 +165,7 @@ def _report(command: Era, failed: dict[Path, str]) -> None:
     console.print(f"Tables and figures: {command.out}")
 
 
-def _row(
-    key: tuple[str, float, int], results: Mapping[tuple[str, float, int], Mapping[str, Any]]
-) -> dict[str, Any] | None:
+def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
     """A model's losses, and how they compare with what they were before; None until what it is compared with is there.
 
     Before: of a model that has units or an expert of its own for the topic, with these; of any other, base.
@@ -185,9 +189,8 @@ def _row(
     if bases:
         row["retain_cost"] = after["retain"] - results[bases[0]]["losses"]["finished"]["retain"]
     row |= {name: after[name] for name in ("forget_routed", "forget_rest")}
-    row |= {
-        f"{stage}_{kind}": losses[kind] for stage, losses in result["losses"].items() for kind in ("forget", "retain")
-    }
+    for stage, losses in result["losses"].items():
+        row |= {f"{stage}_{kind}": losses[kind] for kind in ("forget", "retain")}
     return row | {name: result[name] for name in ("labelled_documents", "routed_tokens", "parameters")}
 
 
@@ -200,35 +203,28 @@ def summary(frame: pd.DataFrame, focus: float) -> str:
     """
     seeds = frame.groupby(["method", "labelled"]).seed.nunique()
     parts = ["# A topic taken out of a language model"]
-    parts.append(
-        "Nats per token on held-out documents: mean ± half a 95 % interval over seeds "
-        f"({seeds.min()} to {seeds.max()} a row). *Unlearning*: how much the loss on the topic has risen; *robust*: how much "
-        "of that is left at the attack's best step with 16 documents; *retain*: the loss on all else, and what it cost."
-    )
+    parts.append("Nats per token on held-out documents: mean ± half a 95 % interval over seeds ")
     measures = [name for name in ("unlearning", "robust", "retain", "retain_cost") if name in frame]
-    cells = {
-        name: {
-            (row["method"], row["labelled"]): shown_mean(row)
-            for row in aggregate(frame, name, KEYS[:2]).to_dict("records")
-        }
-        for name in measures
-    }
+    cells = {name: _cells(frame, name) for name in measures}
     keys = sorted(seeds.index, key=lambda key: (era_figures.ORDER.index(key[0]), key[1]))
     rows = [[method, f"{share:.0%}", *(cells[name][method, share] for name in measures)] for method, share in keys]
     parts.append(markdown(["method", "labelled", *(name.replace("_", " ") for name in measures)], rows))
     tokens = frame[frame.labelled == focus]
     if len(tokens):
-        cells = {
-            name: {row["method"]: shown_mean(row) for row in aggregate(tokens, name, KEYS[:1]).to_dict("records")}
-            for name in ("forget_routed", "forget_rest")
-        }
+        cells = {name: _cells(tokens, name) for name in ("forget_routed", "forget_rest")}
         methods = sorted(set(tokens.method), key=era_figures.ORDER.index)
-        parts.append(f"## Loss on the topic's documents at {focus:.0%} labelled: words that are routed, and all others")
-        parts.append(markdown(["method", "routed", "others"], [[m, *(c[m] for c in cells.values())] for m in methods]))
+        parts.append(f"## Loss on the topic's documents at {focus:.0%} labelled")
+        rows = [[method, *(found[method, focus] for found in cells.values())] for method in methods]
+        parts.append(markdown(["method", "words that are routed", "other words"], rows))
     return "\n\n".join(parts) + "\n"
 
 
-def _samples(results: Mapping[tuple[str, float, int], Mapping[str, Any]], focus: float) -> str:
+def _cells(frame: pd.DataFrame, measure: str) -> dict[tuple[str, float], str]:
+    found = aggregate(frame, measure, KEYS[:2]).to_dict("records")
+    return {(row["method"], row["labelled"]): shown_mean(row) for row in found}
+
+
+def _samples(results: Mapping[Key, Result], focus: float) -> str:
     """What some models make of the beginning of a document of the topic, before and after."""
     parts = ["\n## Samples, from the beginnings of held-out documents of the topic"]
     for key in sorted(results, key=lambda key: (era_figures.ORDER.index(key[0]), key[1:])):

@@ -44,9 +44,8 @@ def draw_panels(frame: pd.DataFrame, path: Path) -> None:
             if len(rows) == 1 and method in ("base", "control"):
                 axis.axhline(rows["mean"].iloc[0], color=color, linestyle=line, label=name)
             else:
-                axis.errorbar(
-                    rows.labelled, rows["mean"], halves, color=color, linestyle=line, marker="o", capsize=3, label=name
-                )
+                style = {"color": color, "linestyle": line, "marker": "o", "capsize": 3}
+                axis.errorbar(rows.labelled, rows["mean"], halves, label=name, **style)
         axis.set(title=title, xlabel="share of the topic's documents labelled", ylabel=label)
     axes[1].set_ylim(min(-0.05, axes[1].get_ylim()[0]))
     _legend(figure, axes[0])
@@ -80,23 +79,16 @@ def draw_relearning(
 def draw_tokens(frame: pd.DataFrame, path: Path) -> None:
     """The loss on the topic's documents, of words that are routed and of all others, by method and share of labels."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.2))
-    for axis, (measure, title) in zip(
-        axes, (("forget_routed", "routed words"), ("forget_rest", "other words")), strict=True
-    ):
+    parts = {"forget_routed": "words that are routed", "forget_rest": "other words"}
+    for axis, (measure, title) in zip(axes, parts.items(), strict=True):
         found = aggregate(frame, measure, ["method", "labelled"])
         methods = _methods(frame)
         shares = sorted(set(frame.labelled))
         for i, share in enumerate(shares):
             rows = found[found.labelled == share].set_index("method").reindex(methods)
             places = np.arange(len(methods)) + (i - (len(shares) - 1) / 2) * 0.8 / len(shares)
-            axis.bar(
-                places,
-                rows["mean"],
-                0.8 / len(shares),
-                yerr=rows["half"].fillna(0),
-                capsize=2,
-                label=f"{share:.0%} labelled",
-            )
+            halves = rows["half"].fillna(0)
+            axis.bar(places, rows["mean"], 0.8 / len(shares), yerr=halves, capsize=2, label=f"{share:.0%} labelled")
         axis.set_xticks(range(len(methods)), [STYLES[method][0] for method in methods], rotation=30, ha="right")
         axis.set(title=f"The topic's documents: {title}", ylabel="loss (nats)")
     axes[0].legend()

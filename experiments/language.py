@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from experiments.text_commands import TextOptions
 from routed_rl.lm import (
@@ -52,6 +53,11 @@ class Text:
     corpus: Corpus
     tokenizer: Any
     digest: str
+
+
+# What is loading or being saved is said by our own displays, and what cannot be loaded by one line.
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 
 
 def open_text(options: TextOptions) -> Text:

@@ -101,8 +101,8 @@ class TextOptions:
     """probability that a document is labelled the other way round"""
     mode: Literal["activation", "parameter", "forward"] = "activation"
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
-    alpha: float | None = None
-    """what the original units learn from the topic's own words in labelled documents (docs/language_models.md)"""
+    alpha: float = -0.75
+    """weight with which original units learn the topic's own words in labelled documents"""
     weighting: Literal["frequency", "all"] = "frequency"
     """route labelled tokens by how much more frequent they are in labelled documents, or all of them alike"""
     layers: tuple[int, ...] = (0, 1, 2, 3)
@@ -110,7 +110,11 @@ class TextOptions:
     units: int = 32
     """new hidden units in each"""
     l1: float = 1e-4
-    """penalty on the hidden activations there"""
+    """L1 penalty on the hidden activations there"""
+    restraint: float = 0.0
+    """L1 penalty on the new units' alone, at tokens that nobody has labelled: all else does not come to need them"""
+    whole: bool = False
+    """mode parameter: all other linear layers of the blocks learn as the original units do"""
     projections: str | None = None
     """where the MLPs of a model of an unknown type are: "layers.{}.mlp.up:layers.{}.mlp.down", {} for the layer"""
     adapters: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,21 @@ from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.text_commands import RUNS, Unlearn
 from routed_rl.lm import (
+    Adapters,
     Batches,
     EraObjective,
     Expansion,
     Training,
+    add_adapters,
     contract,
+    delete_forget,
     distribute,
     era_weights,
     evaluate,
     expand,
     expert_weights,
-    next_token_loss,
+    gathered_state,
+    other_sites,
     process_group,
     rank,
     save_model,
@@ -78,8 +82,8 @@ def main(command: Unlearn) -> None:
     with ExitStack() as stack:
         with user_input():
             check_device(command.device)
-            stack.enter_context(process_group(command.device))
-            pipeline = Pipeline(command, open_text(command))
+            device = stack.enter_context(process_group(command.device))
+            pipeline = Pipeline(command, open_text(command), device)
             run = stack.enter_context(open_run(command)) if rank() == 0 else None
         if run is not None and run.finished:
             print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
@@ -109,8 +113,9 @@ class Pipeline:
         ValueError: for options that the corpus, the model or one another do not bear.
     """
 
-    def __init__(self, command: Unlearn, text: Text) -> None:
+    def __init__(self, command: Unlearn, text: Text, device: torch.device | None = None) -> None:
         self.command, self.text, self.method = command, text, METHODS[command.method]
+        self.device = device or torch.device("cpu")
         corpus, seed = text.corpus, command.seed
         noise = LabelNoise(command.miss_rate, command.flip_rate)
         self.labelled = corpus.labelled(command.labelled, noise, derive_seed(seed, "labels"))
@@ -143,8 +148,8 @@ class Pipeline:
         """Go through the steps; all but training is the first process's alone, which has the run directory."""
         command, method = self.command, self.method
         with user_input():
-            model, expansion = self._model()
-            objective, router = self._objective(expansion, model)
+            model, new = self._model()
+            objective = self._objective(model, new)
             source = self._batches(
                 self.others if method.drops else self.train, command.batch_size, derive_seed(command.seed, "order")
             )
@@ -158,39 +163,48 @@ class Pipeline:
                 display.advance(task)
 
             try:
-                with ExitStack() as stack:
-                    if router is not None:
-                        stack.enter_context(router)
+                with objective.router or nullcontext():
                     train(trained, source, self._training(), objective, seed=command.seed, run=run, on_step=tick)
+                state = gathered_state(trained)
                 if run is not None:
-                    self._finish(run, model, expansion, router, tick)
+                    if command.shard:  # the parts of what was trained are on all processes
+                        model, new = self._model()
+                        objective = self._objective(model, new)
+                        model.load_state_dict(state)
+                    self._finish(run, model, new, objective.router, tick)
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
 
-    def _model(self) -> tuple[nn.Module, Expansion | None]:
+    def _model(self) -> tuple[nn.Module, Expansion | Adapters | None]:
+        """The model, and what it has for the topic."""
         command = self.command
-        model = make_model(command, self.text.tokenizer, command.seed).to(command.device)
-        if not self.method.expands:
-            return model, None
-        units = None if self.method.weights == "experts" else command.units
-        seed = derive_seed(command.seed, "units")
-        return model, expand(model, command.layers, units, seed, command.projections)
+        model = make_model(command, self.text.tokenizer, command.seed)
+        new: Expansion | Adapters | None = None
+        if self.method.expands:
+            seed = derive_seed(command.seed, "units")
+            if command.adapters is not None:
+                new = add_adapters(model, command.adapters, seed)
+                model = new.model
+            else:
+                units = None if self.method.weights == "experts" else command.units
+                new = expand(model, command.layers, units, seed, command.projections)
+        return model.to(self.device), new
 
-    def _objective(self, expansion: Expansion | None, model: nn.Module) -> tuple[Any, GradientRouter | None]:
+    def _objective(self, model: nn.Module, new: Expansion | Adapters | None) -> EraObjective:
         command, method = self.command, self.method
-        if expansion is None:
-            return next_token_loss, None
-        if method.weights is None:
-            return EraObjective(None, expansion, None, command.l1), None
+        if new is None:
+            return EraObjective()
+        expansion = new if isinstance(new, Expansion) else None
         if method.weights == "experts":
-            router = GradientRouter(model, expansion.sites("forward"), TABLE, "forward")
-            return EraObjective(router, expansion, expert_weights, 0.0), router
-        router = GradientRouter(model, expansion.sites(command.mode), TABLE, command.mode)
-        weights = era_weights(torch.tensor(self.token_weight, dtype=torch.float32), self._alpha())
-        return EraObjective(router, expansion, weights, command.l1), router
-
-    def _alpha(self) -> float:
-        return -0.75 if self.command.alpha is None else self.command.alpha
+            return EraObjective(GradientRouter(model, new.sites("forward"), TABLE, "forward"), expert_weights)
+        if method.weights is None:
+            return EraObjective(expansion=expansion, l1=command.l1)
+        sites = new.sites(command.mode)
+        if command.whole and expansion is not None:
+            sites |= other_sites(model, expansion)
+        weights = era_weights(torch.tensor(self.token_weight, dtype=torch.float32), command.alpha)
+        router = GradientRouter(model, sites, TABLE, command.mode)
+        return EraObjective(router, weights, expansion, command.l1, command.restraint)
 
     def _training(self) -> Training:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
@@ -203,7 +217,7 @@ class Pipeline:
         self,
         run: RunDirectory,
         model: nn.Module,
-        expansion: Expansion | None,
+        new: Expansion | Adapters | None,
         router: GradientRouter | None,
         tick: Callable[..., None],
     ) -> None:
@@ -211,8 +225,11 @@ class Pipeline:
         command, method = self.command, self.method
         losses = {"trained": self._losses(model, router if method.weights == "experts" else None)}
         samples = {"trained": self._samples(model)}
-        if expansion is not None:
-            contract(model, expansion)
+        if new is not None:
+            if isinstance(new, Adapters):
+                model = delete_forget(new)
+            else:
+                contract(model, new)
             losses["ablated"] = self._losses(model)
             model = self._repaired(model, tick)
         if method.misdirects:

@@ -11,6 +11,7 @@ from routed_rl.lm.era import (
     era_weights,
     expand,
     expert_weights,
+    other_sites,
     token_weights,
 )
 from routed_rl.lm.finders import (
@@ -34,9 +35,11 @@ from routed_rl.lm.models import (
     save_model,
     save_tokenizer,
 )
+from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.stories import FORGET, TOPICS, stories, stories_tokenizer
+from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.lm.tokenizers import tokenizer_digest, train_tokenizer
-from routed_rl.lm.training import Training, distribute, make_optimizer, train
+from routed_rl.lm.training import Training, make_optimizer, train
 
 __all__ = [
     "FORGET",
@@ -72,12 +75,18 @@ __all__ = [
     "find_pattern",
     "find_topic",
     "find_words",
+    "gathered_state",
     "load_model",
     "load_tokenizer",
     "make_optimizer",
+    "matmul_rate",
     "mlp",
     "next_token_loss",
     "open_corpus",
+    "other_sites",
+    "process_group",
+    "processes",
+    "rank",
     "read_documents",
     "read_words",
     "save_model",
@@ -90,4 +99,5 @@ __all__ = [
     "tokenizer_digest",
     "train",
     "train_tokenizer",
+    "training_flops",
 ]

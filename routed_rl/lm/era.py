@@ -7,7 +7,7 @@ that is labelled so, and are cut out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from routed_rl.lm.batches import FORGET_LABEL, Batch
 from routed_rl.lm.losses import next_token_loss
 from routed_rl.lm.models import blocks, mlp
+from routed_rl.lm.processes import undistributed
 from routed_rl.routing import GradientRouter, Hidden, RouteTable, Site, add_units, remove_units
+from routed_rl.routing.layers import is_linear
 from routed_rl.routing.site import Mode
 
 NEW, ORIGINAL = "new", "original"
@@ -69,6 +71,18 @@ class Expansion:
         return sites
 
 
+def other_sites(model: nn.Module, expansion: Expansion) -> dict[str, Site]:
+    """All linear layers in the model's blocks that have no new units, attention's and other MLPs', as original parts:
+    for mode ``"parameter"``, in which they too learn less from what is routed."""
+    expanded = {name for hidden in expansion.hidden.values() for name in (*hidden.producers, hidden.consumer)}
+    inside = tuple(f"{block}." for block in blocks(model))
+    return {
+        name: Site(column=ORIGINAL)
+        for name, module in model.named_modules()
+        if name.startswith(inside) and is_linear(module) and name not in expanded
+    }
+
+
 def expand(
     model: nn.Module, layers: Sequence[int], units: int | None, seed: int, projections: str | None = None
 ) -> Expansion:
@@ -101,46 +115,58 @@ def contract(model: nn.Module, expansion: Expansion) -> None:
 
 
 class EraObjective:
-    """The loss of routed training: next tokens, and an L1 penalty on the hidden activations of the expanded layers.
+    """The loss of routed training: next tokens, and penalties on hidden activations, before they are routed.
 
     Args:
-        router: of the expansion's sites.
-        weights: the batch's weights by column, ``(B, T)`` each.
-        l1: the penalty's weight, per token and summed over layers and units; on the activations before they are routed.
+        router: of the expansion's sites; None: nothing is routed.
+        weights: the batch's weights by column, ``(B, T)`` each, where there is a router.
+        expansion: which hidden units the penalties are on; None: of low-rank adapters, which have none.
+        l1: weight of the L1 norm of all hidden activations of the expanded layers, per token (gradient routing,
+            section C).
+        restraint: weight of the L1 norm of the new units' alone, at targets that nobody has labelled. It keeps them out
+            of what they are not for, so that it does not suffer when they are cut out.
     """
 
     def __init__(
         self,
-        router: GradientRouter | None,
-        expansion: Expansion,
-        weights: Callable[[Batch], Mapping[str, Tensor]],
+        router: GradientRouter | None = None,
+        weights: Callable[[Batch], Mapping[str, Tensor]] | None = None,
+        expansion: Expansion | None = None,
         l1: float = 0.0,
+        restraint: float = 0.0,
     ) -> None:
-        self.router, self.expansion, self.weights, self.l1 = router, expansion, weights, l1
+        self.router, self.weights, self.expansion = router, weights, expansion
+        self.l1, self.restraint = l1, restraint
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        with self._activations(model) as seen:
-            if self.router is None:
-                loss = next_token_loss(model, batch)
-            else:
-                with self.router(weights=self.weights(batch)):
-                    loss = next_token_loss(model, batch)
-        return loss + self.l1 * sum(x.abs().sum() for x in seen) if self.l1 else loss
+        with ExitStack() as stack:
+            seen = stack.enter_context(self._activations(undistributed(model)))
+            if self.router is not None and self.weights is not None:
+                stack.enter_context(self.router(weights=self.weights(batch)))
+            loss = next_token_loss(model, batch)
+        free = batch.at_positions((batch.labels[:, 1:] != FORGET_LABEL).to(loss.dtype), 1.0)[..., None]
+        for new, activations in seen:
+            if self.l1:
+                loss = loss + self.l1 * activations.abs().sum()
+            if self.restraint:
+                loss = loss + self.restraint * (activations[..., new].abs() * free).sum()
+        return loss
 
     @contextmanager
-    def _activations(self, model: nn.Module) -> Iterator[list[Tensor]]:
-        seen: list[Tensor] = []
-        handles = []
-        if self.l1:
-            inner = getattr(model, "module", model)
-            for hidden in self.expansion.hidden.values():
-                consumer = inner.get_submodule(hidden.consumer)
-                handles.append(consumer.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True))
-        try:
+    def _activations(self, model: nn.Module) -> Iterator[list[tuple[slice, Tensor]]]:
+        """Of each expanded layer, which units are new, and the activations of all."""
+        seen: list[tuple[slice, Tensor]] = []
+        with ExitStack() as stack:
+            if self.expansion is not None and (self.l1 or self.restraint):
+                for layer, hidden in self.expansion.hidden.items():
+                    new = self.expansion.units[layer]
+
+                    def see(module: nn.Module, args: tuple[Tensor, ...], new: slice = new) -> None:
+                        seen.append((new, args[0]))
+
+                    consumer = model.get_submodule(hidden.consumer)
+                    stack.callback(consumer.register_forward_pre_hook(see, prepend=True).remove)
             yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def era_weights(token_weight: Tensor, alpha: float) -> Callable[[Batch], dict[str, Tensor]]:

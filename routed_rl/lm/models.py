@@ -38,6 +38,7 @@ def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., 
             attention_types=[[["global"], layers]],
             num_heads=heads,
             intermediate_size=4 * width,
+            activation_function="gelu_pytorch_tanh",  # GPT-Neo's, in one operation
             max_position_embeddings=length,
             **special,
         )
