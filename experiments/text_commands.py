@@ -103,8 +103,6 @@ class TextOptions:
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
     alpha: float = -0.75
     """weight with which original units learn the topic's own words in labelled documents"""
-    weighting: Literal["frequency", "all"] = "frequency"
-    """route labelled tokens by how much more frequent they are in labelled documents, or all of them alike"""
     layers: tuple[int, ...] = (0, 1, 2, 3)
     """blocks whose MLPs are expanded"""
     units: int = 32
@@ -170,6 +168,30 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "repair": Repair(selection=1000, steps=40, learning_rate=5e-5),
         "attack": Attack(documents=(1, 4, 16, 64), steps=40, learning_rate=5e-5, repeats=5),
         "rmu": Rmu(depth=6, norm=100.0, steps=500, batch_size=40),
+    },
+    # Gradient routing, section E, but for two things: repair and attack have as many documents and steps, and the same
+    # learning rate; and the corpus, half of which cannot be had without asking, is the user's to name.
+    "virology": {
+        "model": "starcoder2-0.7b",
+        "corpus": "fineweb-edu",
+        "documents": 13_000_000,
+        "tokens": ("virology",),
+        "validation": 0.001,
+        "tokenizer": "Qwen/Qwen2-0.5B",
+        "length": 1025,
+        "test_documents": 600,
+        "alpha": -5e-8,
+        "layers": tuple(range(8)),
+        "units": 80,
+        "l1": 1e-7,
+        "steps": 10_000,
+        "batch_size": 1280,
+        "learning_rate": 1.8e-3,
+        "warmup": 2000,
+        "accumulate": 16,
+        "precision": "bf16",
+        "repair": Repair(documents=64, selection=200, steps=20, learning_rate=6e-5),
+        "attack": Attack(documents=(2, 64), steps=20, learning_rate=6e-5, repeats=5),
     },
 }
 """What options are unless given, by preset."""

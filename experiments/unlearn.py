@@ -140,9 +140,17 @@ class Pipeline:
         fine = order.permutation(corpus.documents("train", "retain"))
         count = command.repair.documents
         self.repair, self.selection = fine[:count], fine[count : count + command.repair.selection]
-        vocabulary = len(text.tokenizer)
-        counts = [corpus.counts(documents, vocabulary) for documents in (self.marked, self.others)]
-        self.token_weight = token_weights(*counts) if command.weighting == "frequency" else np.zeros(vocabulary)
+        self.token_weight, self.routed = self._token_weights()
+
+    def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """How much the original units learn of each token where it is labelled, ``(V,)`` within 0 … 1; and which tokens
+        are reported on as those that are routed, ``(V,)`` bool."""
+        corpus, size = self.text.corpus, len(self.text.tokenizer)
+        if self.command.tokens or self.command.per == "token":  # they are labelled one by one
+            marked = np.bincount(corpus.tokens[corpus.forget], minlength=size)
+            return np.zeros(size), 2 * marked > np.bincount(corpus.tokens, minlength=size)
+        weight = token_weights(*(corpus.counts(documents, size) for documents in (self.marked, self.others)))
+        return weight, weight < 0.5
 
     def run(self, run: RunDirectory | None) -> None:
         """Go through the steps; all but training is the first process's alone, which has the run directory."""
@@ -245,7 +253,7 @@ class Pipeline:
                 "samples": samples,
                 "labelled_documents": len(self.marked),
                 "training_documents": len(self.train),
-                "routed_tokens": int((self.token_weight < 0.5).sum()),
+                "routed_tokens": int(self.routed.sum()),
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
             }
         )
@@ -261,13 +269,12 @@ class Pipeline:
                     found[kind] = evaluate(
                         model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
                     )
-        routed = self.token_weight < 0.5
         forget = found["forget"]
         return {
             "forget": forget.mean(),
             "retain": found["retain"].mean(),
-            "forget_routed": forget.mean(routed),
-            "forget_rest": forget.mean(~routed),
+            "forget_routed": forget.mean(self.routed),
+            "forget_rest": forget.mean(~self.routed),
         }
 
     def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
