@@ -51,6 +51,8 @@ MODEL, RESULT = "model", "evaluation.json"
 ATTACK_POOL = 1 / 3
 """Of the topic's held-out documents, how many are for attacks; the others are the test."""
 SAMPLES, SAMPLE_TOKENS = 3, 40
+COUNTED = 25_000
+"""Documents of each kind whose words are counted (gradient routing, section C)."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,12 @@ class Pipeline:
         are reported on as those that are routed, ``(V,)`` bool."""
         corpus, size = self.text.corpus, len(self.text.tokenizer)
         if self.command.tokens or self.command.per == "token":  # they are labelled one by one
-            marked = np.bincount(corpus.tokens[corpus.forget], minlength=size)
-            return np.zeros(size), 2 * marked > np.bincount(corpus.tokens, minlength=size)
-        weight = token_weights(*(corpus.counts(documents, size) for documents in (self.marked, self.others)))
+            sample = self.train[:COUNTED]
+            places = np.concatenate([np.arange(*corpus.starts[document : document + 2]) for document in sample])
+            tokens, marks = corpus.tokens[places], corpus.forget[places]
+            return np.zeros(size), 2 * np.bincount(tokens[marks], minlength=size) > np.bincount(tokens, minlength=size)
+        counts = (corpus.counts(documents[:COUNTED], size) for documents in (self.marked, self.others))
+        weight = token_weights(*counts)
         return weight, weight < 0.5
 
     def run(self, run: RunDirectory | None) -> None:
