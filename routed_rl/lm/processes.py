@@ -1,0 +1,118 @@
+"""One process or many: who takes part, how a model is distributed over them, and how it is put together again.
+
+Under ``torchrun``, every process runs this::
+
+    with process_group("cpu") as device:
+        model = distribute(build_model("tiny", tokenizer, seed=0).to(device), shard=True)
+        train(model, batches, Training(), run=run if rank() == 0 else None)
+        state = gathered_state(model)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from routed_rl.lm.models import blocks
+
+
+@contextmanager
+def process_group(kind: Literal["cpu", "cuda"]) -> Iterator[torch.device]:
+    """Within the block the processes that ``torchrun`` started know one another; gives the device of this one. A
+    process that was started by itself stays alone."""
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", place) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # All are on this machine, whose own name need not lead to an address that answers.
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=device if kind == "cuda" else None)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, 0 where it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
+    """The model as it is trained on all processes: itself on one; else a replica, or with its parts spread over them
+    (the model itself, changed). It must be on its device, the same on all processes, and have its units and adapters;
+    a router may be attached before or after."""
+    if processes() == 1:
+        return model
+    if not shard:
+        return DistributedDataParallel(model)
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (processes(),))
+    for part in [*map(model.get_submodule, blocks(model)), model]:
+        fully_shard(part, mesh=mesh)
+        # gloo has no averages.
+        part.set_force_sum_reduction_for_comms(device == "cpu")  # type: ignore[operator]
+    return model
+
+
+def exchanging(model: nn.Module, last: bool) -> Any:
+    """A context in which gradients are exchanged with the last part of a batch alone."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    elif isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def undistributed(model: nn.Module) -> nn.Module:
+    """The model within a replica; else the model itself, whose parameters may be spread."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whole, on the first process and the CPU; on others there are none. All must call it."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        # One after the other: a large model need not fit whole on the device.
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if rank() == 0:
+            gathered[name] = whole.detach().cpu()
+    return gathered
+
+
+def gathered_state(model: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict()`` of the model as it was before :func:`distribute`, as :func:`gather` gives it."""
+    return gather(undistributed(model).state_dict())
+
+
+def spread(whole: Tensor | None, into: Tensor) -> None:
+    """Copy the first process's tensor into one that every process has, or has its part of. All must call it."""
+    received = torch.empty(into.shape, dtype=into.dtype, device=into.device)
+    if whole is not None:
+        received.copy_(whole)
+    if isinstance(into, DTensor):
+        received = distribute_tensor(received, into.device_mesh, into.placements)
+    elif processes() > 1:
+        dist.broadcast(received, 0)
+    into.copy_(received)
