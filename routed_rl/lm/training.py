@@ -162,6 +162,8 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 def _save(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None, step: int) -> None:
     """Write all that training depends on, but for seed and step, into the first process's run."""
+    if run is None and processes() == 1:
+        return
     tensors = gather(_state(model, optimizer))
     if run is not None:
         run.save_checkpoint(step, tensors, {})

@@ -1,0 +1,104 @@
+"""Trainings that are killed: ``python -m tests.lm.killed_training FOLDER``.
+
+Leaves FOLDER/unbroken, and FOLDER/killed-1 … killed-10, each killed (SIGKILL) after so many elevenths of its function
+calls, and resumed; every second one is killed in its resumption too. It forks, after everything was imported once; no
+GPU may be visible, for torch's threads for one do not survive that.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.utils.tensorboard
+from torch import nn
+from transformers import AutoModelForCausalLM, GPTNeoConfig
+
+from routed_rl.lm import throughput, training
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.training import Training, train
+from routed_rl.runs import RunDirectory, rundir
+from tests.lm.cases import SEED, VOCABULARY, make_batches, make_corpus
+
+KILLS, STEPS = 10, 11
+
+
+def make_model() -> nn.Module:
+    """With a tied output layer, and dropout, which makes a wrong random state visible."""
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        attention_types=[[["global"], 1]],
+        max_position_embeddings=32,
+        resid_dropout=0.2,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def train_in(folder: Path, batches: Batches) -> None:
+    with RunDirectory.open(folder, {"of": "killed trainings"}, SEED) as run:
+        train(make_model(), batches, Training(steps=STEPS, warmup=3), seed=SEED, run=run)
+
+
+def forked(work: Callable[[], object], death: int | None = None) -> int:
+    """Do some work in a child, which kills itself at its call number ``death``; returns how many calls it made."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += event == "call"
+            if calls == death:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        code = 1
+        try:
+            sys.setprofile(count)
+            work()
+            sys.setprofile(None)
+            os.write(writing, str(calls).encode())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        calls = int(pipe.read() or 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != (0 if death is None else -signal.SIGKILL):
+        raise RuntimeError(f"a training that was to die at call {death} ended with code {status}")
+    return calls
+
+
+def main(folder: Path) -> None:
+    batches = make_batches(make_corpus(folder / "corpus"))
+    train(make_model(), batches, Training(steps=1))  # torch and transformers import much when it is first needed
+    calls = forked(partial(train_in, folder / "unbroken", batches))
+    for kill in range(1, KILLS + 1):
+        work = partial(train_in, folder / f"killed-{kill}", batches)
+        forked(work, kill * calls // (KILLS + 1))
+        if kill % 2:
+            forked(work, calls // KILLS)
+        forked(work)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LOG_EVERY", 2)
+        patch.setattr(training, "CHECKPOINT_EVERY", 2)
+        patch.setattr(throughput, "SECONDS", 0.0)
+        patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
+        patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
+        main(Path(sys.argv[1]))

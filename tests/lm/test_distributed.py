@@ -1,0 +1,69 @@
+"""Two processes, as replicas or with the model's parts spread over them, train as one does."""
+
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from routed_rl.lm.processes import process_group, processes, rank
+from routed_rl.runs import read_checkpoint, read_metrics
+from tests.lm.cases import CASES, STEPS, Stopped, log_often, make_corpus, open_run, stop
+
+LAYOUTS = ("replicated", "sharded")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with what one process and two have trained: weights and runs by the layout's and the case's name."""
+    folder = tmp_path_factory.mktemp("distributed")
+    corpus = make_corpus(folder / "corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        log_often(patch)
+        alone = {}
+        for name, case in CASES.items():
+            with open_run(folder / "alone" / name) as run:
+                alone[name] = case.train(corpus, run=run)
+        with suppress(Stopped), open_run(folder / "replicated" / "begun on one") as run:
+            CASES["parameters, tied"].train(corpus, run=run, on_step=stop)
+    shutil.copytree(folder / "replicated", folder / "sharded")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.lm.two_processes"]
+    subprocess.run([sys.executable, *command, folder], check=True, cwd=ROOT)
+    return folder, alone
+
+
+def compare(trained, layout, name, alone_name):
+    folder, alone = trained
+    double = CASES[alone_name].dtype == torch.float64
+    rows, expected = (read_metrics(folder / run / "metrics.csv") for run in (f"{layout}/{name}", f"alone/{alone_name}"))
+    assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
+    assert expected[-1]["loss"] < expected[0]["loss"] - 0.3
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=0, abs=1e-6 if double else 1e-3)
+    together = read_checkpoint(folder / layout / f"{name}, weights").tensors
+    assert set(together) == set(alone[alone_name])
+    if double:
+        for key, tensor in alone[alone_name].items():
+            torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_processes_are_one(trained, layout, name):
+    compare(trained, layout, name, name)
+
+
+@pytest.mark.parametrize("begun", ["begun on two", "begun on one"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupted_run_is_continued_on_two(trained, layout, begun):
+    compare(trained, layout, begun, "parameters, tied")
+
+
+def test_a_process_started_by_itself_stays_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group("cpu") as device:
+        assert (device, rank(), processes()) == (torch.device("cpu"), 0, 1)

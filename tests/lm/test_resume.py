@@ -1,0 +1,28 @@
+"""SIGKILL at different moments: a training that is resumed ends in the bytes of the one that was never killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from routed_rl.runs import read_metrics
+from tests.lm.killed_training import KILLS, STEPS
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run, by name, but those that may differ: timings, and TensorBoard's."""
+    files = [file for file in run.rglob("*") if file.is_file() and file.parent.name != "tensorboard"]
+    return {str(file.relative_to(run)): file.read_bytes() for file in files if file.name != "timings.csv"}
+
+
+def test_killed_and_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.lm.killed_training", tmp_path]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    unbroken = contents(tmp_path / "unbroken")
+    last = f"checkpoints/step-{STEPS:012d}"
+    assert {"metrics.csv", f"{last}/tensors.safetensors", f"{last}/manifest.json"} <= set(unbroken)
+    assert [row["step"] for row in read_metrics(tmp_path / "unbroken" / "metrics.csv")] == [2, 4, 6, 8, 10, 11]
+    for kill in range(1, KILLS + 1):
+        assert contents(tmp_path / f"killed-{kill}") == unbroken, kill

@@ -1,0 +1,202 @@
+"""The training loop, on one process: against a loop written out, and against what is known of its parts."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from routed_rl.lm import training as module
+from routed_rl.lm.batches import Batch
+from routed_rl.lm.losses import next_token_loss
+from routed_rl.lm.training import Training, make_optimizer, train
+from routed_rl.runs import read_metrics
+from tests.lm.cases import LENGTH, ROWS, VOCABULARY, log_often, make_batches, make_corpus, make_llama, open_run
+
+SHORT = Training(steps=6, learning_rate=1e-2, warmup=3)
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    return make_batches(make_corpus(tmp_path_factory.mktemp("corpora") / "corpus"))
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    log_often(monkeypatch)
+
+
+def assert_same(model, other, tolerance=1e-12):
+    for (name, parameter), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=0, atol=tolerance, msg=lambda text, name=name: name + text)
+
+
+def test_it_does_what_a_loop_written_out_does(batches):
+    model, plain = make_llama(), make_llama()
+    train(model, batches, SHORT)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    # Warm-up in thirds, then half a cosine from 1 down to 0.1, of which three steps are left.
+    for step, share in enumerate([1 / 3, 2 / 3, 1, 1, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25]):
+        batch = batches.batch(step)
+        logits = plain(input_ids=batch.tokens).logits[:, :-1]
+        F.cross_entropy(logits[batch.scored], batch.targets[batch.scored]).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 1e-2 * share
+        optimizer.step()
+        optimizer.zero_grad()
+    # Losses are taken in single precision.
+    assert_same(model, plain, 1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_parts_of_a_batch_make_no_difference(batches, accumulate):
+    scored = batches.batch(0).scored.reshape(accumulate, -1).sum(1)
+    assert len(set(scored.tolist())) > 1
+    whole, parts = make_llama(), make_llama()
+    train(whole, batches, SHORT)
+    train(parts, batches, Training(**{**vars(SHORT), "accumulate": accumulate}))
+    assert_same(parts, whole, 1e-8)
+
+
+def test_what_is_not_scored_does_not_count(batches):
+    class Padded:
+        """Batches with twice the rows, the second half of which is not scored."""
+
+        def batch(self, step):
+            batch = batches.batch(step)
+            tokens = torch.cat([batch.tokens, batch.tokens.flip(1)])
+            unscored = torch.zeros_like(batch.scored)
+            return Batch(tokens, torch.cat([batch.labels, batch.labels]), torch.cat([batch.scored, unscored]))
+
+    model, padded = make_llama(), make_llama()
+    train(model, batches, SHORT)
+    train(padded, Padded(), Training(**{**vars(SHORT), "accumulate": 2}))
+    assert_same(padded, model, 1e-8)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(batches):
+    again = make_batches(batches.corpus)
+    steps = [0, batches.steps_per_epoch + 1, 5, 0]
+    for step in steps:
+        for name in ("tokens", "labels", "scored"):
+            assert torch.equal(
+                getattr(again.batch(step), name), getattr(make_batches(batches.corpus).batch(step), name)
+            )
+    other = make_batches(batches.corpus, seed=1)
+    assert not torch.equal(other.batch(0).tokens, again.batch(0).tokens)
+    assert not torch.equal(again.batch(0).tokens, again.batch(batches.steps_per_epoch).tokens)
+
+
+def test_the_loss_falls_from_uniform_and_is_logged(batches, tmp_path):
+    seen = []
+    with open_run(tmp_path / "run") as run:
+        settings = Training(steps=43, learning_rate=2e-2, warmup=5)
+        train(make_llama(torch.float32), batches, settings, run=run, on_step=seen.append)
+        assert run.checkpoint_steps() == [40, 43]
+    assert seen == list(range(43))
+    rows, times = (read_metrics(tmp_path / "run" / f"{name}.csv") for name in ("metrics", "timings"))
+    assert [row["step"] for row in rows] == [row["step"] for row in times] == [*range(5, 41, 5), 43]
+    assert list(rows[0]) == ["step", "loss", "learning_rate", "gradient_norm"]
+    assert list(times[0])[1:] == ["seconds", "tokens_per_second", "flops_per_second", "share_of_matmul_rate"]
+    assert times[0]["tokens_per_second"] * times[0]["seconds"] == pytest.approx(5 * ROWS * LENGTH)
+    assert rows[0]["loss"] == pytest.approx(math.log(VOCABULARY), abs=0.3)
+    # Every second word of a sentence is one of ten that follow from what is before, so about half the nats are left.
+    assert rows[-1]["loss"] < 0.65 * math.log(VOCABULARY)
+    assert [row["learning_rate"] for row in rows[:2]] == [2e-2, settings.rate(9)]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_dropout_is_a_function_of_seed_and_step(batches):
+    def dropped(seed, look):
+        model = make_llama(attention_dropout=0.3)
+        train(model, batches, SHORT, seed=seed, on_step=lambda step: torch.rand(step + look))
+        return model.model.embed_tokens.weight
+
+    assert torch.equal(dropped(0, 0), dropped(0, 3))
+    assert not torch.equal(dropped(0, 0), dropped(1, 0))
+
+
+def test_clipping_bounds_the_gradient(batches, monkeypatch):
+    norms = {}
+    for clip in (None, 0.5, 1e6):
+        model = make_llama()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        monkeypatch.setattr(module, "make_optimizer", lambda *_, optimizer=optimizer: optimizer)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        train(model, batches, Training(steps=1, learning_rate=1.0, warmup=0, clip=clip))
+        moved = [parameter.detach() - old for parameter, old in zip(model.parameters(), before, strict=True)]
+        norms[clip] = float(torch.linalg.vector_norm(torch.cat([change.flatten() for change in moved])))
+    assert norms[None] == pytest.approx(norms[1e6], rel=1e-6) and norms[None] > 0.6
+    assert norms[0.5] == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_it_stops_at_what_is_no_number_and_keeps_the_last_checkpoint(batches, tmp_path, broken):
+    calls = 0
+
+    def objective(model, batch):
+        nonlocal calls
+        calls += 1
+        loss = next_token_loss(model, batch)
+        if calls < 15:
+            return loss
+        # The root's derivative at 0 is infinite.
+        return loss * math.nan if broken == "loss" else loss + (0 * loss).sqrt()
+
+    with open_run(tmp_path / "run") as run:
+        with pytest.raises(FloatingPointError, match=r"by step 15 the loss is .*: lower the learning rate"):
+            train(make_llama(), batches, Training(steps=30), objective, run=run)
+        assert run.checkpoint_steps() == [10]
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 4 and "nan" in rows[-1]
+
+
+def test_frozen_parameters_stay_and_are_resumed(batches, tmp_path):
+    def frozen():
+        model = make_llama()
+        model.model.layers.requires_grad_(False)
+        return model
+
+    unbroken, stopped, resumed = frozen(), frozen(), frozen()
+    settings = Training(steps=15, warmup=3)
+    train(unbroken, batches, settings)
+    with open_run(tmp_path / "run") as run, pytest.raises(KeyboardInterrupt):
+        train(stopped, batches, settings, run=run, on_step=interrupt)
+    with torch.no_grad():
+        resumed.lm_head.weight.zero_()  # a checkpoint has all weights
+        resumed.model.layers[0].mlp.up_proj.weight.zero_()
+    with open_run(tmp_path / "run") as run:
+        train(resumed, batches, settings, run=run)
+    assert_same(resumed, unbroken, 0)
+    assert_same(resumed.model.layers, make_llama().model.layers, 0)
+    assert not torch.equal(resumed.lm_head.weight, make_llama().lm_head.weight)
+
+
+def interrupt(step):
+    if step == 12:
+        raise KeyboardInterrupt
+
+
+def test_bfloat16_products_and_float32_weights(batches):
+    full, half = make_llama(torch.float32), make_llama(torch.float32)
+    train(full, batches, SHORT)
+    train(half, batches, Training(**{**vars(SHORT), "precision": "bf16"}))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    with torch.no_grad():
+        losses = [float(next_token_loss(model, batches.batch(50))) / ROWS / LENGTH for model in (full, half)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+def test_rows_that_cannot_be_shared_are_refused(batches):
+    with pytest.raises(ValueError, match="8 rows cannot be shared evenly by 1 processes, in 3 parts"):
+        train(make_llama(), batches, Training(steps=1, accumulate=3))
+
+
+def test_only_what_is_trained_is_given_to_the_optimizer():
+    model = make_llama()
+    model.model.embed_tokens.requires_grad_(False)
+    (group,) = make_optimizer(model, Training(betas=(0.8, 0.9))).param_groups
+    assert len(group["params"]) == len(list(model.parameters())) - 1
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.1)

@@ -1,0 +1,52 @@
+"""What each of two processes does in test_distributed.py: ``torchrun … -m tests.lm.two_processes FOLDER``."""
+
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from routed_rl.lm.corpora import open_corpus
+from routed_rl.lm.processes import process_group, processes, rank
+from routed_rl.runs import write_checkpoint
+from tests.lm.cases import CASES, Stopped, log_often, make_batches, open_run, stop
+
+
+def main(folder: Path) -> None:
+    corpus = open_corpus(folder / "corpus")
+    tokens = make_batches(corpus).batch(0).tokens
+
+    def look(model: nn.Module, step: int) -> None:
+        """As an evaluation between steps does; a sharded model keeps some parts together after it."""
+        if step % 3 == 0:
+            with torch.no_grad():
+                model(input_ids=tokens)
+
+    for layout in ("replicated", "sharded"):
+        shard = layout == "sharded"
+
+        def trained(name, run_name=None, on_step=lambda model, step: None, shard=shard, layout=layout):
+            first = rank() == 0
+            with open_run(folder / layout / (run_name or name)) if first else nullcontext() as run:
+                weights = CASES[name].train(corpus, shard, run, on_step)
+            assert bool(weights) == first
+            if first:
+                write_checkpoint(folder / layout / f"{run_name or name}, weights", weights, {})
+
+        for name in CASES:
+            trained(name, on_step=look if name == "preset" else lambda model, step: None)
+        with suppress(Stopped):
+            trained("parameters, tied", "begun on two", stop)
+        trained("parameters, tied", "begun on two")
+        trained("parameters, tied", "begun on one")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, process_group("cpu") as device:
+        log_often(patch)
+        assert (device.type, processes()) == ("cpu", 2)
+        main(Path(sys.argv[1]))
+    assert processes() == 1
