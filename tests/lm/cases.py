@@ -86,7 +86,7 @@ class Case:
                 expansion = expand(model, [0, 1], 8, seed=1)
                 router = GradientRouter(model, expansion.sites(self.mode), TABLE, self.mode)
                 weights = era_weights(torch.linspace(0, 1, VOCABULARY), alpha=-0.5)
-                objective = EraObjective(router, expansion, weights, self.l1)
+                objective = EraObjective(router, weights, expansion, self.l1)
                 if not self.late:
                     attached.enter_context(router)
             distributed = distribute(model, shard)

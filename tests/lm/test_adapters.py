@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from routed_rl.lm.adapters import FORGET, KEEP, add_adapters, delete_forget
 from routed_rl.lm.batches import Batch, Batches
 from routed_rl.lm.corpora import build_corpus
-from routed_rl.lm.era import TABLE, EraObjective, Expansion, era_weights
+from routed_rl.lm.era import TABLE, EraObjective, era_weights
 from routed_rl.lm.finders import find_topic
 from routed_rl.lm.losses import evaluate, next_token_loss
 from routed_rl.lm.models import save_model
@@ -19,8 +19,6 @@ from routed_rl.lm.training import Training, train
 from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory
 from tests.lm.tiny_models import FAMILIES, some_tokens, tiny_model
-
-NOTHING = Expansion({}, {})
 
 
 def adapted(kind="llama", spread=0.3, **options):
@@ -52,7 +50,7 @@ def gradients(adapters):
 def routed(adapters, mode, labels, token_weight=None, alpha=0.0):
     weights = era_weights(torch.zeros(96) if token_weight is None else token_weight, alpha)
     with GradientRouter(adapters.model, adapters.sites(mode), TABLE, mode) as router:
-        loss = EraObjective(router, NOTHING, weights)(adapters.model, batch(labels))
+        loss = EraObjective(router, weights)(adapters.model, batch(labels))
         loss.backward()
     return loss.detach(), gradients(adapters)
 
@@ -266,7 +264,7 @@ def routed_training(adapters, corpus, steps, run=None, on_step=lambda step: None
     source = Batches(corpus, corpus.documents("train"), 40, 16, seed=1, labelled=corpus.labelled(0.5))
     training = Training(steps=steps, learning_rate=1e-2, warmup=10)
     with GradientRouter(adapters.model, adapters.sites("parameter"), TABLE, "parameter") as router:
-        objective = EraObjective(router, NOTHING, era_weights(torch.zeros(96), 0.0))
+        objective = EraObjective(router, era_weights(torch.zeros(96), 0.0))
         train(adapters.model, source, training, objective, run=run, on_step=on_step)
 
 

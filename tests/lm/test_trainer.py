@@ -48,7 +48,7 @@ def test_the_trainer_learns_what_our_loop_learns(tmp_path, mode):
         expansion = expand(model, [0, 1], 8, seed=1)
         router = GradientRouter(model, expansion.sites(mode), TABLE, mode)
         weights = era_weights(torch.linspace(0, 1, VOCABULARY), alpha=-0.5)
-        return model, router, EraObjective(router, expansion, weights, l1=0.01)
+        return model, router, EraObjective(router, weights, expansion, l1=0.01)
 
     ours, router, objective = routed()
     with router:
