@@ -229,8 +229,9 @@ class Study:
         return {"validation_loss": loss, "axes": axes, "samples": self._samples(model, seed)}
 
     def text(self, token: int) -> str:
-        """What a token is."""
-        return str(self.tokenizer.decode([token]))
+        """What a token is, in characters that a table can hold."""
+        text = str(self.tokenizer.decode([token]))
+        return text if text.isprintable() else repr(text)
 
     def _standing(self, cosines: Tensor, axis: Axis) -> dict[str, Any]:
         """Where the routed token, and its topic, are among all tokens' scores."""

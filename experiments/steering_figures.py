@@ -31,7 +31,7 @@ def draw_steering(
         tokens: the routed token of each.
     """
     figure, plots = plt.subplots(
-        len(tokens), 2, figsize=(9.6, 0.5 + 3.4 * len(tokens)), squeeze=False, layout="constrained"
+        len(tokens), 2, figsize=(9.6, 0.5 + 3.9 * len(tokens)), squeeze=False, layout="constrained"
     )
     for (left, right), (axis, token) in zip(plots, tokens.items(), strict=True):
         _curves(left, curves[curves.axis == axis])
@@ -49,9 +49,9 @@ def _curves(axes: Any, curves: pd.DataFrame) -> None:
         mean = runs.groupby("strength").topic.mean()
         label = f"{NAMES[routed]}: mean, and {runs.seed.nunique()} seeds"
         axes.plot(mean.index, mean, color=COLOURS[routed], linewidth=2, marker="o", markersize=3, label=label)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.02)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _scores(axes: Any, scores: pd.DataFrame, token: str, topic: set[str]) -> None:
@@ -73,10 +73,10 @@ def _scores(axes: Any, scores: pd.DataFrame, token: str, topic: set[str]) -> Non
     axes.barh([0], [0], color=COLOURS[routed], label="of the topic")
     axes.barh([0], [0], color=OUTSIDE, label="another token")
     axes.axvline(0, color="#264653", linewidth=0.6)
-    axes.set_yticks(
-        list(places.values()), [repr(text) if text != text.strip() else text for text in places], fontsize=8
-    )
-    axes.get_yticklabels()[list(places).index(token) if token in places else 0].set_fontweight("bold")
+    shown = [text if text == text.strip() else repr(text) for text in places]
+    axes.set_yticks(list(places.values()), shown, fontsize=8)
+    for label, text in zip(axes.get_yticklabels(), places, strict=True):
+        label.set_fontweight("bold" if text == token else "normal")
     axes.set_xlabel("cosine of its unembedding with the dimension")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.16), ncol=2)

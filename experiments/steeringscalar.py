@@ -153,7 +153,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
     seeds = models.groupby("routed").seed.nunique()
     parts = [
         "# A steering scalar",
-        f"Means ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row). Blocks are numbered from 0; "
+        f"Means ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row). Blocks count from 0; "
         f"routed behind {', '.join(map(str, recipe.blocks))}, steered behind {recipe.steered_block}.",
         "Validation loss: "
         + ", ".join(
@@ -167,8 +167,8 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
             f"## {token!r}: dimension {number}",
             "Mean probability of its topic as the next token, by what is added to the dimension:",
             _curve_table(curves[curves.axis == number]),
-            f"Tokens by the cosine of their unembedding with the dimension (topic in top: of {TOP}; others: the rest of "
-            "the topic; contrast: tokens it is compared with):",
+            f"Tokens by the cosine of their unembedding with the dimension (topic in top: of {TOP}; others: the rest "
+            "of the topic; contrast: tokens it is compared with):",
             _model_table(models[models.axis == number]),
         ]
         for result in results:
