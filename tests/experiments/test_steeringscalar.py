@@ -1,5 +1,7 @@
 """``routed-rl steering-scalar``: the same results however often interrupted, and the claims on generated stories."""
 
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -42,6 +44,7 @@ def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
     options = (*SMALL, "--steps", "15", "--tokens", "stove", "ship")
     whole, again = tmp_path / "whole", tmp_path / "again"
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setitem(steering.RECIPES, "stories", replace(RECIPES["stories"], sample_length=6))
     run(*options, "--out", whole)
     save, save_model, saved = RunDirectory.save_checkpoint, steering.save_model, []
 
@@ -183,3 +186,24 @@ def test_bad_text_ends_in_one_line(tmp_path, capsys):
     assert "documents" in refused(capsys, *options)
     options = (*SMALL, "--documents", "40", "--batch-size", "500", "--out", tmp_path / "t")
     assert "a batch needs 500" in refused(capsys, *options)
+
+
+@pytest.mark.slow
+def test_the_claims_of_the_paper_on_stories(tmp_path):
+    """The assertions B1, B2 and B4 of the scaled-down protocol in three seeds, B3 in their mean, and what was measured
+    when they were first met."""
+    (row,) = tomllib.loads(EXPECTED.read_text()).values()
+    run(*row["command"].split(), "--out", tmp_path / "s")
+    rows, curves = (pd.read_csv(tmp_path / "s" / f"{name}.csv") for name in ("models", "results"))
+    routed = rows[rows.routed]
+    assert (routed["rank"] == 0).all() and (routed.cosine >= 1.3 * routed.runner_up).all()
+    topic = curves.pivot(index=["routed", "seed"], columns="strength", values="topic")
+    assert (topic.loc[True][10] >= 5 * topic.loc[True][0]).all()
+    assert topic.loc[True][10].mean() >= 3 * topic.loc[False][10].mean()
+    assert routed.others_cosine.mean() > routed.contrast_cosine.mean()
+    loss = rows.groupby("routed").validation_loss.mean()
+    assert loss[True] - loss[False] < 0.02
+    means = rows.groupby("routed").mean(numeric_only=True).join(topic.groupby("routed").mean().add_prefix("topic at "))
+    for kind, known in (("routed", True), ("unrouted", False)):
+        for name, expected in row[kind].items():
+            assert means.loc[known, name] == pytest.approx(expected["mean"], abs=expected["tolerance"]), (kind, name)
