@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments.text_commands import PRESETS as TEXT_PRESETS
-from experiments.text_commands import Era, Unlearn
+from experiments.text_commands import Era, SteeringScalar, Unlearn
 
 MethodName = Literal[
     "routing",
@@ -371,4 +371,5 @@ def commands(preset: str | None = None) -> Any:
         | Annotated[Cifar, tyro.conf.subcommand("cifar")]
         | Annotated[Era, tyro.conf.subcommand("era", default=Era(**text))]
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", default=Unlearn(**text))]
+        | Annotated[SteeringScalar, tyro.conf.subcommand("steering-scalar")]
     )
