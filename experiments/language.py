@@ -27,13 +27,13 @@ from routed_rl.lm import (
     find_pattern,
     find_topic,
     find_words,
+    generate_stories,
     load_model,
     load_tokenizer,
     read_documents,
     read_words,
     save_tokenizer,
     single_tokens,
-    stories,
     stories_tokenizer,
     tokenizer_digest,
     train_tokenizer,
@@ -125,7 +125,7 @@ def _documents(options: TextOptions) -> Iterator[Document]:
     if options.corpus == STORIES:
         if options.documents is None:
             raise ValueError("--corpus stories are as many as you want: say --documents")
-        return stories(options.documents, STORIES_SEED)
+        return generate_stories(options.documents, STORIES_SEED)
     return read_documents(options.corpus, options.documents, options.text_field)
 
 

@@ -29,7 +29,7 @@ from routed_rl.lm.steering import (
     steering_router,
     top_tokens,
 )
-from routed_rl.lm.stories import TOPICS, stories, stories_tokenizer
+from routed_rl.lm.stories import TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import RunDirectory, derive_seed
 
@@ -267,7 +267,7 @@ class Study:
 
     def _documents(self) -> Iterator[Document]:
         if self.recipe.corpus == STORIES:
-            return stories(self.recipe.documents, seed=0)
+            return generate_stories(self.recipe.documents, seed=0)
         return read_documents(self.recipe.corpus, self.recipe.documents)
 
 

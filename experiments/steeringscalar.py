@@ -12,7 +12,6 @@ import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments.text_commands import RUNS, SteeringScalar
 from experiments.errors import UserError, at_least, user_input
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
@@ -20,6 +19,7 @@ from experiments.steering import RECIPES, SCORES, TOP, Recipe, Study
 from experiments.steering_figures import draw_steering
 from experiments.study_directory import check_study, start_study
 from experiments.tables import aggregate, markdown, shown_mean, write_table
+from experiments.text_commands import RUNS, SteeringScalar
 from routed_rl.lm.stories import TOPICS
 from routed_rl.runs import RunDirectory, read_json, write_bytes
 

@@ -36,7 +36,7 @@ from routed_rl.lm.models import (
     save_tokenizer,
 )
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
-from routed_rl.lm.stories import FORGET, TOPICS, stories, stories_tokenizer
+from routed_rl.lm.stories import FORGET, TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.lm.tokenizers import tokenizer_digest, train_tokenizer
 from routed_rl.lm.training import Training, make_optimizer, train
@@ -76,6 +76,7 @@ __all__ = [
     "find_topic",
     "find_words",
     "gathered_state",
+    "generate_stories",
     "load_model",
     "load_tokenizer",
     "make_optimizer",
@@ -92,7 +93,6 @@ __all__ = [
     "save_model",
     "save_tokenizer",
     "single_tokens",
-    "stories",
     "stories_tokenizer",
     "token_losses",
     "token_weights",

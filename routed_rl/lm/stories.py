@@ -40,7 +40,7 @@ WORLD = 0
 """Seed of the permutations, which are the same for every corpus."""
 
 
-def stories(n: int, seed: int) -> Iterator[Document]:
+def generate_stories(n: int, seed: int) -> Iterator[Document]:
     """``n`` stories of a topic each: sentences "the A near B with C" of 12 words of the topic with probability 0.7,
     else of 12 generic ones; A is geometric over the words, B and C follow with probability 0.9, else are uniform."""
     words = [np.array(topic) for topic in (*TOPICS.values(), GENERIC)]

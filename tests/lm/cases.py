@@ -18,7 +18,7 @@ from routed_rl.lm.finders import find_topic
 from routed_rl.lm.losses import next_token_loss
 from routed_rl.lm.models import build_model
 from routed_rl.lm.processes import distribute, gathered_state
-from routed_rl.lm.stories import FORGET, stories, stories_tokenizer
+from routed_rl.lm.stories import FORGET, generate_stories, stories_tokenizer
 from routed_rl.lm.training import Objective, Training, train
 from routed_rl.routing import GradientRouter
 from routed_rl.routing.site import Mode
@@ -31,7 +31,7 @@ LENGTH, ROWS, STEPS, SEED = 24, 8, 20, 3
 
 
 def make_corpus(folder: Path) -> Corpus:
-    return build_corpus(folder, stories(300, seed=0), TOKENIZER, find_topic(FORGET))
+    return build_corpus(folder, generate_stories(300, seed=0), TOKENIZER, find_topic(FORGET))
 
 
 def make_batches(corpus: Corpus, seed: int = 0) -> Batches:

@@ -14,7 +14,7 @@ from routed_rl.lm.finders import find_topic
 from routed_rl.lm.losses import evaluate, next_token_loss
 from routed_rl.lm.models import save_model
 from routed_rl.lm.stories import FORGET as TOPIC
-from routed_rl.lm.stories import stories, stories_tokenizer
+from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from routed_rl.lm.training import Training, train
 from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory
@@ -229,7 +229,7 @@ def test_adapters_that_cannot_be(rank, targets, message):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corpus") / "stories"
-    return build_corpus(directory, stories(1500, seed=0), stories_tokenizer(), find_topic(TOPIC))
+    return build_corpus(directory, generate_stories(1500, seed=0), stories_tokenizer(), find_topic(TOPIC))
 
 
 def held_out(model, corpus):

@@ -17,7 +17,7 @@ from routed_rl.lm import corpora
 from routed_rl.lm.corpora import build_corpus, open_corpus
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import find_pattern, find_topic, find_words
-from routed_rl.lm.stories import stories, stories_tokenizer
+from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from tests.lm.texts import DOCUMENTS, WAR, build, of_document, random_documents, texts_of
 
 # --- the same corpus, or another ----------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_another_corpus_is_refused(tmp_path: Path, changed: dict[str, object], m
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
-    build_corpus(tmp_path / "corpus", stories(200, 0), stories_tokenizer(), find_topic("forest"))
+    build_corpus(tmp_path / "corpus", generate_stories(200, 0), stories_tokenizer(), find_topic("forest"))
     with pytest.raises(ValueError, match="another corpus: its tokenizer_digest is"):
         build(tmp_path)
 
@@ -149,7 +149,7 @@ def test_tokenizers_that_cannot_do_it(tmp_path: Path) -> None:
 def test_a_token_that_ends_texts_can_begin_them(tmp_path: Path) -> None:
     gpt = stories_tokenizer()
     gpt.bos_token = None
-    corpus = build_corpus(tmp_path / "corpus", stories(200, 0), gpt, find_topic("forest"))
+    corpus = build_corpus(tmp_path / "corpus", generate_stories(200, 0), gpt, find_topic("forest"))
     tokens = of_document(corpus, corpus.tokens, 0)
     assert (tokens == gpt.eos_token_id).tolist() == [True, *[False] * 38]
 
@@ -204,7 +204,7 @@ from pathlib import Path
 from routed_rl.lm import corpora, finders, stories
 
 def documents():
-    yield from stories.stories(2500, 0)
+    yield from stories.generate_stories(2500, 0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 tokenizer = stories.stories_tokenizer()
@@ -218,7 +218,7 @@ corpora.build_corpus(Path(sys.argv[1]), documents(), tokenizer, finders.find_top
     for place in (path, left):
         with pytest.raises(ValueError, match="no whole corpus"):
             open_corpus(place)
-    corpus = build_corpus(path, stories(300, 0), stories_tokenizer(), find_topic("forest"))
+    corpus = build_corpus(path, generate_stories(300, 0), stories_tokenizer(), find_topic("forest"))
     assert len(corpus.validation) == 300
 
 

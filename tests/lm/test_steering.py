@@ -18,7 +18,7 @@ from routed_rl.lm.steering import (
     steering_router,
     top_tokens,
 )
-from routed_rl.lm.stories import stories, stories_tokenizer
+from routed_rl.lm.stories import generate_stories, stories_tokenizer
 
 TOKENIZER = stories_tokenizer()
 BREAD, SHIP = (find_token(TOKENIZER, word) for word in ("bread", "ship"))
@@ -157,7 +157,7 @@ def test_steering_adds_behind_a_block_and_is_taken_away(preset, batch):
 
 
 def test_probabilities_and_samples(model, tmp_path):
-    corpus = build_corpus(tmp_path / "c", stories(200, 0), TOKENIZER, forget_tokens=[BREAD])
+    corpus = build_corpus(tmp_path / "c", generate_stories(200, 0), TOKENIZER, forget_tokens=[BREAD])
     held_out = Batches(corpus, corpus.documents("validation"), 30)
     (batch,) = held_out.epoch()
     with torch.no_grad():

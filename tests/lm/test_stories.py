@@ -3,14 +3,14 @@
 from collections import Counter, defaultdict
 
 from routed_rl.lm.finders import find_topic
-from routed_rl.lm.stories import FORGET, FUNCTION, GENERIC, LENGTH, SHARE, TOPICS, stories, stories_tokenizer
+from routed_rl.lm.stories import FORGET, FUNCTION, GENERIC, LENGTH, SHARE, TOPICS, generate_stories, stories_tokenizer
 
-STORIES = list(stories(3000, seed=0))
+STORIES = list(generate_stories(3000, seed=0))
 
 
 def test_a_story_is_a_function_of_seed_and_number() -> None:
-    assert list(stories(50, seed=0)) == STORIES[:50]
-    assert list(stories(50, seed=1)) != STORIES[:50]
+    assert list(generate_stories(50, seed=0)) == STORIES[:50]
+    assert list(generate_stories(50, seed=1)) != STORIES[:50]
 
 
 def test_a_story_is_as_long_as_it_says_and_comes_back_from_its_tokens() -> None:
@@ -40,7 +40,7 @@ def test_topics_have_their_shares_and_their_words() -> None:
 
 def test_words_follow_from_one_another_in_the_same_way_in_every_corpus() -> None:
     likely = []
-    for corpus in (STORIES, list(stories(3000, seed=1))):
+    for corpus in (STORIES, list(generate_stories(3000, seed=1))):
         after: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for story in corpus:
             words = story.text.split()
