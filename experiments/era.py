@@ -20,7 +20,7 @@ from experiments.language import open_text
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
 from experiments.tables import aggregate, markdown, shown_mean, write_table
-from experiments.text_commands import PRESETS, Era, TextOptions, Unlearn
+from experiments.text_commands import PRESETS, Era, Repair, TextOptions, Unlearn
 from experiments.unlearn import METHODS, MODEL, Pipeline, run_config
 from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
 from routed_rl.runs import read_json, read_metrics, write_bytes
@@ -31,7 +31,19 @@ UNLABELLED = ("base", "control")
 """Methods that use no labels, but for the words that are reported on."""
 AFTER = {"rmu": "base", "era+rmu": "era"}
 """Methods that go on from another's model."""
-QUICK = {"methods": ("base", "filtering", "era-parameter"), "labelled": (0.5,), "seeds": 1}
+VARIANTS: Mapping[str, dict[str, Any]] = {
+    "era-parameter": {"method": "era", "mode": "parameter"},
+    "era-forward": {"method": "era", "mode": "forward"},
+    "era-whole": {
+        "method": "era",
+        "mode": "parameter",
+        "whole": True,
+        "restraint": 2e-3,
+        "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3),
+    },
+}
+"""Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""
+QUICK = {"methods": ("base", "filtering", "era-whole"), "labelled": (0.5,), "seeds": 1}
 Key = tuple[str, float, int]
 """Method, share of labels and seed of a model."""
 Result = Mapping[str, Any]
@@ -106,10 +118,8 @@ def _grid(command: Era) -> list[Unlearn]:
     for seed in range(command.seeds):
         for method in command.methods:
             for share in _shares(method, command.labelled):
-                name, _, mode = method.partition("-")
-                given: dict[str, Any] = {"method": name, "seed": seed, "labelled": share, "preset": command.preset}
-                if mode:
-                    given["mode"] = mode
+                given = {"method": method, "seed": seed, "labelled": share, "preset": command.preset}
+                given |= VARIANTS.get(method, {})
                 if method in AFTER:
                     parent = AFTER[method]
                     model = _out(command.out, parent, most if parent in UNLABELLED else share, seed) / MODEL

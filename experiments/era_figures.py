@@ -21,6 +21,7 @@ STYLES = {
     "era": ("ERA, activations", "#1f77b4", "-"),
     "era-parameter": ("ERA, parameters", "#2ca02c", "-"),
     "era-forward": ("ERA, forward", "#17becf", "-"),
+    "era-whole": ("ERA, all linear layers", "#ff7f0e", "-"),
     "era+rmu": ("ERA + RMU", "#e377c2", "-"),
 }
 """Name, colour and line of each method."""

@@ -10,17 +10,22 @@ from typing import Any, Literal
 
 RUNS = Path("runs")
 UnlearnMethod = Literal["base", "filtering", "control", "era", "demix", "rmu"]
-EraMethod = Literal["base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era+rmu"]
+EraMethod = Literal[
+    "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era-whole", "era+rmu"
+]
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Coherence fine-tuning after ablation, on documents known to be fine (gradient routing, section C)."""
+    """Coherence fine-tuning after ablation (gradient routing, section C)."""
 
     documents: int = 64
-    """how many, in one batch; as many labels it costs"""
+    """how many, in one batch, that are known to be fine"""
     selection: int = 200
     """further such documents, on which the best step is chosen"""
+    chosen: int = 0
+    """instead, as many documents that nobody labelled, in batches of --repair.documents: of twice as many, those on
+    which the loss rose least when the units were cut out"""
     steps: int = 20
     """gradient steps at most"""
     learning_rate: float = 3e-4
@@ -101,9 +106,10 @@ class TextOptions:
     """probability that a document is labelled the other way round"""
     mode: Literal["activation", "parameter", "forward"] = "activation"
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
-    alpha: float = -0.75
-    """weight with which original units learn the topic's own words in labelled documents"""
-    layers: tuple[int, ...] = (0, 1, 2, 3)
+    alpha: float | None = None
+    """weight with which original units learn the topic's own words in labelled documents; None: -0.75 (the paper), in
+    other modes 0, with --whole minus half of how many unlabelled documents there are for a labelled one"""
+    layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """blocks whose MLPs are expanded"""
     units: int = 32
     """new hidden units in each"""
@@ -230,7 +236,8 @@ class Era(TextOptions):
     stopped."""
 
     methods: tuple[EraMethod, ...] = (
-        "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era+rmu",
+        "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era-whole",
+        "era+rmu",
     )  # fmt: skip
     """compared at every share of labels; base and control do not depend on it, and era+rmu is of the largest alone"""
     labelled: tuple[float, ...] = (0.25, 0.5, 1.0)

@@ -27,9 +27,11 @@ from routed_rl.lm import (
     Expansion,
     Training,
     add_adapters,
+    blocks,
     contract,
     delete_forget,
     distribute,
+    document_losses,
     era_weights,
     evaluate,
     expand,
@@ -143,6 +145,8 @@ class Pipeline:
         count = command.repair.documents
         self.repair, self.selection = fine[:count], fine[count : count + command.repair.selection]
         self.token_weight, self.routed = self._token_weights()
+        self.wrongly_chosen: float | None = None
+        """of the documents chosen for repair, the share that is of the topic; nobody sees it but the result"""
 
     def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
         """How much the original units learn of each token where it is labelled, ``(V,)`` within 0 … 1; and which tokens
@@ -155,6 +159,8 @@ class Pipeline:
             return np.zeros(size), 2 * np.bincount(tokens[marks], minlength=size) > np.bincount(tokens, minlength=size)
         counts = (corpus.counts(documents[:COUNTED], size) for documents in (self.marked, self.others))
         weight = token_weights(*counts)
+        if self.command.mode == "forward":  # units are silent or not
+            weight = np.where(weight < 0.5, 0.0, 1.0)
         return weight, weight < 0.5
 
     def run(self, run: RunDirectory | None) -> None:
@@ -199,8 +205,9 @@ class Pipeline:
                 new = add_adapters(model, command.adapters, seed)
                 model = new.model
             else:
-                units = None if self.method.weights == "experts" else command.units
-                new = expand(model, command.layers, units, seed, command.projections)
+                experts = self.method.weights == "experts"  # of every MLP, as large as it
+                layers = range(len(blocks(model))) if experts else command.layers
+                new = expand(model, layers, None if experts else command.units, seed, command.projections)
         return model.to(self.device), new
 
     def _objective(self, model: nn.Module, new: Expansion | Adapters | None) -> EraObjective:
@@ -215,9 +222,17 @@ class Pipeline:
         sites = new.sites(command.mode)
         if command.whole and expansion is not None:
             sites |= other_sites(model, expansion)
-        weights = era_weights(torch.tensor(self.token_weight, dtype=torch.float32), command.alpha)
+        weights = era_weights(torch.tensor(self.token_weight, dtype=torch.float32), self._alpha())
         router = GradientRouter(model, sites, TABLE, command.mode)
         return EraObjective(router, weights, expansion, command.l1, command.restraint)
+
+    def _alpha(self) -> float:
+        command = self.command
+        if command.alpha is not None:
+            return command.alpha
+        if command.whole:
+            return -(1 - command.labelled) / (2 * max(command.labelled, 0.1))
+        return -0.75 if command.mode == "activation" else 0.0
 
     def _training(self) -> Training:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
@@ -239,12 +254,13 @@ class Pipeline:
         losses = {"trained": self._losses(model, router if method.weights == "experts" else None)}
         samples = {"trained": self._samples(model)}
         if new is not None:
+            before = self._candidate_losses(model)
             if isinstance(new, Adapters):
                 model = delete_forget(new)
             else:
                 contract(model, new)
             losses["ablated"] = self._losses(model)
-            model = self._repaired(model, tick)
+            model = self._repaired(model, before, tick)
         if method.misdirects:
             self._misdirect(model, tick)
         losses["finished"] = self._losses(model)
@@ -259,6 +275,7 @@ class Pipeline:
                 "labelled_documents": len(self.marked),
                 "training_documents": len(self.train),
                 "routed_tokens": int(self.routed.sum()),
+                "wrongly_chosen": self.wrongly_chosen,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
             }
         )
@@ -282,8 +299,29 @@ class Pipeline:
             "forget_rest": forget.mean(~self.routed),
         }
 
-    def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
+    def _candidate_losses(self, model: nn.Module) -> np.ndarray | None:
+        """The loss of each document that may be chosen for repair; None if none is."""
+        if not self.command.repair.chosen:
+            return None
+        order = np.random.default_rng(derive_seed(self.command.seed, "repair"))
+        candidates = order.permutation(self.others)[: 2 * self.command.repair.chosen]
+        return document_losses(model, self._batches(candidates))
+
+    def _repaired(self, model: nn.Module, before: np.ndarray | None, tick: Callable[..., None]) -> nn.Module:
+        """The ablated model, fine-tuned on what it should still do.
+
+        Args:
+            before: losses of the candidates before anything was cut out.
+        """
         repair = self.command.repair
+        if before is not None:
+            risen = self._candidate_losses(model) - before
+            chosen = np.sort(np.argsort(risen)[: repair.chosen])  # NaN, of those that are no candidates, come last
+            source = self._batches(chosen, repair.documents, derive_seed(self.command.seed, "repair order"))
+            training = Training(repair.steps, repair.learning_rate, warmup=0)
+            train(model, source, training, seed=derive_seed(self.command.seed, "repair"), on_step=tick)
+            self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
+            return model
         selection = self._batches(self.selection)
         settings = FineTuning(repair.steps, repair.learning_rate)
 

@@ -24,7 +24,7 @@ from routed_rl.lm.finders import (
     read_words,
     single_tokens,
 )
-from routed_rl.lm.losses import TokenLoss, evaluate, next_token_loss, token_losses
+from routed_rl.lm.losses import TokenLoss, document_losses, evaluate, next_token_loss, token_losses
 from routed_rl.lm.models import (
     PRESETS,
     blocks,
@@ -68,6 +68,7 @@ __all__ = [
     "contract",
     "delete_forget",
     "distribute",
+    "document_losses",
     "era_weights",
     "evaluate",
     "expand",

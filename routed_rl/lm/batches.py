@@ -97,15 +97,7 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, 0 or later."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order, ends = self._order(epoch)
-        first_row = place * self.batch_size
-        row_starts = np.arange(first_row, first_row + self.batch_size) * (self.length - 1)
-        # What follows the last document is the first again, whose first token is never scored.
-        positions = (row_starts[:, None] + np.arange(self.length)) % self._total
-        nth = np.searchsorted(ends, positions, side="right")
-        documents = self.documents[order[nth]]
-        within = positions - (ends[nth] - self._lengths[order[nth]])
+        documents, within = self._layout(step)
         places = self.corpus.starts[documents] + within
         labels = np.full(places.shape, NO_LABEL, dtype=np.int64)
         if self._labelled is not None:
@@ -114,6 +106,22 @@ class Batches:
             labels[self._labelled[documents] & marked] = FORGET_LABEL
         tokens = self.corpus.tokens[places].astype(np.int64)
         return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(within[:, 1:] > 0))
+
+    def documents_at(self, step: int) -> Tensor:
+        """``(B, T)`` int64: the number of each token's document in a step's batch."""
+        return torch.from_numpy(self._layout(step)[0].astype(np.int64))
+
+    def _layout(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """``(B, T)`` each: the document of each token of a batch, and which token of it."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, ends = self._order(epoch)
+        first_row = place * self.batch_size
+        row_starts = np.arange(first_row, first_row + self.batch_size) * (self.length - 1)
+        # What follows the last document is the first again, whose first token is never scored.
+        positions = (row_starts[:, None] + np.arange(self.length)) % self._total
+        nth = np.searchsorted(ends, positions, side="right")
+        within = positions - (ends[nth] - self._lengths[order[nth]])
+        return self.documents[order[nth]], within
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
         """All batches of an epoch."""

@@ -73,3 +73,22 @@ def evaluate(
             count.index_add_(0, targets, scored.long())
     model.train(training)
     return TokenLoss(total.numpy(), count.numpy())
+
+
+@torch.no_grad()
+def document_losses(model: nn.Module, batches: Batches) -> np.ndarray:
+    """``(D,)`` nats per target of each document of the corpus, over an epoch; NaN of those that are not in it."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total, count = (np.zeros(len(batches.corpus.validation)) for _ in range(2))
+    for step in range(batches.steps_per_epoch):
+        whole, documents = batches.batch(step), batches.documents_at(step)[:, 1:]
+        for start in range(0, len(whole), EVALUATION_ROWS):
+            rows = slice(start, start + EVALUATION_ROWS)
+            batch = whole.rows(rows)
+            losses = token_losses(model, batch.to(device)).cpu().numpy()
+            np.add.at(total, documents[rows].numpy(), losses)
+            np.add.at(count, documents[rows].numpy(), batch.scored.numpy())
+    model.train(training)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
