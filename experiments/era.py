@@ -188,7 +188,7 @@ def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
     row |= {"robust": hardest - before["forget"], "retain": after["retain"]}
     if bases:
         row["retain_cost"] = after["retain"] - results[bases[0]]["losses"]["finished"]["retain"]
-    row |= {name: after[name] for name in ("forget_routed", "forget_rest")}
+    row |= {name: np.nan if after[name] is None else after[name] for name in ("forget_routed", "forget_rest")}
     for stage, losses in result["losses"].items():
         row |= {f"{stage}_{kind}": losses[kind] for kind in ("forget", "retain")}
     return row | {name: result[name] for name in ("labelled_documents", "routed_tokens", "parameters")}

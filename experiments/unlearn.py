@@ -147,7 +147,7 @@ class Pipeline:
     def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
         """How much the original units learn of each token where it is labelled, ``(V,)`` within 0 … 1; and which tokens
         are reported on as those that are routed, ``(V,)`` bool."""
-        corpus, size = self.text.corpus, len(self.text.tokenizer)
+        corpus, size = self.text.corpus, max(self.text.tokenizer.get_vocab().values()) + 1
         if self.command.tokens or self.command.per == "token":  # they are labelled one by one
             sample = self.train[:COUNTED]
             places = np.concatenate([np.arange(*corpus.starts[document : document + 2]) for document in sample])
@@ -263,8 +263,9 @@ class Pipeline:
             }
         )
 
-    def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float]:
-        """Nats per target on the test documents; of the topic's, also on routed tokens and on all others."""
+    def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float | None]:
+        """Nats per target on the test documents; of the topic's, also on routed tokens and on all others, None where
+        there are none."""
         found = {}
         for kind, batches in self.test.items():
             if experts is None:
@@ -275,11 +276,13 @@ class Pipeline:
                         model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
                     )
         forget = found["forget"]
+        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer has
+        routed[: len(self.routed)] = self.routed
+        parts = {"forget_routed": forget.mean(routed), "forget_rest": forget.mean(~routed)}
         return {
             "forget": forget.mean(),
             "retain": found["retain"].mean(),
-            "forget_routed": forget.mean(self.routed),
-            "forget_rest": forget.mean(~self.routed),
+            **{name: None if np.isnan(loss) else loss for name, loss in parts.items()},
         }
 
     def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
