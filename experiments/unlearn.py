@@ -224,7 +224,10 @@ class Pipeline:
         return Training(**{name: getattr(self.command, name) for name in names})
 
     def _batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
-        return Batches(self.text.corpus, documents, self.command.length, batch_size, seed, self.labelled)
+        length = self.command.length
+        if batch_size is None:  # all of them at once, also where they do not fill a row
+            length = min(length, int(np.diff(self.text.corpus.starts)[documents].sum()) + 1)
+        return Batches(self.text.corpus, documents, length, batch_size, seed, self.labelled)
 
     def _finish(
         self,
