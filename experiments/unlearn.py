@@ -42,7 +42,7 @@ from routed_rl.lm import (
     token_weights,
     train,
 )
-from routed_rl.lm.era import TABLE
+from routed_rl.lm.era import NEW, ORIGINAL, TABLE
 from routed_rl.routing import GradientRouter, LabelNoise
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
 from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine_tune
@@ -50,7 +50,7 @@ from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine
 MODEL, RESULT = "model", "evaluation.json"
 ATTACK_POOL = 1 / 3
 """Of the topic's held-out documents, how many are for attacks; the others are the test."""
-SAMPLES, SAMPLE_TOKENS = 3, 40
+SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 8, 40
 COUNTED = 25_000
 """Documents of each kind whose words are counted (gradient routing, section C)."""
 
@@ -239,8 +239,9 @@ class Pipeline:
     ) -> None:
         """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
         command, method = self.command, self.method
-        losses = {"trained": self._losses(model, router if method.weights == "experts" else None)}
-        samples = {"trained": self._samples(model)}
+        experts = router if method.weights == "experts" else None
+        losses = {"trained": self._losses(model, experts)}
+        samples = {"trained": self._samples(model, experts)}
         if new is not None:
             if isinstance(new, Adapters):
                 model = delete_forget(new)
@@ -325,17 +326,24 @@ class Pipeline:
             curves.append([entry["forget"] for entry in history])
         return curves
 
-    def _samples(self, model: Any) -> list[str]:
-        """What the model makes of the beginnings of documents of the topic."""
-        tokenizer, corpus = self.text.tokenizer, self.text.corpus
+    def _samples(self, model: Any, experts: GradientRouter | None = None) -> list[str]:
+        """What the model, or its expert of the topic, makes of the beginnings of documents of the topic."""
+        tokenizer, corpus, length = self.text.tokenizer, self.text.corpus, self.command.length
         samples = []
-        for document in self.prompts:
-            begin = corpus.starts[document]
-            prompt = torch.from_numpy(corpus.tokens[begin : begin + 8].astype(np.int64))[None].to(model.device)
-            torch.manual_seed(derive_seed(self.command.seed, "sample", int(document)))
-            length = min(SAMPLE_TOKENS, self.command.length - prompt.shape[1])
-            made = model.generate(prompt, do_sample=True, temperature=0.8, max_new_tokens=length, top_k=0)
-            samples.append(tokenizer.decode(made[0], skip_special_tokens=True))
+        model.eval()
+        with ExitStack() as stack:
+            if experts is not None:
+                one = torch.ones(1, device=self.device)
+                stack.enter_context(experts)
+                stack.enter_context(experts(weights={NEW: one, ORIGINAL: 0 * one}))
+            for document in self.prompts:
+                begin, end = corpus.starts[document : document + 2]
+                begun = corpus.tokens[begin : min(begin + PROMPT_TOKENS, begin + length - 1, end)].astype(np.int64)
+                prompt = torch.from_numpy(begun)[None].to(model.device)
+                torch.manual_seed(derive_seed(self.command.seed, "sample", int(document)))
+                new = min(SAMPLE_TOKENS, length - prompt.shape[1])
+                made = model.generate(prompt, do_sample=True, temperature=0.8, max_new_tokens=new, top_k=0)
+                samples.append(tokenizer.decode(made[0], skip_special_tokens=True))
         return samples
 
 
