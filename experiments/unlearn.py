@@ -16,10 +16,11 @@ from rich.console import Console
 from torch import nn
 
 from experiments.errors import UserError, user_input
-from experiments.language import Text, make_model, model_identity, open_text
+from experiments.language import Text, check_options, make_model, model_identity, open_text
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.text_commands import RUNS, Unlearn
+from experiments.workers import is_finished
 from routed_rl.lm import (
     Adapters,
     Batches,
@@ -27,6 +28,7 @@ from routed_rl.lm import (
     Expansion,
     Training,
     add_adapters,
+    blocks,
     contract,
     delete_forget,
     distribute,
@@ -35,8 +37,10 @@ from routed_rl.lm import (
     expand,
     expert_weights,
     gathered_state,
+    mlp,
     other_sites,
     process_group,
+    processes,
     rank,
     save_model,
     token_weights,
@@ -85,7 +89,10 @@ def main(command: Unlearn) -> None:
         with user_input():
             check_device(command.device)
             device = stack.enter_context(process_group(command.device))
+            check_options(command, processes())
             pipeline = Pipeline(command, open_text(command), device)
+            if not is_finished(run_path(command)):
+                pipeline.check()
             run = stack.enter_context(open_run(command)) if rank() == 0 else None
         if run is not None and run.finished:
             print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
@@ -101,11 +108,15 @@ def run_config(command: Unlearn) -> dict[str, Any]:
     return {**command.config(), "model": model_identity(command.model)}
 
 
+def run_path(command: Unlearn) -> Path:
+    """Where the run is, or will be."""
+    out = command.out or RUNS / f"unlearn-{command.method}-{config_hash(run_config(command))}-s{command.seed}"
+    return Path(os.path.realpath(out))
+
+
 def open_run(command: Unlearn) -> RunDirectory:
     """The run's directory, new or to be continued; RunError if it cannot be used."""
-    config = run_config(command)
-    out = command.out or RUNS / f"unlearn-{command.method}-{config_hash(config)}-s{command.seed}"
-    return RunDirectory.open(Path(os.path.realpath(out)), config, command.seed, force=command.force)
+    return RunDirectory.open(run_path(command), run_config(command), command.seed, force=command.force)
 
 
 class Pipeline:
@@ -126,6 +137,8 @@ class Pipeline:
         self.others = self.train[~self.labelled[self.train]]
         if self.method.misdirects and not len(self.marked):
             raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
+        if self.method.misdirects and processes() > 1:
+            raise ValueError(f"--method {command.method} is for one process, and there are {processes()}")
         order = np.random.default_rng(derive_seed(seed, "held out"))
         forget = corpus.documents("validation", "forget")
         pool = int(len(forget) * ATTACK_POOL)
@@ -157,15 +170,28 @@ class Pipeline:
         weight = token_weights(*counts)
         return weight, weight < 0.5
 
+    def check(self) -> None:
+        """Make once all that the steps are done with.
+
+        Raises:
+            ValueError, OSError: for options that a later step would not bear.
+        """
+        command = self.command
+        model, new = self._model()
+        self._objective(model, new)
+        if self.method.misdirects:
+            self._rmu(model)
+        self._source()
+        for documents in (self.repair, self.selection, *(self.pool[:n] for n in command.attack.documents)):
+            self._batches(documents)
+
     def run(self, run: RunDirectory | None) -> None:
         """Go through the steps; all but training is the first process's alone, which has the run directory."""
         command, method = self.command, self.method
         with user_input():
             model, new = self._model()
             objective = self._objective(model, new)
-            source = self._batches(
-                self.others if method.drops else self.train, command.batch_size, derive_seed(command.seed, "order")
-            )
+            source = self._source()
             trained = distribute(model, command.shard)
         total = command.steps + command.rmu.steps * method.misdirects + command.repair.steps * method.expands
         total += command.attack.steps * command.attack.repeats * len(command.attack.documents)
@@ -196,12 +222,20 @@ class Pipeline:
         if self.method.expands:
             seed = derive_seed(command.seed, "units")
             if command.adapters is not None:
-                new = add_adapters(model, command.adapters, seed)
+                new = add_adapters(model, command.adapters, seed, self._projections(model))
                 model = new.model
             else:
                 units = None if self.method.weights == "experts" else command.units
                 new = expand(model, command.layers, units, seed, command.projections)
         return model.to(self.device), new
+
+    def _projections(self, model: nn.Module) -> list[str] | None:
+        """The linear layers of the model's MLPs, where the options say how they are called."""
+        named = self.command.projections
+        if named is None:
+            return None
+        hidden = [mlp(model, layer, named) for layer in range(len(blocks(model)))]
+        return [name for place in hidden for name in (*place.producers, place.consumer)]
 
     def _objective(self, model: nn.Module, new: Expansion | Adapters | None) -> EraObjective:
         command, method = self.command, self.method
@@ -222,6 +256,11 @@ class Pipeline:
     def _training(self) -> Training:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
         return Training(**{name: getattr(self.command, name) for name in names})
+
+    def _source(self) -> Batches:
+        """What is trained on."""
+        documents = self.others if self.method.drops else self.train
+        return self._batches(documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
 
     def _batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
         length = self.command.length
@@ -301,16 +340,21 @@ class Pipeline:
 
     def _misdirect(self, model: nn.Module, tick: Callable[..., None]) -> None:
         rmu, seed = self.command.rmu, self.command.seed
-        objective = RmuObjective(
-            model, rmu.depth, rmu.norm, rmu.retain_weight, derive_seed(seed, "direction"), self.command.projections
-        )
+        objective, source = self._rmu(model)
+        training = Training(rmu.steps, rmu.learning_rate, warmup=0, final=1.0)
+        train(model, source, training, objective, seed=seed, on_step=tick)
+        model.requires_grad_(True)
+
+    def _rmu(self, model: nn.Module) -> tuple[RmuObjective, ForgetAndRetain]:
+        """RMU's objective, for which the model is made ready, and its batches."""
+        rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
             self._batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
             for kind, documents in enumerate((self.marked, self.others))
         )
-        training = Training(rmu.steps, rmu.learning_rate, warmup=0, final=1.0)
-        train(model, ForgetAndRetain(forget, retain), training, objective, seed=seed, on_step=tick)
-        model.requires_grad_(True)
+        direction = derive_seed(seed, "direction")
+        objective = RmuObjective(model, rmu.depth, rmu.norm, rmu.retain_weight, direction, self.command.projections)
+        return objective, ForgetAndRetain(forget, retain)
 
     def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[float]]:
         """The topic's loss before an attack and after each of its steps, for each repeat."""
