@@ -105,6 +105,8 @@ def open_text(options: TextOptions) -> Text:
         "documents": options.documents,
         "forget": what,
     }
+    if options.text_field != TextOptions.text_field:
+        about["text_field"] = options.text_field
     how = {
         "per": options.per,
         "forget_tokens": tokens,
@@ -141,6 +143,20 @@ def make_model(options: TextOptions, tokenizer: Any, seed: int) -> nn.Module:
     return model
 
 
+def files_identity(options: TextOptions) -> dict[str, Any]:
+    """What in a configuration stands for options that name files or folders: what is in them."""
+    found: dict[str, Any] = {"model": model_identity(options.model)}
+    if options.tokenizer is not None:
+        found["tokenizer"] = model_identity(options.tokenizer)
+    if options.corpus not in PACKAGED_TEXT and (content := _content(options.corpus)) is not None:
+        found["corpus"] = f"sha256:{content[:16]}"
+    for name, known in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
+        given = getattr(options, name)
+        if len(given) == 1 and given[0] not in known:
+            found[name] = list(_listed(given, known))
+    return found
+
+
 def model_identity(name: str) -> str:
     """What stands for a model in a configuration: its name, or of a folder the hash of its files."""
     folder = Path(name)
@@ -168,7 +184,8 @@ def _finder(options: TextOptions) -> tuple[Finder | None, str | None]:
         raise ValueError(f"--{given[0]} and --{given[1]} both say what is to be forgotten; give one")
     if options.words:
         words = _listed(options.words, WORD_LISTS)
-        return find_words(words), f"words {' '.join(sorted(words))}"
+        phrases = any(len(word.split()) > 1 for word in words)  # whose words are not to be taken for words
+        return find_words(words), f"words {sorted(words) if phrases else ' '.join(sorted(words))}"
     if options.pattern is not None:
         return find_pattern(options.pattern), f"pattern {options.pattern}"
     if options.tokens:
@@ -205,6 +222,8 @@ def _tokenizer(options: TextOptions) -> Any:
 def _content(source: str) -> str | None:
     """What changes when the text does: a package's version, or the hash of files."""
     path = Path(source)
+    if source == STORIES:
+        return None
     if source in PACKAGED_TEXT:
         try:
             return metadata.version(source)

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from experiments.errors import UserError, user_input
-from experiments.language import Text, check_options, make_model, model_identity, open_text
+from experiments.language import Text, check_options, files_identity, make_model, open_text
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.text_commands import RUNS, Unlearn
@@ -104,8 +104,9 @@ def main(command: Unlearn) -> None:
 
 
 def run_config(command: Unlearn) -> dict[str, Any]:
-    """What a run depends on: its options, with a folder as model by what is in it."""
-    return {**command.config(), "model": model_identity(command.model)}
+    """What a run depends on: its options, with files and folders by what is in them; ValueError or OSError if they
+    cannot be read."""
+    return {**command.config(), **files_identity(command)}
 
 
 def run_path(command: Unlearn) -> Path:
