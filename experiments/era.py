@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 
 from experiments import era_figures
 from experiments.errors import UserError, at_least, user_input
-from experiments.language import open_text
+from experiments.language import Text, check_options, open_text
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
 from experiments.tables import aggregate, markdown, shown_mean, write_table
@@ -56,15 +56,15 @@ def main(command: Era) -> None:
     command = replace(command, out=Path(os.path.abspath(command.out)), corpora=Path(os.path.abspath(command.corpora)))
     _check(command)
     with user_input():
+        check_options(command)
         check_device(command.device)
         text = open_text(command)
         identity = {**_shared(command), "text": text.digest}
         check_study(command.out, identity)
         grid = _grid(command)
-        for run in grid:
-            if Path(run.model).is_dir() or run.model == command.model:
-                Pipeline(run, text)
-    needed = not all(is_finished(run.out) for run in grid if run.out is not None)
+        needed = not all(is_finished(run.out) for run in grid if run.out is not None)
+        if needed:
+            _check_runs(grid, command.model, text)
     failed: dict[Path, str] = {}
     with open_backend(command.backend, command.ray_address, command.workers, command.out, needed) as backend:
         start_study(command.out, identity)
@@ -77,6 +77,17 @@ def main(command: Era) -> None:
         for out, reason in failed.items():
             print(f"routed-rl: failed: {out.parent.name}/{out.name}: {reason}", file=sys.stderr)
         raise UserError(f"{len(failed)} runs failed; the others are in {command.out / RESULTS}")
+
+
+def _check_runs(grid: Sequence[Unlearn], model: str, text: Text) -> None:
+    """ValueError or OSError if one of the runs could not be done; what goes on from another's model is looked at with
+    what that begins with."""
+    made = set()
+    for run in grid:
+        pipeline = Pipeline(replace(run, model=model), text)
+        if (run.method, run.mode) not in made:
+            made.add((run.method, run.mode))
+            pipeline.check()
 
 
 def _command(batch: Sequence[Unlearn]) -> list[str]:
@@ -102,6 +113,8 @@ def _check(command: Era) -> None:
     for name, parent in AFTER.items():
         if name in command.methods and parent not in command.methods:
             raise UserError(f"--methods {name} goes on from {parent}'s models: add {parent}")
+        if name in command.methods and not max(command.labelled):
+            raise UserError(f"--methods {name} needs labelled documents, got --labelled {max(command.labelled)}")
 
 
 def _shared(command: Era) -> dict[str, Any]:
@@ -198,7 +211,7 @@ def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
     row |= {"robust": hardest - before["forget"], "retain": after["retain"]}
     if bases:
         row["retain_cost"] = after["retain"] - results[bases[0]]["losses"]["finished"]["retain"]
-    row |= {name: after[name] for name in ("forget_routed", "forget_rest")}
+    row |= {name: np.nan if after[name] is None else after[name] for name in ("forget_routed", "forget_rest")}
     for stage, losses in result["losses"].items():
         row |= {f"{stage}_{kind}": losses[kind] for kind in ("forget", "retain")}
     return row | {name: result[name] for name in ("labelled_documents", "routed_tokens", "parameters")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from experiments.errors import at_least
 from experiments.text_commands import TextOptions
 from routed_rl.lm import (
     FORGET,
@@ -60,6 +62,33 @@ transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 
+def check_options(options: TextOptions, processes: int = 1) -> None:
+    """UserError or ValueError for a number that nothing can be made of, before anything is."""
+    repair, attack, rmu = options.repair, options.attack, options.rmu
+    steps = {"steps": options.steps, "warmup": options.warmup}
+    steps |= {"repair.steps": repair.steps, "attack.steps": attack.steps, "rmu.steps": rmu.steps}
+    at_least(0, **steps)
+    counts = {"documents": options.documents, "adapters": options.adapters, "max_characters": options.max_characters}
+    counts |= {name: getattr(options, name) for name in ("vocabulary", "test_documents", "units", "batch_size")}
+    counts |= {"accumulate": options.accumulate, "repair.documents": repair.documents}
+    counts |= {"repair.selection": repair.selection, "attack.repeats": attack.repeats, "rmu.batch_size": rmu.batch_size}
+    at_least(1, **{name: count for name, count in counts.items() if count is not None})
+    if not attack.documents or min(attack.documents) < 1 or len(set(attack.documents)) < len(attack.documents):
+        given = " ".join(map(str, attack.documents)) or "none"
+        raise ValueError(f"--attack.documents must be one number or more, each at least 1 and once, got {given}")
+    at_least(2, length=options.length)
+    rates = {"learning-rate": options.learning_rate, "repair.learning-rate": repair.learning_rate}
+    rates |= {"attack.learning-rate": attack.learning_rate, "rmu.learning-rate": rmu.learning_rate}
+    for name, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"--{name} must be a number from 0 on, got {rate}")
+    if options.batch_size % (processes * options.accumulate):
+        raise ValueError(
+            f"--batch-size {options.batch_size} cannot be shared evenly by {processes} processes, in "
+            f"{options.accumulate} parts"
+        )
+
+
 def open_text(options: TextOptions) -> Text:
     """The corpus of the options, tokenised now or before.
 
@@ -76,6 +105,8 @@ def open_text(options: TextOptions) -> Text:
         "documents": options.documents,
         "forget": what,
     }
+    if options.text_field != TextOptions.text_field:
+        about["text_field"] = options.text_field
     how = {
         "per": options.per,
         "forget_tokens": tokens,
@@ -106,7 +137,24 @@ def make_model(options: TextOptions, tokenizer: Any, seed: int) -> nn.Module:
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
     if options.length > limit:
         raise ValueError(f"--length {options.length} is more than the {limit} positions that {options.model!r} has")
+    known, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1  # type: ignore
+    if needed > known:
+        raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} that {options.model!r} knows")
     return model
+
+
+def files_identity(options: TextOptions) -> dict[str, Any]:
+    """What in a configuration stands for options that name files or folders: what is in them."""
+    found: dict[str, Any] = {"model": model_identity(options.model)}
+    if options.tokenizer is not None:
+        found["tokenizer"] = model_identity(options.tokenizer)
+    if options.corpus not in PACKAGED_TEXT and (content := _content(options.corpus)) is not None:
+        found["corpus"] = f"sha256:{content[:16]}"
+    for name, known in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
+        given = getattr(options, name)
+        if len(given) == 1 and given[0] not in known:
+            found[name] = list(_listed(given, known))
+    return found
 
 
 def model_identity(name: str) -> str:
@@ -136,7 +184,8 @@ def _finder(options: TextOptions) -> tuple[Finder | None, str | None]:
         raise ValueError(f"--{given[0]} and --{given[1]} both say what is to be forgotten; give one")
     if options.words:
         words = _listed(options.words, WORD_LISTS)
-        return find_words(words), f"words {' '.join(sorted(words))}"
+        phrases = any(len(word.split()) > 1 for word in words)  # whose words are not to be taken for words
+        return find_words(words), f"words {sorted(words) if phrases else ' '.join(sorted(words))}"
     if options.pattern is not None:
         return find_pattern(options.pattern), f"pattern {options.pattern}"
     if options.tokens:
@@ -173,6 +222,8 @@ def _tokenizer(options: TextOptions) -> Any:
 def _content(source: str) -> str | None:
     """What changes when the text does: a package's version, or the hash of files."""
     path = Path(source)
+    if source == STORIES:
+        return None
     if source in PACKAGED_TEXT:
         try:
             return metadata.version(source)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.runs import read_json, write_json
+from routed_rl.runs.files import plain_json
 
 STUDY = "study.json"
 
@@ -15,8 +16,10 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
     """ValueError unless the study of this identity may be started in the directory, or gone on with."""
     if (out / STUDY).exists():
         there = {"device": "cpu", **read_json(out / STUDY)}  # older ones do not say so
-        if there != identity:
-            raise ValueError(f"{str(out)!r} holds another study, of {there}, not of {identity}; name another --out")
+        here = plain_json(identity, "study")
+        if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+            of = [{name: study[name] for name in other if name in study} for study in (there, here)]
+            raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from torch import nn
 
 from experiments.errors import UserError, user_input
-from experiments.language import Text, make_model, model_identity, open_text
+from experiments.language import Text, check_options, files_identity, make_model, open_text
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.text_commands import RUNS, Unlearn
+from experiments.workers import is_finished
 from routed_rl.lm import (
     Adapters,
     Batches,
@@ -37,14 +38,16 @@ from routed_rl.lm import (
     expand,
     expert_weights,
     gathered_state,
+    mlp,
     other_sites,
     process_group,
+    processes,
     rank,
     save_model,
     token_weights,
     train,
 )
-from routed_rl.lm.era import TABLE
+from routed_rl.lm.era import NEW, ORIGINAL, TABLE
 from routed_rl.routing import GradientRouter, LabelNoise
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
 from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine_tune
@@ -52,7 +55,7 @@ from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine
 MODEL, RESULT = "model", "evaluation.json"
 ATTACK_POOL = 1 / 3
 """Of the topic's held-out documents, how many are for attacks; the others are the test."""
-SAMPLES, SAMPLE_TOKENS = 3, 40
+SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 8, 40
 COUNTED = 25_000
 """Documents of each kind whose words are counted (gradient routing, section C)."""
 
@@ -87,7 +90,10 @@ def main(command: Unlearn) -> None:
         with user_input():
             check_device(command.device)
             device = stack.enter_context(process_group(command.device))
+            check_options(command, processes())
             pipeline = Pipeline(command, open_text(command), device)
+            if not is_finished(run_path(command)):
+                pipeline.check()
             run = stack.enter_context(open_run(command)) if rank() == 0 else None
         if run is not None and run.finished:
             print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
@@ -99,15 +105,20 @@ def main(command: Unlearn) -> None:
 
 
 def run_config(command: Unlearn) -> dict[str, Any]:
-    """What a run depends on: its options, with a folder as model by what is in it."""
-    return {**command.config(), "model": model_identity(command.model)}
+    """What a run depends on: its options, with files and folders by what is in them; ValueError or OSError if they
+    cannot be read."""
+    return {**command.config(), **files_identity(command)}
+
+
+def run_path(command: Unlearn) -> Path:
+    """Where the run is, or will be."""
+    out = command.out or RUNS / f"unlearn-{command.method}-{config_hash(run_config(command))}-s{command.seed}"
+    return Path(os.path.realpath(out))
 
 
 def open_run(command: Unlearn) -> RunDirectory:
     """The run's directory, new or to be continued; RunError if it cannot be used."""
-    config = run_config(command)
-    out = command.out or RUNS / f"unlearn-{command.method}-{config_hash(config)}-s{command.seed}"
-    return RunDirectory.open(Path(os.path.realpath(out)), config, command.seed, force=command.force)
+    return RunDirectory.open(run_path(command), run_config(command), command.seed, force=command.force)
 
 
 class Pipeline:
@@ -128,6 +139,8 @@ class Pipeline:
         self.others = self.train[~self.labelled[self.train]]
         if self.method.misdirects and not len(self.marked):
             raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
+        if self.method.misdirects and processes() > 1:
+            raise ValueError(f"--method {command.method} is for one process, and there are {processes()}")
         order = np.random.default_rng(derive_seed(seed, "held out"))
         forget = corpus.documents("validation", "forget")
         pool = int(len(forget) * ATTACK_POOL)
@@ -151,7 +164,7 @@ class Pipeline:
     def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
         """How much the original units learn of each token where it is labelled, ``(V,)`` within 0 … 1; and which tokens
         are reported on as those that are routed, ``(V,)`` bool."""
-        corpus, size = self.text.corpus, len(self.text.tokenizer)
+        corpus, size = self.text.corpus, max(self.text.tokenizer.get_vocab().values()) + 1
         if self.command.tokens or self.command.per == "token":  # they are labelled one by one
             sample = self.train[:COUNTED]
             places = np.concatenate([np.arange(*corpus.starts[document : document + 2]) for document in sample])
@@ -163,15 +176,28 @@ class Pipeline:
             weight = np.where(weight < 0.5, 0.0, 1.0)
         return weight, weight < 0.5
 
+    def check(self) -> None:
+        """Make once all that the steps are done with.
+
+        Raises:
+            ValueError, OSError: for options that a later step would not bear.
+        """
+        command = self.command
+        model, new = self._model()
+        self._objective(model, new)
+        if self.method.misdirects:
+            self._rmu(model)
+        self._source()
+        for documents in (self.repair, self.selection, *(self.pool[:n] for n in command.attack.documents)):
+            self._batches(documents)
+
     def run(self, run: RunDirectory | None) -> None:
         """Go through the steps; all but training is the first process's alone, which has the run directory."""
         command, method = self.command, self.method
         with user_input():
             model, new = self._model()
             objective = self._objective(model, new)
-            source = self._batches(
-                self.others if method.drops else self.train, command.batch_size, derive_seed(command.seed, "order")
-            )
+            source = self._source()
             trained = distribute(model, command.shard)
         total = command.steps + command.rmu.steps * method.misdirects + command.repair.steps * method.expands
         total += command.attack.steps * command.attack.repeats * len(command.attack.documents)
@@ -202,13 +228,21 @@ class Pipeline:
         if self.method.expands:
             seed = derive_seed(command.seed, "units")
             if command.adapters is not None:
-                new = add_adapters(model, command.adapters, seed)
+                new = add_adapters(model, command.adapters, seed, self._projections(model))
                 model = new.model
             else:
                 experts = self.method.weights == "experts"  # of every MLP, as large as it
                 layers = range(len(blocks(model))) if experts else command.layers
                 new = expand(model, layers, None if experts else command.units, seed, command.projections)
         return model.to(self.device), new
+
+    def _projections(self, model: nn.Module) -> list[str] | None:
+        """The linear layers of the model's MLPs, where the options say how they are called."""
+        named = self.command.projections
+        if named is None:
+            return None
+        hidden = [mlp(model, layer, named) for layer in range(len(blocks(model)))]
+        return [name for place in hidden for name in (*place.producers, place.consumer)]
 
     def _objective(self, model: nn.Module, new: Expansion | Adapters | None) -> EraObjective:
         command, method = self.command, self.method
@@ -238,8 +272,16 @@ class Pipeline:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
         return Training(**{name: getattr(self.command, name) for name in names})
 
+    def _source(self) -> Batches:
+        """What is trained on."""
+        documents = self.others if self.method.drops else self.train
+        return self._batches(documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
+
     def _batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
-        return Batches(self.text.corpus, documents, self.command.length, batch_size, seed, self.labelled)
+        length = self.command.length
+        if batch_size is None:  # all of them at once, also where they do not fill a row
+            length = min(length, int(np.diff(self.text.corpus.starts)[documents].sum()) + 1)
+        return Batches(self.text.corpus, documents, length, batch_size, seed, self.labelled)
 
     def _finish(
         self,
@@ -251,8 +293,9 @@ class Pipeline:
     ) -> None:
         """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
         command, method = self.command, self.method
-        losses = {"trained": self._losses(model, router if method.weights == "experts" else None)}
-        samples = {"trained": self._samples(model)}
+        experts = router if method.weights == "experts" else None
+        losses = {"trained": self._losses(model, experts)}
+        samples = {"trained": self._samples(model, experts)}
         if new is not None:
             before = self._candidate_losses(model)
             if isinstance(new, Adapters):
@@ -280,8 +323,9 @@ class Pipeline:
             }
         )
 
-    def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float]:
-        """Nats per target on the test documents; of the topic's, also on routed tokens and on all others."""
+    def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float | None]:
+        """Nats per target on the test documents; of the topic's, also on routed tokens and on all others, None where
+        there are none."""
         found = {}
         for kind, batches in self.test.items():
             if experts is None:
@@ -292,11 +336,13 @@ class Pipeline:
                         model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
                     )
         forget = found["forget"]
+        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer has
+        routed[: len(self.routed)] = self.routed
+        parts = {"forget_routed": forget.mean(routed), "forget_rest": forget.mean(~routed)}
         return {
             "forget": forget.mean(),
             "retain": found["retain"].mean(),
-            "forget_routed": forget.mean(self.routed),
-            "forget_rest": forget.mean(~self.routed),
+            **{name: None if np.isnan(loss) else loss for name, loss in parts.items()},
         }
 
     def _candidate_losses(self, model: nn.Module) -> np.ndarray | None:
@@ -332,16 +378,21 @@ class Pipeline:
 
     def _misdirect(self, model: nn.Module, tick: Callable[..., None]) -> None:
         rmu, seed = self.command.rmu, self.command.seed
-        objective = RmuObjective(
-            model, rmu.depth, rmu.norm, rmu.retain_weight, derive_seed(seed, "direction"), self.command.projections
-        )
+        objective, source = self._rmu(model)
+        training = Training(rmu.steps, rmu.learning_rate, warmup=0, final=1.0)
+        train(model, source, training, objective, seed=seed, on_step=tick)
+        model.requires_grad_(True)
+
+    def _rmu(self, model: nn.Module) -> tuple[RmuObjective, ForgetAndRetain]:
+        """RMU's objective, for which the model is made ready, and its batches."""
+        rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
             self._batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
             for kind, documents in enumerate((self.marked, self.others))
         )
-        training = Training(rmu.steps, rmu.learning_rate, warmup=0, final=1.0)
-        train(model, ForgetAndRetain(forget, retain), training, objective, seed=seed, on_step=tick)
-        model.requires_grad_(True)
+        direction = derive_seed(seed, "direction")
+        objective = RmuObjective(model, rmu.depth, rmu.norm, rmu.retain_weight, direction, self.command.projections)
+        return objective, ForgetAndRetain(forget, retain)
 
     def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[float]]:
         """The topic's loss before an attack and after each of its steps, for each repeat."""
@@ -357,17 +408,24 @@ class Pipeline:
             curves.append([entry["forget"] for entry in history])
         return curves
 
-    def _samples(self, model: Any) -> list[str]:
-        """What the model makes of the beginnings of documents of the topic."""
-        tokenizer, corpus = self.text.tokenizer, self.text.corpus
+    def _samples(self, model: Any, experts: GradientRouter | None = None) -> list[str]:
+        """What the model, or its expert of the topic, makes of the beginnings of documents of the topic."""
+        tokenizer, corpus, length = self.text.tokenizer, self.text.corpus, self.command.length
         samples = []
-        for document in self.prompts:
-            begin = corpus.starts[document]
-            prompt = torch.from_numpy(corpus.tokens[begin : begin + 8].astype(np.int64))[None].to(model.device)
-            torch.manual_seed(derive_seed(self.command.seed, "sample", int(document)))
-            length = min(SAMPLE_TOKENS, self.command.length - prompt.shape[1])
-            made = model.generate(prompt, do_sample=True, temperature=0.8, max_new_tokens=length, top_k=0)
-            samples.append(tokenizer.decode(made[0], skip_special_tokens=True))
+        model.eval()
+        with ExitStack() as stack:
+            if experts is not None:
+                one = torch.ones(1, device=self.device)
+                stack.enter_context(experts)
+                stack.enter_context(experts(weights={NEW: one, ORIGINAL: 0 * one}))
+            for document in self.prompts:
+                begin, end = corpus.starts[document : document + 2]
+                begun = corpus.tokens[begin : min(begin + PROMPT_TOKENS, begin + length - 1, end)].astype(np.int64)
+                prompt = torch.from_numpy(begun)[None].to(model.device)
+                torch.manual_seed(derive_seed(self.command.seed, "sample", int(document)))
+                new = min(SAMPLE_TOKENS, length - prompt.shape[1])
+                made = model.generate(prompt, do_sample=True, temperature=0.8, max_new_tokens=new, top_k=0)
+                samples.append(tokenizer.decode(made[0], skip_special_tokens=True))
         return samples
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,9 @@ def fine_tune(
 
     Returns:
         The copy as it was when the first number was lowest, and what was measured, from step 0 on.
+
+    Raises:
+        FloatingPointError: if the first number is none any more.
     """
     model = copy.deepcopy(model)
     optimizer = AdamW(model.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=0.1)
@@ -56,6 +60,11 @@ def fine_tune(
         optimizer.step()
         optimizer.zero_grad()
         history.append(measure(model))
+        if not math.isfinite(history[-1][key]):
+            raise FloatingPointError(
+                f"after {len(history) - 1} steps of fine-tuning the {key} loss is {history[-1][key]}: lower the "
+                "learning rate"
+            )
         on_step()
         if history[-1][key] <= min(entry[key] for entry in history):
             best = copy.deepcopy(model.state_dict())

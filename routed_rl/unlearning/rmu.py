@@ -59,15 +59,15 @@ class RmuObjective:
         names = blocks(model)
         if not 1 <= depth <= len(names):
             raise ValueError(f"depth must be within 1 … {len(names)} blocks, got {depth}")
+        learning = [mlp(model, layer, projections).consumer for layer in range(depth)]
         self._block, self._retain_weight = names[depth - 1], retain_weight
         self._frozen = copy.deepcopy(model).requires_grad_(False).eval()
         width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
         direction = torch.randn(width, generator=torch.Generator().manual_seed(seed))
         self._aim = norm * direction / direction.norm()
         model.requires_grad_(False)
-        for layer in range(depth):
-            for parameter in model.get_submodule(mlp(model, layer, projections).consumer).parameters():
-                parameter.requires_grad_(True)
+        for name in learning:
+            model.get_submodule(name).requires_grad_(True)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         stream = self._stream(model, batch)

@@ -64,9 +64,9 @@ def entry_weights(module, leaf, site, weight):
     ones = torch.ones_like(parameter)
     if site.units is None:
         return ones * weight
-    embedding = isinstance(module, torch.nn.Embedding)
-    axis = 1 if embedding or site.at == "input" else 0
-    if axis >= parameter.ndim:
+    if parameter.ndim == 1 and site.at == "input":
         return ones
+    inputs_first = isinstance(module, torch.nn.Embedding) or type(module).__name__ == "Conv1D"  # GPT-2's
+    axis = 0 if parameter.ndim == 1 else int((site.at == "output") == inputs_first)
     on = part(parameter, site.units, axis)
     return 1 - on + on * weight

@@ -1,0 +1,156 @@
+"""RMU: its loss by its formula, what learns, and the direction that a seed fixes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
+from routed_rl.lm.models import blocks, mlp
+from routed_rl.unlearning import ForgetAndRetain, RmuObjective
+from tests.lm.texts import corpus_of
+from tests.lm.tiny_models import tiny_model
+
+NORM, WEIGHT = 7.0, 30.0
+
+
+def value(loss):
+    return loss.item()
+
+
+def mixed_batch():
+    """Two rows to forget and two to retain, with targets that are not scored in each."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 96, (4, 9), generator=generator)
+    labels = torch.full_like(tokens, NO_LABEL)
+    labels[:2] = FORGET_LABEL
+    scored = torch.rand(4, 8, generator=generator) < 0.7
+    return Batch(tokens, labels, scored)
+
+
+def stream(model, tokens, depth):
+    """The residual stream after some blocks, as transformers gives it: after the last one its norm is left out."""
+    found = []
+    handle = model.get_submodule(blocks(model)[depth - 1]).register_forward_hook(
+        lambda module, args, output: found.append(output[0] if isinstance(output, tuple) else output)
+    )
+    states = model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
+    handle.remove()
+    if depth < len(blocks(model)):
+        assert torch.equal(found[0], states[depth])
+    return found[0]
+
+
+def changed(model):
+    """The model after it has learned something, so that it differs from what it was."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "llama", "gpt2"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_loss_is_that_of_a_loop(kind, depth):
+    model, batch = tiny_model(kind), mixed_batch()
+    objective = RmuObjective(model, depth, NORM, WEIGHT, seed=3)
+    learned = changed(model)
+    generator = torch.Generator().manual_seed(3)
+    direction = torch.randn(16, generator=generator)
+    aim = NORM * direction / torch.linalg.vector_norm(direction)
+    assert float(torch.linalg.vector_norm(aim)) == pytest.approx(NORM)
+    with torch.no_grad():
+        now, before = stream(learned, batch.tokens, depth), stream(model, batch.tokens, depth)
+        expected = 0.0
+        for row in range(4):
+            for t in range(8):
+                if batch.scored[row, t]:
+                    pushed = sum((float(x) - float(y)) ** 2 for x, y in zip(now[row, t], aim, strict=True)) / 16
+                    held = sum((float(x) - float(y)) ** 2 for x, y in zip(now[row, t], before[row, t], strict=True))
+                    expected += pushed if row < 2 else WEIGHT * held / 16
+    assert value(objective(learned, batch)) == pytest.approx(expected, rel=1e-4)
+    # And what is held is what the model was when the objective was made, whatever became of it.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert value(objective(learned, batch)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "llama", "gpt2"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_outputs_of_the_first_mlps_learn_all_of_them_and_nothing_else(kind, depth):
+    model = tiny_model(kind)
+    objective = RmuObjective(model, depth, NORM, WEIGHT, seed=0)
+    expected = {
+        f"{mlp(model, layer).consumer}.{name}"
+        for layer in range(depth)
+        for name, _ in model.get_submodule(mlp(model, layer).consumer).named_parameters()
+    }
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == expected
+    objective(model, mixed_batch()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in expected), name
+        assert name not in expected or parameter.grad.abs().max() > 0, name
+
+
+def test_retained_rows_teach_nothing_until_the_model_has_moved():
+    model, batch = tiny_model("gpt_neo"), mixed_batch()
+    retain = batch.rows(slice(2, 4))
+    objective = RmuObjective(model, 2, NORM, WEIGHT, seed=0)
+    assert value(objective(model, retain)) == 0
+    assert value(objective(model, batch)) == pytest.approx(value(objective(model, batch.rows(slice(0, 2)))))
+
+
+def test_the_direction_is_a_function_of_the_seed():
+    batch, losses = mixed_batch(), []
+    for seed in (0, 0, 1):
+        model = tiny_model("gpt_neo")
+        objective = RmuObjective(model, 2, NORM, WEIGHT, seed)
+        torch.manual_seed(len(losses))  # nothing is drawn from anybody else's numbers
+        losses.append([objective(model, batch).item() for _ in range(2)])
+    assert losses[0] == losses[1] and losses[0] != losses[2]
+    assert all(first == second for first, second in losses), "and it stays the same from step to step"
+
+
+def test_steps_reach_the_aim():
+    """Known answer: with nothing to retain, the stream comes to where it is pushed."""
+    model, batch = tiny_model("gpt_neo"), mixed_batch().rows(slice(0, 2))
+    objective = RmuObjective(model, 2, 1.0, WEIGHT, seed=0)
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 0.05)
+    first = value(objective(model, batch))
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(model, batch).backward()
+        optimizer.step()
+    assert value(objective(model, batch)) < 0.2 * first
+
+
+@pytest.mark.parametrize("depth", [0, 3, -1])
+def test_more_blocks_than_there_are(depth):
+    model = tiny_model("gpt_neo")
+    with pytest.raises(ValueError, match=f"depth must be within 1 … 2 blocks, got {depth}"):
+        RmuObjective(model, depth, NORM, WEIGHT, seed=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_unknown_model_is_refused_before_it_is_frozen():
+    model = tiny_model("qwen2")
+    with pytest.raises(ValueError, match="'qwen2' model are is not known; name their projections"):
+        RmuObjective(model, 1, NORM, WEIGHT, seed=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    RmuObjective(model, 1, NORM, WEIGHT, 0, "model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj")
+    learn = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learn == {"model.layers.0.mlp.down_proj.weight"}
+
+
+def test_batches_have_as_many_rows_of_each_kind():
+    corpus = corpus_of([6] * 12)
+    forget, retain = Batches(corpus, np.arange(4), 6, 3), Batches(corpus, np.arange(4, 12), 6, 3, seed=1)
+    both = ForgetAndRetain(forget, retain)
+    for step in (0, 1, 5):
+        batch = both.batch(step)
+        assert torch.equal(batch.tokens, torch.cat([forget.batch(step).tokens, retain.batch(step).tokens]))
+        assert torch.equal(batch.scored, torch.cat([forget.batch(step).scored, retain.batch(step).scored]))
+        assert (batch.labels[:3] == FORGET_LABEL).all() and (batch.labels[3:] == NO_LABEL).all()
