@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks import environments, learning, routing, training
+from experiments.benchmarks import environments, language, learning, routing, training
 from experiments.benchmarks.timing import as_json, machine
 from experiments.commands import PRESETS, Benchmark, Learner
 from experiments.errors import at_least, user_input
@@ -19,6 +19,13 @@ from experiments.progress import progress_display
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
 
 ROUTING_COLUMNS = {"milliseconds": ".1f", "times_unrouted": ".3f", "megabytes_kept": ".0f"}
+LANGUAGE_COLUMNS = {
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "times_bare": ("x a bare loop", ".2f"),
+    "share_of_matmul_rate": ("share of the matrix products' rate", ".0%"),
+    "times_unrouted_activation": ("time, routed (activation)", ".3f"),
+    "times_unrouted_parameter": ("(parameter)", ".3f"),
+}
 
 
 def main(command: Benchmark) -> None:
@@ -28,6 +35,7 @@ def main(command: Benchmark) -> None:
         compared = [learning.steps_to_target(run) for run in command.runs]
     total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
     total += training.calls_parallel_seeds(command.repeats) + routing.calls(command.repeats)
+    total += language.calls(command.repeats)
     with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("benchmark", total=total)
 
@@ -40,6 +48,7 @@ def main(command: Benchmark) -> None:
         }
         results["parallel_seeds"] = training.measure_parallel_seeds(command.repeats, tick)
         results["routing"] = routing.measure(command.repeats, tick)
+        results["language"] = language.measure(command.repeats, tick)
         results["learning"] = compared
     if command.json:
         print(json.dumps(results, indent=2))
@@ -104,6 +113,11 @@ def _show(results: dict[str, Any], console: Console) -> None:
     table = _titled("A stack of transformer blocks, forward and backward", "routing", *columns)
     for name, row in results["routing"].items():
         table.add_row(name, *(f"{row[key]:{form}}" for key, form in ROUTING_COLUMNS.items()))
+    console.print(table)
+
+    table = _titled("Training a language model", "preset", *(heading for heading, _ in LANGUAGE_COLUMNS.values()))
+    for preset, row in results["language"].items():
+        table.add_row(preset, *(f"{row[key]:{form}}" for key, (_, form) in LANGUAGE_COLUMNS.items()))
     console.print(table)
 
     table = _titled("Where an update's time goes", "part", *results["training"])

@@ -1,0 +1,102 @@
+"""What our training loop costs beside a bare one, and routing beside none, on language models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from experiments.benchmarks.timing import take_turns
+from routed_rl.lm import (
+    Batches,
+    Corpus,
+    EraObjective,
+    Training,
+    build_model,
+    era_weights,
+    expand,
+    make_optimizer,
+    matmul_rate,
+    stories_tokenizer,
+    train,
+    training_flops,
+)
+from routed_rl.lm.era import TABLE
+from routed_rl.routing import GradientRouter
+
+SHAPES = {"tiny": (32, 41), "small": (16, 129)}
+"""Rows, and tokens a row, of a preset's batches."""
+STEPS = 5
+BARE, OURS, UNROUTED = "a bare loop", "ours", "expanded, not routed"
+
+
+def calls(repeats: int) -> int:
+    """How many measurements :func:`measure` makes."""
+    return len(SHAPES) * 5 * (repeats + 1)
+
+
+def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    """By preset: our loop beside a bare one, an expanded model with and without routing, and the share of the machine's
+    rate of matrix products that ours reaches."""
+    return {preset: _measure(preset, repeats, tick) for preset in SHAPES}
+
+
+def _measure(preset: str, repeats: int, tick: Callable[[], None]) -> dict[str, Any]:
+    rows, length = SHAPES[preset]
+    tokenizer = stories_tokenizer()
+    rng = np.random.default_rng(0)
+    starts = np.arange(0, 40 * 2000 + 1, 40)
+    tokens, documents = rng.integers(2, len(tokenizer), starts[-1]), np.arange(len(starts) - 1)
+    forget = np.repeat(rng.random(len(documents)) < 0.2, 40)
+    corpus = Corpus(tokens, forget, starts, np.zeros(len(documents), dtype=bool), {})
+    batches = Batches(corpus, documents, length, rows, 0, corpus.to_forget)
+    settings = Training(steps=STEPS, warmup=0)
+    plain = build_model(preset, tokenizer, 0)
+    expanded = copy.deepcopy(plain)
+    expansion = expand(expanded, range(3), 32, 0)
+    weights = era_weights(torch.rand(len(tokenizer)), -0.75)
+    cases: dict[str, Callable[[], object]] = {
+        BARE: partial(_bare, copy.deepcopy(plain), batches, settings),
+        OURS: partial(train, plain, batches, settings),
+        UNROUTED: partial(train, copy.deepcopy(expanded), batches, settings),
+    }
+    for mode in ("activation", "parameter"):
+        routed = copy.deepcopy(expanded)
+        router = GradientRouter(routed, expansion.sites(mode), TABLE, mode)
+        cases[mode] = partial(_routed, router, routed, batches, settings, EraObjective(router, weights))
+    measured = take_turns({name: (STEPS, case) for name, case in cases.items()}, repeats, tick)
+    flops = training_flops(plain, length) * rows * length * measured[OURS].rate
+    return {
+        "milliseconds": 1000 * measured[OURS].median,
+        "tokens_per_second": rows * length * measured[OURS].rate,
+        "times_bare": measured[BARE].median / measured[OURS].median,
+        "share_of_matmul_rate": flops / matmul_rate(torch.device("cpu"), torch.float32),
+        **{
+            f"times_unrouted_{mode}": measured[mode].median / measured[UNROUTED].median
+            for mode in ("activation", "parameter")
+        },
+    }
+
+
+def _routed(router: GradientRouter, *arguments: Any) -> None:
+    with router:
+        train(*arguments)
+
+
+def _bare(model: nn.Module, batches: Batches, settings: Training) -> None:
+    """What one would write by hand for the same steps."""
+    optimizer = make_optimizer(model, settings)
+    model.train()
+    for step in range(settings.steps):
+        tokens = batches.batch(step).tokens
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
