@@ -86,8 +86,9 @@ def _check_runs(grid: Sequence[Unlearn], model: str, text: Text) -> None:
     made = set()
     for run in grid:
         pipeline = Pipeline(replace(run, model=model), text)
-        if (run.method, run.mode) not in made:
-            made.add((run.method, run.mode))
+        kind = (run.method, run.mode, run.whole, run.repair)
+        if kind not in made:
+            made.add(kind)
             pipeline.check()
 
 
