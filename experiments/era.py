@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -85,8 +86,9 @@ def _check_runs(grid: Sequence[Unlearn], model: str, text: Text) -> None:
     made = set()
     for run in grid:
         pipeline = Pipeline(replace(run, model=model), text)
-        if (run.method, run.mode) not in made:
-            made.add((run.method, run.mode))
+        kind = (run.method, run.mode, run.whole, run.repair)
+        if kind not in made:
+            made.add(kind)
             pipeline.check()
 
 
@@ -160,16 +162,20 @@ def _report(command: Era, failed: dict[Path, str]) -> None:
     """Gather all that is finished, also by earlier commands, into tables, summary and figures."""
     results: dict[Key, Result] = {}
     timings = []
-    for path in (command.out / "runs").glob("*/*/evaluation.json"):
+    for path in sorted((command.out / "runs").glob("*/*/evaluation.json")):
         run = path.parent
+        named = re.fullmatch(r"([\d.e-]+)-s(\d+)", run.name)
+        if run.parent.name not in era_figures.ORDER or named is None:
+            continue  # not of a study: perhaps set aside
         try:
-            share, _, seed = run.name.rpartition("-s")
-            key = (run.parent.name, float(share), int(seed))
-            results[key] = read_json(path)
+            key = (run.parent.name, float(named[1]), int(named[2]))
+            result = _whole(read_json(path))
             seconds = sum(float(row["seconds"]) for row in read_metrics(run / "timings.csv"))
-            timings.append({**dict(zip(KEYS, key, strict=True)), "training_seconds": seconds})
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, LookupError, TypeError, OSError) as error:
             failed[run] = f"its files are not sound: {error}"
+            continue
+        results[key] = result
+        timings.append({**dict(zip(KEYS, key, strict=True)), "training_seconds": seconds})
     if not results:
         return
     rows = [row for key in results if (row := _row(key, results)) is not None]
@@ -186,6 +192,17 @@ def _report(command: Era, failed: dict[Path, str]) -> None:
     console = Console()
     console.print(Markdown(text))
     console.print(f"Tables and figures: {command.out}")
+
+
+def _whole(result: Any) -> Result:
+    """A run's result; LookupError or TypeError if something that is reported on is missing."""
+    for stage in ("trained", "finished"):
+        for kind in ("forget", "retain", "forget_routed", "forget_rest"):
+            result["losses"][stage][kind]
+        result["samples"][stage][0]
+    for name in ("relearning", "labelled_documents", "routed_tokens", "parameters"):
+        result[name]
+    return result  # type: ignore[no-any-return]
 
 
 def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:

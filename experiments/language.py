@@ -66,7 +66,12 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     """UserError or ValueError for a number that nothing can be made of, before anything is."""
     repair, attack, rmu = options.repair, options.attack, options.rmu
     steps = {"steps": options.steps, "warmup": options.warmup}
-    steps |= {"repair.steps": repair.steps, "attack.steps": attack.steps, "rmu.steps": rmu.steps}
+    steps |= {
+        "repair.chosen": repair.chosen,
+        "repair.steps": repair.steps,
+        "attack.steps": attack.steps,
+        "rmu.steps": rmu.steps,
+    }
     at_least(0, **steps)
     counts = {"documents": options.documents, "adapters": options.adapters, "max_characters": options.max_characters}
     counts |= {name: getattr(options, name) for name in ("vocabulary", "test_documents", "units", "batch_size")}

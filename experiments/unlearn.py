@@ -139,8 +139,9 @@ class Pipeline:
         self.others = self.train[~self.labelled[self.train]]
         if self.method.misdirects and not len(self.marked):
             raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
-        if self.method.misdirects and processes() > 1:
-            raise ValueError(f"--method {command.method} is for one process, and there are {processes()}")
+        alone = f"--method {command.method}" if self.method.misdirects else "--repair.chosen"
+        if processes() > 1 and (self.method.misdirects or (self.method.expands and command.repair.chosen)):
+            raise ValueError(f"{alone} is for one process, and there are {processes()}")
         order = np.random.default_rng(derive_seed(seed, "held out"))
         forget = corpus.documents("validation", "forget")
         pool = int(len(forget) * ATTACK_POOL)
@@ -158,6 +159,10 @@ class Pipeline:
         count = command.repair.documents
         self.repair, self.selection = fine[:count], fine[count : count + command.repair.selection]
         self.token_weight, self.routed = self._token_weights()
+        candidates = np.random.default_rng(derive_seed(seed, "repair")).permutation(self.others)
+        self.candidates = candidates[: 2 * command.repair.chosen]
+        self.chosen = min(command.repair.chosen, len(self.candidates) // 2)
+        """how many documents are chosen for repair, of these candidates"""
         self.wrongly_chosen: float | None = None
         """of the documents chosen for repair, the share that is of the topic; nobody sees it but the result"""
 
@@ -188,6 +193,9 @@ class Pipeline:
         if self.method.misdirects:
             self._rmu(model)
         self._source()
+        if self.method.expands and self.chosen:
+            shortest = self.candidates[np.argsort(np.diff(self.text.corpus.starts)[self.candidates])]
+            self._batches(shortest[: self.chosen], command.repair.documents)
         for documents in (self.repair, self.selection, *(self.pool[:n] for n in command.attack.documents)):
             self._batches(documents)
 
@@ -347,11 +355,7 @@ class Pipeline:
 
     def _candidate_losses(self, model: nn.Module) -> np.ndarray | None:
         """The loss of each document that may be chosen for repair; None if none is."""
-        if not self.command.repair.chosen:
-            return None
-        order = np.random.default_rng(derive_seed(self.command.seed, "repair"))
-        candidates = order.permutation(self.others)[: 2 * self.command.repair.chosen]
-        return document_losses(model, self._batches(candidates))
+        return document_losses(model, self._batches(self.candidates)) if self.chosen else None
 
     def _repaired(self, model: nn.Module, before: np.ndarray | None, tick: Callable[..., None]) -> nn.Module:
         """The ablated model, fine-tuned on what it should still do.
@@ -362,7 +366,7 @@ class Pipeline:
         repair = self.command.repair
         if before is not None:
             risen = self._candidate_losses(model) - before
-            chosen = np.sort(np.argsort(risen)[: repair.chosen])  # NaN, of those that are no candidates, come last
+            chosen = np.sort(np.argsort(risen)[: self.chosen])  # NaN, of those that are no candidates, come last
             source = self._batches(chosen, repair.documents, derive_seed(self.command.seed, "repair order"))
             training = Training(repair.steps, repair.learning_rate, warmup=0)
             train(model, source, training, seed=derive_seed(self.command.seed, "repair"), on_step=tick)

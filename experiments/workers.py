@@ -100,9 +100,12 @@ def options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
             yield from options(value, getattr(usual, field.name), f"{name}.")
         elif isinstance(value, bool):
             yield f"--{name}" if value else f"--{prefix}no-{name.removeprefix(prefix)}"
+        elif isinstance(value, tuple):
+            yield from (f"--{name}", *map(str, value))
+        elif str(value).startswith("-"):
+            yield f"--{name}={value}"  # which is no option
         else:
-            yield f"--{name}"
-            yield from map(str, value if isinstance(value, tuple) else (value,))
+            yield from (f"--{name}", str(value))
 
 
 @contextmanager
