@@ -98,7 +98,7 @@ class TextOptions:
     """tokens of one that is trained on the corpus"""
     length: int = 41
     """tokens a row; a document of one fewer has a row to itself"""
-    test_documents: int = 400
+    test_documents: int = 300
     """held-out documents of each kind on which losses are measured"""
     miss_rate: float = 0.0
     """probability that a document of the topic is overlooked"""
@@ -108,15 +108,18 @@ class TextOptions:
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
     alpha: float | None = None
     """weight with which original units learn the topic's own words in labelled documents; None: -0.75 (the paper), in
-    other modes 0, with --whole minus half of how many unlabelled documents there are for a labelled one"""
+    other modes 0, with --whole minus as many as there are unlabelled documents of the topic for a labelled one: they
+    take back what those teach"""
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """blocks whose MLPs are expanded"""
     units: int = 32
     """new hidden units in each"""
+    bias: float = 4.0
+    """of the words' weights: with a lower one, more of them are routed"""
     l1: float = 1e-4
     """L1 penalty on the hidden activations there"""
     restraint: float = 0.0
-    """L1 penalty on the new units' alone, at tokens that nobody has labelled: all else does not come to need them"""
+    """L1 penalty on what the new units add where nobody has labelled a token: nothing else is to need them"""
     whole: bool = False
     """mode parameter: all other linear layers of the blocks learn as the original units do"""
     projections: str | None = None

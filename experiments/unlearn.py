@@ -176,7 +176,7 @@ class Pipeline:
             tokens, marks = corpus.tokens[places], corpus.forget[places]
             return np.zeros(size), 2 * np.bincount(tokens[marks], minlength=size) > np.bincount(tokens, minlength=size)
         counts = (corpus.counts(documents[:COUNTED], size) for documents in (self.marked, self.others))
-        weight = token_weights(*counts)
+        weight = token_weights(*counts, self.command.bias)
         if self.command.mode == "forward":  # units are silent or not
             weight = np.where(weight < 0.5, 0.0, 1.0)
         return weight, weight < 0.5
@@ -273,7 +273,7 @@ class Pipeline:
         if command.alpha is not None:
             return command.alpha
         if command.whole:
-            return -(1 - command.labelled) / (2 * max(command.labelled, 0.1))
+            return -(1 - command.labelled) / max(command.labelled, 0.2)
         return -0.75 if command.mode == "activation" else 0.0
 
     def _training(self) -> Training:

@@ -19,7 +19,7 @@ from routed_rl.lm.losses import next_token_loss
 from routed_rl.lm.models import blocks, mlp
 from routed_rl.lm.processes import undistributed
 from routed_rl.routing import GradientRouter, Hidden, RouteTable, Site, add_units, remove_units
-from routed_rl.routing.layers import is_linear
+from routed_rl.routing.layers import is_linear, linear_weight
 from routed_rl.routing.site import Mode
 
 NEW, ORIGINAL = "new", "original"
@@ -123,8 +123,8 @@ class EraObjective:
         expansion: which hidden units the penalties are on; None: of low-rank adapters, which have none.
         l1: weight of the L1 norm of all hidden activations of the expanded layers, per token (gradient routing,
             section C).
-        restraint: weight of the L1 norm of the new units' alone, at targets that nobody has labelled. It keeps them out
-            of what they are not for, so that it does not suffer when they are cut out.
+        restraint: weight of the L1 norm of what the new units add to the residual stream, summed over the layers, per
+            token and at targets that nobody has labelled alone: of what cutting them out will change there.
     """
 
     def __init__(
@@ -145,26 +145,27 @@ class EraObjective:
                 stack.enter_context(self.router(weights=self.weights(batch)))
             loss = next_token_loss(model, batch)
         free = batch.at_positions((batch.labels[:, 1:] != FORGET_LABEL).to(loss.dtype), 1.0)[..., None]
-        for new, activations in seen:
+        for hidden, added in seen:
             if self.l1:
-                loss = loss + self.l1 * activations.abs().sum()
+                loss = loss + self.l1 * hidden.abs().sum()
             if self.restraint:
-                loss = loss + self.restraint * (activations[..., new].abs() * free).sum()
+                loss = loss + self.restraint * (added.abs() * free).sum()
         return loss
 
     @contextmanager
-    def _activations(self, model: nn.Module) -> Iterator[list[tuple[slice, Tensor]]]:
-        """Of each expanded layer, which units are new, and the activations of all."""
-        seen: list[tuple[slice, Tensor]] = []
+    def _activations(self, model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Of each expanded layer, the hidden activations, and what the new ones add to the residual stream."""
+        seen: list[tuple[Tensor, Tensor]] = []
         with ExitStack() as stack:
             if self.expansion is not None and (self.l1 or self.restraint):
-                for layer, hidden in self.expansion.hidden.items():
+                for layer, place in self.expansion.hidden.items():
                     new = self.expansion.units[layer]
 
                     def see(module: nn.Module, args: tuple[Tensor, ...], new: slice = new) -> None:
-                        seen.append((new, args[0]))
+                        added = args[0][..., new] @ linear_weight(module)[:, new].T
+                        seen.append((args[0], added))
 
-                    consumer = model.get_submodule(hidden.consumer)
+                    consumer = model.get_submodule(place.consumer)
                     stack.callback(consumer.register_forward_pre_hook(see, prepend=True).remove)
             yield seen
 
