@@ -381,7 +381,9 @@ class SteeringScalar:
     steered_block: int | None = None
     """the block behind which is steered"""
     strengths: tuple[float, ...] | None = None
-    """what is added to the dimension; samples are written at the last"""
+    """what is added to the dimension where the topic's probability is measured"""
+    sample_strength: float | None = None
+    """what is added to it where samples are written"""
     steps: int | None = None
     """gradient steps"""
     batch_size: int | None = None
