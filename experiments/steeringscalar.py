@@ -69,13 +69,15 @@ def _recipe(command: SteeringScalar) -> Recipe:
         if given is not None and (not given or len(set(given)) < len(given)):
             shown = " ".join(map(str, given)) or "none"
             raise UserError(f"--{name} must be at least one, each once, got {shown}")
-    if any(not math.isfinite(strength) for strength in command.strengths or ()):
-        raise UserError(f"--strengths must be finite numbers, got {' '.join(map(str, command.strengths or ()))}")
     names = ("tokens", "corpus", "documents", "model", "tokenizer", "blocks", "steered_block", "strengths")
-    options = {name: value for name in (*names, "batch_size") if (value := getattr(command, name)) is not None}
+    names = (*names, "sample_strength", "batch_size")
+    options = {name: value for name in names if (value := getattr(command, name)) is not None}
     if command.steps is not None:
         options["training"] = replace(recipe.training, steps=command.steps)
     recipe = replace(recipe, **options)
+    strengths = (*recipe.strengths, recipe.sample_strength)
+    if not all(map(math.isfinite, strengths)):
+        raise UserError(f"strengths must be finite numbers, got {' '.join(map(str, strengths))}")
     if recipe.batch_size % recipe.training.accumulate:
         # Fewer rows than the preset's: what they were shared out for is gone.
         recipe = replace(recipe, training=replace(recipe.training, accumulate=1))
@@ -177,7 +179,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
             parts.append(f"- {NAMES[result['routed']]}, seed {result['seed']}: {top}")
         first = next((result for result in results if result["routed"]), results[0])
         texts = {
-            f"{recipe.strengths[-1]:g} added": first["axes"][number]["samples"],
+            f"{recipe.sample_strength:g} added": first["axes"][number]["samples"],
             "not steered": first["samples"],
         }
         for title, samples in texts.items():

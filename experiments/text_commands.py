@@ -52,13 +52,13 @@ class Rmu:
 
     depth: int = 3
     """blocks before the residual stream that is pushed; the MLPs' output projections in them learn"""
-    norm: float = 20.0
+    norm: float = 100.0
     """how far it is pushed"""
-    retain_weight: float = 200.0
+    retain_weight: float = 50.0
     """weight of holding it where it was on other documents"""
-    steps: int = 100
+    steps: int = 200
     """gradient steps"""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """AdamW's"""
     batch_size: int = 32
     """rows of each kind"""
@@ -176,7 +176,7 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "warmup": 100,
         "repair": Repair(selection=1000, steps=40, learning_rate=5e-5),
         "attack": Attack(documents=(1, 4, 16, 64), steps=40, learning_rate=5e-5, repeats=5),
-        "rmu": Rmu(depth=6, norm=100.0, steps=500, batch_size=40),
+        "rmu": Rmu(depth=6, retain_weight=200.0, steps=500, learning_rate=5e-4, batch_size=40),
     },
     # Gradient routing, section E, but for two things: repair and attack have as many documents and steps, and the same
     # learning rate; and the corpus, half of which cannot be had without asking, is the user's to name.
@@ -291,7 +291,9 @@ class SteeringScalar:
     steered_block: int | None = None
     """the block behind which is steered"""
     strengths: tuple[float, ...] | None = None
-    """what is added to the dimension; samples are written at the last"""
+    """what is added to the dimension where the topic's probability is measured"""
+    sample_strength: float | None = None
+    """what is added to it where samples are written"""
     steps: int | None = None
     """gradient steps"""
     batch_size: int | None = None
