@@ -179,7 +179,7 @@ class Pipeline:
         weight = token_weights(*counts, self.command.bias)
         if self.command.mode == "forward":  # units are silent or not
             weight = np.where(weight < 0.5, 0.0, 1.0)
-        return weight, weight < 0.5
+        return weight, (weight < 0.5) & (len(self.marked) > 0)
 
     def check(self) -> None:
         """Make once all that the steps are done with.
