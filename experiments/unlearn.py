@@ -344,8 +344,8 @@ class Pipeline:
                         model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
                     )
         forget = found["forget"]
-        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer has
-        routed[: len(self.routed)] = self.routed
+        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer, or fewer
+        routed[: len(self.routed)] = self.routed[: len(routed)]
         parts = {"forget_routed": forget.mean(routed), "forget_rest": forget.mean(~routed)}
         return {
             "forget": forget.mean(),
