@@ -92,10 +92,14 @@ def main(command: Unlearn) -> None:
             device = stack.enter_context(process_group(command.device))
             check_options(command, processes())
             pipeline = Pipeline(command, open_text(command), device)
-            if not is_finished(run_path(command)):
+            finished = is_finished(run_path(command)) and not command.force
+            if not finished:
                 pipeline.check()
             run = stack.enter_context(open_run(command)) if rank() == 0 else None
-        if run is not None and run.finished:
+        if run is None:
+            if not finished:
+                pipeline.run(None)
+        elif run.finished:
             print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
         else:
             pipeline.run(run)
