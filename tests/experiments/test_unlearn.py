@@ -296,6 +296,17 @@ def test_bad_options_end_in_one_line_and_leave_nothing(options, message, corpora
         assert not any(name.startswith("c-") for name in left)
 
 
+def test_what_is_done_on_one_process_alone_is_refused_on_many(corpora, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(unlearn, "processes", lambda: 2)
+    for options, message in (
+        (["--method", "rmu"], "--method rmu is for one process, and there are 2"),
+        (["--repair.chosen", "8"], "--repair.chosen is for one process, and there are 2"),
+        (["--accumulate", "4"], "--batch-size 4 cannot be shared evenly by 2 processes, in 4 parts"),
+    ):
+        assert message in refused(capsys, corpora, *options, "--out", tmp_path / "r")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_does_not_learn_is_a_line_too(corpora, tmp_path, capsys):
     line = refused(capsys, corpora, "--learning-rate", "1e30", "--out", tmp_path / "r")
     assert "lower the learning rate" in line and not (tmp_path / "r" / "evaluation.json").exists()
