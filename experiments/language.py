@@ -142,7 +142,9 @@ def make_model(options: TextOptions, tokenizer: Any, seed: int) -> nn.Module:
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
     if options.length > limit:
         raise ValueError(f"--length {options.length} is more than the {limit} positions that {options.model!r} has")
-    known, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1  # type: ignore
+    known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    unused = {*tokenizer.all_special_ids} - {tokenizer.bos_token_id, tokenizer.eos_token_id}  # in texts
+    needed = max(token for token in tokenizer.get_vocab().values() if token not in unused) + 1
     if needed > known:
         raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} that {options.model!r} knows")
     return model

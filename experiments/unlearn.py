@@ -92,10 +92,14 @@ def main(command: Unlearn) -> None:
             device = stack.enter_context(process_group(command.device))
             check_options(command, processes())
             pipeline = Pipeline(command, open_text(command), device)
-            if not is_finished(run_path(command)):
+            finished = is_finished(run_path(command)) and not command.force
+            if not finished:
                 pipeline.check()
             run = stack.enter_context(open_run(command)) if rank() == 0 else None
-        if run is not None and run.finished:
+        if run is None:
+            if not finished:
+                pipeline.run(None)
+        elif run.finished:
             print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
         else:
             pipeline.run(run)
@@ -179,7 +183,7 @@ class Pipeline:
         weight = token_weights(*counts, self.command.bias)
         if self.command.mode == "forward":  # units are silent or not
             weight = np.where(weight < 0.5, 0.0, 1.0)
-        return weight, weight < 0.5
+        return weight, (weight < 0.5) & (len(self.marked) > 0)
 
     def check(self) -> None:
         """Make once all that the steps are done with.
@@ -344,8 +348,8 @@ class Pipeline:
                         model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
                     )
         forget = found["forget"]
-        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer has
-        routed[: len(self.routed)] = self.routed
+        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer, or fewer
+        routed[: len(self.routed)] = self.routed[: len(routed)]
         parts = {"forget_routed": forget.mean(routed), "forget_rest": forget.mean(~routed)}
         return {
             "forget": forget.mean(),

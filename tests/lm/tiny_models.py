@@ -36,8 +36,8 @@ def tiny_model(kind, seed=0, **options):
     tokenizer = stories_tokenizer()
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    options = {**FAMILIES.get(kind, _COMMON), **dropout, **special, **options}
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **options)
+    options = {"vocab_size": len(tokenizer), **FAMILIES.get(kind, _COMMON), **dropout, **special, **options}
+    config = AutoConfig.for_model(kind, **options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,88 @@
+"""Small studies of ``routed-rl era``, and such that are killed: ``python -m tests.experiments.killed_studies FOLDER``.
+
+Leaves FOLDER/unbroken, and FOLDER/killed-1 …, each killed (SIGKILL) after so many parts of its function calls, between
+runs or within one, and gone on with. It forks, after everything was imported once; no GPU may be visible.
+"""
+
+import contextlib
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, era_figures, process, unlearn, workers
+from routed_rl.lm import models, throughput, training
+from routed_rl.runs import rundir
+from tests.lm.killed_training import forked
+
+KILLS = 4
+SMALL = (
+    "--documents 300 --steps 6 --warmup 2 --batch-size 4 --layers 0 1 --units 4 --test-documents 10 --rmu.depth 2 "
+    "--rmu.steps 3 --rmu.batch-size 4 --attack.documents 2 --attack.repeats 1 --attack.steps 3 --repair.documents 8 "
+    "--repair.selection 8 --repair.steps 3"
+)
+OPTIONS = SMALL.split()
+METHODS = ("base", "rmu", "era")
+
+
+def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let studies have models that are tiny indeed, with dropout, and do every run in this process; gives the command
+    lines of what is run."""
+    tiny = partial(models._gpt_neo(width=16, layers=2, heads=2, length=64), resid_dropout=0.1)
+    patch.setitem(models.PRESETS, "tiny", tiny)
+    patch.setattr(training, "LOG_EVERY", 1)
+    patch.setattr(training, "CHECKPOINT_EVERY", 2)
+    patch.setattr(throughput, "SECONDS", 0.0)
+    patch.setattr(unlearn, "SAMPLES", 1)
+    patch.setattr(unlearn, "SAMPLE_TOKENS", 3)
+    patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
+    patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
+    ran = []
+
+    def pool(commands, count, logs, *, on_poll, poll_seconds):
+        codes = []
+        for command, log in zip(commands, logs, strict=True):
+            ran.append(command)
+            with (
+                Path(log).open("a") as written,
+                contextlib.redirect_stdout(written),
+                contextlib.redirect_stderr(written),
+            ):
+                try:
+                    cli.main(command[command.index("unlearn") :])
+                    codes.append(0)
+                except SystemExit as stop:
+                    codes.append(stop.code)
+            on_poll()
+        return codes
+
+    patch.setattr(workers, "run_commands", pool)
+    return ran
+
+
+def study(out: Path, corpora: Path) -> None:
+    cli.main(["era", *OPTIONS, "--methods", *METHODS, "--labelled", "0.5", "--seeds", "1", "--corpora", str(corpora),
+              "--out", str(out)])  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    work = partial(study, corpora=folder / "corpora")
+    study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
+    calls = forked(partial(work, folder / "unbroken"))
+    for kill in range(1, KILLS + 1):
+        out = folder / f"killed-{kill}"
+        forked(partial(work, out), kill * calls // (KILLS + 1))
+        if kill % 2:
+            forked(partial(work, out), calls // (2 * KILLS))
+        forked(partial(work, out))
+
+
+if __name__ == "__main__":
+    process.one_thread()
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        for name in ("draw_panels", "draw_relearning", "draw_tokens"):
+            patch.setattr(era_figures, name, lambda *_: None)
+        main(Path(sys.argv[1]))

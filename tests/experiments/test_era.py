@@ -1,0 +1,249 @@
+"""``routed-rl era``: every method finishes, and the same results however often killed; mistakes end in one line."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from experiments import cli
+from experiments.era import AFTER, VARIANTS, _command, _grid
+from experiments.language import open_text
+from experiments.text_commands import Attack, Era, EraMethod, Unlearn
+from experiments.unlearn import Pipeline
+from routed_rl.runs import read_json, write_json
+from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
+
+ROOT = Path(__file__).parents[2]
+ALL = EraMethod.__args__
+STUDY = (*OPTIONS, "--methods", *ALL, "--labelled", "0", "1", "--seeds", "1")
+FILES = {"study.json", "runs", "results.csv", "timings.csv", "summary.md"} | {
+    f"{name}.png" for name in ("unlearning", "relearning", "tokens")
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Small models, run in this process; the folder of corpora, and what has been run."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield tmp_path_factory.mktemp("corpora"), make_small(patch)
+    torch.set_flush_denormal(False)
+
+
+def run(small, *options):
+    cli.main(["era", *map(str, options), "--corpora", str(small[0])])
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    """A study of everything, without labels and with all."""
+    out = tmp_path_factory.mktemp("era") / "study"
+    run(small, *STUDY, "--out", out)
+    return out
+
+
+def refused(capsys, small, *options):
+    """The one line that a mistake ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(small, *options)
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if " 0:00:0" not in line]
+    assert stop.value.code == 2 and len(lines) == 1 and "Traceback" not in captured.err, captured.err
+    return lines[0]
+
+
+def contents(out):
+    """The bytes of every result, but those that may differ: timings, logs and TensorBoard's."""
+    names = ("*.csv", "*.md", "*.json", "runs/*/*/metrics.csv", "runs/*/*/*.json", "runs/*/*/model/*")
+    found = {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
+    return {name: data for name, data in found.items() if name != "timings.csv"}
+
+
+def result(study, method, share):
+    return read_json(study / "runs" / method / f"{share}-s0" / "evaluation.json")
+
+
+def test_every_method_finishes(study, small):
+    assert {path.name for path in study.iterdir()} == FILES
+    frame = pd.read_csv(study / "results.csv")
+    once = {("base", 1.0), ("control", 1.0), ("rmu", 1.0), ("era+rmu", 1.0)}
+    every = {(name, share) for name in ALL if name not in dict(once) for share in (0.0, 1.0)}
+    assert set(zip(frame.method, frame.labelled, strict=True)) == once | every and not frame.seed.any()
+    assert len(frame) == len(once | every) == len(small[1])
+    numbers = frame.drop(columns=["method", "forget_routed", "ablated_forget", "ablated_retain"])
+    assert np.isfinite(numbers.to_numpy()).all()
+    expanding = frame.method.isin([*VARIANTS, "control", "demix", "era"])
+    assert (frame.ablated_forget.notna() == expanding).all() and len(set(frame.parameters)) == 1
+    text = (study / "summary.md").read_text()
+    assert all(f"| {method} |" in text for method in ALL) and "failed" not in text
+    timings = pd.read_csv(study / "timings.csv")
+    assert len(timings) == len(frame) and (timings.training_seconds >= 0).all()
+
+
+def test_rows_are_what_runs_found(study):
+    frame = pd.read_csv(study / "results.csv").set_index(["method", "labelled"])
+    base = result(study, "base", 1.0)["losses"]
+    for method, share in frame.index:
+        row, found = frame.loc[method, share], result(study, method, share)
+        losses, attacks = found["losses"], found["relearning"]
+        of = result(study, "era", share)["losses"] if method == "era+rmu" else losses if "ablated" in losses else base
+        assert row.before == of["trained"]["forget"] and row.forget == losses["finished"]["forget"]
+        assert row.unlearning == pytest.approx(row.forget - row.before)
+        assert row.relearned_2 == min(attacks["2"][0]) and row.robust == pytest.approx(row.relearned_2 - row.before)
+        assert attacks["2"][0][0] == pytest.approx(row.forget) and list(attacks) == ["2"] and len(attacks["2"]) == 1
+        assert row.retain_cost == pytest.approx(row.retain - base["finished"]["retain"])
+        assert found["training_documents"] == result(study, "base", 1.0)["training_documents"] < 300
+        assert [len(found["samples"][stage]) for stage in ("trained", "finished")] == [1, 1]
+
+
+def test_without_labels_and_with_all_of_them(study, small):
+    """No label: filtering leaves nothing out, nothing is routed, nothing is reported on what would be."""
+    none, every = (result(study, "filtering", share) for share in (0.0, 1.0))
+    assert none["losses"]["trained"] == {
+        **result(study, "base", 1.0)["losses"]["trained"],
+        "forget_routed": None,
+        "forget_rest": none["losses"]["trained"]["forget"],
+    }
+    assert every["losses"]["trained"]["forget"] != none["losses"]["trained"]["forget"]
+    assert none["labelled_documents"] == none["routed_tokens"] == 0 < every["labelled_documents"]
+    text = open_text(Unlearn(documents=300, corpora=small[0]))
+    labelled = text.corpus.to_forget[text.corpus.documents("train")].sum()
+    assert every["labelled_documents"] == labelled
+
+
+def test_finished_models_are_ordinary_and_as_good_as_is_said(study, small):
+    """The loss by hand, of what transformers itself loads."""
+    for method, share in (("era", 1.0), ("era-whole", 1.0), ("demix", 1.0), ("era+rmu", 1.0), ("base", 1.0)):
+        run_directory = study / "runs" / method / f"{share}-s0"
+        model = AutoModelForCausalLM.from_pretrained(run_directory / "model").eval()
+        assert len(AutoTokenizer.from_pretrained(run_directory / "model")) == 96
+        command = Unlearn(
+            documents=300, test_documents=10, corpora=small[0], labelled=share, attack=Attack(documents=(2,))
+        )
+        pipeline = Pipeline(command, open_text(command))
+        for kind, batches in pipeline.test.items():
+            total, count = 0.0, 0
+            for batch in batches.epoch():
+                with torch.no_grad():
+                    logits = model(input_ids=batch.tokens).logits.double()
+                for row in range(len(batch)):
+                    for t in range(batch.tokens.shape[1] - 1):
+                        if batch.scored[row, t]:
+                            total -= float(logits[row, t].log_softmax(0)[batch.tokens[row, t + 1]])
+                            count += 1
+            expected = result(study, method, share)["losses"]["finished"][kind]
+            assert total / count == pytest.approx(expected, rel=1e-5), (method, kind)
+
+
+def test_rmu_changes_the_outputs_of_mlps_alone(study):
+    before, after = (
+        load_file(study / "runs" / name / "1.0-s0" / "model" / "model.safetensors") for name in ("base", "rmu")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"transformer.h.{i}.mlp.c_proj.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")}
+
+
+def test_a_second_start_runs_nothing_and_a_third_what_is_new(study, small):
+    before, ran = contents(study), len(small[1])
+    run(small, *STUDY, "--out", study)
+    assert len(small[1]) == ran and contents(study) == before
+    run(small, *OPTIONS, "--methods", "base", "filtering", "--labelled", "0", "0.5", "--seeds", "1", "--out", study)
+    assert [command[-1] for command in small[1][ran:]] == [
+        str(study / "runs" / name) for name in ("base/0.5-s0", "filtering/0.5-s0")
+    ]
+    now = pd.read_csv(study / "results.csv")
+    assert len(now) == ran + 2 and {"era", "demix"} <= set(now.method), "what was there is still reported on"
+
+
+def test_another_study_in_its_place_is_refused(study, small, capsys, tmp_path):
+    before = contents(study)
+    assert "'units': 5" in refused(capsys, small, *STUDY, "--units", 5, "--out", study)
+    assert "'documents': 300" in refused(capsys, small, *STUDY, "--documents", 301, "--out", study)
+    (tmp_path / "c.txt").write_text("\n\n".join(f"a tree, {i}" if i % 2 else f"a ship, {i}" for i in range(200)))
+    line = refused(capsys, small, *STUDY, "--corpus", tmp_path / "c.txt", "--words", "tree", "--out", study)
+    assert "holds another study" in line and "'corpus': 'stories'" in line and "'layers'" not in line
+    (tmp_path / "mine").write_text("precious")
+    assert "holds no study" in refused(capsys, small, *STUDY, "--out", tmp_path)
+    assert contents(study) == before
+
+
+def test_killed_between_and_within_runs(tmp_path):
+    command = [sys.executable, "-P", "-m", "tests.experiments.killed_studies", tmp_path]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    unbroken = contents(tmp_path / "unbroken")
+    runs = {f"runs/{method}/0.5-s0/{file}" for method in METHODS for file in ("evaluation.json", "metrics.csv")}
+    assert {"results.csv", "summary.md", "runs/era/0.5-s0/model/model.safetensors", *runs} <= set(unbroken)
+    assert contents(tmp_path / "first") == unbroken
+    for kill in range(1, KILLS + 1):
+        assert contents(tmp_path / f"killed-{kill}") == unbroken, kill
+
+
+def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):
+    options = (*OPTIONS, "--methods", "base", "filtering", "rmu", "--labelled", "0.5", "--seeds", "1")
+    out = tmp_path / "s"
+    other = out / "runs" / "filtering" / "0.5-s0"
+    run(small, *options, "--out", out)
+    whole = contents(out)
+    (other / "config.json").write_text("{}")
+    write_json(out / "runs" / "rmu" / "0.5-s0" / "evaluation.json", {"losses": {}})
+    for stranger in ("filtering/notes", "mine/0.5-s0", "base/0.5-s0.old-1"):
+        (out / "runs" / stranger).mkdir(parents=True)
+        write_json(out / "runs" / stranger / "evaluation.json", {})
+    with pytest.raises(SystemExit) as stop:
+        run(small, *options, "--out", out)
+    captured = capsys.readouterr().err
+    assert stop.value.code == 2 and "rmu/0.5-s0: its files are not sound: 'trained'" in captured
+    assert "filtering/0.5-s0" in captured and "2 runs failed" in captured and "old-1" not in captured
+    assert set(pd.read_csv(out / "results.csv").method) == {"base", "filtering"}, "what filtering found before is sound"
+    assert contents(out)["runs/base/0.5-s0/evaluation.json"] == whole["runs/base/0.5-s0/evaluation.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--steps", "-1"], "--steps must be at least 0, got -1"),
+        (["--labelled", "0.5", "1.5"], "--labelled must lie within 0 … 1, got 1.5"),
+        (["--labelled", "0.5", "0.5"], "--labelled must be at least one, each once, got 0.5 0.5"),
+        (["--methods", "magic"], "magic"),
+        (["--methods", "rmu"], "--methods rmu goes on from base's models: add base"),
+        (["--methods", "base", "era+rmu"], "--methods era+rmu goes on from era's models: add era"),
+        (["--methods", "base", "rmu", "--labelled", "0"], "--methods rmu needs labelled documents, got --labelled 0.0"),
+        (["--layers", "7"], "layers must be some of 0 … 1, each once, got [7]"),
+        (["--rmu.depth", "3"], "depth must be within 1 … 2 blocks, got 3"),
+        (["--rmu.batch-size", "3000"], "and a batch needs 3000"),
+        (["--attack.documents", "500"], "--attack.documents 500 is more than the"),
+        (["--length", "65"], "--length 65 is more than the 64 positions that 'tiny' has"),
+        (["--backend", "slurm"], "slurm"),
+    ],
+)
+def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
+    line = refused(capsys, small, *OPTIONS, *options, "--out", tmp_path / "s")
+    assert message in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_run_is_its_command_line(method, small, tmp_path):
+    methods = ("base", "era", method) if method in AFTER else (method,)
+    usual = {
+        "alpha": -5e-8,
+        "words": ("old tree", "owl"),
+        "documents": None,
+        "corpora": tmp_path,
+        "out": tmp_path / "a b",
+    }
+    given = replace(Era(), methods=methods, **usual)
+    for wanted in _grid(given):
+        line = _command([wanted])
+        assert cli.parse(line[line.index("unlearn") :]) == wanted

@@ -1,0 +1,135 @@
+"""Many runs at once: their command lines, which of them are done, and how far they are."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import tyro
+
+from experiments import workers
+from experiments.workers import Kind, is_finished, open_backend, options, run_all
+from routed_rl.runs import RunDirectory, run_commands
+
+
+@dataclass(frozen=True)
+class Inner:
+    fast: bool = True
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A run of nothing."""
+
+    steps: int = 4
+    rate: float | None = 0.5
+    name: str = "toy"
+    words: tuple[str, ...] = ("some",)
+    loud: bool = False
+    inner: Inner = field(default_factory=Inner)
+    seed: int = 0
+    out: Path = Path("out")
+    force: bool = False
+
+    def config(self):
+        return {"steps": self.steps}
+
+
+KIND = Kind(config=Toy.config, command=lambda batch: [str(run.out) for run in batch], total=lambda run: run.steps,
+            counter="step")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("run", "line"),
+    [
+        (Toy(), []),
+        (Toy(rate=-5e-8), ["--rate=-5e-08"]),
+        (Toy(rate=None, steps=-3), ["--steps=-3", "--rate", "None"]),
+        (Toy(name="-x y", out=Path("a b")), ["--name=-x y", "--out", "a b"]),
+        (Toy(name=""), ["--name", ""]),
+        (Toy(words=()), ["--words"]),
+        (Toy(words=("a b", "", "c")), ["--words", "a b", "", "c"]),
+        (Toy(loud=True, inner=Inner(fast=False, sizes=(3,))), ["--loud", "--inner.no-fast", "--inner.sizes", "3"]),
+    ],
+)
+def test_a_command_line_gives_the_options_back(run, line):
+    assert list(options(run, Toy())) == line
+    assert tyro.cli(Toy, args=line) == run
+
+
+def test_what_is_on_is_turned_off():
+    assert list(options(Toy(), Toy(loud=True, inner=Inner(fast=False)))) == ["--no-loud", "--inner.fast"]
+
+
+def finish(out, steps=4, result=True):
+    with RunDirectory.open(out, {"steps": steps}, 0) as run:
+        if not run.finished:
+            run.load_checkpoint()
+            run.metrics.append({"step": steps - 1})
+            if result:
+                run.finish({})
+
+
+def pool(ran):
+    """A backend that notes its commands, and does them."""
+
+    def backend(commands, workers, logs, *, on_poll, poll_seconds):
+        ran.extend(commands)
+        for (out,) in commands:
+            finish(out)
+            on_poll()
+        return [0] * len(commands)
+
+    return backend
+
+
+def test_what_is_finished_is_not_done_again_unless_it_must_be(tmp_path):
+    outs = [tmp_path / name for name in ("done", "begun", "damaged", "forced", "other", "new")]
+    for out in outs[:4]:
+        finish(out, result=out.name != "begun")
+    finish(tmp_path / "other", steps=5)
+    (tmp_path / "damaged" / "evaluation.json").write_text("{")
+    assert [is_finished(out) for out in outs] == [True, False, False, True, True, False]
+    ran = []
+    failed = run_all([Toy(out=out, force=out.name == "forced") for out in outs], KIND, 2, pool(ran))
+    assert [Path(out).name for (out,) in ran] == ["begun", "damaged", "forced", "new"]
+    assert list(failed) == [tmp_path / "other"] and "steps is 5 there, 4 here" in failed[tmp_path / "other"]
+
+
+def test_how_far_runs_are(tmp_path, monkeypatch):
+    """Also while they are begun, cut back or without any metrics."""
+    shown = []
+    for name, result in (("done", True), ("begun", False)):
+        finish(tmp_path / name, result=result)
+    (tmp_path / "empty").mkdir()
+
+    class Display:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def add_task(self, description, total):
+            shown.append(total)
+            return 0
+
+        def update(self, task, description, completed):
+            shown.append((description, completed))
+
+    monkeypatch.setattr(workers, "progress_display", lambda **_: Display())
+
+    def backend(commands, workers, logs, *, on_poll, poll_seconds):
+        on_poll()
+        return [1] * len(commands)
+
+    run_all([Toy(out=tmp_path / name) for name in ("done", "begun", "empty", "new")], KIND, 3, backend)
+    assert shown == [16, ("1 of 4 runs done, 2 running, 1 left", 4 + 3)]
+
+
+def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path):
+    with open_backend("ray", "127.0.0.1:1", 1, tmp_path / "out", needed=False) as backend:
+        assert backend is run_commands
+    with open_backend("local", None, 1, tmp_path / "out", needed=True) as backend:
+        assert backend is run_commands
+    assert not list(tmp_path.iterdir())
