@@ -212,13 +212,15 @@ def test_penalties_are_those_of_a_loop(kind, l1, restraint):
     for handle in handles:
         handle.remove()
     assert [tuple(activations.shape) for activations in hidden] == 2 * [(2, 7, HIDDEN + UNITS)]
-    for activations in hidden:
+    for activations, place in zip(hidden, expansion.hidden.values(), strict=True):
+        out = linear_weight(model.get_submodule(place.consumer)).detach()
         for row in range(2):
             for t in range(7):
-                at = activations[row, t].detach().abs()
-                expected += l1 * at.sum()
-                labelled = t < 6 and batch.labels[row, t + 1] == FORGET_LABEL
-                expected += 0 if labelled else restraint * at[HIDDEN:].sum()
+                at = activations[row, t].detach()
+                expected += l1 * at.abs().sum()
+                if not (t < 6 and batch.labels[row, t + 1] == FORGET_LABEL):
+                    added = sum(at[unit] * out[:, unit] for unit in range(HIDDEN, HIDDEN + UNITS))
+                    expected += restraint * added.abs().sum()
     found = EraObjective(expansion=expansion, l1=l1, restraint=restraint)(model, batch)
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-6, atol=0)
     assert not any(module._forward_pre_hooks for module in model.modules()), "nothing stays in the model"
