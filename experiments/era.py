@@ -40,7 +40,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
         "mode": "parameter",
         "whole": True,
         "restraint": 1e-3,
-        "repair": Repair(chosen=4000, steps=60, learning_rate=1e-3),
+        "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3),
     },
 }
 """Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""

@@ -126,7 +126,7 @@ class TextOptions:
     """where the MLPs of a model of an unknown type are: "layers.{}.mlp.up:layers.{}.mlp.down", {} for the layer"""
     adapters: int | None = None
     """rank of routed low-rank adapters, which are trained instead of the model: one is kept, one deleted"""
-    steps: int = 1000
+    steps: int = 700
     """gradient steps"""
     batch_size: int = 32
     """rows a step, over all devices"""
