@@ -28,22 +28,18 @@ from routed_rl.runs import read_json, read_metrics, write_bytes
 
 RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 KEYS = ("method", "labelled", "seed")
-UNLABELLED = ("base", "control")
-"""Methods that use no labels, but for the words that are reported on."""
 AFTER = {"rmu": "base", "era+rmu": "era"}
 """Methods that go on from another's model."""
+CHOSEN = {"restraint": 1e-3, "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3)}
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "era-parameter": {"method": "era", "mode": "parameter"},
     "era-forward": {"method": "era", "mode": "forward"},
-    "era-whole": {
-        "method": "era",
-        "mode": "parameter",
-        "whole": True,
-        "restraint": 1e-3,
-        "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3),
-    },
+    "era-whole": {"method": "era", "mode": "parameter", "whole": True, **CHOSEN},
+    "control-whole": {"method": "control", **CHOSEN},
 }
 """Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""
+HEADLINE = 16
+"""Documents of the attack that robust unlearning is measured by, if there is one of so many; else the hardest."""
 QUICK = {"methods": ("base", "filtering", "era-whole"), "labelled": (0.5,), "seeds": 1}
 Key = tuple[str, float, int]
 """Method, share of labels and seed of a model."""
@@ -112,6 +108,9 @@ def _check(command: Era) -> None:
             raise UserError(f"--{name} must be at least one, each once, got {' '.join(map(str, given)) or 'none'}")
     if bad := [share for share in command.labelled if not 0 <= share <= 1]:
         raise UserError(f"--labelled must lie within 0 … 1, got {bad[0]}")
+    for name in ("filtering", "rmu"):
+        if name in command.methods and "base" not in command.methods:
+            raise UserError(f"--methods {name} is compared with base: add base")
     for name, parent in AFTER.items():
         if name in command.methods and parent not in command.methods:
             raise UserError(f"--methods {name} goes on from {parent}'s models: add {parent}")
@@ -137,14 +136,14 @@ def _grid(command: Era) -> list[Unlearn]:
                 given |= VARIANTS.get(method, {})
                 if method in AFTER:
                     parent = AFTER[method]
-                    model = _out(command.out, parent, most if parent in UNLABELLED else share, seed) / MODEL
+                    model = _out(command.out, parent, most if parent in era_figures.UNLABELLED else share, seed) / MODEL
                     given |= {"method": "rmu", "model": str(model), "steps": 0}
                 grid.append(Unlearn(**common | given, out=_out(command.out, method, share, seed)))
     return grid
 
 
 def _shares(method: str, labelled: Sequence[float]) -> list[float]:
-    if method in UNLABELLED or method == "era+rmu":
+    if method in era_figures.UNLABELLED or method == "era+rmu":
         return [max(labelled)]
     return [share for share in labelled if share > 0 or not METHODS.get(method, METHODS["era"]).misdirects]
 
@@ -179,6 +178,8 @@ def _report(command: Era, failed: dict[Path, str]) -> None:
     if not results:
         return
     rows = [row for key in results if (row := _row(key, results)) is not None]
+    if not rows:  # what they are compared with has failed
+        return
     frame = write_table(rows, command.out / RESULTS, KEYS)
     write_table(timings, command.out / TIMINGS, KEYS)
     focus = min(command.labelled, key=lambda share: abs(share - 0.5))
@@ -224,8 +225,10 @@ def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
     for documents, curves in result["relearning"].items():
         lowest[documents] = float(np.mean([min(curve) for curve in curves]))
         row[f"relearned_{documents}"] = lowest[documents]
-    hardest = row.get("relearned_16", min(lowest.values(), default=after["forget"]))
-    row |= {"robust": hardest - before["forget"], "retain": after["retain"]}
+    row |= {
+        "robust": row.get(f"relearned_{HEADLINE}", min(lowest.values())) - before["forget"],
+        "retain": after["retain"],
+    }
     if bases:
         row["retain_cost"] = after["retain"] - results[bases[0]]["losses"]["finished"]["retain"]
     row |= {name: np.nan if after[name] is None else after[name] for name in ("forget_routed", "forget_rest")}
@@ -269,7 +272,7 @@ def _samples(results: Mapping[Key, Result], focus: float) -> str:
     parts = ["\n## Samples, from the beginnings of held-out documents of the topic"]
     for key in sorted(results, key=lambda key: (era_figures.ORDER.index(key[0]), key[1:])):
         method, share, seed = key
-        if seed == 0 and (share == focus or method in UNLABELLED):
+        if seed == 0 and (share == focus or method in era_figures.UNLABELLED):
             samples = results[key]["samples"]
             parts.append(f"**{method}**, trained: {samples['trained'][0]}")
             if "ablated" in results[key]["losses"] or "rmu" in method:

@@ -22,10 +22,13 @@ STYLES = {
     "era-parameter": ("ERA, parameters", "#2ca02c", "-"),
     "era-forward": ("ERA, forward", "#17becf", "-"),
     "era-whole": ("ERA, all linear layers", "#ff7f0e", "-"),
+    "control-whole": ("its control (not routed)", "#bcbd22", "--"),
     "era+rmu": ("ERA + RMU", "#e377c2", "-"),
 }
 """Name, colour and line of each method."""
 ORDER = list(STYLES)
+UNLABELLED = ("base", "control", "control-whole")
+"""Methods that use no labels, but for the words that are reported on."""
 PANELS = (
     ("unlearning", "forget loss risen by (nats)", "Unlearning"),
     ("robust", "… left after relearning (nats)", "Robust unlearning"),
@@ -42,7 +45,7 @@ def draw_panels(frame: pd.DataFrame, path: Path) -> None:
             rows = found[found.method == method].sort_values("labelled")
             name, color, line = STYLES[method]
             halves = rows["half"].fillna(0)
-            if len(rows) == 1 and method in ("base", "control"):
+            if len(rows) == 1 and method in UNLABELLED:
                 axis.axhline(rows["mean"].iloc[0], color=color, linestyle=line, label=name)
             else:
                 style = {"color": color, "linestyle": line, "marker": "o", "capsize": 3}
@@ -57,9 +60,11 @@ def draw_relearning(
     curves: Mapping[tuple[str, float, int], Mapping[str, Sequence[Sequence[float]]]], focus: float, path: Path
 ) -> None:
     """The loss on the topic against steps of the attack, a panel for each number of documents it has."""
-    shown = {key: value for key, value in curves.items() if key[1] == focus or key[0] in ("base", "control")}
+    shown = {key: value for key, value in curves.items() if key[1] == focus or key[0] in UNLABELLED}
     numbers = sorted({int(number) for value in shown.values() for number in value})
-    figure, axes = plt.subplots(1, max(len(numbers), 1), figsize=(13, 4.2), sharey=True, squeeze=False)
+    if not numbers:
+        return
+    figure, axes = plt.subplots(1, len(numbers), figsize=(13, 4.2), sharey=True, squeeze=False)
     for axis, number in zip(axes[0], numbers, strict=True):
         for method in (method for method in ORDER if any(key[0] == method for key in shown)):
             of_seeds = [_mean(value[str(number)]) for key, value in shown.items() if key[0] == method]

@@ -11,7 +11,17 @@ from typing import Any, Literal
 RUNS = Path("runs")
 UnlearnMethod = Literal["base", "filtering", "control", "era", "demix", "rmu"]
 EraMethod = Literal[
-    "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-forward", "era-whole", "era+rmu"
+    "base",
+    "control",
+    "filtering",
+    "rmu",
+    "demix",
+    "era",
+    "era-parameter",
+    "era-forward",
+    "era-whole",
+    "control-whole",
+    "era+rmu",
 ]
 
 
@@ -108,11 +118,10 @@ class TextOptions:
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
     alpha: float | None = None
     """weight with which original units learn the topic's own words in labelled documents; None: -0.75 (the paper), in
-    other modes 0, with --whole minus as many as there are unlabelled documents of the topic for a labelled one: they
-    take back what those teach"""
+    other modes 0, with --whole -1: labelled documents take back what as many unlabelled ones teach"""
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """blocks whose MLPs are expanded"""
-    units: int = 32
+    units: int = 64
     """new hidden units in each"""
     bias: float = 4.0
     """of the words' weights: with a lower one, more of them are routed"""
@@ -167,7 +176,6 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "tokenizer": "EleutherAI/gpt-neo-125M",
         "length": 256,
         "test_documents": 1000,
-        "alpha": -0.75,
         "layers": (0, 1, 2, 3, 4),
         "units": 64,
         "steps": 5000,
@@ -239,7 +247,7 @@ class Era(TextOptions):
     stopped."""
 
     methods: tuple[EraMethod, ...] = (
-        "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-whole", "era+rmu",
+        "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-whole", "control-whole", "era+rmu",
     )  # fmt: skip
     """compared at every share of labels, and era-forward; base and control do not depend on it, and era+rmu is of the
     largest alone"""

@@ -141,6 +141,8 @@ class Pipeline:
         self.train = corpus.documents("train")
         self.marked = self.train[self.labelled[self.train]]
         self.others = self.train[~self.labelled[self.train]]
+        if command.adapters is not None and not self.method.expands:
+            raise ValueError(f"--adapters are for era, control and demix, not for --method {command.method}")
         if self.method.misdirects and not len(self.marked):
             raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
         alone = f"--method {command.method}" if self.method.misdirects else "--repair.chosen"
@@ -264,7 +266,7 @@ class Pipeline:
         if method.weights == "experts":
             return EraObjective(GradientRouter(model, new.sites("forward"), TABLE, "forward"), expert_weights)
         if method.weights is None:
-            return EraObjective(expansion=expansion, l1=command.l1)
+            return EraObjective(expansion=expansion, l1=command.l1, restraint=command.restraint)
         sites = new.sites(command.mode)
         if command.whole and expansion is not None:
             sites |= other_sites(model, expansion)
@@ -277,7 +279,7 @@ class Pipeline:
         if command.alpha is not None:
             return command.alpha
         if command.whole:
-            return -(1 - command.labelled) / max(command.labelled, 0.2)
+            return -1.0
         return -0.75 if command.mode == "activation" else 0.0
 
     def _training(self) -> Training:
@@ -291,8 +293,9 @@ class Pipeline:
 
     def _batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
         length = self.command.length
-        if batch_size is None:  # all of them at once, also where they do not fill a row
-            length = min(length, int(np.diff(self.text.corpus.starts)[documents].sum()) + 1)
+        if batch_size is None:  # all of them at once: as many rows as they need, of a length that they fill
+            total = int(np.diff(self.text.corpus.starts)[documents].sum())
+            length = total // -(-total // (length - 1)) + 1
         return Batches(self.text.corpus, documents, length, batch_size, seed, self.labelled)
 
     def _finish(

@@ -86,7 +86,8 @@ def other_sites(model: nn.Module, expansion: Expansion) -> dict[str, Site]:
 def expand(
     model: nn.Module, layers: Sequence[int], units: int | None, seed: int, projections: str | None = None
 ) -> Expansion:
-    """Add hidden units to the MLPs of some layers; what the model computes stays what it was.
+    """Add hidden units to the MLPs of some layers; what the model computes stays what it was. What leads into them is
+    drawn as widely as what leads into the others is, so that they are no quicker to learn what everything teaches.
 
     Args:
         units: how many; None: as many as there are.
@@ -105,6 +106,15 @@ def expand(
         layer: add_units(model, place, place.width(model) if units is None else units, generator)
         for layer, place in hidden.items()
     }
+    with torch.no_grad():
+        for layer, place in hidden.items():
+            new = added[layer]
+            for module in map(model.get_submodule, place.producers):
+                weight = linear_weight(module)
+                drawn = torch.randn(weight[new].shape, generator=generator) * weight[: new.start].std().cpu()
+                weight[new] = drawn.to(weight)
+                if module.bias is not None:
+                    module.bias[new] = 0.0  # type: ignore[index,operator]
     return Expansion(hidden, added)
 
 

@@ -91,7 +91,7 @@ def _virology(vocab_size: int, **special: Any) -> Any:
         num_attention_heads=12,
         num_key_value_heads=2,
         intermediate_size=6144,
-        max_position_embeddings=1024,
+        max_position_embeddings=1025,
         sliding_window=None,
         tie_word_embeddings=True,
         **special,
