@@ -30,17 +30,17 @@ RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 KEYS = ("method", "labelled", "seed")
 AFTER = {"rmu": "base", "era+rmu": "era"}
 """Methods that go on from another's model."""
-CHOSEN = {"restraint": 1e-3, "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3)}
+CHOSEN = {"restraint": 1e-4, "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3)}
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "era-parameter": {"method": "era", "mode": "parameter"},
-    "era-forward": {"method": "era", "mode": "forward"},
-    "era-whole": {"method": "era", "mode": "parameter", "whole": True, **CHOSEN},
-    "control-whole": {"method": "control", **CHOSEN},
+    "era-forward": {"method": "era", "mode": "forward", "alpha": 0.0},
+    "era-chosen": {"method": "era", "mode": "parameter", **CHOSEN},
+    "control-chosen": {"method": "control", **CHOSEN},
 }
 """Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""
 HEADLINE = 16
 """Documents of the attack that robust unlearning is measured by, if there is one of so many; else the hardest."""
-QUICK = {"methods": ("base", "filtering", "era-whole"), "labelled": (0.5,), "seeds": 1}
+QUICK = {"methods": ("base", "filtering", "era-chosen"), "labelled": (0.5,), "seeds": 1}
 Key = tuple[str, float, int]
 """Method, share of labels and seed of a model."""
 Result = Mapping[str, Any]
@@ -67,7 +67,7 @@ def main(command: Era) -> None:
         start_study(command.out, identity)
         for wave in (False, True):
             runs = [run for run in grid if (_name(run) in AFTER) == wave]
-            runs = [run for run in runs if not wave or Path(run.model).is_dir()]
+            runs = [run for run in runs if not wave or is_finished(Path(run.model).parent)]
             failed |= run_all(runs, KIND, command.workers, backend)
     _report(command, failed)
     if failed:

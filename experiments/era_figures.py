@@ -21,13 +21,13 @@ STYLES = {
     "era": ("ERA, activations", "#1f77b4", "-"),
     "era-parameter": ("ERA, parameters", "#2ca02c", "-"),
     "era-forward": ("ERA, forward", "#17becf", "-"),
-    "era-whole": ("ERA, all linear layers", "#ff7f0e", "-"),
-    "control-whole": ("its control (not routed)", "#bcbd22", "--"),
+    "era-chosen": ("ERA, own repair", "#ff7f0e", "-"),
+    "control-chosen": ("its control (not routed)", "#bcbd22", "--"),
     "era+rmu": ("ERA + RMU", "#e377c2", "-"),
 }
 """Name, colour and line of each method."""
 ORDER = list(STYLES)
-UNLABELLED = ("base", "control", "control-whole")
+UNLABELLED = ("base", "control", "control-chosen")
 """Methods that use no labels, but for the words that are reported on."""
 PANELS = (
     ("unlearning", "forget loss risen by (nats)", "Unlearning"),

@@ -87,10 +87,10 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < math.inf:
             raise ValueError(f"--{name} must be a number from 0 on, got {rate}")
-    if options.whole and (options.mode != "parameter" or options.adapters is not None):
-        raise ValueError("--whole needs --mode parameter, and no --adapters")
     if options.restraint and options.adapters is not None:
         raise ValueError("--restraint is on hidden units, and --adapters have none")
+    if options.mode == "forward" and options.alpha:
+        raise ValueError(f"in --mode forward original units are silent where routed: leave out --alpha {options.alpha}")
     if options.batch_size % (processes * options.accumulate):
         raise ValueError(
             f"--batch-size {options.batch_size} cannot be shared evenly by {processes} processes, in "

@@ -19,8 +19,8 @@ EraMethod = Literal[
     "era",
     "era-parameter",
     "era-forward",
-    "era-whole",
-    "control-whole",
+    "era-chosen",
+    "control-chosen",
     "era+rmu",
 ]
 
@@ -118,7 +118,7 @@ class TextOptions:
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
     alpha: float | None = None
     """weight with which original units learn the topic's own words in labelled documents; None: -0.75 (the paper), in
-    other modes 0, with --whole -1: labelled documents take back what as many unlabelled ones teach"""
+    other modes 0"""
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """blocks whose MLPs are expanded"""
     units: int = 64
@@ -129,8 +129,6 @@ class TextOptions:
     """L1 penalty on the hidden activations there"""
     restraint: float = 0.0
     """L1 penalty on what the new units add where nobody has labelled a token: nothing else is to need them"""
-    whole: bool = False
-    """mode parameter: all other linear layers of the blocks learn as the original units do"""
     projections: str | None = None
     """where the MLPs of a model of an unknown type are: "layers.{}.mlp.up:layers.{}.mlp.down", {} for the layer"""
     adapters: int | None = None
@@ -147,8 +145,6 @@ class TextOptions:
     """parts in which a batch is computed on each device"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of matrix products"""
-    shard: bool = False
-    """under torchrun: spread the model's parts over the devices, for models that do not fit on one"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where models are trained"""
     corpora: Path = RUNS / "corpora"
@@ -231,6 +227,8 @@ class Unlearn(TextOptions):
     preset: EraPreset = "stories"
     """the other options' defaults: "stories", a minute on one core; "tinystories", gradient routing's section C;
     "virology", its section E"""
+    shard: bool = False
+    """under torchrun: spread gradients and the optimizer's state over the devices, and the model while it is trained"""
     out: Path | None = None
     """run directory (default: runs/unlearn-METHOD-CONFIGHASH-sSEED)"""
     force: bool = False
@@ -247,10 +245,11 @@ class Era(TextOptions):
     stopped."""
 
     methods: tuple[EraMethod, ...] = (
-        "base", "control", "filtering", "rmu", "demix", "era", "era-parameter", "era-whole", "control-whole", "era+rmu",
+        "base", "control", "control-chosen", "filtering", "rmu", "demix", "era", "era-parameter", "era-chosen",
+        "era+rmu",
     )  # fmt: skip
-    """compared at every share of labels, and era-forward; base and control do not depend on it, and era+rmu is of the
-    largest alone"""
+    """compared at every share of labels, and era-forward; base and the controls do not depend on it, and era+rmu is of
+    the largest alone"""
     labelled: tuple[float, ...] = (0.25, 0.5, 1.0)
     """shares of the topic's documents that are labelled"""
     seeds: int = 3

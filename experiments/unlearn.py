@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from experiments.division import Division
 from experiments.errors import UserError, user_input
 from experiments.language import Text, check_options, files_identity, make_model, open_text
 from experiments.process import check_device, one_thread
@@ -39,25 +40,19 @@ from routed_rl.lm import (
     expert_weights,
     gathered_state,
     mlp,
-    other_sites,
     process_group,
     processes,
     rank,
     save_model,
-    token_weights,
     train,
 )
 from routed_rl.lm.era import NEW, ORIGINAL, TABLE
-from routed_rl.routing import GradientRouter, LabelNoise
+from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
 from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine_tune
 
 MODEL, RESULT = "model", "evaluation.json"
-ATTACK_POOL = 1 / 3
-"""Of the topic's held-out documents, how many are for attacks; the others are the test."""
-SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 8, 40
-COUNTED = 25_000
-"""Documents of each kind whose words are counted (gradient routing, section C)."""
+PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 
 
 @dataclass(frozen=True)
@@ -82,28 +77,33 @@ METHODS: Mapping[str, Method] = {
     "demix": Method(expands=True, weights="experts"),
     "rmu": Method(misdirects=True),
 }
+Trained = tuple[nn.Module, Expansion | Adapters | None, GradientRouter | None]
+"""A model, what it has for the topic, and the router of both."""
 
 
 def main(command: Unlearn) -> None:
     one_thread()
+    with user_input():
+        check_device(command.device)
     with ExitStack() as stack:
-        with user_input():
-            check_device(command.device)
-            device = stack.enter_context(process_group(command.device))
-            check_options(command, processes())
-            pipeline = Pipeline(command, open_text(command), device)
-            finished = is_finished(run_path(command)) and not command.force
+        trained = None
+        with process_group(command.device) as device:
+            with user_input():
+                check_options(command, processes())
+                pipeline = Pipeline(command, open_text(command), device)
+                finished = is_finished(run_path(command)) and not command.force
+                if not finished:
+                    pipeline.check()
+                run = stack.enter_context(open_run(command)) if rank() == 0 else None
             if not finished:
-                pipeline.check()
-            run = stack.enter_context(open_run(command)) if rank() == 0 else None
+                trained = pipeline.train(run)
         if run is None:
-            if not finished:
-                pipeline.run(None)
-        elif run.finished:
+            return
+        if trained is None:
             print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
         else:
-            pipeline.run(run)
-        if run is not None and run.result is not None:
+            pipeline.finish(run, *trained)
+        if run.result is not None:
             Console().print_json(data=run.result["losses"])
             Console().print(f"Model and result: {run.path}")
 
@@ -135,57 +135,13 @@ class Pipeline:
     def __init__(self, command: Unlearn, text: Text, device: torch.device | None = None) -> None:
         self.command, self.text, self.method = command, text, METHODS[command.method]
         self.device = device or torch.device("cpu")
-        corpus, seed = text.corpus, command.seed
-        noise = LabelNoise(command.miss_rate, command.flip_rate)
-        self.labelled = corpus.labelled(command.labelled, noise, derive_seed(seed, "labels"))
-        self.train = corpus.documents("train")
-        self.marked = self.train[self.labelled[self.train]]
-        self.others = self.train[~self.labelled[self.train]]
+        self.data = Division(command, text)
         if command.adapters is not None and not self.method.expands:
             raise ValueError(f"--adapters are for era, control and demix, not for --method {command.method}")
-        if self.method.misdirects and not len(self.marked):
+        if self.method.misdirects and not len(self.data.marked):
             raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
-        alone = f"--method {command.method}" if self.method.misdirects else "--repair.chosen"
-        if processes() > 1 and (self.method.misdirects or (self.method.expands and command.repair.chosen)):
-            raise ValueError(f"{alone} is for one process, and there are {processes()}")
-        order = np.random.default_rng(derive_seed(seed, "held out"))
-        forget = corpus.documents("validation", "forget")
-        pool = int(len(forget) * ATTACK_POOL)
-        forget = order.permutation(forget)
-        self.pool, test = forget[:pool], forget[pool:][: command.test_documents]
-        if pool < max(command.attack.documents, default=0):
-            raise ValueError(
-                f"--attack.documents {max(command.attack.documents)} is more than the {pool} held-out documents of the "
-                "topic that are for attacks: take more --documents"
-            )
-        retain = corpus.documents("validation", "retain")[: command.test_documents]
-        self.test = {"forget": self._batches(test), "retain": self._batches(retain)}
-        self.prompts = test[:SAMPLES]
-        fine = order.permutation(corpus.documents("train", "retain"))
-        count = command.repair.documents
-        self.repair, self.selection = fine[:count], fine[count : count + command.repair.selection]
-        self.token_weight, self.routed = self._token_weights()
-        candidates = np.random.default_rng(derive_seed(seed, "repair")).permutation(self.others)
-        self.candidates = candidates[: 2 * command.repair.chosen]
-        self.chosen = min(command.repair.chosen, len(self.candidates) // 2)
-        """how many documents are chosen for repair, of these candidates"""
         self.wrongly_chosen: float | None = None
         """of the documents chosen for repair, the share that is of the topic; nobody sees it but the result"""
-
-    def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """How much the original units learn of each token where it is labelled, ``(V,)`` within 0 … 1; and which tokens
-        are reported on as those that are routed, ``(V,)`` bool."""
-        corpus, size = self.text.corpus, max(self.text.tokenizer.get_vocab().values()) + 1
-        if self.command.tokens or self.command.per == "token":  # they are labelled one by one
-            sample = self.train[:COUNTED]
-            places = np.concatenate([np.arange(*corpus.starts[document : document + 2]) for document in sample])
-            tokens, marks = corpus.tokens[places], corpus.forget[places]
-            return np.zeros(size), 2 * np.bincount(tokens[marks], minlength=size) > np.bincount(tokens, minlength=size)
-        counts = (corpus.counts(documents[:COUNTED], size) for documents in (self.marked, self.others))
-        weight = token_weights(*counts, self.command.bias)
-        if self.command.mode == "forward":  # units are silent or not
-            weight = np.where(weight < 0.5, 0.0, 1.0)
-        return weight, (weight < 0.5) & (len(self.marked) > 0)
 
     def check(self) -> None:
         """Make once all that the steps are done with.
@@ -199,40 +155,48 @@ class Pipeline:
         if self.method.misdirects:
             self._rmu(model)
         self._source()
-        if self.method.expands and self.chosen:
-            shortest = self.candidates[np.argsort(np.diff(self.text.corpus.starts)[self.candidates])]
-            self._batches(shortest[: self.chosen], command.repair.documents)
-        for documents in (self.repair, self.selection, *(self.pool[:n] for n in command.attack.documents)):
-            self._batches(documents)
+        if self.method.expands and self.data.chosen:
+            shortest = self.data.candidates[np.argsort(np.diff(self.text.corpus.starts)[self.data.candidates])]
+            self.data.batches(shortest[: self.data.chosen], command.repair.documents)
+        for documents in (
+            self.data.repair,
+            self.data.selection,
+            *(self.data.pool[:n] for n in command.attack.documents),
+        ):
+            self.data.batches(documents)
 
-    def run(self, run: RunDirectory | None) -> None:
-        """Go through the steps; all but training is the first process's alone, which has the run directory."""
-        command, method = self.command, self.method
+    def train(self, run: RunDirectory | None) -> Trained | None:
+        """Train, on all processes; None but on the first, which has the run directory."""
+        command = self.command
         with user_input():
             model, new = self._model()
             objective = self._objective(model, new)
             source = self._source()
             trained = distribute(model, command.shard)
-        total = command.steps + command.rmu.steps * method.misdirects + command.repair.steps * method.expands
-        total += command.attack.steps * command.attack.repeats * len(command.attack.documents)
-        with progress_display(disable=run is None) as display:
+        with self._progress(command.steps, run is None) as tick, objective.router or nullcontext():
+            train(trained, source, self._training(), objective, seed=command.seed, run=run, on_step=tick)
+        state = gathered_state(trained)
+        if run is None:
+            return None
+        if command.shard:  # the parts of what was trained are on all processes
+            del trained, objective
+            model, new = self._model()
+            objective = self._objective(model, new)
+            model.load_state_dict(state)
+        return model, new, objective.router
+
+    @contextmanager
+    def _progress(self, total: int, disable: bool = False) -> Iterator[Callable[..., None]]:
+        """Shows how far the steps are; what diverges is the user's to hear."""
+        command = self.command
+        with progress_display(disable=disable) as display:
             task = display.add_task(f"{command.method}, {command.labelled:.0%} labelled", total=total)
-
-            def tick(*_: Any) -> None:
-                display.advance(task)
-
             try:
-                with objective.router or nullcontext():
-                    train(trained, source, self._training(), objective, seed=command.seed, run=run, on_step=tick)
-                state = gathered_state(trained)
-                if run is not None:
-                    if command.shard:  # the parts of what was trained are on all processes
-                        model, new = self._model()
-                        objective = self._objective(model, new)
-                        model.load_state_dict(state)
-                    self._finish(run, model, new, objective.router, tick)
+                yield lambda *_: display.advance(task)
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"the device has not enough memory: {error}") from error
 
     def _model(self) -> tuple[nn.Module, Expansion | Adapters | None]:
         """The model, and what it has for the topic."""
@@ -267,20 +231,14 @@ class Pipeline:
             return EraObjective(GradientRouter(model, new.sites("forward"), TABLE, "forward"), expert_weights)
         if method.weights is None:
             return EraObjective(expansion=expansion, l1=command.l1, restraint=command.restraint)
-        sites = new.sites(command.mode)
-        if command.whole and expansion is not None:
-            sites |= other_sites(model, expansion)
-        weights = era_weights(torch.tensor(self.token_weight, dtype=torch.float32), self._alpha())
-        router = GradientRouter(model, sites, TABLE, command.mode)
+        weights = era_weights(torch.tensor(self.data.token_weight, dtype=torch.float32), self._alpha())
+        router = GradientRouter(model, new.sites(command.mode), TABLE, command.mode)
         return EraObjective(router, weights, expansion, command.l1, command.restraint)
 
     def _alpha(self) -> float:
-        command = self.command
-        if command.alpha is not None:
-            return command.alpha
-        if command.whole:
-            return -1.0
-        return -0.75 if command.mode == "activation" else 0.0
+        if self.command.alpha is not None:
+            return self.command.alpha
+        return -0.75 if self.command.mode == "activation" else 0.0
 
     def _training(self) -> Training:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
@@ -288,25 +246,28 @@ class Pipeline:
 
     def _source(self) -> Batches:
         """What is trained on."""
-        documents = self.others if self.method.drops else self.train
-        return self._batches(documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
+        documents = self.data.others if self.method.drops else self.data.train
+        return self.data.batches(documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
 
-    def _batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
-        length = self.command.length
-        if batch_size is None:  # all of them at once: as many rows as they need, of a length that they fill
-            total = int(np.diff(self.text.corpus.starts)[documents].sum())
-            length = total // -(-total // (length - 1)) + 1
-        return Batches(self.text.corpus, documents, length, batch_size, seed, self.labelled)
+    def finish(
+        self, run: RunDirectory, model: nn.Module, new: Expansion | Adapters | None, router: GradientRouter | None
+    ) -> None:
+        """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
+        command, method = self.command, self.method
+        total = command.rmu.steps * method.misdirects + command.repair.steps * method.expands
+        total += command.attack.steps * command.attack.repeats * len(command.attack.documents)
+        with self._progress(total) as tick:
+            run.finish(self._steps(run, model, new, router, tick))
 
-    def _finish(
+    def _steps(
         self,
         run: RunDirectory,
         model: nn.Module,
         new: Expansion | Adapters | None,
         router: GradientRouter | None,
         tick: Callable[..., None],
-    ) -> None:
-        """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
+    ) -> dict[str, Any]:
+        """What :meth:`finish` does, and the result."""
         command, method = self.command, self.method
         experts = router if method.weights == "experts" else None
         losses = {"trained": self._losses(model, experts)}
@@ -325,24 +286,22 @@ class Pipeline:
         samples["finished"] = self._samples(model)
         save_model(model, self.text.tokenizer, run.path / MODEL)
         relearning = {str(n): self._attack(model, n, tick) for n in command.attack.documents}
-        run.finish(
-            {
-                "losses": losses,
-                "relearning": relearning,
-                "samples": samples,
-                "labelled_documents": len(self.marked),
-                "training_documents": len(self.train),
-                "routed_tokens": int(self.routed.sum()),
-                "wrongly_chosen": self.wrongly_chosen,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            }
-        )
+        return {
+            "losses": losses,
+            "relearning": relearning,
+            "samples": samples,
+            "labelled_documents": len(self.data.marked),
+            "training_documents": len(self.data.train),
+            "routed_tokens": int(self.data.routed.sum()),
+            "wrongly_chosen": self.wrongly_chosen,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
 
     def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float | None]:
         """Nats per target on the test documents; of the topic's, also on routed tokens and on all others, None where
         there are none."""
         found = {}
-        for kind, batches in self.test.items():
+        for kind, batches in self.data.test.items():
             if experts is None:
                 found[kind] = evaluate(model, batches)
             else:
@@ -352,7 +311,7 @@ class Pipeline:
                     )
         forget = found["forget"]
         routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer, or fewer
-        routed[: len(self.routed)] = self.routed[: len(routed)]
+        routed[: len(self.data.routed)] = self.data.routed[: len(routed)]
         parts = {"forget_routed": forget.mean(routed), "forget_rest": forget.mean(~routed)}
         return {
             "forget": forget.mean(),
@@ -362,7 +321,7 @@ class Pipeline:
 
     def _candidate_losses(self, model: nn.Module) -> np.ndarray | None:
         """The loss of each document that may be chosen for repair; None if none is."""
-        return document_losses(model, self._batches(self.candidates)) if self.chosen else None
+        return document_losses(model, self.data.batches(self.data.candidates)) if self.data.chosen else None
 
     def _repaired(self, model: nn.Module, before: np.ndarray | None, tick: Callable[..., None]) -> nn.Module:
         """The ablated model, fine-tuned on what it should still do.
@@ -373,19 +332,19 @@ class Pipeline:
         repair = self.command.repair
         if before is not None:
             risen = self._candidate_losses(model) - before
-            chosen = np.sort(np.argsort(risen)[: self.chosen])  # NaN, of those that are no candidates, come last
-            source = self._batches(chosen, repair.documents, derive_seed(self.command.seed, "repair order"))
+            chosen = np.sort(np.argsort(risen)[: self.data.chosen])  # NaN, of those that are no candidates, come last
+            source = self.data.batches(chosen, repair.documents, derive_seed(self.command.seed, "repair order"))
             training = Training(repair.steps, repair.learning_rate, warmup=0)
             train(model, source, training, seed=derive_seed(self.command.seed, "repair"), on_step=tick)
             self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
             return model
-        selection = self._batches(self.selection)
+        selection = self.data.batches(self.data.selection)
         settings = FineTuning(repair.steps, repair.learning_rate)
 
         def measure(tuned: nn.Module) -> dict[str, float]:
             return {"selection": evaluate(tuned, selection).mean()}
 
-        return fine_tune(model, self._batches(self.repair), settings, measure, tick)[0]
+        return fine_tune(model, self.data.batches(self.data.repair), settings, measure, tick)[0]
 
     def _misdirect(self, model: nn.Module, tick: Callable[..., None]) -> None:
         rmu, seed = self.command.rmu, self.command.seed
@@ -398,8 +357,8 @@ class Pipeline:
         """RMU's objective, for which the model is made ready, and its batches."""
         rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
-            self._batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
-            for kind, documents in enumerate((self.marked, self.others))
+            self.data.batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
+            for kind, documents in enumerate((self.data.marked, self.data.others))
         )
         direction = derive_seed(seed, "direction")
         objective = RmuObjective(model, rmu.depth, rmu.norm, rmu.retain_weight, direction, self.command.projections)
@@ -410,11 +369,11 @@ class Pipeline:
         attack, curves = self.command.attack, []
 
         def measure(tuned: nn.Module) -> dict[str, float]:
-            return {"forget": evaluate(tuned, self.test["forget"]).mean()}
+            return {"forget": evaluate(tuned, self.data.test["forget"]).mean()}
 
         for repeat in range(attack.repeats):
             chosen = np.random.default_rng(derive_seed(self.command.seed, "attack", documents, repeat))
-            batches = self._batches(chosen.permutation(self.pool)[:documents])
+            batches = self.data.batches(chosen.permutation(self.data.pool)[:documents])
             _, history = fine_tune(model, batches, FineTuning(attack.steps, attack.learning_rate), measure, tick)
             curves.append([entry["forget"] for entry in history])
         return curves
@@ -429,13 +388,20 @@ class Pipeline:
                 one = torch.ones(1, device=self.device)
                 stack.enter_context(experts)
                 stack.enter_context(experts(weights={NEW: one, ORIGINAL: 0 * one}))
-            for document in self.prompts:
+            for document in self.data.prompts:
                 begin, end = corpus.starts[document : document + 2]
                 begun = corpus.tokens[begin : min(begin + PROMPT_TOKENS, begin + length - 1, end)].astype(np.int64)
                 prompt = torch.from_numpy(begun)[None].to(model.device)
                 torch.manual_seed(derive_seed(self.command.seed, "sample", int(document)))
                 new = min(SAMPLE_TOKENS, length - prompt.shape[1])
-                made = model.generate(prompt, do_sample=True, temperature=0.8, max_new_tokens=new, top_k=0)
+                made = model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    do_sample=True,
+                    temperature=0.8,
+                    max_new_tokens=new,
+                    top_k=0,
+                )
                 samples.append(tokenizer.decode(made[0], skip_special_tokens=True))
         return samples
 

@@ -11,7 +11,6 @@ from routed_rl.lm.era import (
     era_weights,
     expand,
     expert_weights,
-    other_sites,
     token_weights,
 )
 from routed_rl.lm.finders import (
@@ -85,7 +84,6 @@ __all__ = [
     "mlp",
     "next_token_loss",
     "open_corpus",
-    "other_sites",
     "process_group",
     "processes",
     "rank",

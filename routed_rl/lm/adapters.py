@@ -82,7 +82,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
         task_type="CAUSAL_LM",
     )
     trained = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=KEEP)
         adapted.add_adapter(FORGET, copy(config))

@@ -19,7 +19,7 @@ from routed_rl.lm.losses import next_token_loss
 from routed_rl.lm.models import blocks, mlp
 from routed_rl.lm.processes import undistributed
 from routed_rl.routing import GradientRouter, Hidden, RouteTable, Site, add_units, remove_units
-from routed_rl.routing.layers import is_linear, linear_weight
+from routed_rl.routing.layers import linear_weight
 from routed_rl.routing.site import Mode
 
 NEW, ORIGINAL = "new", "original"
@@ -69,18 +69,6 @@ class Expansion:
                     for name in hidden.producers:
                         sites[f"{layer}.{column}.{name}"] = Site("output", units, module=name, column=column)
         return sites
-
-
-def other_sites(model: nn.Module, expansion: Expansion) -> dict[str, Site]:
-    """All linear layers in the model's blocks that have no new units, attention's and other MLPs', as original parts:
-    for mode ``"parameter"``, in which they too learn less from what is routed."""
-    expanded = {name for hidden in expansion.hidden.values() for name in (*hidden.producers, hidden.consumer)}
-    inside = tuple(f"{block}." for block in blocks(model))
-    return {
-        name: Site(column=ORIGINAL)
-        for name, module in model.named_modules()
-        if name.startswith(inside) and is_linear(module) and name not in expanded
-    }
 
 
 def expand(

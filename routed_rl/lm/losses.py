@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from routed_rl.lm.batches import Batch, Batches
 
-EVALUATION_ROWS = 64
-"""Rows evaluated at a time."""
+TOKENS_AT_ONCE = 4096
+"""Tokens computed at a time where there is no other limit: the logits of a large vocabulary are what fills a memory."""
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -23,6 +23,13 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
     return losses.view(batch.targets.shape).masked_fill(~batch.scored, 0.0)  # × 0 would keep an infinite loss
+
+
+def in_parts(whole: Batch) -> Iterator[Batch]:
+    """A batch in parts of as many rows as have :data:`TOKENS_AT_ONCE`, at least one."""
+    rows = max(1, TOKENS_AT_ONCE // whole.tokens.shape[1])
+    for start in range(0, len(whole), rows):
+        yield whole.rows(slice(start, start + rows))
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -64,8 +71,7 @@ def evaluate(
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     total, count = torch.zeros(vocabulary, dtype=torch.float64), torch.zeros(vocabulary, dtype=torch.int64)
     for whole in batches.epoch():
-        for start in range(0, len(whole), EVALUATION_ROWS):
-            batch = whole.rows(slice(start, start + EVALUATION_ROWS)).to(device)
+        for batch in in_parts(whole.to(device)):
             with around(batch):
                 losses = token_losses(model, batch)
             targets, scored = batch.targets.flatten().cpu(), batch.scored.flatten().cpu()
@@ -83,12 +89,9 @@ def document_losses(model: nn.Module, batches: Batches) -> np.ndarray:
     device = next(model.parameters()).device
     total, count = (np.zeros(len(batches.corpus.validation)) for _ in range(2))
     for step in range(batches.steps_per_epoch):
-        whole, documents = batches.batch(step), batches.documents_at(step)[:, 1:]
-        for start in range(0, len(whole), EVALUATION_ROWS):
-            rows = slice(start, start + EVALUATION_ROWS)
-            batch = whole.rows(rows)
-            losses = token_losses(model, batch.to(device)).cpu().numpy()
-            np.add.at(total, documents[rows].numpy(), losses)
-            np.add.at(count, documents[rows].numpy(), batch.scored.numpy())
+        whole, documents = batches.batch(step), batches.documents_at(step)[:, 1:].numpy()
+        losses = torch.cat([token_losses(model, batch) for batch in in_parts(whole.to(device))])
+        np.add.at(total, documents, losses.cpu().numpy())
+        np.add.at(count, documents, whole.scored.numpy())
     model.train(training)
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -177,12 +177,14 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
     if preset not in PRESETS:
         near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
         raise ValueError(f"there is no preset {preset!r}; did you mean {near!r}? There are {', '.join(PRESETS)}")
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        # One that is also another token would never learn.
+        "pad_token_id": None if tokenizer.pad_token_id in others else tokenizer.pad_token_id,
     }
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(PRESETS[preset](len(tokenizer), **special))
 

@@ -181,7 +181,7 @@ def samples(model: Any, tokenizer: Any, count: int, length: int, seed: int, top_
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
     prompts = torch.full((count, 1), first, device=device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         written = model.generate(
             input_ids=prompts,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from routed_rl.lm.batches import Batches
-from routed_rl.lm.losses import next_token_loss
+from routed_rl.lm.losses import in_parts, next_token_loss
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def fine_tune(
     model = copy.deepcopy(model)
     optimizer = AdamW(model.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=0.1)
     device = next(model.parameters()).device
-    whole = [batch.to(device) for batch in batches.epoch()]
-    count = sum(int(batch.scored.sum()) for batch in whole)
+    parts = [part for batch in batches.epoch() for part in in_parts(batch.to(device))]
+    count = sum(int(part.scored.sum()) for part in parts)
     history = [measure(model)]
     (key, *_) = history[0]
     best, rises = copy.deepcopy(model.state_dict()), 0
     model.train()
     for _ in range(settings.steps):
-        for batch in whole:
-            (next_token_loss(model, batch) / count).backward()
+        for part in parts:
+            (next_token_loss(model, part) / count).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

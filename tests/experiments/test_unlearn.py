@@ -296,11 +296,9 @@ def test_bad_options_end_in_one_line_and_leave_nothing(options, message, corpora
         assert not any(name.startswith("c-") for name in left)
 
 
-def test_what_is_done_on_one_process_alone_is_refused_on_many(corpora, tmp_path, capsys, monkeypatch):
+def test_what_many_processes_cannot_share_is_refused(corpora, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(unlearn, "processes", lambda: 2)
     for options, message in (
-        (["--method", "rmu"], "--method rmu is for one process, and there are 2"),
-        (["--repair.chosen", "8"], "--repair.chosen is for one process, and there are 2"),
         (["--accumulate", "4"], "--batch-size 4 cannot be shared evenly by 2 processes, in 4 parts"),
     ):
         assert message in refused(capsys, corpora, *options, "--out", tmp_path / "r")

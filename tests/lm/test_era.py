@@ -17,7 +17,6 @@ from routed_rl.lm.era import (
     era_weights,
     expand,
     expert_weights,
-    other_sites,
     token_weights,
 )
 from routed_rl.lm.losses import next_token_loss
@@ -187,14 +186,6 @@ def test_no_units(kind, units):
         expand(tiny_model(kind), [0], units, seed=0)
 
 
-def test_other_sites_are_the_blocks_other_linear_layers():
-    model, expansion = random_model()
-    attention = {f"transformer.h.{i}.attn.attention.{name}_proj" for i in (0, 1) for name in ("k", "q", "v", "out")}
-    found = other_sites(model, expansion)
-    assert set(found) == attention | {"transformer.h.0.mlp.c_fc", "transformer.h.0.mlp.c_proj"}
-    assert {(site.column, site.units) for site in found.values()} == {(ORIGINAL, None)}
-
-
 # --- the objective ------------------------------------------------------------------------------
 
 
@@ -311,33 +302,31 @@ def naive_parameter(model, sites, batch, original, l1, expansion):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode", "whole"),
+    ("kind", "mode"),
     [
-        ("gpt_neo", "activation", False),
-        ("llama", "activation", False),
-        ("gpt_neo", "forward", False),
-        ("gpt_neo", "parameter", False),
-        ("gpt2", "parameter", True),
-        ("llama", "parameter", True),
+        ("gpt_neo", "activation"),
+        ("llama", "activation"),
+        ("gpt_neo", "forward"),
+        ("gpt_neo", "parameter"),
+        ("gpt2", "parameter"),
+        ("llama", "parameter"),
     ],
 )
-def test_gradients_are_those_of_single_tokens(kind, mode, whole):
+def test_gradients_are_those_of_single_tokens(kind, mode):
     model, expansion = random_model(kind)
     batch = random_batch()
     token_weight = torch.rand(96, generator=torch.Generator().manual_seed(3))
     alpha = -0.75
     if mode == "forward":  # only a weight of 0 is silent
         alpha, token_weight = 0.0, token_weight.where(token_weight > 0.5, 0.0)
-    sites = expansion.sites(mode) | (other_sites(model, expansion) if whole else {})
     weights = era_weights(token_weight, alpha)
     original = weights(batch)[ORIGINAL].double().tolist()
     assert len({weight for row in original for weight in row}) > 3
-    router = GradientRouter(model, sites, TABLE, mode)
+    router = GradientRouter(model, expansion.sites(mode), TABLE, mode)
     with router:
         found = gradients(EraObjective(router, weights, expansion, l1=0.01)(model, batch), model)
     if mode == "parameter":
-        own = places_by_hand(expansion) | (other_sites(model, expansion) if whole else {})
-        expected = naive_parameter(model, own, batch, original, 0.01, expansion)
+        expected = naive_parameter(model, places_by_hand(expansion), batch, original, 0.01, expansion)
     else:
         expected = naive_activation(model, expansion, batch, original, mode == "forward", 0.01)
     plain = gradients(EraObjective(expansion=expansion, l1=0.01)(model, batch), model)
