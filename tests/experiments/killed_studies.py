@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, era_figures, process, unlearn, workers
+from experiments import cli, division, era_figures, process, unlearn, workers
 from routed_rl.lm import models, throughput, training
 from routed_rl.runs import rundir
 from tests.lm.killed_training import forked
@@ -35,7 +35,7 @@ def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr(training, "LOG_EVERY", 1)
     patch.setattr(training, "CHECKPOINT_EVERY", 2)
     patch.setattr(throughput, "SECONDS", 0.0)
-    patch.setattr(unlearn, "SAMPLES", 1)
+    patch.setattr(division, "SAMPLES", 1)
     patch.setattr(unlearn, "SAMPLE_TOKENS", 3)
     patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
     patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing

@@ -74,7 +74,7 @@ def result(study, method, share):
 def test_every_method_finishes(study, small):
     assert {path.name for path in study.iterdir()} == FILES
     frame = pd.read_csv(study / "results.csv")
-    once = {("base", 1.0), ("control", 1.0), ("rmu", 1.0), ("era+rmu", 1.0)}
+    once = {(name, 1.0) for name in ("base", "control", "control-chosen", "rmu", "era+rmu")}
     every = {(name, share) for name in ALL if name not in dict(once) for share in (0.0, 1.0)}
     assert set(zip(frame.method, frame.labelled, strict=True)) == once | every and not frame.seed.any()
     assert len(frame) == len(once | every) == len(small[1])
@@ -121,7 +121,7 @@ def test_without_labels_and_with_all_of_them(study, small):
 
 def test_finished_models_are_ordinary_and_as_good_as_is_said(study, small):
     """The loss by hand, of what transformers itself loads."""
-    for method, share in (("era", 1.0), ("era-whole", 1.0), ("demix", 1.0), ("era+rmu", 1.0), ("base", 1.0)):
+    for method, share in (("era", 1.0), ("era-chosen", 1.0), ("demix", 1.0), ("era+rmu", 1.0), ("base", 1.0)):
         run_directory = study / "runs" / method / f"{share}-s0"
         model = AutoModelForCausalLM.from_pretrained(run_directory / "model").eval()
         assert len(AutoTokenizer.from_pretrained(run_directory / "model")) == 96
@@ -217,7 +217,7 @@ def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):
         (["--labelled", "0.5", "1.5"], "--labelled must lie within 0 … 1, got 1.5"),
         (["--labelled", "0.5", "0.5"], "--labelled must be at least one, each once, got 0.5 0.5"),
         (["--methods", "magic"], "magic"),
-        (["--methods", "rmu"], "--methods rmu goes on from base's models: add base"),
+        (["--methods", "rmu"], "--methods rmu is compared with base: add base"),
         (["--methods", "base", "era+rmu"], "--methods era+rmu goes on from era's models: add era"),
         (["--methods", "base", "rmu", "--labelled", "0"], "--methods rmu needs labelled documents, got --labelled 0.0"),
         (["--layers", "7"], "layers must be some of 0 … 1, each once, got [7]"),

@@ -151,9 +151,14 @@ def test_killed_in_training_in_repair_and_in_the_attack(corpora, texts, tmp_path
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_on_adapters_or_a_model_of_ones_own(method, corpora, texts, tmp_path):
+def test_every_method_on_a_model_of_ones_own(method, corpora, texts, tmp_path, capsys):
     """GPT-2, which knows more tokens than its tokenizer has, and its tokens one by one."""
-    options = ("--model", texts / "padded", "--length", "30", "--tokens", "oak", "leaf", "--adapters", "2")
+    options = ("--model", texts / "padded", "--length", "30", "--tokens", "oak", "leaf")
+    if METHODS[method].expands:
+        options += ("--adapters", "2")
+    else:
+        line = refused(capsys, corpora, *options, "--method", method, "--adapters", "2", "--out", tmp_path / "r")
+        assert "--adapters are for era, control and demix" in line
     run(corpora, *options, "--method", method, "--mode", "parameter", "--out", tmp_path / "r")
     result = read_json(tmp_path / "r" / "evaluation.json")
     assert result["routed_tokens"] == 2 and np.isfinite(result["losses"]["finished"]["forget_routed"])

@@ -84,7 +84,7 @@ def test_what_is_not_scored_cannot_spoil_the_loss() -> None:
 
 
 def test_an_evaluation_is_the_loss_by_target_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "EVALUATION_ROWS", 3)
+    monkeypatch.setattr(losses, "TOKENS_AT_ONCE", 12)
     model, of = Bigram(), batches()
     result = evaluate(model.train(), of)
     expected = [pair for batch in of.epoch() for pair in naive(model, batch)]
