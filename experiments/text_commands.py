@@ -255,7 +255,7 @@ class Era(TextOptions):
     seeds: int = 3
     """models of each, with seeds 0, 1, …"""
     quick: bool = False
-    """base, filtering and era at half the labels, one seed: a few minutes"""
+    """base, filtering and era-chosen at half the labels, one seed: a few minutes"""
     preset: EraPreset = "stories"
     """the other options' defaults: "stories", minutes on a CPU; "tinystories", gradient routing's section C;
     "virology", its section E"""

@@ -21,7 +21,9 @@ from routed_rl.lm.finders import (
     find_topic,
     find_words,
     read_words,
+    score_tokens,
     single_tokens,
+    top_tokens,
 )
 from routed_rl.lm.losses import TokenLoss, document_losses, evaluate, next_token_loss, token_losses
 from routed_rl.lm.models import (
@@ -91,11 +93,13 @@ __all__ = [
     "read_words",
     "save_model",
     "save_tokenizer",
+    "score_tokens",
     "single_tokens",
     "stories_tokenizer",
     "token_losses",
     "token_weights",
     "tokenizer_digest",
+    "top_tokens",
     "train",
     "train_tokenizer",
     "training_flops",
