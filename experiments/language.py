@@ -110,7 +110,7 @@ def open_text(options: TextOptions) -> Text:
     tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []
     about = {
         "source": options.corpus,
-        "content": _content(options.corpus),
+        "content": text_identity(options.corpus),
         "documents": options.documents,
         "forget": what,
     }
@@ -159,7 +159,7 @@ def files_identity(options: TextOptions) -> dict[str, Any]:
     found: dict[str, Any] = {"model": model_identity(options.model)}
     if options.tokenizer is not None:
         found["tokenizer"] = model_identity(options.tokenizer)
-    if options.corpus not in PACKAGED_TEXT and (content := _content(options.corpus)) is not None:
+    if options.corpus not in PACKAGED_TEXT and (content := text_identity(options.corpus)) is not None:
         found["corpus"] = f"sha256:{content[:16]}"
     for name, known in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
         given = getattr(options, name)
@@ -221,14 +221,14 @@ def _tokenizer(options: TextOptions) -> Any:
         return load_tokenizer(options.model)
     if options.corpus == STORIES:
         return stories_tokenizer()
-    about = [options.corpus, _content(options.corpus), options.documents, options.text_field, options.vocabulary]
+    about = [options.corpus, text_identity(options.corpus), options.documents, options.text_field, options.vocabulary]
     folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
     if not folder.is_dir():
         save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)
     return load_tokenizer(str(folder))
 
 
-def _content(source: str) -> str | None:
+def text_identity(source: str) -> str | None:
     """What changes when the text does: a package's version, or the hash of files."""
     path = Path(source)
     if source == STORIES:

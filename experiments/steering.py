@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.utils import logging
 
+from experiments.language import STORIES, text_identity
 from experiments.tables import write_table
 from routed_rl.lm.batches import Batches
 from routed_rl.lm.corpora import Corpus, build_corpus, tokenizer_digest
@@ -33,7 +32,6 @@ from routed_rl.lm.stories import TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import RunDirectory, derive_seed
 
-STORIES = "stories"
 MODEL, SCORES = "model", "scores.csv"
 SAMPLES, TOP = 5, 10
 """Texts written of each kind; tokens that are called the top ones."""
@@ -140,7 +138,6 @@ class Study:
 
     def __init__(self, recipe: Recipe, device: str) -> None:
         self.recipe, self.device = recipe, device
-        logging.disable_progress_bar()  # one per file that is saved; the command has its own
         name = recipe.tokenizer if recipe.model in PRESETS else recipe.model
         self.tokenizer = stories_tokenizer() if name == STORIES else load_tokenizer(name)
         self.axes = [self._axis(token, topic) for token, topic in zip(recipe.tokens, recipe.topics, strict=True)]
@@ -175,7 +172,7 @@ class Study:
         about = {
             "source": recipe.corpus,
             "documents": recipe.documents,
-            "digest": _digest(Path(recipe.corpus)),
+            "content": text_identity(recipe.corpus),
             "tokenizer": tokenizer_digest(self.tokenizer),
             "tokens": self.tokens,
             "validation": recipe.validation,
@@ -277,11 +274,3 @@ class Study:
 def _mean(cosines: Tensor, tokens: Sequence[int]) -> float | None:
     """None for no tokens, which a result can hold; NaN it cannot."""
     return float(cosines[list(tokens)].mean()) if tokens else None
-
-
-def _digest(path: Path) -> str | None:
-    """10 hex digits of a file; None for what is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:10]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments.errors import UserError, at_least, user_input
+from experiments.language import model_identity
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.steering import RECIPES, SCORES, TOP, Recipe, Study
@@ -35,7 +36,7 @@ def main(command: SteeringScalar) -> None:
     with user_input():
         check_device(command.device)
         study = Study(recipe, command.device)
-        identity = {**_plain(recipe), "device": command.device}
+        identity = {**_plain(recipe), "model": model_identity(recipe.model), "device": command.device}
         check_study(out, identity)
         start_study(out, identity)
     kinds = (True, False) if command.unrouted else (True,)
