@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from routed_rl.runs import read_json, write_json
 from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
 
 ROOT = Path(__file__).parents[2]
+EXPECTED = ROOT / "experiments" / "expected" / "era.toml"
+RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
 ALL = EraMethod.__args__
 STUDY = (*OPTIONS, "--methods", *ALL, "--labelled", "0", "1", "--seeds", "1")
 FILES = {"study.json", "runs", "results.csv", "timings.csv", "summary.md"} | {
@@ -247,3 +250,28 @@ def test_a_run_is_its_command_line(method, small, tmp_path):
     for wanted in _grid(given):
         line = _command([wanted])
         assert cli.parse(line[line.index("unlearn") :]) == wanted
+
+
+@pytest.mark.slow
+def test_the_claims_of_the_paper_on_stories():
+    """C1 to C8 of the small protocol, and the numbers of docs/language_models.md. Continued where it was stopped."""
+    (row,) = tomllib.loads(EXPECTED.read_text()).values()
+    out = RUNS / "era"
+    cli.main(["era", *row["command"].split(), "--out", str(out)])
+    frame = pd.read_csv(out / "results.csv").set_index(["method", "labelled"])
+    means = frame.groupby(level=[0, 1]).mean(numeric_only=True)
+    for share in (0.25, 0.5):
+        filtering, era = means.loc["filtering", share], means.loc["era-parameter", share]
+        assert era.unlearning >= 0.5 and era.unlearning >= 5 * filtering.unlearning  # C1
+        assert era.relearned_16 > filtering.relearned_16  # C2
+        assert means.loc["demix", share].unlearning <= 0.1  # C7
+    assert means.loc["filtering", 1.0].robust > means.loc["era-parameter", 1.0].robust  # C3
+    assert means.loc["control", 1.0].unlearning <= 0.05  # C4
+    cost = means.loc["era-parameter"].retain_cost
+    assert 0 < cost[0.25] < cost[1.0] and cost[0.5] <= 0.05  # C5, C6
+    rmu = means.loc["rmu", 1.0]
+    assert rmu.unlearning > 0.5 and rmu.robust <= 0.3 * rmu.unlearning  # C8
+    for name, expected in row["means"].items():
+        method, share, measure = name.split(" ")
+        found = means.loc[(method, float(share)), measure]
+        assert found == pytest.approx(expected["mean"], abs=expected["tolerance"]), name
