@@ -75,6 +75,7 @@ def draw_relearning(
             axis.plot(mean, color=color, linestyle=line, label=name)
             axis.fill_between(range(length), mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
         axis.set(title=f"{number} documents", xlabel="relearning step", yscale="log")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.yaxis.set_major_formatter("{x:.1f}")
         axis.yaxis.set_minor_formatter("{x:.1f}")
     axes[0][0].set_ylabel(f"loss on the topic at {focus:.0%} labelled (nats)")
@@ -97,7 +98,7 @@ def draw_tokens(frame: pd.DataFrame, path: Path) -> None:
             axis.bar(places, rows["mean"], 0.8 / len(shares), yerr=halves, capsize=2, label=f"{share:.0%} labelled")
         axis.set_xticks(range(len(methods)), [STYLES[method][0] for method in methods], rotation=30, ha="right")
         axis.set(title=f"The topic's documents: {title}", ylabel="loss (nats)")
-    axes[0].legend()
+    axes[1].legend(loc="upper left")
     figure.tight_layout()
     save(figure, path)
 
