@@ -248,9 +248,9 @@ def summary(frame: pd.DataFrame, focus: float) -> str:
     parts = ["# A topic taken out of a language model"]
     parts.append(
         "Nats per token on held-out documents: mean ± half a 95 % interval over seeds "
-        f"({seeds.min()} to {seeds.max()} a row). *Unlearning*: how much the loss on the topic has risen; *robust*: how "
-        f"much of that is left at the best step of an attack with {HEADLINE} documents; *retain*: the loss on all else, "
-        "and what it cost."
+        f"({seeds.min()} to {seeds.max()} a row). *Unlearning*: how much the loss on the topic has risen; *robust*: "
+        f"how much of that is left at the best step of an attack with {HEADLINE} documents; *retain*: the loss on all "
+        "else, and what it cost."
     )
     measures = [name for name in ("unlearning", "robust", "retain", "retain_cost") if name in frame]
     cells = {name: _cells(frame, name) for name in measures}
