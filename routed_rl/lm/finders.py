@@ -20,10 +20,14 @@ Finder = Callable[[Document], Spans | bool]
 
 WORD_LISTS = {
     "forest": ("tree", "trees", "forest", "forests", "woodland", "woodlands"),
+    "finance": (
+        *("treasury", "debt", "revenue", "revenues", "tariff", "currency", "bank", "banks", "coin", "coinage"),
+        *("gold", "silver", "bonds", "dollars", "deficit"),
+    ),
     "war": ("war", "wars", "army", "armies", "navy", "navies", "military"),
 }
 """Topics by the words that name them: of TinyStories (gradient routing, section 4.2.2), in a fifth of its stories, and
-of presidents' messages, in a seventh of their paragraphs."""
+of presidents' messages, in an eighth and a seventh of their paragraphs."""
 VIROLOGY_TOKENS = (
     *("COVID", " COVID", "RNA", " infections", "DNA", " genome", " virus", " gene", " viruses", " mutations"),
     *(" antibodies", " influenza", " bacteria", "PCR", " cell", " herpes", " bacterial", " pathogens", " tumor"),
