@@ -89,7 +89,8 @@ class TextOptions:
     text_field: str = "text"
     """where the text is, in .jsonl files and datasets"""
     words: tuple[str, ...] = ()
-    """forget documents with one of these words; or the name of a list (finance, forest, war), or a file with one a line"""
+    """forget documents with one of these words; or the name of a list (finance, forest, war), or a file with one a
+    line"""
     pattern: str | None = None
     """forget documents in which this regular expression matches"""
     tokens: tuple[str, ...] = ()
