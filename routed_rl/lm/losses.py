@@ -21,7 +21,8 @@ TOKENS_AT_ONCE = 4096
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """``(B, T - 1)``: the cross-entropy of every target, in nats; 0 where it is not scored."""
     logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
+    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none")
     return losses.view(batch.targets.shape).masked_fill(~batch.scored, 0.0)  # × 0 would keep an infinite loss
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import tyro
 
-from experiments import cli, commands, gridworld, oversight, study, tables
+from experiments import cli, commands, gridworld, oversight, study, tables, workers
 from experiments.commands import Learner, Train
 from experiments.commands import commands as all_commands
 from experiments.grid import arguments, train_all
@@ -45,7 +45,7 @@ def in_process(monkeypatch):
             on_poll()
         return codes
 
-    monkeypatch.setattr(oversight, "run_commands", pool)
+    monkeypatch.setattr(workers, "run_commands", pool)
     return ran
 
 
@@ -94,7 +94,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
     # Broken off after three runs, and in a run; and asked for in two portions.
     in_process.clear()
     ran = []
-    real = oversight.run_commands
+    real = workers.run_commands
 
     def broken(argvs, workers, logs, **options):
         ran.append(len(argvs))
@@ -102,7 +102,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(oversight, "run_commands", broken)
+        patch.setattr(workers, "run_commands", broken)
         with pytest.raises(SystemExit) as stop:
             run_study(tmp_path / "again")
     assert stop.value.code == 130 and ran == [2 * len(NAMES)]

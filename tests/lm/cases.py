@@ -27,7 +27,7 @@ from routed_rl.runs import RunDirectory
 TOKENIZER = stories_tokenizer()
 VOCABULARY = len(TOKENIZER)
 # Rows are shorter than stories, so some have more scored targets than others.
-LENGTH, ROWS, STEPS, SEED = 24, 8, 20, 3
+LENGTH, ROWS, STEPS, SEED = 28, 8, 20, 3
 
 
 def make_corpus(folder: Path) -> Corpus:

@@ -235,7 +235,7 @@ def corpus(tmp_path_factory):
 def held_out(model, corpus):
     """The loss on documents to be forgotten, and on the others."""
     kinds = ("forget", "retain")
-    return [evaluate(model, Batches(corpus, corpus.documents("validation", kind), 40)).mean() for kind in kinds]
+    return [evaluate(model, Batches(corpus, corpus.documents("validation", kind), 41)).mean() for kind in kinds]
 
 
 def test_what_was_labelled_and_what_was_not_is_forgotten(corpus):
@@ -244,7 +244,7 @@ def test_what_was_labelled_and_what_was_not_is_forgotten(corpus):
     model = tiny_model("llama", hidden_size=32, intermediate_size=96)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else torch.nn.init.ones_(parameter)
-    others = Batches(corpus, corpus.documents("train", "retain"), 40, 16, seed=0)
+    others = Batches(corpus, corpus.documents("train", "retain"), 41, 16, seed=0)
     train(model, others, Training(steps=150, learning_rate=1e-2, warmup=10))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     adapters = add_adapters(model, 4, seed=0)
@@ -261,7 +261,7 @@ def test_what_was_labelled_and_what_was_not_is_forgotten(corpus):
 
 
 def routed_training(adapters, corpus, steps, run=None, on_step=lambda step: None):
-    source = Batches(corpus, corpus.documents("train"), 40, 16, seed=1, labelled=corpus.labelled(0.5))
+    source = Batches(corpus, corpus.documents("train"), 41, 16, seed=1, labelled=corpus.labelled(0.5))
     training = Training(steps=steps, learning_rate=1e-2, warmup=10)
     with GradientRouter(adapters.model, adapters.sites("parameter"), TABLE, "parameter") as router:
         objective = EraObjective(router, era_weights(torch.zeros(96), 0.0))
