@@ -18,11 +18,12 @@ from rich.markdown import Markdown
 from experiments import era_figures
 from experiments.errors import UserError, at_least, user_input
 from experiments.language import Text, check_options, open_text
+from experiments.methods import METHODS
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
 from experiments.tables import aggregate, markdown, shown_mean, write_table
 from experiments.text_commands import PRESETS, Era, Repair, TextOptions, Unlearn
-from experiments.unlearn import METHODS, MODEL, Pipeline, run_config
+from experiments.unlearn import MODEL, Pipeline, run_config
 from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
 from routed_rl.runs import read_json, read_metrics, write_bytes
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import logging as hub_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -60,6 +61,7 @@ class Text:
 # What is loading or being saved is said by our own displays, and what cannot be loaded by one line.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+hub_logging.set_verbosity_error()
 
 
 def check_options(options: TextOptions, processes: int = 1) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from experiments.division import Division
 from experiments.errors import UserError, user_input
 from experiments.language import Text, check_options, files_identity, make_model, open_text
+from experiments.methods import METHODS
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.text_commands import RUNS, Unlearn
@@ -55,28 +55,6 @@ MODEL, RESULT = "model", "evaluation.json"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 
 
-@dataclass(frozen=True)
-class Method:
-    """What a method does with labels; each is a configuration of the same steps."""
-
-    expands: bool = False
-    """has units of its own for the topic, which are cut out"""
-    weights: str | None = None
-    """how units are weighted by label: "era", or "experts" (in mode forward)"""
-    drops: bool = False
-    """leaves labelled documents out"""
-    misdirects: bool = False
-    """RMU, after training"""
-
-
-METHODS: Mapping[str, Method] = {
-    "base": Method(),
-    "filtering": Method(drops=True),
-    "control": Method(expands=True),
-    "era": Method(expands=True, weights="era"),
-    "demix": Method(expands=True, weights="experts"),
-    "rmu": Method(misdirects=True),
-}
 Trained = tuple[nn.Module, Expansion | Adapters | None, GradientRouter | None]
 """A model, what it has for the topic, and the router of both."""
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from experiments import cli, unlearn
 from experiments.errors import UserError
 from experiments.language import check_options, open_text
+from experiments.methods import METHODS
 from experiments.text_commands import TextOptions, Unlearn
-from experiments.unlearn import METHODS, Pipeline
+from experiments.unlearn import Pipeline
 from routed_rl.lm import save_model, stories_tokenizer
 from routed_rl.runs import RunDirectory, read_json, read_metrics
 from tests.experiments.killed_studies import OPTIONS, make_small
