@@ -51,7 +51,7 @@ from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
 from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine_tune
 
-MODEL, RESULT = "model", "evaluation.json"
+MODEL = "model"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 
 

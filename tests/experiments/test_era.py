@@ -264,7 +264,7 @@ def test_the_claims_of_the_paper_on_stories():
         filtering, era = means.loc["filtering", share], means.loc["era-chosen", share]
         assert era.unlearning >= 0.5 and era.unlearning >= 5 * filtering.unlearning  # C1
         assert era.relearned_16 > filtering.relearned_16  # C2
-        assert means.loc["demix", share].unlearning <= 0.1  # C7
+        assert means.loc["demix", share].unlearning <= 0.05  # C7
     assert means.loc["filtering", 1.0].robust > means.loc["era-chosen", 1.0].robust  # C3
     assert means.loc["control", 1.0].unlearning <= 0.05  # C4
     cost = means.loc["era-chosen"].retain_cost
