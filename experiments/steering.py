@@ -15,13 +15,13 @@ from experiments.tables import write_table
 from routed_rl.lm.batches import Batches
 from routed_rl.lm.corpora import Corpus, build_corpus, tokenizer_digest
 from routed_rl.lm.documents import Document, read_documents
+from routed_rl.lm.finders import single_tokens
 from routed_rl.lm.losses import evaluate, next_token_loss
 from routed_rl.lm.models import PRESETS, build_model, load_model, load_tokenizer, save_model
 from routed_rl.lm.steering import (
     SteeringObjective,
     axis_cosines,
     find_blocks,
-    find_token,
     mean_probabilities,
     samples,
     steered,
@@ -257,10 +257,10 @@ class Study:
         return samples(model, self.tokenizer, SAMPLES, self.sample_length, derive_seed(seed, "samples"))
 
     def _axis(self, text: str, topic: Sequence[str]) -> Axis:
-        token = find_token(self.tokenizer, text)
-        others = tuple(sorted({find_token(self.tokenizer, word) for word in topic} - {token}))
+        (token,) = single_tokens(self.tokenizer, [text])
+        others = tuple(sorted({*single_tokens(self.tokenizer, topic)} - {token}))
         if self.recipe.tokenizer == STORIES and self.recipe.model in PRESETS:
-            compared = {find_token(self.tokenizer, word) for words in TOPICS.values() for word in words}
+            compared = {*single_tokens(self.tokenizer, [word for words in TOPICS.values() for word in words])}
         else:
             compared = set(range(len(self.tokenizer)))
         return Axis(token, others, tuple(sorted(compared - {token, *others})))

@@ -94,7 +94,7 @@ def single_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         else:
             split.append(f"{text!r} is {' + '.join(map(repr, decoded)) or 'nothing'}")
     if split:
-        raise ValueError(f"not one token each: {'; '.join(split)}")
+        raise ValueError(f"not one token each: {'; '.join(split)}; words within a text often begin with a space")
     return ids
 
 

@@ -35,22 +35,6 @@ def find_blocks(model: nn.Module, numbers: Sequence[int]) -> list[str]:
     return [names[number] for number in numbers]
 
 
-def find_token(tokenizer: Any, text: str) -> int:
-    """The one token that a text is.
-
-    Raises:
-        ValueError: if it is none or several, or one that the tokenizer has for unknown words.
-    """
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) == 1 and tokenizer.decode(ids).strip() == text.strip():
-        return int(ids[0])
-    pieces = ", ".join(repr(tokenizer.decode([i])) for i in ids) or "nothing"
-    raise ValueError(
-        f"{text!r} is not one token of the tokenizer but {pieces}; words within a text often begin with a space, as in "
-        f"{f' {text.strip()}'!r}"
-    )
-
-
 def steering_router(model: nn.Module, tokens: Sequence[int], numbers: Sequence[int]) -> GradientRouter:
     """A router that leaves each token an axis: dimension 0 of the residual stream to the first, 1 to the second, …; no
     other dimension, at the output of the chosen blocks, learns from predicting it. All other targets teach everything.

@@ -5,13 +5,13 @@ import torch
 
 from routed_rl.lm.batches import Batch, Batches
 from routed_rl.lm.corpora import build_corpus
+from routed_rl.lm.finders import single_tokens
 from routed_rl.lm.losses import token_losses
 from routed_rl.lm.models import blocks, build_model
 from routed_rl.lm.steering import (
     SteeringObjective,
     axis_cosines,
     find_blocks,
-    find_token,
     mean_probabilities,
     samples,
     steered,
@@ -21,7 +21,7 @@ from routed_rl.lm.steering import (
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
 
 TOKENIZER = stories_tokenizer()
-BREAD, SHIP = (find_token(TOKENIZER, word) for word in ("bread", "ship"))
+BREAD, SHIP = single_tokens(TOKENIZER, ("bread", "ship"))
 
 
 @pytest.fixture
@@ -183,12 +183,6 @@ def test_probabilities_and_samples(model, tmp_path):
 
 
 def test_mistakes_are_named(model):
-    with pytest.raises(ValueError, match=r"'breadd' is not one token of the tokenizer but '<eos>'.*' breadd'"):
-        find_token(TOKENIZER, "breadd")
-    with pytest.raises(ValueError, match="'bread soup' is not one token of the tokenizer but 'bread', 'soup'"):
-        find_token(TOKENIZER, "bread soup")
-    with pytest.raises(ValueError, match="but nothing"):
-        find_token(TOKENIZER, "")
     for numbers in ([], [5], [-1], [1, 1]):
         with pytest.raises(ValueError, match=r"blocks must be some of 0 … 4, each once, got"):
             find_blocks(model, numbers)
