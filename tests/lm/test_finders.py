@@ -102,7 +102,8 @@ def test_texts_of_other_than_one_token_are_named() -> None:
     expected = "not one token each: 'q!' is 'q' + '!'; ' qz' is ' ' + 'q' + 'z'; '' is nothing"
     with pytest.raises(ValueError, match=re.escape(expected)):
         single_tokens(tokenizer(), ["a", "q!", " qz", ""])
-    with pytest.raises(ValueError, match=r"not one token each: 'zebra' is '<eos>'; words within a text often begin with a space$"):
+    expected = r"not one token each: 'zebra' is '<eos>'; words within a text often begin with a space$"
+    with pytest.raises(ValueError, match=expected):
         single_tokens(stories_tokenizer(), ["tree", "zebra"])
 
 
