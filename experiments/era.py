@@ -224,7 +224,7 @@ def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
     row |= {"before": before["forget"], "forget": after["forget"], "unlearning": after["forget"] - before["forget"]}
     lowest = {}
     for documents, curves in result["relearning"].items():
-        lowest[documents] = float(np.mean([min(curve) for curve in curves]))
+        lowest[documents] = float(np.mean([min(loss for _, loss in curve) for curve in curves]))
         row[f"relearned_{documents}"] = lowest[documents]
     row |= {
         "robust": row.get(f"relearned_{HEADLINE}", min(lowest.values())) - before["forget"],

@@ -29,6 +29,8 @@ STYLES = {
 ORDER = list(STYLES)
 UNLABELLED = ("base", "control", "control-chosen")
 """Methods that use no labels, but for the words that are reported on."""
+Curve = Sequence[tuple[float, float]]
+"""Steps of an attack, each with the loss after it."""
 PANELS = (
     ("unlearning", "forget loss risen by (nats)", "Unlearning"),
     ("robust", "… left after relearning (nats)", "Robust unlearning"),
@@ -57,7 +59,7 @@ def draw_panels(frame: pd.DataFrame, path: Path) -> None:
 
 
 def draw_relearning(
-    curves: Mapping[tuple[str, float, int], Mapping[str, Sequence[Sequence[float]]]], focus: float, path: Path
+    curves: Mapping[tuple[str, float, int], Mapping[str, Sequence[Curve]]], focus: float, path: Path
 ) -> None:
     """The loss on the topic against steps of the attack, a panel for each number of documents it has."""
     shown = {key: value for key, value in curves.items() if key[1] == focus or key[0] in UNLABELLED}
@@ -67,13 +69,14 @@ def draw_relearning(
     figure, axes = plt.subplots(1, len(numbers), figsize=(13, 4.2), sharey=True, squeeze=False)
     for axis, number in zip(axes[0], numbers, strict=True):
         for method in (method for method in ORDER if any(key[0] == method for key in shown)):
-            of_seeds = [_mean(value[str(number)]) for key, value in shown.items() if key[0] == method]
-            length = min(len(curve) for curve in of_seeds)
-            stacked = np.stack([curve[:length] for curve in of_seeds])
+            of_seeds = [value[str(number)] for key, value in shown.items() if key[0] == method]
+            length = min(len(curve) for curves in of_seeds for curve in curves)  # some may have stopped early
+            points = np.array([[curve[:length] for curve in curves] for curves in of_seeds]).mean(axis=1)
+            steps, stacked = points[0, :, 0], points[:, :, 1]
             name, color, line = STYLES[method]
             mean, half = stacked.mean(axis=0), half_interval(stacked)
-            axis.plot(mean, color=color, linestyle=line, label=name)
-            axis.fill_between(range(length), mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+            axis.plot(steps, mean, color=color, linestyle=line, label=name)
+            axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
         axis.set(title=f"{number} documents", xlabel="relearning step", yscale="log")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.yaxis.set_major_formatter("{x:.1f}")
@@ -101,12 +104,6 @@ def draw_tokens(frame: pd.DataFrame, path: Path) -> None:
     axes[1].legend(loc="upper left")
     figure.tight_layout()
     save(figure, path)
-
-
-def _mean(curves: Sequence[Sequence[float]]) -> np.ndarray:
-    """The mean of attacks that may have stopped early, as far as all of them went."""
-    length = min(len(curve) for curve in curves)
-    return np.mean([curve[:length] for curve in curves], axis=0)
 
 
 def _methods(frame: pd.DataFrame) -> list[str]:

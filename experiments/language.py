@@ -78,7 +78,8 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     counts = {"documents": options.documents, "adapters": options.adapters, "max_characters": options.max_characters}
     counts |= {name: getattr(options, name) for name in ("vocabulary", "test_documents", "units", "batch_size")}
     counts |= {"accumulate": options.accumulate, "repair.documents": repair.documents}
-    counts |= {"repair.selection": repair.selection, "attack.repeats": attack.repeats, "rmu.batch_size": rmu.batch_size}
+    counts |= {"repair.selection": repair.selection, "rmu.batch_size": rmu.batch_size}
+    counts |= {"attack.repeats": attack.repeats, "attack.every": attack.every}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
     if not attack.documents or min(attack.documents) < 1 or len(set(attack.documents)) < len(attack.documents):
         given = " ".join(map(str, attack.documents)) or "none"

@@ -52,6 +52,8 @@ class Attack:
     """gradient steps at most"""
     learning_rate: float = 5e-4
     """AdamW's"""
+    every: int = 2
+    """steps between measurements"""
     repeats: int = 2
     """attacks with other documents, which are averaged"""
 
@@ -180,7 +182,7 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "learning_rate": 5e-4,
         "warmup": 100,
         "repair": Repair(selection=1000, steps=40, learning_rate=5e-5),
-        "attack": Attack(documents=(1, 4, 16, 64), steps=40, learning_rate=5e-5, repeats=5),
+        "attack": Attack(documents=(1, 4, 16, 64), steps=40, learning_rate=5e-5, every=1, repeats=5),
         "rmu": Rmu(depth=6, retain_weight=200.0, steps=500, learning_rate=5e-4, batch_size=40),
     },
     # Gradient routing, section E, but for two things: repair and attack have as many documents and steps, and the same
@@ -205,7 +207,7 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "accumulate": 16,
         "precision": "bf16",
         "repair": Repair(documents=64, selection=200, steps=20, learning_rate=6e-5),
-        "attack": Attack(documents=(2, 64), steps=20, learning_rate=6e-5, repeats=5),
+        "attack": Attack(documents=(2, 64), steps=20, learning_rate=6e-5, every=1, repeats=5),
     },
 }
 """What options are unless given, by preset."""

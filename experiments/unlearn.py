@@ -342,9 +342,10 @@ class Pipeline:
         objective = RmuObjective(model, rmu.depth, rmu.norm, rmu.retain_weight, direction, self.command.projections)
         return objective, ForgetAndRetain(forget, retain)
 
-    def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[float]]:
-        """The topic's loss before an attack and after each of its steps, for each repeat."""
+    def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[tuple[float, float]]]:
+        """Steps of an attack, from 0 on, each with the topic's loss after it; for each repeat."""
         attack, curves = self.command.attack, []
+        settings = FineTuning(attack.steps, attack.learning_rate, attack.every)
 
         def measure(tuned: nn.Module) -> dict[str, float]:
             return {"forget": evaluate(tuned, self.data.test["forget"]).mean()}
@@ -352,8 +353,8 @@ class Pipeline:
         for repeat in range(attack.repeats):
             chosen = np.random.default_rng(derive_seed(self.command.seed, "attack", documents, repeat))
             batches = self.data.batches(chosen.permutation(self.data.pool)[:documents])
-            _, history = fine_tune(model, batches, FineTuning(attack.steps, attack.learning_rate), measure, tick)
-            curves.append([entry["forget"] for entry in history])
+            _, history = fine_tune(model, batches, settings, measure, tick)
+            curves.append([(entry["step"], entry["forget"]) for entry in history])
         return curves
 
     def _samples(self, model: Any, experts: GradientRouter | None = None) -> list[str]:

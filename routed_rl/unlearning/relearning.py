@@ -22,6 +22,8 @@ class FineTuning:
     """gradient steps at most"""
     learning_rate: float = 5e-4
     """AdamW's, constant"""
+    every: int = 1
+    """steps between measurements; after the last one it is measured too"""
     patience: int = 3
     """stop after so many successive rises of the first measured number"""
 
@@ -33,13 +35,13 @@ def fine_tune(
     measure: Callable[[nn.Module], dict[str, float]],
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Fine-tune a copy of a model on an epoch as one batch, and measure it before and after every step.
+    """Fine-tune a copy of a model on an epoch as one batch, and measure it on the way.
 
     Args:
         measure: named losses; the first decides when to stop, and which step was best.
 
     Returns:
-        The copy as it was when the first number was lowest, and what was measured, from step 0 on.
+        The copy as it was when the first number was lowest, and what was measured, with the "step", from 0 on.
 
     Raises:
         FloatingPointError: if the first number is none any more.
@@ -49,23 +51,25 @@ def fine_tune(
     device = next(model.parameters()).device
     parts = [part for batch in batches.epoch() for part in in_parts(batch.to(device))]
     count = sum(int(part.scored.sum()) for part in parts)
-    history = [measure(model)]
-    (key, *_) = history[0]
+    measured = measure(model)
+    (key, *_) = measured
+    history = [{"step": 0, **measured}]
     best, rises = copy.deepcopy(model.state_dict()), 0
     model.train()
-    for _ in range(settings.steps):
+    for step in range(1, settings.steps + 1):
         for part in parts:
             (next_token_loss(model, part) / count).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        history.append(measure(model))
+        on_step()
+        if step % settings.every and step < settings.steps:
+            continue
+        history.append({"step": step, **measure(model)})
         if not math.isfinite(history[-1][key]):
             raise FloatingPointError(
-                f"after {len(history) - 1} steps of fine-tuning the {key} loss is {history[-1][key]}: lower the "
-                "learning rate"
+                f"after {step} steps of fine-tuning the {key} loss is {history[-1][key]}: lower the learning rate"
             )
-        on_step()
         if history[-1][key] <= min(entry[key] for entry in history):
             best = copy.deepcopy(model.state_dict())
         rises = rises + 1 if history[-1][key] > history[-2][key] else 0

@@ -265,6 +265,7 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         (["--attack.documents", "0"], "--attack.documents must be one number or more, each at least 1 and once, got 0"),
         (["--attack.documents"], "--attack.documents must be one number or more, each at least 1 and once, got none"),
         (["--attack.repeats", "0"], "--attack.repeats must be at least 1, got 0"),
+        (["--attack.every", "0"], "--attack.every must be at least 1, got 0"),
         (["--adapters", "0"], "--adapters must be at least 1, got 0"),
         (["--method", "base", "--adapters", "0"], "--adapters must be at least 1, got 0"),
         (["--units", "0"], "--units must be at least 1, got 0"),

@@ -64,7 +64,22 @@ def test_patience_and_steps_are_options():
     _, history = fine_tune(model, documents(), FineTuning(steps=9, patience=1), measure)
     assert len(history) == 2
     tuned, history = fine_tune(model, documents(), FineTuning(steps=0), lambda tuned: {"loss": 0.5})
-    assert history == [{"loss": 0.5}] and same(tuned, model.state_dict()) and tuned is not model
+    assert history == [{"step": 0, "loss": 0.5}] and same(tuned, model.state_dict()) and tuned is not model
+
+
+@pytest.mark.parametrize(("steps", "every", "measured"), [(7, 3, [0, 3, 6, 7]), (6, 3, [0, 3, 6]), (2, 3, [0, 2])])
+def test_it_may_be_measured_less_often_and_always_at_the_end(steps, every, measured):
+    model = Bigram()
+
+    def measure(tuned):
+        return {"loss": evaluate(tuned, documents()).mean()}
+
+    _, often = fine_tune(model, documents(), FineTuning(steps), measure)
+    ticks = []
+    tuned, history = fine_tune(model, documents(), FineTuning(steps, every=every), measure, lambda: ticks.append(1))
+    assert [entry["step"] for entry in history] == measured and len(ticks) == steps
+    assert history == [often[step] for step in measured]
+    assert measure(tuned)["loss"] == history[-1]["loss"], "which is the lowest"
 
 
 def test_steps_are_those_of_adamw_on_all_documents():
