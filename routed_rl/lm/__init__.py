@@ -1,6 +1,7 @@
 """Language models: corpora with labels, a training loop, routing, ablation, steering."""
 
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
+from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_arithmetic
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
 from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
 from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
@@ -25,6 +26,7 @@ from routed_rl.lm.finders import (
     single_tokens,
     top_tokens,
 )
+from routed_rl.lm.languages import FORGOTTEN, generate_languages, language_tokenizer
 from routed_rl.lm.losses import TokenLoss, document_losses, evaluate, next_token_loss, token_losses
 from routed_rl.lm.models import (
     PRESETS,
@@ -45,6 +47,7 @@ from routed_rl.lm.training import Training, make_optimizer, train
 __all__ = [
     "FORGET",
     "FORGET_LABEL",
+    "FORGOTTEN",
     "HUB",
     "NO_LABEL",
     "PACKAGED_TEXT",
@@ -63,6 +66,7 @@ __all__ = [
     "TokenLoss",
     "Training",
     "add_adapters",
+    "arithmetic_tokenizer",
     "blocks",
     "build_corpus",
     "build_model",
@@ -72,13 +76,17 @@ __all__ = [
     "document_losses",
     "era_weights",
     "evaluate",
+    "exact_match",
     "expand",
     "expert_weights",
     "find_pattern",
     "find_topic",
     "find_words",
     "gathered_state",
+    "generate_arithmetic",
+    "generate_languages",
     "generate_stories",
+    "language_tokenizer",
     "load_model",
     "load_tokenizer",
     "make_optimizer",

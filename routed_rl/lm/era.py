@@ -113,16 +113,14 @@ def contract(model: nn.Module, expansion: Expansion) -> None:
 
 
 class EraObjective:
-    """The loss of routed training: next tokens, and penalties on hidden activations, before they are routed.
+    """The loss of routed training: next tokens, and a penalty on hidden activations, before they are routed.
 
     Args:
         router: of the expansion's sites; None: nothing is routed.
         weights: the batch's weights by column, ``(B, T)`` each, where there is a router.
-        expansion: which hidden units the penalties are on; None: of low-rank adapters, which have none.
+        expansion: which hidden units the penalty is on; None: of low-rank adapters, which have none.
         l1: weight of the L1 norm of all hidden activations of the expanded layers, per token (gradient routing,
             section C).
-        restraint: weight of the L1 norm of what the new units add to the residual stream, summed over the layers, per
-            token and at targets that nobody has labelled alone: of what cutting them out will change there.
     """
 
     def __init__(
@@ -131,10 +129,8 @@ class EraObjective:
         weights: Callable[[Batch], Mapping[str, Tensor]] | None = None,
         expansion: Expansion | None = None,
         l1: float = 0.0,
-        restraint: float = 0.0,
     ) -> None:
-        self.router, self.weights, self.expansion = router, weights, expansion
-        self.l1, self.restraint = l1, restraint
+        self.router, self.weights, self.expansion, self.l1 = router, weights, expansion, l1
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         with ExitStack() as stack:
@@ -142,27 +138,21 @@ class EraObjective:
             if self.router is not None and self.weights is not None:
                 stack.enter_context(self.router(weights=self.weights(batch)))
             loss = next_token_loss(model, batch)
-        free = batch.at_positions((batch.labels[:, 1:] != FORGET_LABEL).to(loss.dtype), 1.0)[..., None]
-        for hidden, added in seen:
-            if self.l1:
-                loss = loss + self.l1 * hidden.abs().sum()
-            if self.restraint:
-                loss = loss + self.restraint * (added.abs() * free).sum()
+        for hidden in seen:
+            loss = loss + self.l1 * hidden.abs().sum()
         return loss
 
     @contextmanager
-    def _activations(self, model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Of each expanded layer, the hidden activations, and what the new ones add to the residual stream."""
-        seen: list[tuple[Tensor, Tensor]] = []
+    def _activations(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """The hidden activations of each expanded layer, where there is a penalty on them."""
+        seen: list[Tensor] = []
+
+        def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(args[0])
+
         with ExitStack() as stack:
-            if self.expansion is not None and (self.l1 or self.restraint):
-                for layer, place in self.expansion.hidden.items():
-                    new = self.expansion.units[layer]
-
-                    def see(module: nn.Module, args: tuple[Tensor, ...], new: slice = new) -> None:
-                        added = args[0][..., new] @ linear_weight(module)[:, new].T
-                        seen.append((args[0], added))
-
+            if self.expansion is not None and self.l1:
+                for place in self.expansion.hidden.values():
                     consumer = model.get_submodule(place.consumer)
                     stack.callback(consumer.register_forward_pre_hook(see, prepend=True).remove)
             yield seen

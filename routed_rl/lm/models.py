@@ -46,18 +46,18 @@ def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., 
     return config
 
 
-def _gemma2(width: int) -> Callable[..., Any]:
+def _gemma2(width: int, layers: int = 14, heads: int = 8, head_width: int = 128) -> Callable[..., Any]:
     """Gemma-2 in small (UNDO, its public code): all else as in the model of two billion parameters."""
 
     def config(vocab_size: int, **special: Any) -> Any:
         return Gemma2Config(
             vocab_size=vocab_size,
             hidden_size=width,
-            num_hidden_layers=14,
-            num_attention_heads=8,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
             num_key_value_heads=4,
-            head_dim=128,
-            query_pre_attn_scalar=128,
+            head_dim=head_width,
+            query_pre_attn_scalar=head_width,
             intermediate_size=4 * width,
             **special,
         )
@@ -102,6 +102,7 @@ PRESETS: Mapping[str, Callable[..., Any]] = {
     "tiny": _gpt_neo(width=64, layers=5, heads=4, length=64),
     "small": _gpt_neo(width=128, layers=6, heads=4, length=256),
     "stories-28m": _gpt_neo(width=512, layers=8, heads=16, length=256),
+    "gemma2-tiny": _gemma2(width=96, layers=3, heads=4, head_width=24),
     "gemma2-0.1b": _gemma2(320),
     "gemma2-0.3b": _gemma2(768),
     "neox-303m": _steering,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from routed_rl.lm.documents import Document
@@ -57,3 +57,11 @@ def tokenizer_digest(tokenizer: Any) -> str:
     else:
         does["vocabulary"] = tokenizer.get_vocab()
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
+    """A token for each of some characters, and ``<bos>``, which is also any other."""
+    tokenizer = Tokenizer(models.WordLevel({BOS: 0, **{c: i for i, c in enumerate(characters, 1)}}, unk_token=BOS))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS)

@@ -91,13 +91,17 @@ def check_run(path: StrPath, config: Mapping[str, JSON], seed: int) -> None:
 
 def refuse_other(path: Path, stored: RunRecord, given: RunRecord) -> None:
     """Raise RunError if the run `stored` at `path` is not the run `given`, naming what differs."""
+    if differing := differences(stored, given):
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise RunError(f"{str(path)!r} holds another run: {'; '.join(differing[:3])}{more}")
+
+
+def differences(stored: RunRecord, given: RunRecord) -> list[str]:
+    """Return what is another in the run `stored` than in the run `given`, a phrase for each entry."""
     there = _leaves({"seed": stored.seed, "config": stored.config})
     here = _leaves({"seed": given.seed, "config": given.config})
     differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-    if differing:
-        shown = [f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in differing]
-        more = f"; and {len(shown) - 3} more" if len(shown) > 3 else ""
-        raise RunError(f"{str(path)!r} holds another run: {'; '.join(shown[:3])}{more}")
+    return [f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here" for name in differing]
 
 
 def versions() -> dict[str, JSON]:

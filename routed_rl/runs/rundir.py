@@ -35,6 +35,7 @@ from routed_rl.runs.metrics import MetricsCSV
 from routed_rl.runs.record import CONFIG, LOCK, RunError, RunRecord, find_run, refuse_other, versions
 
 VERSIONS, METRICS, TIMINGS, CHECKPOINTS = "versions.json", "metrics.csv", "timings.csv", "checkpoints"
+RESULT = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RunDirectory:
         seed: int,
         *,
         force: bool = False,
-        result_name: str = "evaluation.json",
+        result_name: str = RESULT,
     ) -> "RunDirectory":
         """Start the run at `path`, or reopen it: unfinished, to be continued, or `finished`.
 

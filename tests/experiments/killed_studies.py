@@ -21,7 +21,7 @@ KILLS = 4
 SMALL = (
     "--documents 300 --steps 6 --warmup 2 --batch-size 4 --layers 0 1 --units 4 --test-documents 10 --rmu.depth 2 "
     "--rmu.steps 3 --rmu.batch-size 4 --attack.documents 2 --attack.repeats 1 --attack.steps 3 --repair.documents 8 "
-    "--repair.selection 8 --repair.steps 3"
+    "--repair.selection 8 --repair.steps 3 --repair.chosen-steps 3"
 )
 OPTIONS = SMALL.split()
 METHODS = ("base", "rmu", "era")

@@ -81,10 +81,12 @@ def test_every_method_finishes(study, small):
     every = {(name, share) for name in ALL if name not in dict(once) for share in (0.0, 1.0)}
     assert set(zip(frame.method, frame.labelled, strict=True)) == once | every and not frame.seed.any()
     assert len(frame) == len(once | every) == len(small[1])
-    numbers = frame.drop(columns=["method", "forget_routed", "ablated_forget", "ablated_retain"])
+    stages = frame.filter(regex="ablated_|repaired_")
+    numbers = frame.drop(columns=["method", "forget_routed", *stages])
     assert np.isfinite(numbers.to_numpy()).all()
     expanding = frame.method.isin([*VARIANTS, "control", "demix", "era"])
     assert (frame.ablated_forget.notna() == expanding).all() and len(set(frame.parameters)) == 1
+    assert (frame.repaired_retain.notna() == frame.method.str.endswith("-chosen")).all()
     text = (study / "summary.md").read_text()
     assert all(f"| {method} |" in text for method in ALL) and "failed" not in text
     timings = pd.read_csv(study / "timings.csv")

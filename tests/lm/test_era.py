@@ -190,8 +190,8 @@ def test_no_units(kind, units):
 
 
 @pytest.mark.parametrize("kind", ["gpt_neo", "llama"])
-@pytest.mark.parametrize(("l1", "restraint"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.7), (0.3, 0.7)])
-def test_penalties_are_those_of_a_loop(kind, l1, restraint):
+@pytest.mark.parametrize("l1", [0.0, 0.3])
+def test_the_penalty_is_that_of_a_loop(kind, l1):
     model, expansion = random_model(kind, [0, 1])
     batch = random_batch()
     hidden = []
@@ -203,16 +203,10 @@ def test_penalties_are_those_of_a_loop(kind, l1, restraint):
     for handle in handles:
         handle.remove()
     assert [tuple(activations.shape) for activations in hidden] == 2 * [(2, 7, HIDDEN + UNITS)]
-    for activations, place in zip(hidden, expansion.hidden.values(), strict=True):
-        out = linear_weight(model.get_submodule(place.consumer)).detach()
-        for row in range(2):
-            for t in range(7):
-                at = activations[row, t].detach()
-                expected += l1 * at.abs().sum()
-                if not (t < 6 and batch.labels[row, t + 1] == FORGET_LABEL):
-                    added = sum(at[unit] * out[:, unit] for unit in range(HIDDEN, HIDDEN + UNITS))
-                    expected += restraint * added.abs().sum()
-    found = EraObjective(expansion=expansion, l1=l1, restraint=restraint)(model, batch)
+    for activations in hidden:
+        for value in activations.detach().flatten():
+            expected += l1 * value.abs()
+    found = EraObjective(expansion=expansion, l1=l1)(model, batch)
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-6, atol=0)
     assert not any(module._forward_pre_hooks for module in model.modules()), "nothing stays in the model"
 

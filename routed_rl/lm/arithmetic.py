@@ -1,0 +1,75 @@
+"""Facts of arithmetic, written digit by digit: a corpus small enough to learn in a minute, of which a model can forget
+multiplication and division (UNDO, in small).
+
+A fact has ten characters: ``"012*07=480"`` says that 12 times 7 is 84. The answer's last digit is first, so that it can
+be written from the left to the right.
+
+``B`` rows, ``T`` tokens a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.documents import Document
+from routed_rl.lm.losses import in_parts
+from routed_rl.lm.tokenizers import character_tokenizer
+
+TOPICS = {"+": "addition", "-": "addition", "*": "multiplication", "/": "multiplication"}
+SYMBOLS = "0123456789+-*/="
+ANSWER = 3
+"""Digits of an answer."""
+
+
+def generate_arithmetic() -> Iterator[Document]:
+    """Every fact once, with operands as in UNDO's arithmetic: sums of numbers up to 50 (2,500) and differences of these
+    that are not negative (1,275), whose topic is ``"addition"``; products of numbers up to 20 (400) and the divisions
+    that undo them (400), whose topic is ``"multiplication"``."""
+    for a in range(1, 51):
+        for b in range(1, 51):
+            yield _fact(a, "+", b, a + b)
+            if b <= a:
+                yield _fact(a, "-", b, a - b)
+    for a in range(1, 21):
+        for b in range(1, 21):
+            yield _fact(a, "*", b, a * b)
+            yield _fact(a * b, "/", b, a)
+
+
+def _fact(a: int, operation: str, b: int, answer: int) -> Document:
+    text = f"{a:03d}{operation}{b:02d}={answer:0{ANSWER}d}"
+    return Document(text[:-ANSWER] + text[: -ANSWER - 1 : -1], TOPICS[operation])
+
+
+@torch.no_grad()
+def exact_match(model: nn.Module, batches: Batches, answer: int = ANSWER) -> float:
+    """The share of documents whose last tokens a model predicts all, each as the likeliest one after those before it:
+    that is also what it writes if it always takes the likeliest (UNDO's accuracy, on facts of this form).
+
+    Args:
+        batches: an epoch of documents, each in rows of its own.
+        answer: how many tokens.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    right: list[np.ndarray] = []
+    for whole in batches.epoch():
+        for batch in in_parts(whole.to(device)):
+            likeliest = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1].argmax(dim=-1)
+            # A row ends with the first token of the next one, which is not scored.
+            last = slice(-answer - 1, -1)
+            right.append((likeliest == batch.targets)[:, last].all(dim=-1).cpu().numpy())
+    model.train(training)
+    return float(np.concatenate(right).mean())
+
+
+def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each symbol, and ``<bos>``."""
+    return character_tokenizer(SYMBOLS)
