@@ -1,6 +1,15 @@
 """Unlearning: methods that suppress what a model knows, and attacks that bring it back."""
 
+from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.relearning import FineTuning, fine_tune
 from routed_rl.unlearning.rmu import ForgetAndRetain, RmuObjective
 
-__all__ = ["FineTuning", "ForgetAndRetain", "RmuObjective", "fine_tune"]
+__all__ = [
+    "FineTuning",
+    "ForgetAndRetain",
+    "RmuObjective",
+    "fine_tune",
+    "matrices",
+    "most_changed",
+    "shrink_and_perturb",
+]
