@@ -1,5 +1,6 @@
 """Unlearning: methods that suppress what a model knows, and attacks that bring it back."""
 
+from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.relearning import FineTuning, fine_tune
 from routed_rl.unlearning.rmu import ForgetAndRetain, RmuObjective
@@ -7,9 +8,13 @@ from routed_rl.unlearning.rmu import ForgetAndRetain, RmuObjective
 __all__ = [
     "FineTuning",
     "ForgetAndRetain",
+    "Head",
     "RmuObjective",
+    "divergence",
     "fine_tune",
     "matrices",
     "most_changed",
     "shrink_and_perturb",
+    "teacher_target",
+    "top_k_target",
 ]
