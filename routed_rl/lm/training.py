@@ -83,12 +83,13 @@ def train(
     seed: int = 0,
     run: RunDirectory | None = None,
     on_step: Callable[[int], None] = lambda step: None,
-) -> None:
+    stop: Callable[[int], bool] = lambda done: False,
+) -> int:
     """Train a model, in place; with a run directory it goes on from its last checkpoint, to the same bytes, or with
     another number of processes within rounding.
 
     What a step does depends on the seed and its number alone: its batch, its dropout, its learning rate. Losses are
-    sums, divided by how many targets the whole batch has on all processes.
+    sums, divided by how many targets the whole batch has on all processes. Returns how many steps are done.
 
     Args:
         model: as :func:`distribute` gives it.
@@ -96,6 +97,8 @@ def train(
         objective: of a part of a batch.
         run: on the first process alone; None: nothing is saved or logged.
         on_step: called after every step with its number.
+        stop: whether to end after so many steps; asked after each, and at the start. A resumed run ends where it ended
+            if the answer depends on the model alone; it must be the same on all processes.
 
     Raises:
         FloatingPointError: if the loss or its gradient is no longer a number; the last checkpoint stays.
@@ -105,8 +108,11 @@ def train(
     device = next(model.parameters()).device
     start = _load(model, optimizer, run)
     model.train()
+    done, ended = start, stop(start)
     with closing(_Log(model, training, run, start)) as log:
         for step in range(start, training.steps):
+            if ended:
+                break
             torch.manual_seed(derive_seed(seed, "step", step, rank()))
             for group in optimizer.param_groups:
                 group["lr"] = training.rate(step)
@@ -125,10 +131,12 @@ def train(
             on_step(step)
             log.count(whole)
             done = step + 1
-            if done % LOG_EVERY == 0 or done == training.steps:
+            ended = stop(done) or done == training.steps
+            if done % LOG_EVERY == 0 or ended:
                 log.row(done, training.rate(step), norm.full_tensor() if isinstance(norm, DTensor) else norm)
-                if done % (LOG_EVERY * CHECKPOINT_EVERY) == 0 or done == training.steps:
+                if done % (LOG_EVERY * CHECKPOINT_EVERY) == 0 or ended:
                     _save(model, optimizer, run, done)
+    return done
 
 
 def _parts(whole: Batch, accumulate: int) -> Iterator[tuple[Batch, bool]]:

@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from routed_rl.lm.batches import FORGET_LABEL, Batch, Batches
 from routed_rl.lm.models import blocks, mlp
+from routed_rl.unlearning.streams import outputs
 
 
 class ForgetAndRetain:
@@ -80,21 +78,6 @@ class RmuObjective:
 
     def _stream(self, model: nn.Module, batch: Batch) -> Tensor:
         """``(B, T, D)``: the residual stream after the block."""
-        with _output(getattr(model, "module", model).get_submodule(self._block)) as seen:
+        with outputs(getattr(model, "module", model).get_submodule(self._block)) as seen:
             model(input_ids=batch.tokens, use_cache=False)
         return seen[0]
-
-
-@contextmanager
-def _output(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first outputs of a module, of each of its calls."""
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    handle = module.register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()

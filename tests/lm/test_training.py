@@ -12,7 +12,17 @@ from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import next_token_loss
 from routed_rl.lm.training import Training, make_optimizer, train
 from routed_rl.runs import read_metrics
-from tests.lm.cases import LENGTH, ROWS, VOCABULARY, log_often, make_batches, make_corpus, make_llama, open_run
+from tests.lm.cases import (
+    LENGTH,
+    ROWS,
+    VOCABULARY,
+    Stopped,
+    log_often,
+    make_batches,
+    make_corpus,
+    make_llama,
+    open_run,
+)
 
 SHORT = Training(steps=6, learning_rate=1e-2, warmup=3)
 
@@ -200,3 +210,41 @@ def test_only_what_is_trained_is_given_to_the_optimizer():
     (group,) = make_optimizer(model, Training(betas=(0.8, 0.9))).param_groups
     assert len(group["params"]) == len(list(model.parameters())) - 1
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.1)
+
+
+def test_it_may_end_early_and_stays_ended(batches, tmp_path):
+    """It is asked before the first step, after each, and of what it loads; where it ends there is a row and a
+    checkpoint, and the learning rate falls as if all steps were to be done."""
+    asked, settings = [], Training(**{**vars(SHORT), "steps": 43})
+
+    def stop(done):
+        asked.append(done)
+        return done == 7
+
+    model, plain = make_llama(), make_llama()
+    with open_run(tmp_path / "run") as run:
+        assert train(model, batches, settings, run=run, stop=stop) == 7
+        assert run.checkpoint_steps() == [7] and asked == list(range(8))
+    with pytest.raises(Stopped):
+        train(plain, batches, settings, on_step=stop_after(7))
+    assert_same(model, plain, 0.0)
+    for _ in range(2):
+        asked.clear()
+        again = make_llama()
+        with open_run(tmp_path / "run") as run:
+            assert train(again, batches, settings, run=run, stop=stop) == 7
+        assert asked == [7]
+        assert_same(again, model, 0.0)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows] == [5, 7] and rows[-1]["learning_rate"] == settings.rate(6)
+    # At the last step it is asked too.
+    asked.clear()
+    assert train(make_llama(), batches, SHORT, stop=stop) == 6 and asked == list(range(7))
+
+
+def stop_after(steps):
+    def on_step(step):
+        if step + 1 == steps:
+            raise Stopped
+
+    return on_step

@@ -1,0 +1,118 @@
+"""What a teacher says of batches, computed once: its likeliest tokens, in memory-mapped arrays.
+
+``B`` rows, ``T`` tokens a row, ``k`` tokens kept of each position, ``R`` rows in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from routed_rl.lm.losses import in_parts
+from routed_rl.lm.training import Source
+from routed_rl.runs import read_json, write_json
+from routed_rl.runs.files import temporary_beside
+from routed_rl.unlearning.divergence import Target, top_k_target
+
+KEYS, LOG_P, TOKENS, REST, ABOUT = "keys.npy", "log_p.npy", "tokens.npy", "rest.npy", "teacher.json"
+
+
+class TeacherCache:
+    """The ``k`` likeliest next tokens at every position of some rows, by :func:`cache_teacher`.
+
+    A row is found by its tokens, whatever batch, step or process it comes in.
+
+    Raises:
+        ValueError: if there is none in the directory.
+
+    Attributes:
+        vocabulary: the teacher's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not (directory / ABOUT).exists():
+            raise ValueError(f"{str(directory)!r} holds no cache of a teacher")
+        self.vocabulary: int = read_json(directory / ABOUT)["vocabulary"]
+        self._log_p, self._tokens, self._rest = (
+            np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (LOG_P, TOKENS, REST)
+        )
+        keys = np.load(directory / KEYS, allow_pickle=False)
+        self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
+
+    def target(self, tokens: Tensor, scored: Tensor) -> Target:
+        """What a student aims at, at the scored targets of rows ``(B, T)``.
+
+        Raises:
+            ValueError: for rows that are not there.
+        """
+        keys = _keys(tokens)
+        missing = sum(key not in self._rows for key in keys)
+        if missing:
+            raise ValueError(
+                f"{missing} of {len(keys)} rows are not in the cache, which has {len(self._rows)}: cache "
+                "the teacher on every step's batch"
+            )
+        rows = [self._rows[key] for key in keys]
+        arrays = (torch.from_numpy(array[rows]).to(tokens.device)[scored] for array in (self._log_p, self._rest))
+        log_p, rest = arrays
+        return top_k_target(log_p, torch.from_numpy(self._tokens[rows]).to(tokens.device)[scored].long(), rest)
+
+
+@torch.no_grad()
+def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, directory: Path) -> TeacherCache:
+    """Run a teacher on the batches of so many steps, once and for all: 8 bytes for each of the ``k`` tokens of each
+    position. A cache that is there already is opened as it is.
+
+    Raises:
+        ValueError: for less than one step, or a ``k`` that is not within the vocabulary.
+    """
+    if (directory / ABOUT).exists():
+        return TeacherCache(directory)
+    vocabulary = teacher.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if steps < 1 or not 1 <= k <= vocabulary:
+        raise ValueError(f"steps must be 1 or more, and k within 1 … {vocabulary}, got {steps} steps and k {k}")
+    teacher.eval()
+    device = next(teacher.parameters()).device
+    first = source.batch(0)
+    rows, places = steps * len(first), first.targets.shape[1]
+    temporary = temporary_beside(directory)
+    temporary.mkdir(parents=True)
+    try:
+        keys, log_p, tokens, rest = (
+            np.lib.format.open_memmap(temporary / name, "w+", dtype, shape)
+            for name, dtype, shape in (
+                (KEYS, np.uint8, (rows, 16)),
+                (LOG_P, np.float32, (rows, places, k)),
+                (TOKENS, np.int32, (rows, places, k)),
+                (REST, np.float32, (rows, places)),
+            )
+        )
+        row = 0
+        for step in range(steps):
+            for part in in_parts(source.batch(step)):
+                logits = teacher(input_ids=part.tokens.to(device), use_cache=False).logits[:, :-1]
+                log_q = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+                largest, which = log_q.topk(k)
+                chosen = slice(row, row + len(part))
+                keys[chosen] = np.frombuffer(b"".join(_keys(part.tokens)), np.uint8).reshape(-1, 16)
+                log_p[chosen], tokens[chosen] = largest.cpu(), which.cpu()
+                rest[chosen] = log_q.scatter_(-1, which, float("-inf")).logsumexp(-1).cpu()
+                row += len(part)
+        for array in (keys, log_p, tokens, rest):
+            array.flush()
+        write_json(temporary / ABOUT, {"vocabulary": vocabulary, "k": k})
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return TeacherCache(directory)
+
+
+def _keys(tokens: Tensor) -> list[bytes]:
+    """16 bytes for each row."""
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in tokens.cpu().numpy()]
