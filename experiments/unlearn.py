@@ -47,9 +47,10 @@ from routed_rl.lm import (
     train,
 )
 from routed_rl.lm.era import NEW, ORIGINAL, TABLE
+from routed_rl.lm.training import Objective
 from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
-from routed_rl.unlearning import FineTuning, ForgetAndRetain, RmuObjective, fine_tune
+from routed_rl.unlearning import FineTuning, ForgetAndRetain, Rmu, fine_tune
 
 MODEL = "model"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
@@ -337,7 +338,7 @@ class Pipeline:
         train(model, source, training, objective, seed=seed, on_step=tick)
         model.requires_grad_(True)
 
-    def _rmu(self, model: nn.Module) -> tuple[RmuObjective, ForgetAndRetain]:
+    def _rmu(self, model: nn.Module) -> tuple[Objective, ForgetAndRetain]:
         """RMU's objective, for which the model is made ready, and its batches."""
         rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
@@ -345,8 +346,8 @@ class Pipeline:
             for kind, documents in enumerate((self.data.marked, self.data.others))
         )
         direction = derive_seed(seed, "direction")
-        objective = RmuObjective(model, rmu.depth, rmu.norm, rmu.retain_weight, direction, self.command.projections)
-        return objective, ForgetAndRetain(forget, retain)
+        method = Rmu(rmu.depth, rmu.norm, rmu.retain_weight, projections=self.command.projections)
+        return method.objective(model, direction), ForgetAndRetain(forget, retain)
 
     def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[tuple[float, float]]]:
         """Steps of an attack, from 0 on, each with the topic's loss after it; for each repeat."""

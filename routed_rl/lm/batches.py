@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,11 +26,18 @@ class Batch:
         tokens: ``(B, T)`` int64.
         labels: ``(B, T)`` int64: 0 where somebody has labelled the token as to be forgotten, else -1.
         scored: ``(B, T - 1)`` bool: the targets that count: not a document's first token.
+        of: the batch that this is a part of, on the device where it was cut; None: this is no part.
     """
 
     tokens: Tensor
     labels: Tensor
     scored: Tensor
+    of: Batch | None = field(default=None, repr=False)
+
+    @property
+    def whole(self) -> Batch:
+        """The batch that this is a part of, or itself."""
+        return self if self.of is None else self.of
 
     @property
     def targets(self) -> Tensor:
@@ -45,12 +52,12 @@ class Batch:
         return len(self.tokens)
 
     def to(self, device: str | torch.device) -> Batch:
-        """The batch on a device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The batch on a device; what it is a part of stays where it is."""
+        return Batch(self.tokens.to(device), self.labels.to(device), self.scored.to(device), self.of)
 
     def rows(self, chosen: slice) -> Batch:
-        """Some of the rows."""
-        return Batch(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        """Some of the rows: a part of the batch, or of what it is a part of."""
+        return Batch(self.tokens[chosen], self.labels[chosen], self.scored[chosen], self.whole)
 
 
 class Batches:

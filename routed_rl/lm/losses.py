@@ -18,12 +18,25 @@ TOKENS_AT_ONCE = 4096
 """Tokens computed at a time where there is no other limit: the logits of a large vocabulary are what fills a memory."""
 
 
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """``(B, T - 1)``: the cross-entropy of every target, in nats; 0 where it is not scored."""
-    logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
-    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, batch.targets.flatten(), reduction="none")
+def target_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """``(B, T - 1, V)``: what the model says of every target, in single precision or better."""
+    return promoted(model(input_ids=batch.tokens, use_cache=False).logits[:, :-1])
+
+
+def promoted(tensor: Tensor) -> Tensor:
+    """A tensor in single precision, or better where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def target_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """``(B, T - 1)``: the cross-entropy of every target, in nats, of ``(B, T - 1, V)``; 0 where it is not scored."""
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     return losses.view(batch.targets.shape).masked_fill(~batch.scored, 0.0)  # × 0 would keep an infinite loss
+
+
+def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """``(B, T - 1)``: :func:`target_losses` of what the model says."""
+    return target_losses(target_logits(model, batch), batch)
 
 
 def in_parts(whole: Batch) -> Iterator[Batch]:

@@ -169,6 +169,20 @@ def blocks(model: nn.Module) -> list[str]:
     return [f"{name}.{i}" for i in range(len(lists[name]))]
 
 
+def final_norm(model: nn.Module) -> str:
+    """The name of what follows a model's blocks: the norm before its output embedding.
+
+    Raises:
+        ValueError: if nothing follows them where they are.
+    """
+    place, _, listed = blocks(model)[0].rpartition(".")[0].rpartition(".")
+    names = [name for name, _ in model.get_submodule(place).named_children()]
+    after = names[names.index(listed) + 1 :]
+    if not after:
+        raise ValueError(f"nothing follows the blocks of {type(model).__name__}, so its last norm is not known")
+    return f"{place}.{after[0]}" if place else after[0]
+
+
 def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
     """A new model of a preset, for a tokenizer's vocabulary: a function of the seed.
 

@@ -90,12 +90,17 @@ def undistributed(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def undivided(tensor: Tensor) -> Tensor:
+    """A tensor whole, where each process has its part of it. All must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors whole, on the first process and the CPU; on others there are none. All must call it."""
     gathered = {}
     for name, tensor in tensors.items():
         # One after the other: a large model need not fit whole on the device.
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = undivided(tensor)
         if rank() == 0:
             gathered[name] = whole.detach().cpu()
     return gathered

@@ -11,22 +11,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import next_token_loss
-from routed_rl.lm.processes import exchanging, gather, processes, rank, spread, undistributed
+from routed_rl.lm.processes import exchanging, gather, processes, rank, spread, undistributed, undivided
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.runs import RunDirectory, derive_seed
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 """The sum of a batch's losses over its scored targets."""
+Gradient = Callable[[nn.Module, Callable[[], Tensor]], Tensor]
+"""Leaves a step's gradient with the parameters and gives its loss, by the function that does so where the model is."""
 LOG_EVERY, CHECKPOINT_EVERY = 10, 10
 """Steps between rows of metrics; rows between checkpoints."""
 
@@ -81,6 +83,7 @@ def train(
     objective: Objective = next_token_loss,
     *,
     seed: int = 0,
+    gradient: Gradient = lambda model, compute: compute(),
     run: RunDirectory | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     stop: Callable[[int], bool] = lambda done: False,
@@ -95,6 +98,7 @@ def train(
         model: as :func:`distribute` gives it.
         source: the same on every process; each computes its share of a batch's rows.
         objective: of a part of a batch.
+        gradient: how a step's gradient is found; of itself it is that of the loss where the model is.
         run: on the first process alone; None: nothing is saved or logged.
         on_step: called after every step with its number.
         stop: whether to end after so many steps; asked after each, and at the start. A resumed run ends where it ended
@@ -105,7 +109,6 @@ def train(
         ValueError: if a batch's rows cannot be shared evenly.
     """
     optimizer = make_optimizer(model, training)
-    device = next(model.parameters()).device
     start = _load(model, optimizer, run)
     model.train()
     done, ended = start, stop(start)
@@ -113,18 +116,11 @@ def train(
         for step in range(start, training.steps):
             if ended:
                 break
-            torch.manual_seed(derive_seed(seed, "step", step, rank()))
             for group in optimizer.param_groups:
                 group["lr"] = training.rate(step)
             whole = source.batch(step)
-            count = max(int(whole.scored.sum()), 1)
-            for part, last in _parts(whole, training.accumulate):
-                with exchanging(model, last):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                        # Gradients are averaged over processes, so each counts as many times as there are.
-                        loss = objective(model, part.to(device)) * (processes() / count)
-                    loss.backward()
-                log.loss += loss.detach()
+            chance = derive_seed(seed, "step", step, rank())
+            log.loss += gradient(model, partial(_backward, model, whole, training, objective, chance))
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if training.clip is None else training.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -133,10 +129,25 @@ def train(
             done = step + 1
             ended = stop(done) or done == training.steps
             if done % LOG_EVERY == 0 or ended:
-                log.row(done, training.rate(step), norm.full_tensor() if isinstance(norm, DTensor) else norm)
+                log.row(done, training.rate(step), undivided(norm))
                 if done % (LOG_EVERY * CHECKPOINT_EVERY) == 0 or ended:
                     _save(model, optimizer, run, done)
     return done
+
+
+def _backward(model: nn.Module, whole: Batch, training: Training, objective: Objective, seed: int) -> Tensor:
+    """Add the gradient of a batch's loss to the model's; the loss, this process's share times their number."""
+    torch.manual_seed(seed)
+    device, count = next(model.parameters()).device, max(int(whole.scored.sum()), 1)
+    total = torch.zeros((), device=device)
+    for part, last in _parts(whole, training.accumulate):
+        with exchanging(model, last):
+            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                # Gradients are averaged over processes, so each counts as many times as there are.
+                loss = objective(model, part.to(device)) * (processes() / count)
+            loss.backward()
+        total += loss.detach()
+    return total
 
 
 def _parts(whole: Batch, accumulate: int) -> Iterator[tuple[Batch, bool]]:

@@ -1,22 +1,46 @@
-"""Unlearning: methods that suppress what a model knows, and attacks that bring it back."""
+"""Unlearning: methods that suppress what a model knows, noise, distillation, and attacks that bring it back."""
 
 from routed_rl.unlearning.distillation import DistillationObjective, Distilled, StopRule, distil
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
+from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.relearning import FineTuning, fine_tune
-from routed_rl.unlearning.rmu import ForgetAndRetain, RmuObjective
+from routed_rl.unlearning.sources import ForgetAndRetain
+from routed_rl.unlearning.suppressors import (
+    SUPPRESSORS,
+    GradDiff,
+    MaxEnt,
+    Npo,
+    RepNoise,
+    Rmu,
+    Sam,
+    SimNpo,
+    Suppressor,
+    Undial,
+)
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
 
 __all__ = [
+    "SUPPRESSORS",
     "DistillationObjective",
     "Distilled",
     "FineTuning",
     "ForgetAndRetain",
+    "GradDiff",
     "Head",
-    "RmuObjective",
+    "MaxEnt",
+    "Npo",
+    "RepNoise",
+    "Rmu",
+    "Sam",
+    "SimNpo",
     "StopRule",
+    "SuppressionError",
+    "Suppressor",
     "TeacherCache",
+    "Undial",
     "cache_teacher",
+    "check_suppression",
     "distil",
     "divergence",
     "fine_tune",

@@ -23,6 +23,7 @@ from routed_rl.lm.training import Objective, Training, train
 from routed_rl.routing import GradientRouter
 from routed_rl.routing.site import Mode
 from routed_rl.runs import RunDirectory
+from routed_rl.unlearning import Sam
 
 TOKENIZER = stories_tokenizer()
 VOCABULARY = len(TOKENIZER)
@@ -67,6 +68,8 @@ class Case:
     l1: float = 0.0
     late: bool = False
     """whether the router is attached to the distributed model"""
+    rho: float | None = None
+    """how far uphill gradients are taken; None: where the model is"""
 
     def train(
         self,
@@ -98,6 +101,7 @@ class Case:
                 make_batches(corpus),
                 settings,
                 objective,
+                gradient=(lambda model, compute: compute()) if self.rho is None else Sam(rho=self.rho).gradient,
                 seed=SEED,
                 run=run,
                 on_step=lambda step: on_step(distributed, step),
@@ -109,6 +113,7 @@ CASES = {
     "float32": Case(dtype=torch.float32),
     "activations": Case(accumulate=2, mode="activation", l1=0.01),
     "parameters, tied": Case(tied=True, mode="parameter", late=True),
+    "uphill": Case(accumulate=2, rho=0.1),
     "preset": Case("tiny"),
 }
 STOPPED_AT = 13

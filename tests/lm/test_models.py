@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routed_rl.lm.era import contract, expand
-from routed_rl.lm.models import PRESETS, blocks, build_model, load_model, load_tokenizer, mlp, save_model
+from routed_rl.lm.models import PRESETS, blocks, build_model, final_norm, load_model, load_tokenizer, mlp, save_model
 from routed_rl.lm.stories import stories_tokenizer
 from tests.lm.tiny_models import FAMILIES, HIDDEN, some_tokens, tiny_model
 
@@ -48,6 +48,26 @@ def test_a_new_model_is_a_function_of_the_seed():
     first, again, other = (build_model("tiny", stories_tokenizer(), seed).eval() for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), drawn), "nobody else's numbers are drawn"
     assert torch.equal(logits(first), logits(again)) and not torch.equal(logits(first), logits(other))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_logits_are_the_last_norm_of_the_last_block(kind):
+    model = tiny_model(kind)
+    seen = []
+    model.get_submodule(blocks(model)[-1]).register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    model.config.final_logit_softcapping = None  # which Gemma-2 has
+    expected = logits(model)
+    with torch.no_grad():
+        found = model.get_output_embeddings()(model.get_submodule(final_norm(model))(seen[0]))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_without_a_last_norm():
+    bare = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(2, 2)]))
+    with pytest.raises(ValueError, match="nothing follows the blocks of Sequential, so its last norm is not known"):
+        final_norm(bare)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from routed_rl.lm import training as module
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.losses import next_token_loss
+from routed_rl.lm.losses import next_token_loss, token_losses
 from routed_rl.lm.training import Training, make_optimizer, train
 from routed_rl.runs import read_metrics
 from tests.lm.cases import (
@@ -67,6 +67,38 @@ def test_parts_of_a_batch_make_no_difference(batches, accumulate):
     train(whole, batches, SHORT)
     train(parts, batches, Training(**{**vars(SHORT), "accumulate": accumulate}))
     assert_same(parts, whole, 1e-8)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_part_knows_the_batch_it_is_of(batches, accumulate):
+    """An objective may say what its share in the whole is: here, of a mean over rows."""
+    seen = []
+
+    def objective(model, part):
+        seen.append((len(part), len(part.whole)))
+        return token_losses(model, part).mean(dim=1).sum() / len(part.whole) * int(part.whole.scored.sum())
+
+    whole, parts = make_llama(), make_llama()
+    train(whole, batches, SHORT, objective)
+    train(parts, batches, Training(**{**vars(SHORT), "accumulate": accumulate}), objective)
+    assert seen[0] == (ROWS, ROWS) and seen[-1] == (ROWS // accumulate, ROWS)
+    assert_same(parts, whole, 1e-8)
+
+
+def test_a_gradient_of_ones_own(batches):
+    """It may be taken as often as one likes, and then be made something else."""
+    model, plain = make_llama(), make_llama()
+
+    def mean_of_two(model, compute):
+        loss = compute()
+        assert torch.equal(compute(), loss)
+        for parameter in model.parameters():
+            parameter.grad /= 2
+        return loss
+
+    train(model, batches, SHORT, gradient=mean_of_two)
+    train(plain, batches, SHORT)
+    assert_same(model, plain, 1e-8)
 
 
 def test_what_is_not_scored_does_not_count(batches):

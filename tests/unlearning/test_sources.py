@@ -1,0 +1,38 @@
+"""Batches of rows to forget and to retain: labelled, and in turns."""
+
+import numpy as np
+import pytest
+import torch
+
+from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batches
+from routed_rl.unlearning import ForgetAndRetain
+from tests.lm.texts import corpus_of
+
+CORPUS = corpus_of([6] * 12)
+
+
+@pytest.mark.parametrize(("forget_rows", "retain_rows"), [(3, 3), (1, 4), (4, 3)])
+def test_batches_have_the_rows_of_both(forget_rows, retain_rows):
+    forget = Batches(CORPUS, np.arange(4), 6, forget_rows)
+    retain = Batches(CORPUS, np.arange(4, 12), 6, retain_rows, seed=1)
+    both = ForgetAndRetain(forget, retain)
+    for step in (0, 1, 5):
+        batch = both.batch(step)
+        marked = (batch.labels == FORGET_LABEL).all(dim=1)
+        assert ((batch.labels == NO_LABEL).all(dim=1) == ~marked).all()
+        for rows, source in ((marked, forget), (~marked, retain)):
+            assert torch.equal(batch.tokens[rows], source.batch(step).tokens)
+            assert torch.equal(batch.scored[rows], source.batch(step).scored)
+
+
+@pytest.mark.parametrize(
+    ("rows", "turns"), [((3, 3), [1, 0, 1, 0, 1, 0]), ((4, 2), [1, 0, 1, 1, 0, 1]), ((1, 4), [0, 0, 1, 0, 0])]
+)
+def test_they_take_turns(rows, turns):
+    forget, retain = (Batches(CORPUS, np.arange(12), 6, count) for count in rows)
+    assert (ForgetAndRetain(forget, retain).batch(0).labels[:, 0] == FORGET_LABEL).long().tolist() == turns
+
+
+def test_rows_are_as_long():
+    with pytest.raises(ValueError, match="rows to forget and to retain must be as long, got 6 and 5 tokens"):
+        ForgetAndRetain(Batches(CORPUS, np.arange(4), 6), Batches(CORPUS, np.arange(4), 5))

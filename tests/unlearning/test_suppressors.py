@@ -1,0 +1,130 @@
+"""What holds of every suppressor: by its defaults it suppresses and harms nothing else; parts make no difference."""
+
+import copy
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.losses import evaluate
+from routed_rl.lm.training import Training, train
+from routed_rl.unlearning import SUPPRESSORS, ForgetAndRetain, Suppressor, check_suppression
+from tests.unlearning.test_losses import bigram
+
+SYMBOLS, LENGTH, DOCUMENTS = 8, 9, 400
+"""Tokens of each of two languages, those of a document, and documents of each."""
+
+
+def two_languages() -> Corpus:
+    """Documents of one language, then of the other, on symbols of its own: three quarters of the time the next symbol
+    follows, else another one."""
+    rng = np.random.default_rng(0)
+    tokens = np.zeros((2, DOCUMENTS, LENGTH), dtype=np.uint32)
+    tokens[:, :, 0] = rng.integers(0, SYMBOLS, (2, DOCUMENTS))
+    for t in range(1, LENGTH):
+        step = np.where(rng.random((2, DOCUMENTS)) < 0.75, 1, rng.integers(2, SYMBOLS, (2, DOCUMENTS)))
+        tokens[:, :, t] = (tokens[:, :, t - 1] + step) % SYMBOLS
+    tokens[1] += SYMBOLS
+    starts = np.arange(2 * DOCUMENTS + 1, dtype=np.int64) * LENGTH
+    forget = np.repeat([False, True], DOCUMENTS * LENGTH)
+    return Corpus(tokens.flatten(), forget, starts, np.zeros(2 * DOCUMENTS, dtype=bool), {})
+
+
+CORPUS = two_languages()
+RETAIN, FORGET = np.arange(DOCUMENTS), np.arange(DOCUMENTS, 2 * DOCUMENTS)
+
+
+def source(rows: int = 8) -> ForgetAndRetain:
+    return ForgetAndRetain(*(Batches(CORPUS, kind, LENGTH + 1, rows, seed=1) for kind in (FORGET, RETAIN)))
+
+
+def measure(model: nn.Module) -> tuple[float, float]:
+    """The loss on what is to be forgotten, and on the rest."""
+    forget, retain = (evaluate(model, Batches(CORPUS, kind[:100], LENGTH + 1)).mean() for kind in (FORGET, RETAIN))
+    return forget, retain
+
+
+@pytest.fixture(scope="module")
+def knowing() -> nn.Module:
+    """A model that has learned both languages."""
+    config = Gemma2Config(
+        vocab_size=2 * SYMBOLS,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH + 1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma2ForCausalLM(config)
+    both = Batches(CORPUS, np.concatenate([RETAIN, FORGET]), LENGTH + 1, 32, seed=0)
+    train(model, both, Training(steps=150, learning_rate=1e-2, warmup=10))
+    return model
+
+
+def suppressed(model: nn.Module, method: Suppressor, training: Training, seed: int = 0) -> nn.Module:
+    model = copy.deepcopy(model)
+    train(model, source(), training, method.objective(model, seed), gradient=method.gradient, seed=seed)
+    return model
+
+
+@pytest.mark.parametrize("name", SUPPRESSORS)
+def test_by_its_defaults_it_suppresses_and_harms_nothing_else(knowing, name):
+    method = SUPPRESSORS[name]()
+    # The model is a third as wide as the small protocol's, and learns at three times the rate.
+    recipe = replace(method.recipe, learning_rate=3 * method.recipe.learning_rate)
+    before, after = measure(knowing), measure(suppressed(knowing, method, recipe))
+    assert max(before) < 1.4
+    assert after[0] > before[0] + 0.2 and after[1] < before[1] + 0.2
+    check_suppression((before[0], after[0]), (before[1], after[1]), math.log(2 * SYMBOLS))
+
+
+@pytest.mark.parametrize("name", SUPPRESSORS)
+def test_steps_are_the_same_in_parts_and_again(knowing, name):
+    """But for the noise: RepNoise has another one in each part, and there are no parts of one row to forget."""
+    method, model = SUPPRESSORS[name](), copy.deepcopy(knowing).double()
+    short = replace(method.recipe, steps=3)
+    whole, again = (suppressed(model, method, short) for _ in range(2))
+    parts = suppressed(model, method, replace(short, accumulate=4))
+    moved = 0.0
+    for (key, tensor), old in zip(whole.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(tensor, again.get_parameter(key))
+        moved = max(moved, (tensor - old).abs().max().item())
+        if name != "repnoise":  # Gemma's norms are in single precision
+            torch.testing.assert_close(parts.get_parameter(key), tensor, rtol=0, atol=1e-6)
+    assert moved > 1e-4
+    if name == "repnoise":
+        with pytest.raises(ValueError, match="RepNoise needs 2 rows to forget or more in each part of a batch"):
+            suppressed(model, method, replace(short, accumulate=8))
+
+
+@pytest.mark.parametrize("name", SUPPRESSORS)
+def test_every_setting_is_explained_and_a_negative_number_refused(name):
+    kind = SUPPRESSORS[name]
+    assert kind.__doc__ and hash(kind()) == hash(kind())
+    for field in fields(kind):
+        if isinstance(field.default, int | float):
+            with pytest.raises(ValueError, match=f"{field.name} of {kind.__name__} must be 0 or more, got -1"):
+                kind(**{field.name: -1})
+
+
+@pytest.mark.parametrize("name", sorted(set(SUPPRESSORS) - {"rmu", "repnoise"}))
+def test_a_model_need_not_be_of_transformers(name):
+    """Where no layer is looked into, whatever gives logits will do."""
+    method, model = SUPPRESSORS[name](), bigram(1)
+    corpus = replace(CORPUS, tokens=CORPUS.tokens % 8)
+    batch = ForgetAndRetain(*(Batches(corpus, kind, LENGTH + 1, 4) for kind in (FORGET, RETAIN))).batch(0)
+    assert method.objective(model, 0)(model, batch).isfinite()
