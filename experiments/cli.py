@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                commands(_preset(arguments)), prog="routed-rl", description=routed_rl.__doc__, args=arguments
+                commands(*_named(arguments)), prog="routed-rl", description=routed_rl.__doc__, args=arguments
             )
     except SystemExit as stop:
         if stop.code:
@@ -63,12 +63,14 @@ def parse(argv: Sequence[str]) -> Any:
         raise
 
 
-def _preset(arguments: Sequence[str]) -> str | None:
-    """The preset named on the command line, whose values are the other options' defaults; tyro refuses unknown ones."""
+def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:
+    """The preset and the task named on the command line, whose values are the other options' defaults; tyro refuses
+    unknown ones."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
-    name: str | None = parser.parse_known_args(arguments)[0].preset
-    return name
+    parser.add_argument("--task", nargs="?")
+    found = parser.parse_known_args(arguments)[0]
+    return found.preset, found.task
 
 
 def _first_paragraph(box: str) -> str:

@@ -16,6 +16,7 @@ import tyro
 
 from experiments.text_commands import PRESETS as TEXT_PRESETS
 from experiments.text_commands import Era, SteeringScalar, Unlearn
+from experiments.undo_commands import TASKS, Undo
 
 MethodName = Literal[
     "routing",
@@ -355,10 +356,12 @@ class Cifar:
     """where runs, table and figure go; None: runs/cifar-digits or runs/cifar-100"""
 
 
-def commands(preset: str | None = None) -> Any:
-    """The type of all commands, for tyro, with the defaults of a preset, of the commands that have it."""
+def commands(preset: str | None = None, task: str | None = None) -> Any:
+    """The type of all commands, for tyro, with the defaults of a preset and a task, of the commands that have them."""
     text = {"preset": preset, **TEXT_PRESETS[preset]} if preset in TEXT_PRESETS else {}
     train = PRESETS[preset] if preset in PRESETS else Train()
+    asked = (task or Undo.task, preset or Undo.preset)
+    undo = {"task": asked[0], "preset": asked[1], **TASKS[asked]} if asked in TASKS else {}
     return (
         Annotated[Quickstart, tyro.conf.subcommand("quickstart")]
         | Annotated[Oversight, tyro.conf.subcommand("oversight")]
@@ -372,4 +375,5 @@ def commands(preset: str | None = None) -> Any:
         | Annotated[Era, tyro.conf.subcommand("era", default=Era(**text))]
         | Annotated[Unlearn, tyro.conf.subcommand("unlearn", default=Unlearn(**text))]
         | Annotated[SteeringScalar, tyro.conf.subcommand("steering-scalar")]
+        | Annotated[Undo, tyro.conf.subcommand("undo", default=Undo(**undo))]
     )

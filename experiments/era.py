@@ -34,7 +34,7 @@ AFTER = {"rmu": "base", "era+rmu": "era"}
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "era-parameter": {"method": "era", "mode": "parameter"},
     "era-forward": {"method": "era", "mode": "forward", "alpha": 0.0},
-    "era-chosen": {"method": "era", "mode": "parameter"},
+    "era-chosen": {"method": "era", "mode": "parameter", "alpha": -0.2},
     "control-chosen": {"method": "control"},
 }
 """Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""

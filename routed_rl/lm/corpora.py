@@ -120,8 +120,8 @@ def build_corpus(
         finder: what is to be forgotten. With ``per="document"`` one mark makes all of a document so; with ``"token"``
             the tokens that overlap the marks are.
         forget_tokens: ids that are to be forgotten wherever they are, each by itself.
-        validation: the share of documents not trained on, chosen by a hash of their text: the same whatever the other
-            documents are, and the same for equal ones.
+        validation: the share of documents not trained on, 0 for none, chosen by a hash of their text: the same whatever
+            the other documents are, and the same for equal ones.
         max_characters: documents are cut to so many before anything is looked for.
         max_tokens: and to so many tokens afterwards.
         about: what the caller knows of documents and finder, which are not looked at where a corpus is there: if it, or
@@ -285,6 +285,6 @@ def _check(corpus: Corpus) -> None:
             f"{matched} of {len(corpus.validation)} documents have something to forget; look at the word list, pattern "
             "or tokens"
         )
-    for split in ("train", "validation"):
+    for split in ("train", "validation") if corpus.about["validation"] else ("train",):
         for kind in ("forget", "retain"):
             corpus.documents(split, kind)  # type: ignore[arg-type]

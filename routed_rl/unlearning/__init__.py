@@ -1,5 +1,14 @@
 """Unlearning: methods that suppress what a model knows, noise, distillation, and attacks that bring it back."""
 
+from routed_rl.unlearning.attack import (
+    WorstCase,
+    barrier,
+    quantised,
+    relearn,
+    robustness,
+    weight_distance,
+    worst_case,
+)
 from routed_rl.unlearning.distillation import DistillationObjective, Distilled, StopRule, distil
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
@@ -39,6 +48,8 @@ __all__ = [
     "Suppressor",
     "TeacherCache",
     "Undial",
+    "WorstCase",
+    "barrier",
     "cache_teacher",
     "check_suppression",
     "distil",
@@ -46,7 +57,12 @@ __all__ = [
     "fine_tune",
     "matrices",
     "most_changed",
+    "quantised",
+    "relearn",
+    "robustness",
     "shrink_and_perturb",
     "teacher_target",
     "top_k_target",
+    "weight_distance",
+    "worst_case",
 ]

@@ -1,0 +1,147 @@
+"""The command ``routed-rl undo`` and its options; as in :mod:`experiments.commands`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.text_commands import CorpusOptions
+
+Task = Literal["arithmetic", "languages", "languages-shared", "custom"]
+UndoPreset = Literal["quick", "paper"]
+SuppressorName = Literal["graddiff", "maxent", "rmu", "npo", "simnpo", "undial", "repnoise", "sam"]
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Training of the reference, which learns everything, and of the filtered model, which learns what is retained."""
+
+    steps: int = 1200
+    """gradient steps"""
+    learning_rate: float = 2e-3
+    """AdamW's at its highest; cosine decay to a tenth"""
+    warmup: int = 50
+    """steps until there"""
+    weight_decay: float = 0.1
+    """AdamW's"""
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Distillation, on documents of both kinds, none of which is labelled."""
+
+    learning_rate: float = 2e-3
+    """AdamW's at its highest; cosine decay to a tenth"""
+    steps: int = 1200
+    """gradient steps at most, and the horizon of that decay"""
+    warmup: int = 50
+    """steps until its highest"""
+    within: float = 0.05
+    """stop where what is retained is so near to the teacher's"""
+    relative: bool = True
+    """as a share of the teacher's; else in the metric's own units"""
+    every: int = 20
+    """steps between looks at that"""
+    hidden_weight: float = 0.0
+    """of the squared difference from the teacher's residual streams"""
+
+
+@dataclass(frozen=True)
+class Relearn:
+    """The attack: fine-tuning on what is to be forgotten, at several learning rates."""
+
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4, 1e-4)
+    """AdamW's, each constant; at every step the worst case counts"""
+    steps: int = 200
+    """gradient steps"""
+    batch_size: int = 16
+    """rows a step"""
+    measured: tuple[int, ...] = (10, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
+    """steps after which it is measured; 0 is always"""
+    retain_share: float = 0.0
+    """share of the attacker's rows that are of what is retained"""
+    examples: int | None = None
+    """distinct documents that the attacker has; None: all"""
+
+
+@dataclass(frozen=True)
+class Undo(CorpusOptions):
+    """Make a model forget, and keep it so: suppress, noise, distil, attack; runs only what has changed, and goes on
+    where it stopped."""
+
+    task: Task = "arithmetic"
+    """what the other options are unless given: "arithmetic", digits, of which multiplication and division are to be
+    forgotten; "languages", one of two made-up languages; "languages-shared", written alike; "custom", --model, --corpus
+    and --forget"""
+    preset: UndoPreset = "quick"
+    """"quick", a third of a million parameters, for a CPU; or "paper", for a GPU"""
+    metric: Literal["answers", "loss"] = "answers"
+    """share of answers that are right, or nats per token"""
+    answer: int = 3
+    """tokens of an answer, at the end of its document"""
+    suppress: tuple[SuppressorName, ...] = ("maxent",)
+    """how the teachers are made to forget"""
+    labelled: tuple[float, ...] = (1.0,)
+    """shares of what is to be forgotten that somebody has labelled, which is what suppression sees of it"""
+    alphas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
+    """how much of a teacher's weights is shrunk away before it is distilled into itself; the first suppressor's"""
+    betas: tuple[float, ...] = (0.1,)
+    """how much noise takes its place"""
+    students: tuple[Literal["noised", "new"], ...] = ("noised",)
+    """what teachers are distilled into: noised copies of themselves (UNDO), and new models (unlearn and distil)"""
+    oracle: bool = False
+    """also distil the filtered model into the reference, and into a new model"""
+    filtered: bool = True
+    """train a model that never sees what is to be forgotten, with which all are compared; not of a trained --model"""
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    """on everything, or on what is retained"""
+    distil: Distil = field(default_factory=Distil)
+    """until what is retained is back"""
+    relearn: Relearn = field(default_factory=Relearn)
+    """of every model"""
+    batch_size: int = 128
+    """rows a step, of pretraining and distillation"""
+    seeds: int = 1
+    """of everything, with seeds 0, 1, …"""
+    first_seed: int = 0
+    """the first of them"""
+    workers: int = min(2, os.cpu_count() or 1)
+    """processes at once, one thread each"""
+    backend: Literal["local", "ray"] = "local"
+    """where they run: here, or as tasks of a Ray cluster, whose machines must all see --out"""
+    ray_address: str | None = None
+    """a running cluster's address; None: a Ray of its own, on this machine"""
+    plan: bool = False
+    """say what would run, and why, and run nothing"""
+    allow_weak_teacher: bool = False
+    """go on with a teacher that has not forgotten"""
+    only: str | None = None
+    """do one stage alone, by the name of its directory: what the processes are started with"""
+    out: Path | None = None
+    """where stages, tables and figures go; None: runs/undo-TASK"""
+
+
+TASKS: Mapping[tuple[Task, UndoPreset], dict[str, Any]] = {
+    ("arithmetic", "quick"): {
+        "model": "gemma2-tiny",
+        "corpus": "arithmetic",
+        "length": 12,
+        "validation": 0.0,
+        "test_documents": 300,
+    },
+    ("languages", "quick"): {
+        "model": "gemma2-tiny",
+        "corpus": "languages",
+        "length": 50,
+        "metric": "loss",
+        "test_documents": 64,
+        "batch_size": 32,
+        "pretrain": Pretrain(steps=1000),
+        "distil": Distil(steps=1000),
+        "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
+        "alphas": (0.3, 0.6, 0.8),
+    },
+}

@@ -1,0 +1,128 @@
+"""The attack with many learning rates: its steps, its worst case, and how far models are from one another."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from routed_rl.lm import evaluate
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.losses import next_token_loss
+from routed_rl.unlearning import barrier, quantised, relearn, robustness, weight_distance, worst_case
+from tests.lm.test_losses import Bigram
+from tests.lm.texts import corpus_of
+
+
+def source(batch_size=2, seed=0):
+    corpus = corpus_of([6] * 4)
+    corpus.tokens[:] = np.array([0, 1, 2, 3, 4, 5] * 4)
+    return Batches(corpus, np.arange(4), 7, batch_size, seed)
+
+
+def measure(model):
+    return {"forget": evaluate(model, source()).mean()}
+
+
+def test_its_steps_are_those_of_adamw_at_a_constant_rate():
+    model, batches = Bigram().eval(), source()
+    before = copy.deepcopy(model.state_dict())
+    steps = []
+    history = relearn(model, batches, 5, 0.05, (0, 1, 3, 5), measure, on_step=steps.append)
+    assert [entry["step"] for entry in history] == [0, 1, 3, 5] and steps == [0, 1, 2, 3, 4]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()) and not model.training
+
+    by_hand, found = copy.deepcopy(model).train(), [measure(model)["forget"]]
+    optimizer = torch.optim.AdamW(by_hand.parameters(), 0.05, weight_decay=0.0)
+    for step in range(5):
+        optimizer.zero_grad()
+        batch = batches.batch(step)
+        (next_token_loss(by_hand, batch) / batch.scored.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        optimizer.step()
+        found.append(measure(by_hand)["forget"])
+    assert [entry["forget"] for entry in history] == pytest.approx([found[i] for i in (0, 1, 3, 5)], rel=1e-6)
+
+
+def test_weights_of_half_the_precision_are_attacked_in_full():
+    model = Bigram().to(torch.bfloat16)
+    seen = []
+    relearn(model, source(), 1, 1e-6, (0, 1), lambda tuned: seen.append(copy.deepcopy(tuned)) or {"forget": 0.0})
+    assert next(seen[0].parameters()).dtype == torch.float32
+    changed = next(seen[1].parameters()) != next(seen[0].parameters())
+    assert changed.float().mean() > 0.5, "a step of a millionth is none in bfloat16"
+
+
+def test_an_attack_that_diverges_ends_there():
+    history = relearn(Bigram(), source(), 40, 1e30, (0, 40), measure)
+    assert [entry["step"] for entry in history] in ([0], [0, 40])
+
+
+def curve(*values, retain=(1.0, 1.0, 1.0)):
+    return [{"step": 10 * i, "forget": f, "retain": r} for i, (f, r) in enumerate(zip(values, retain, strict=False))]
+
+
+def test_the_worst_case_is_taken_at_every_step():
+    curves = {1e-2: curve(0.0, 0.1, 0.9), 1e-3: curve(0.0, 0.5, 0.6), 1e-4: curve(0.0, 0.2, 0.3)}
+    case = worst_case(curves, higher_is_better=True)
+    assert (case.steps, case.forget) == ((0, 10, 20), (0.0, 0.5, 0.9))
+    assert case.learning_rate[1:] == (1e-3, 1e-2) and not case.inside, "the highest rate is the best one"
+    assert worst_case(curves | {1e-1: curve(0.0, 0.0, 0.0)}, True).inside
+    lower = worst_case(curves, higher_is_better=False)
+    assert lower.forget == (0.0, 0.1, 0.3) and lower.learning_rate[1:] == (1e-2, 1e-4)
+
+
+def test_an_attacker_may_have_to_keep_what_is_retained():
+    curves = {1e-2: curve(0.0, 0.8, 0.9, retain=(1.0, 0.5, 0.95)), 1e-3: curve(0.0, 0.3, 0.4, retain=(1.0, 0.9, 0.9))}
+    assert worst_case(curves, True).forget == (0.0, 0.8, 0.9)
+    assert worst_case(curves, True, kept=0.9).forget == (0.0, 0.3, 0.9)
+    losses = {1e-2: curve(3.0, 1.0, 0.5, retain=(1.0, 1.2, 1.1)), 1e-3: curve(3.0, 2.0, 1.5, retain=(1.0, 1.0, 1.0))}
+    assert worst_case(losses, False, kept=0.9).forget == (3.0, 2.0, 0.5)
+
+
+def test_a_rate_that_diverged_leaves_the_others():
+    case = worst_case({1.0: curve(0.0), 1e-3: curve(0.0, 0.5), 1e-4: curve(0.0, 0.4)}, True)
+    assert case.forget == (0.0, 0.5) and case.inside
+    with pytest.raises(ValueError, match="at least one learning rate"):
+        worst_case({}, True)
+
+
+def test_robustness_is_0_for_the_teacher_and_1_for_the_oracle():
+    assert robustness(0.9, of_teacher=0.9, of_oracle=0.2) == 0
+    assert robustness(0.2, of_teacher=0.9, of_oracle=0.2) == pytest.approx(1)
+    assert robustness(0.61, of_teacher=0.87, of_oracle=0.47) == pytest.approx(0.65), "UNDO's figure 4, alpha 0.7"
+    assert robustness(2.0, of_teacher=1.0, of_oracle=3.0) == 0.5, "of a loss as well"
+    assert math.isnan(robustness(0.5, 0.5, 0.5))
+
+
+def test_distances_and_barriers():
+    model, other = Bigram(), Bigram()
+    with torch.no_grad():
+        for parameter, of_other in zip(model.parameters(), other.parameters(), strict=True):
+            parameter.fill_(2.0)
+            of_other.fill_(3.0)
+    assert weight_distance(model, model) == 0 and weight_distance(other, model) == pytest.approx(0.5)
+
+    def first(of):
+        return float(next(of.parameters()).detach().flatten()[0])
+
+    assert barrier(other, model, first) == pytest.approx(0, abs=1e-6), "a line"
+    assert barrier(other, model, lambda of: -((first(of) - 2.5) ** 2), points=1) == pytest.approx(0.25)
+    assert barrier(other, model, lambda of: (first(of) - 2.5) ** 2) == 0, "a valley is none"
+    assert first(other) == 3 and first(model) == 2
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_quantised_matrices_have_few_values_and_are_near(bits):
+    model = Bigram()
+    before = copy.deepcopy(model.state_dict())
+    rounded = quantised(model, bits)
+    for name, parameter in rounded.named_parameters():
+        if parameter.ndim == 2:
+            largest = before[name].abs().amax(dim=1, keepdim=True)
+            assert max(len(row.unique()) for row in parameter) <= 2**bits - 1
+            assert ((parameter - before[name]).abs() <= largest / (2 ** (bits - 1) - 1) / 2 + 1e-6).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="at least 2 bits, got 1"):
+        quantised(model, 1)
