@@ -58,16 +58,17 @@ def main(command: Undo) -> None:
             _do(command, Worker(command, text, command.out), study)
             return
         Worker(command, text, command.out)
-        check_study(command.out, {"text": text.digest, "task": command.task})
+        identity = {"task": command.task, "device": command.device}
+        check_study(command.out, identity)
         stages = with_ancestors(stage for member in study for stage in (member.stage, member.attack))
         reasons = {stage.key: reason for stage, reason in plan(stages, command.out / STAGES)}
     if command.plan:
-        _show_plan(stages, reasons)
+        _show_plan(study, stages, reasons)
         return
     todo = [stage for stage in stages if reasons[stage.key] is not None]
     failed: dict[Path, str] = {}
     with open_backend(command.backend, command.ray_address, command.workers, command.out, bool(todo)) as backend:
-        start_study(command.out, {"text": text.digest, "task": command.task})
+        start_study(command.out, identity)
         while todo:
             left = {stage.key for stage in todo}
             ready = [stage for stage in todo if not any(parent.key in left for parent in stage.parents.values())]
@@ -144,11 +145,15 @@ def _check(command: Undo) -> None:
         raise UserError(f"--relearn.retain-share must be 0 or more and below 1, got {relearning.retain_share}")
 
 
-def _show_plan(stages: Sequence[Stage], reasons: Mapping[str, str | None]) -> None:
-    rows = [[f"{stage.kind}-{stage.key}", f"{stage.seed}", reasons[stage.key] or "is finished"] for stage in stages]
+def _show_plan(study: Sequence[Member], stages: Sequence[Stage], reasons: Mapping[str, str | None]) -> None:
+    of = {stage.key: member.name for member in study for stage in (member.stage, member.attack)}
+    rows = [
+        [f"{stage.kind}-{stage.key}", of[stage.key], f"{stage.seed}", reasons[stage.key] or "is finished"]
+        for stage in stages
+    ]
     todo = sum(reason is not None for reason in reasons.values())
     console = Console()
-    console.print(Markdown(markdown(["stage", "seed", "it"], rows)))
+    console.print(Markdown(markdown(["stage", "model", "seed", "it"], rows)))
     console.print(f"{todo} of {len(stages)} stages would run")
 
 
@@ -215,8 +220,6 @@ def summary(frame: pd.DataFrame, command: Undo) -> str:
         frame: the rows of ``results.csv``.
     """
     last = max(command.relearn.measured)
-    by = ["model", "suppressor", "labelled", "alpha", "beta"]
-    filled = frame.fillna(dict.fromkeys(by, ""))
     measures = {
         "retain": "retain",
         "forget": "forget",
@@ -225,33 +228,25 @@ def summary(frame: pd.DataFrame, command: Undo) -> str:
         "compute": "steps / filtered",
         "compute_flops": "FLOPs / filtered",
     }
-    cells = {}
-    for name in measures:
-        if name in filled:
-            for row in aggregate(filled, name, by).to_dict("records"):
-                cells[name, tuple(row[key] for key in by)] = shown_mean(row)
-    keys = list(dict.fromkeys(zip(*(filled[name] for name in by), strict=True)))
-    table = [[_named(key), *(cells.get((name, key), "").replace("nan", "") for name in measures)] for key in keys]
+    cells = {
+        (name, row["name"]): shown_mean(row)
+        for name in measures
+        for row in aggregate(frame.dropna(subset=[name]), name, ["name"]).to_dict("records")
+    }
+    names = list(dict.fromkeys(frame.name))
+    table = [[model, *(cells.get((name, model), "") for name in measures)] for model in names]
     what = "share of right answers" if command.metric == "answers" else "nats per token"
     parts = [
         "# What is forgotten, and how soon it is back",
-        f"{what.capitalize()}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The attack is the worst "
-        f"of {len(command.relearn.learning_rates)} learning rates. *Robustness* is 0 for the suppressed model and 1 for "
-        "one that never saw what is forgotten.",
+        f"{what.capitalize()}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The worst attack of "
+        f"{len(command.relearn.learning_rates)} learning rates. *Robustness*: 0 for the suppressed model, 1 for one "
+        "that never saw what is forgotten.",
         markdown(["model", *measures.values()], table),
     ]
     if not frame.inside_grid.all():
-        outside = sorted({_named(tuple(row)) for row in filled[~filled.inside_grid][by].itertuples(index=False)})
+        outside = sorted(set(frame.name[~frame.inside_grid]))
         parts.append(
             "The worst learning rate is the lowest or highest that was tried, so that one beyond it may be worse "
             f"(--relearn.learning-rates): {', '.join(outside)}."
         )
     return "\n\n".join(parts) + "\n"
-
-
-def _named(key: tuple[Any, ...]) -> str:
-    model, suppressor, labelled, alpha, beta = key
-    name = f"{model}, {suppressor}" if suppressor else str(model)
-    if alpha != "":
-        name += f", α {alpha:g}, β {beta:g}"
-    return name if labelled in ("", 1.0) else f"{name}, {labelled:.1%} labelled"

@@ -28,7 +28,7 @@ def draw_relearning(curves: Mapping[Member, WorstCase], metric: str, path: Path)
     """What is known of what was forgotten against steps of the attack, at the worst learning rate of each."""
     groups: dict[str, list[WorstCase]] = {}
     for member, case in curves.items():
-        groups.setdefault(_label(member), []).append(case)
+        groups.setdefault(member.name, []).append(case)
     figure, axis = plt.subplots(figsize=(8, 5))
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(groups)))
     for (label, cases), color in zip(groups.items(), colors, strict=True):
@@ -57,12 +57,3 @@ def draw_trade_off(undone: pd.DataFrame, path: Path) -> None:
     axis.legend(frameon=False)
     figure.tight_layout()
     save(figure, path)
-
-
-def _label(member: Member) -> str:
-    parts = [member.model, member.suppressor]
-    if member.alpha is not None:
-        parts += [f"α {member.alpha:g}", f"β {member.beta:g}"]
-    if member.labelled not in (None, 1.0):
-        parts.append(f"{member.labelled:.1%} labelled")
-    return ", ".join(part for part in parts if part)

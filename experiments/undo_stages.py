@@ -32,7 +32,7 @@ from routed_rl.unlearning import (
     SUPPRESSORS,
     ForgetAndRetain,
     StopRule,
-    SuppressionError,
+    check_suppression,
     distil,
     relearn,
     shrink_and_perturb,
@@ -50,7 +50,7 @@ TEACHER_AND_STUDENT = 4 / 3
 Measures = dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """A model of the study: what it is called, the stage that makes it and the one that attacks it."""
 
@@ -63,11 +63,21 @@ class Member:
     beta: float | None = None
     labelled: float | None = None
 
+    @property
+    def name(self) -> str:
+        """What it is called in tables and figures."""
+        parts = [self.model, self.suppressor]
+        if self.alpha is not None:
+            parts += [f"α {self.alpha:g}", f"β {self.beta:g}"]
+        if self.labelled not in (None, 1.0):
+            parts.append(f"{self.labelled:.1%} labelled")
+        return ", ".join(part for part in parts if part)
+
     def keys(self) -> dict[str, Any]:
         """Its columns in the table of results."""
-        return {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("stage", "attack")
-        }
+        keys = {field.name: getattr(self, field.name) for field in fields(self)}
+        del keys["stage"], keys["attack"]
+        return {"name": self.name, **keys}
 
 
 def members(command: Undo, text: Text) -> list[Member]:
@@ -95,7 +105,7 @@ def members(command: Undo, text: Text) -> list[Member]:
                 keys = {"suppressor": method, "labelled": labelled}
                 teacher = add("suppressed", seed, "suppress", config, {"reference": reference}, **keys)
                 for student in command.students:
-                    distilled = {"distil": asdict(command.distil), "student": student}
+                    distilled = {"distil": asdict(command.distil), "stops": True, "student": student}
                     if student == "new":
                         add("distilled", seed, "distil", distilled, {"teacher": teacher}, **keys)
                         continue
@@ -104,11 +114,11 @@ def members(command: Undo, text: Text) -> list[Member]:
                             noise = {"alpha": alpha, "beta": beta}
                             add("undo", seed, "distil", {**distilled, **noise}, {"teacher": teacher}, **keys, **noise)
         if command.oracle and command.filtered:
-            longest = replace(command.distil, within=0.0)
-            matched = {"distil": asdict(longest), "student": "new"}
-            add("oracle, new", seed, "distil", matched, {"teacher": filtered})
-            matched["student"] = "reference"
-            add("oracle, reference", seed, "distil", matched, {"teacher": filtered, "reference": reference})
+            matched = {"distil": asdict(command.distil), "stops": False}
+            parents = {"teacher": filtered}
+            add("matched, new", seed, "distil", {**matched, "student": "new"}, parents)
+            parents = {**parents, "reference": reference}
+            add("matched, reference", seed, "distil", {**matched, "student": "reference"}, parents)
     return found
 
 
@@ -248,7 +258,7 @@ class Worker:
         changes = {kind: (before[kind], after[kind]) for kind in ("forget", "retain")}
         try:
             check_suppression(**changes, ignorance=ignorance)
-        except SuppressionError as error:
+        except ValueError as error:  # also where there was nothing to forget
             if not self.command.allow_weak_teacher:
                 raise UserError(f"{error}; or go on with --allow-weak-teacher") from None
             warnings.warn(str(error), stacklevel=2)
@@ -281,7 +291,7 @@ class Worker:
             teacher,
             source,
             training,
-            None if stage.config["student"] == "reference" else lambda model: domains.measure(model)["retain"],
+            (lambda model: domains.measure(model)["retain"]) if stage.config["stops"] else None,
             rule,
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),

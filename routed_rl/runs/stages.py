@@ -109,7 +109,7 @@ def plan(stages: Sequence[Stage], root: Path) -> Iterator[tuple[Stage, str | Non
     Raises:
         RunError: as :meth:`Stage.result`.
     """
-    there = [run for path in sorted(root.glob("*-*")) if (run := find_run(path)) is not None]
+    there = [run for path in sorted(root.glob("*-*")) if (run := _found(path)) is not None]
     for stage in stages:
         if stage.result(root) is not None:
             yield stage, None
@@ -119,6 +119,14 @@ def plan(stages: Sequence[Stage], root: Path) -> Iterator[tuple[Stage, str | Non
             others = [differences(run, stage.record) for run in there if run.config.get("stage") == stage.kind]
             closest = min(others, key=len, default=[])
             yield stage, f"is new: {'; '.join(closest)}" if closest else "is new"
+
+
+def _found(path: Path) -> RunRecord | None:
+    """The run at a path; None where there is none."""
+    try:
+        return find_run(path)
+    except (RunError, OSError):
+        return None
 
 
 def _digest(path: Path) -> str | None:
