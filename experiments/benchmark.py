@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks import environments, language, learning, routing, training
+from experiments.benchmarks import distillation, environments, language, learning, routing, training
 from experiments.benchmarks.timing import as_json, machine
 from experiments.commands import PRESETS, Benchmark, Learner
 from experiments.errors import at_least, user_input
@@ -26,6 +26,13 @@ LANGUAGE_COLUMNS = {
     "times_unrouted_activation": ("time, routed (activation)", ".3f"),
     "times_unrouted_parameter": ("(parameter)", ".3f"),
 }
+DISTILLATION_COLUMNS = {
+    "milliseconds": ("ms", ",.0f"),
+    "times_plain": (f"x {distillation.PLAIN}", ".2f"),
+    "peak_megabytes": ("MB at the peak", ",.0f"),
+    "peak_times_plain": (f"x {distillation.PLAIN}", ".2f"),
+    "gradient_difference": ("difference of gradients", ".0e"),
+}
 
 
 def main(command: Benchmark) -> None:
@@ -35,7 +42,7 @@ def main(command: Benchmark) -> None:
         compared = [learning.steps_to_target(run) for run in command.runs]
     total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
     total += training.calls_parallel_seeds(command.repeats) + routing.calls(command.repeats)
-    total += language.calls(command.repeats)
+    total += language.calls(command.repeats) + distillation.calls(command.repeats)
     with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("benchmark", total=total)
 
@@ -49,6 +56,7 @@ def main(command: Benchmark) -> None:
         results["parallel_seeds"] = training.measure_parallel_seeds(command.repeats, tick)
         results["routing"] = routing.measure(command.repeats, tick)
         results["language"] = language.measure(command.repeats, tick)
+        results["distillation"] = distillation.measure(command.repeats, tick)
         results["learning"] = compared
     if command.json:
         print(json.dumps(results, indent=2))
@@ -118,6 +126,12 @@ def _show(results: dict[str, Any], console: Console) -> None:
     table = _titled("Training a language model", "preset", *(heading for heading, _ in LANGUAGE_COLUMNS.values()))
     for preset, row in results["language"].items():
         table.add_row(preset, *(f"{row[key]:{form}}" for key, (_, form) in LANGUAGE_COLUMNS.items()))
+    console.print(table)
+
+    columns = (heading for heading, _ in DISTILLATION_COLUMNS.values())
+    table = _titled(f"A step of distillation, {distillation.VOCABULARY:,} tokens", "loss", *columns)
+    for name, row in results["distillation"].items():
+        table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in DISTILLATION_COLUMNS.items()))
     console.print(table)
 
     table = _titled("Where an update's time goes", "part", *results["training"])

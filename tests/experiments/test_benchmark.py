@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import commands
-from experiments.benchmarks import environments, learning, routing, timing, training
+from experiments.benchmarks import distillation, environments, learning, routing, timing, training
 from experiments.cli import main
 from experiments.gridworld import learning_curve
 from routed_rl.runs import write_json
@@ -33,6 +33,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(environments, "SCALAR_STEPS", 20)
     for name, size in (("BLOCKS", 2), ("BATCH", 2), ("LENGTH", 8), ("WIDTH", 32), ("NEW_UNITS", 8)):
         monkeypatch.setattr(routing, name, size)
+    for name, size in (("ROWS", 2), ("LENGTH", 64), ("WIDTH", 16), ("LAYERS", 1), ("VOCABULARY", 4096)):
+        monkeypatch.setattr(distillation, name, size)
 
 
 def test_cases_take_turns_and_medians_are_per_unit(clock):
@@ -119,6 +121,11 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     kept = {name: row["megabytes_kept"] for name, row in results["routing"].items()}
     assert kept["unrouted"] <= kept["activation"] < kept["m * a + (1 - m) * a.detach()"]
     assert results["routing"]["unrouted"]["times_unrouted"] == 1
+    plain, ours = (results["distillation"][name] for name in (distillation.PLAIN, distillation.OURS))
+    assert plain["times_plain"] == plain["peak_times_plain"] == 1
+    logits = 2 * 63 * 4096 * 4 / 2**20
+    assert 5 < plain["peak_megabytes"] / logits < 7, "so many arrays of that size are there at once"
+    assert ours["peak_megabytes"] > 0 and 0 < ours["gradient_difference"] < 1e-3
     assert results["learning"][0]["env_steps"] == 200
     main(["benchmark", "--repeats", "1"])
     shown = capsys.readouterr().out

@@ -113,6 +113,24 @@ def test_logits_of_all_positions_are_made_only_where_they_must_be(kind, expected
     assert lengths_of_logits(teacher, 2 * [lambda: objective(student, batch)]) == expected
 
 
+@pytest.mark.parametrize("kind", DIVIDED)
+def test_the_head_is_found_under_autocast_too(kind):
+    student, teacher = (copy.deepcopy(MODELS[kind, seed]).float() for seed in (0, 1))
+    objective, batch, found = DistillationObjective(teacher), make_batch(), {}
+
+    def once():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = objective(student, batch)
+        found.update(gradients(student, loss))
+
+    assert lengths_of_logits(student, [once]) == [1]
+    expected = gradients(student, written_out(student, teacher, batch))
+    assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=0.02)
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        assert (found[name] - value).norm() <= 0.2 * value.norm(), name
+
+
 class TwiceLinear(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
