@@ -25,10 +25,10 @@ from experiments.undo_commands import TASKS, Undo
 from experiments.undo_stages import STAGES, Member, Worker, members, total_steps
 from experiments.workers import PYTHON, Kind, open_backend, options, run_all
 from routed_rl.runs import Stage, plan, read_metrics, with_ancestors, write_bytes
-from routed_rl.unlearning import robustness, worst_case
+from routed_rl.unlearning import WorstCase, robustness, worst_case
 
 RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
-KEYS = ("model", "suppressor", "labelled", "alpha", "beta", "seed")
+KEYS = ("model", "suppressor", "strength", "labelled", "alpha", "beta", "seed")
 KEPT = 0.9
 """Share of what is retained that the second kind of attacker must keep."""
 
@@ -120,9 +120,10 @@ def _has_parents(stage: Stage, root: Path) -> bool:
 
 def _check(command: Undo) -> None:
     at_least(1, seeds=command.seeds, workers=command.workers, batch_size=command.batch_size)
-    named = ("suppress", "labelled", "students", "alphas", "betas")
-    for name in named:
+    for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
+        if not given and name not in ("strengths", "students"):
+            raise UserError(f"--{name} must be one or more, got none")
         if len(set(given)) < len(given):
             raise UserError(f"--{name} must be each once, got {' '.join(map(str, given))}")
     for name, values in (("alphas", command.alphas), ("labelled", command.labelled)):
@@ -161,7 +162,10 @@ def _report(command: Undo, study: Sequence[Member]) -> None:
     """Gather all that is finished into tables, a summary and figures."""
     assert command.out is not None
     root = command.out / STAGES
-    rows, timings, curves = [], [], {}
+    rows: list[dict[str, Any]] = []
+    timings: list[dict[str, Any]] = []
+    curves: dict[Member, WorstCase] = {}
+    matching: dict[str, Any] = {}
     for member in study:
         made, attacked = member.stage.result(root), member.attack.result(root)
         if made is None or attacked is None:
@@ -177,6 +181,8 @@ def _report(command: Undo, study: Sequence[Member]) -> None:
         row |= {"worst_learning_rate": cases["worst"].learning_rate[-1], "inside_grid": cases["worst"].inside}
         row |= {name: made.get(name) for name in ("steps", "tokens", "flops", "reached", "labelled_documents")}
         rows.append(row)
+        if not made.get("reached", True) and member.model.startswith("matched") and member.seed == command.first_seed:
+            matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
         for stage in (member.stage, member.attack):
             seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
             timings.append({**member.keys(), "stage": stage.kind, "seconds": seconds})
@@ -186,7 +192,7 @@ def _report(command: Undo, study: Sequence[Member]) -> None:
     write_table(timings, command.out / TIMINGS, (*KEYS, "stage"))
     text = summary(frame, command)
     write_bytes(command.out / SUMMARY, text.encode())
-    undo_figures.draw(frame, curves, command.metric, command.out)
+    undo_figures.draw(frame, curves, matching, command.metric, command.out)
     console = Console()
     console.print(Markdown(text))
     console.print(f"Tables and figures: {command.out}")
@@ -202,8 +208,9 @@ def _compared(rows: Sequence[dict[str, Any]], command: Undo) -> list[dict[str, A
     compared = []
     for row in rows:
         of = {"robustness": None, "compute": None, "compute_flops": None}
-        filtered = find(model="filtered", seed=row["seed"])
-        teacher = find(model="suppressed", seed=row["seed"], suppressor=row["suppressor"], labelled=row["labelled"])
+        filtered = find(model="filtered", labelled=None, seed=row["seed"])
+        same = {name: row[name] for name in ("seed", "suppressor", "strength", "labelled")}
+        teacher = find(model="suppressed", **same)
         if filtered is not None and teacher is not None:
             of["robustness"] = robustness(row[last], teacher[last], filtered[last])
             if row is not teacher:

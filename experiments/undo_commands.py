@@ -83,15 +83,19 @@ class Undo(CorpusOptions):
     answer: int = 3
     """tokens of an answer, at the end of its document"""
     suppress: tuple[SuppressorName, ...] = ("maxent",)
-    """how the teachers are made to forget"""
+    """how teachers are made to forget; the first is the main one"""
     labelled: tuple[float, ...] = (1.0,)
-    """shares of what is to be forgotten that somebody has labelled, which is what suppression sees of it"""
-    alphas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
-    """how much of a teacher's weights is shrunk away before it is distilled into itself; the first suppressor's"""
-    betas: tuple[float, ...] = (0.1,)
-    """how much noise takes its place"""
+    """shares of what is to be forgotten that somebody has labelled, which is what suppression sees of it; further ones
+    are the main suppressor's, each beside a model that was trained without the labelled ones"""
+    strengths: tuple[float, ...] = ()
+    """further teachers of the main suppressor, with so many times its steps"""
     students: tuple[Literal["noised", "new"], ...] = ("noised",)
-    """what teachers are distilled into: noised copies of themselves (UNDO), and new models (unlearn and distil)"""
+    """what teachers are distilled into: noised copies of themselves, the main one's alone (UNDO); new models, of all of
+    them (unlearn and distil)"""
+    alphas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
+    """how much of the weights is shrunk away before it is distilled into itself"""
+    betas: tuple[float, ...] = (0.1,)
+    """how much noise takes its place; further ones at the alpha nearest to 0.6 alone"""
     oracle: bool = False
     """also distil the filtered model into the reference, and into a new model"""
     filtered: bool = True

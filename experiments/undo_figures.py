@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,30 +14,39 @@ from experiments.tables import half_interval
 from experiments.undo_stages import Member
 from routed_rl.unlearning import WorstCase
 
-LABELS = {"answers": "right answers on what is forgotten", "loss": "loss on what is forgotten (nats)"}
+KNOWN = {"answers": "right answers on what is forgotten", "loss": "loss on what is forgotten (nats)"}
+KEPT = {"answers": "right answers on what is retained", "loss": "loss on what is retained (nats)"}
+Curves = Mapping[Member, WorstCase]
 
 
-def draw(frame: pd.DataFrame, curves: Mapping[Member, WorstCase], metric: str, out: Path) -> None:
-    """All figures for which the models are there."""
+def draw(
+    frame: pd.DataFrame, curves: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str, out: Path
+) -> None:
+    """All figures for which the models are there.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        matching: metrics of the runs that match the filtered model, by name.
+    """
     draw_relearning(curves, metric, out / "relearning.png")
-    undone = frame[frame.model == "undo"]
-    if undone.robustness.notna().any():
-        draw_trade_off(undone, out / "compute.png")
+    if frame.robustness[frame.model == "undo"].notna().any():
+        draw_trade_off(frame[frame.model == "undo"], out / "compute.png")
+    if (frame.model == "distilled").any():
+        draw_distilled(curves, metric, out / "distilled.png")
+    if matching:
+        draw_matching(curves, matching, metric, out / "oracle.png")
+    if frame.suppressor.notna().any():
+        draw_front(frame, metric, out / "front.png")
+    if frame.labelled.nunique() > 1:
+        draw_labels(frame, metric, out / "labels.png")
 
 
-def draw_relearning(curves: Mapping[Member, WorstCase], metric: str, path: Path) -> None:
-    """What is known of what was forgotten against steps of the attack, at the worst learning rate of each."""
-    groups: dict[str, list[WorstCase]] = {}
-    for member, case in curves.items():
-        groups.setdefault(member.name, []).append(case)
+def draw_relearning(curves: Curves, metric: str, path: Path) -> None:
+    """What is known of what was forgotten, against steps of the attack."""
+    shown = ("reference", "filtered", "suppressed", "undo")
     figure, axis = plt.subplots(figsize=(8, 5))
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, len(groups)))
-    for (label, cases), color in zip(groups.items(), colors, strict=True):
-        values = np.array([case.forget for case in cases])
-        mean, half = values.mean(axis=0), half_interval(values)
-        axis.plot(cases[0].steps, mean, label=label, color=color)
-        axis.fill_between(cases[0].steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
-    axis.set(xlabel="step of the attack", ylabel=LABELS[metric], title="Relearning, worst learning rate at every step")
+    _relearning(axis, curves, lambda member: member.model in shown and member.strength in (None, 1.0), metric)
+    axis.set_title("Relearning, at the worst learning rate of each step")
     axis.legend(frameon=False, fontsize="small")
     figure.tight_layout()
     save(figure, path)
@@ -51,9 +61,101 @@ def draw_trade_off(undone: pd.DataFrame, path: Path) -> None:
     if x.nunique() > 1:
         slope, intercept = np.polyfit(x, y, 1)
         ends = np.array([x.min(), x.max()])
-        axis.plot(ends, intercept + slope * ends, "--", color="#999999", label="fit")
+        axis.plot(
+            ends, intercept + slope * ends, "--", color="#999999", label=f"fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
+        )
     axis.plot(100, 100, "*", color="#d62728", markersize=14, label="filtered")
     axis.set(xlabel="compute, % of the filtered model's steps", ylabel="robustness, %")
     axis.legend(frameon=False)
     figure.tight_layout()
     save(figure, path)
+
+
+def draw_distilled(curves: Curves, metric: str, path: Path) -> None:
+    """Relearning of each teacher, and of a new model that was distilled from it."""
+    methods = list(dict.fromkeys(member.suppressor for member in curves if member.model == "distilled"))
+    figure, axes = plt.subplots(1, len(methods), figsize=(4.3 * len(methods), 4), sharey=True, squeeze=False)
+    for axis, method in zip(axes[0], methods, strict=True):
+
+        def belongs(member: Member, method: str | None = method) -> bool:
+            usual = member.strength in (None, 1.0) and member.labelled in (None, 1.0)
+            return usual and (
+                member.model == "filtered"
+                or (member.suppressor == method and member.model in ("suppressed", "distilled"))
+            )
+
+        _relearning(axis, curves, belongs, metric)
+        axis.set_title(method)
+        axis.legend(frameon=False, fontsize="small")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def draw_matching(
+    curves: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str, path: Path
+) -> None:
+    """The divergence from the filtered model while it is matched, and relearning afterwards."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
+    for name, rows in matching.items():
+        axes[0].plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name)
+    axes[0].set(xlabel="step of distillation", ylabel="divergence from the filtered model (nats)", yscale="log")
+    axes[0].legend(frameon=False)
+    models = ("filtered", "matched, new", "matched, reference")
+    _relearning(axes[1], curves, lambda member: member.model in models and member.labelled is None, metric)
+    axes[1].legend(frameon=False)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def draw_front(frame: pd.DataFrame, metric: str, path: Path) -> None:
+    """What is retained against what is known of what was forgotten, before an attack, within it and at its end."""
+    steps = sorted(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
+    steps = [steps[0], min(steps, key=lambda step: abs(step - 0.2 * steps[-1])), steps[-1]]
+    figure, axes = plt.subplots(1, len(steps), figsize=(13, 4.3), sharex=True, sharey=True)
+    kinds = list(dict.fromkeys(zip(frame.model, frame.suppressor.fillna(""), strict=True)))
+    colors = plt.get_cmap("tab20")(np.linspace(0, 1, max(len(kinds), 2)))
+    markers = {"undo": "*", "distilled": "s", "suppressed": "o"}
+    for axis, step in zip(axes, steps, strict=True):
+        for (model, method), color in zip(kinds, colors, strict=False):
+            rows = frame[(frame.model == model) & (frame.suppressor.fillna("") == method)]
+            label = f"{model}, {method}" if method else model
+            axis.scatter(rows.retain, rows[f"forget_{step}"], color=color, marker=markers.get(model, "D"), label=label)
+        axis.set(title=f"{step} steps of attack", xlabel=KEPT[metric])
+    axes[0].set_ylabel(KNOWN[metric])
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False, fontsize="small")
+    save(figure, path)
+
+
+def draw_labels(frame: pd.DataFrame, metric: str, path: Path) -> None:
+    """What is known of what was forgotten after the attack, against the share of it that was labelled."""
+    last = max(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    main = frame.suppressor.dropna().iloc[0]
+    rows = frame[frame.strength.isin([1.0]) & (frame.suppressor == main) & (frame.model != "undo")]
+    filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
+    for name, chosen in [*rows.groupby("model"), ("filtered", filtered)]:
+        means = chosen.groupby("labelled")[[f"forget_{last}", "forget_0"]].mean()
+        (line,) = axis.plot(means.index, means[f"forget_{last}"], "o-", label=f"{name}, attacked")
+        axis.plot(means.index, means.forget_0, "o:", color=line.get_color(), label=f"{name}, before")
+    axis.set(xscale="log", xlabel="share of what is to be forgotten that is labelled", ylabel=KNOWN[metric])
+    axis.legend(frameon=False, fontsize="small")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: str) -> None:
+    """Means over seeds with 95 % intervals, of the members that belong there."""
+    groups: dict[str, list[WorstCase]] = {}
+    for member, case in curves.items():
+        if belongs(member):
+            groups.setdefault(member.name, []).append(case)
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(groups), 2)))
+    for (label, cases), color in zip(groups.items(), colors, strict=False):
+        length = min(len(case.steps) for case in cases)
+        values, steps = np.array([case.forget[:length] for case in cases]), cases[0].steps[:length]
+        mean, half = values.mean(axis=0), half_interval(values)
+        axis.plot(steps, mean, label=label, color=color)
+        axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+    axis.set(xlabel="step of the attack", ylabel=KNOWN[metric])

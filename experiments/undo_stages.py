@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ MODEL = "model"
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
 """What a stage that makes a model leaves for those after it."""
 STAGES = "stages"
+BETAS_AT = 0.6
+"""Further betas are tried at the alpha that is nearest to this, which UNDO recommends."""
 SUPPRESSED_ROWS = 64
 """Rows of each kind in a step of suppression."""
 TEACHER_AND_STUDENT = 4 / 3
@@ -59,9 +61,10 @@ class Member:
     stage: Stage
     attack: Stage
     suppressor: str | None = None
+    strength: float | None = None
+    labelled: float | None = None
     alpha: float | None = None
     beta: float | None = None
-    labelled: float | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +72,8 @@ class Member:
         parts = [self.model, self.suppressor]
         if self.alpha is not None:
             parts += [f"α {self.alpha:g}", f"β {self.beta:g}"]
+        if self.strength not in (None, 1.0):
+            parts.append(f"strength {self.strength:g}")
         if self.labelled not in (None, 1.0):
             parts.append(f"{self.labelled:.1%} labelled")
         return ", ".join(part for part in parts if part)
@@ -81,45 +86,63 @@ class Member:
 
 
 def members(command: Undo, text: Text) -> list[Member]:
-    """All models of a study, in the order in which one goes on from another."""
-    identity = files_identity(command)
-    names = ("test_documents", "length", "metric", "answer", "precision", "batch_size", "model")
-    common = {name: getattr(command, name) for name in names} | {"text": text.digest, "model": identity["model"]}
+    """All models of a study, each after those that it goes on from.
+
+    The first suppressor, with the first share of labels and at strength 1, is the main one: its teacher alone is
+    noised, and in its stead alone there are others with fewer labels or of another strength.
+    """
+    names = ("test_documents", "length", "metric", "answer", "precision", "batch_size")
+    common = {name: getattr(command, name) for name in names}
+    common |= {"text": text.digest, "model": files_identity(command)["model"]}
+    distilled = {"distil": asdict(command.distil), "stops": True}
+    pretrained = {"pretrain": asdict(command.pretrain)}
+    main_beta, *other_betas = command.betas
+    noises = [(alpha, main_beta) for alpha in command.alphas]
+    noises += [(min(command.alphas, key=lambda alpha: abs(alpha - BETAS_AT)), beta) for beta in other_betas]
+    teachers = [(method, 1.0, command.labelled[0]) for method in command.suppress]
+    teachers += [(command.suppress[0], 1.0, share) for share in command.labelled[1:]]
+    teachers += [(command.suppress[0], strength, command.labelled[0]) for strength in command.strengths]
     found: list[Member] = []
 
-    def add(model: str, seed: int, kind: str, config: dict[str, Any], parents: dict[str, Stage], **keys: Any) -> Stage:
+    def add(
+        model: str, seed: int, kind: str, config: Mapping[str, Any], parents: Mapping[str, Stage], **keys: Any
+    ) -> Stage:
         stage = Stage(kind, {**common, **config}, seed, parents)
         attack = Stage("attack", {**common, "relearn": asdict(command.relearn)}, seed, {"model": stage})
         found.append(Member(model, seed, stage, attack, **keys))
         return stage
 
     for seed in range(command.first_seed, command.first_seed + command.seeds):
-        pretrain = {"pretrain": asdict(command.pretrain)}
-        reference = add("reference", seed, "pretrain", {**pretrain, "documents": "all"}, {})
+        reference = add("reference", seed, "pretrain", {**pretrained, "left_out": 0.0}, {})
         if command.filtered:
-            filtered = add("filtered", seed, "pretrain", {**pretrain, "documents": "retain"}, {})
-        for method in command.suppress:
-            for labelled in command.labelled:
-                config = {"method": method, "settings": asdict(SUPPRESSORS[method]()), "labelled": labelled}
-                config |= {"recipe": asdict(SUPPRESSORS[method].recipe)}
-                keys = {"suppressor": method, "labelled": labelled}
-                teacher = add("suppressed", seed, "suppress", config, {"reference": reference}, **keys)
-                for student in command.students:
-                    distilled = {"distil": asdict(command.distil), "stops": True, "student": student}
-                    if student == "new":
-                        add("distilled", seed, "distil", distilled, {"teacher": teacher}, **keys)
-                        continue
-                    for alpha in command.alphas:
-                        for beta in command.betas:
-                            noise = {"alpha": alpha, "beta": beta}
-                            add("undo", seed, "distil", {**distilled, **noise}, {"teacher": teacher}, **keys, **noise)
+            filtered = add("filtered", seed, "pretrain", {**pretrained, "left_out": 1.0}, {})
+            for share in command.labelled[1:]:
+                add("filtered", seed, "pretrain", {**pretrained, "left_out": share}, {}, labelled=share)
+        for method, strength, share in teachers:
+            keys = {"suppressor": method, "strength": strength, "labelled": share}
+            settings = {"settings": asdict(SUPPRESSORS[method]()), "recipe": asdict(_recipe(method, strength))}
+            config = {"method": method, "labelled": share, **settings}
+            teacher = {"teacher": add("suppressed", seed, "suppress", config, {"reference": reference}, **keys)}
+            if "new" in command.students:
+                add("distilled", seed, "distil", {**distilled, "student": "new"}, teacher, **keys)
+            if "noised" in command.students and (method, strength, share) == teachers[0]:
+                for alpha, beta in noises:
+                    noise = {"alpha": alpha, "beta": beta}
+                    add("undo", seed, "distil", {**distilled, "student": "noised", **noise}, teacher, **keys, **noise)
         if command.oracle and command.filtered:
-            matched = {"distil": asdict(command.distil), "stops": False}
             parents = {"teacher": filtered}
+            matched = {**distilled, "stops": False}
             add("matched, new", seed, "distil", {**matched, "student": "new"}, parents)
-            parents = {**parents, "reference": reference}
-            add("matched, reference", seed, "distil", {**matched, "student": "reference"}, parents)
+            slower = {**matched["distil"], "learning_rate": command.distil.learning_rate / 2}
+            matched |= {"distil": slower, "student": "reference"}
+            add("matched, reference", seed, "distil", matched, {**parents, "reference": reference})
     return found
+
+
+def _recipe(method: str, strength: float) -> Training:
+    """How a suppressor is trained, for so many times the usual steps."""
+    recipe = SUPPRESSORS[method]().recipe
+    return replace(recipe, steps=max(round(strength * recipe.steps), 1))
 
 
 def total_steps(stage: Stage, command: Undo) -> int:
@@ -145,8 +168,8 @@ class Domains:
     def __init__(self, command: Undo, text: Text) -> None:
         self.command, self.text, corpus = command, text, text.corpus
         self.retain, self.forget = (corpus.documents("train", kind) for kind in ("retain", "forget"))
-        repeats = max(round(len(self.retain) / len(self.forget)), 1)
-        self.mixture = np.concatenate([self.retain, np.repeat(self.forget, repeats)])
+        self._repeats = max(round(len(self.retain) / len(self.forget)), 1)
+        self.mixture = self._mixture(self.forget)
         order = np.random.default_rng(derive_seed(0, "measured"))
         self.measured = {}
         for kind, trained in (("retain", self.retain), ("forget", self.forget)):
@@ -159,6 +182,13 @@ class Domains:
     def labelled(self, share: float, seed: int) -> np.ndarray:
         """Documents to be forgotten that somebody has labelled."""
         return self.forget[self.text.corpus.labelled(share, seed=derive_seed(seed, "labels"))[self.forget]]
+
+    def without(self, share: float, seed: int) -> np.ndarray:
+        """The mixture, less the documents that are labelled where so many are."""
+        return self._mixture(np.setdiff1d(self.forget, self.labelled(share, seed)))
+
+    def _mixture(self, forget: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.retain, np.repeat(forget, self._repeats)])
 
     def batches(self, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
         """Rows of documents in a new order each epoch; few of them are repeated until they fill a batch."""
@@ -216,7 +246,7 @@ class Worker:
     ) -> tuple[nn.Module, dict[str, Any]]:
         command, domains = self.command, self.domains
         model = self._new(stage.seed, "model")
-        documents = domains.mixture if stage.config["documents"] == "all" else domains.retain
+        documents = domains.without(stage.config["left_out"], stage.seed)  # type: ignore[arg-type]
         source = domains.batches(documents, command.batch_size, derive_seed(stage.seed, "order"))
         training = Training(**asdict(command.pretrain), accumulate=command.accumulate, precision=command.precision)
         train(model, source, training, seed=derive_seed(stage.seed, "train"), run=run, on_step=on_step)
@@ -235,7 +265,8 @@ class Worker:
             domains.batches(domains.retain, rows, derive_seed(stage.seed, "retain")),
         )
         objective = method.objective(model, derive_seed(stage.seed, "suppress"))
-        training = replace(method.recipe, precision=command.precision)
+        recipe: dict[str, Any] = dict(stage.config["recipe"])  # type: ignore[arg-type]
+        training = Training(**recipe | {"precision": command.precision})
         train(
             model,
             source,
@@ -280,7 +311,7 @@ class Worker:
         source = domains.batches(domains.mixture, command.batch_size, derive_seed(stage.seed, "distil"))
         training = Training(
             settings.steps,
-            settings.learning_rate,
+            stage.config["distil"]["learning_rate"],  # type: ignore[index,call-overload]
             settings.warmup,
             weight_decay=0.0,
             accumulate=command.accumulate,

@@ -4,17 +4,15 @@ Leaves FOLDER/unbroken, and FOLDER/killed-1 …, each killed (SIGKILL) after so 
 runs or within one, and gone on with. It forks, after everything was imported once; no GPU may be visible.
 """
 
-import contextlib
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from experiments import cli, division, era_figures, process, unlearn, workers
-from routed_rl.lm import models, throughput, training
-from routed_rl.runs import rundir
+from experiments import cli, division, era_figures, process, unlearn
+from routed_rl.lm import models
+from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked
 
 KILLS = 4
@@ -32,34 +30,9 @@ def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
     lines of what is run."""
     tiny = partial(models._gpt_neo(width=16, layers=2, heads=2, length=64), resid_dropout=0.1)
     patch.setitem(models.PRESETS, "tiny", tiny)
-    patch.setattr(training, "LOG_EVERY", 1)
-    patch.setattr(training, "CHECKPOINT_EVERY", 2)
-    patch.setattr(throughput, "SECONDS", 0.0)
     patch.setattr(division, "SAMPLES", 1)
     patch.setattr(unlearn, "SAMPLE_TOKENS", 3)
-    patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
-    patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
-    ran = []
-
-    def pool(commands, count, logs, *, on_poll, poll_seconds):
-        codes = []
-        for command, log in zip(commands, logs, strict=True):
-            ran.append(command)
-            with (
-                Path(log).open("a") as written,
-                contextlib.redirect_stdout(written),
-                contextlib.redirect_stderr(written),
-            ):
-                try:
-                    cli.main(command[command.index("unlearn") :])
-                    codes.append(0)
-                except SystemExit as stop:
-                    codes.append(stop.code)
-            on_poll()
-        return codes
-
-    patch.setattr(workers, "run_commands", pool)
-    return ran
+    return run_in_process(patch)
 
 
 def study(out: Path, corpora: Path) -> None:

@@ -1,0 +1,42 @@
+"""Studies whose runs are done in this process, for tests."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, workers
+from routed_rl.lm import throughput, training
+from routed_rl.runs import rundir
+
+
+def run_in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let studies do every run in this process, with checkpoints after every second step; gives the command lines of
+    what is run."""
+    patch.setattr(training, "LOG_EVERY", 1)
+    patch.setattr(training, "CHECKPOINT_EVERY", 2)
+    patch.setattr(throughput, "SECONDS", 0.0)
+    patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
+    patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
+    ran = []
+
+    def pool(commands, count, logs, *, on_poll, poll_seconds):
+        codes = []
+        for command, log in zip(commands, logs, strict=True):
+            ran.append(command)
+            with (
+                Path(log).open("a") as written,
+                contextlib.redirect_stdout(written),
+                contextlib.redirect_stderr(written),
+            ):
+                try:
+                    cli.main(command[command.index("experiments.cli") + 1 :])
+                    codes.append(0)
+                except SystemExit as stop:
+                    codes.append(stop.code)
+            on_poll()
+        return codes
+
+    patch.setattr(workers, "run_commands", pool)
+    return ran

@@ -1,0 +1,54 @@
+"""Small pipelines of ``routed-rl undo`` that are killed: ``python -m tests.experiments.killed_undo FOLDER``.
+
+Leaves FOLDER/unbroken, and FOLDER/killed-1 … killed-10, each killed (SIGKILL) after so many elevenths of its function
+calls, in a stage or between stages, and gone on with. It forks, after everything was imported once; no GPU may be
+visible.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from experiments import cli, process, undo_figures, undo_stages
+from routed_rl.lm import models
+from tests.experiments.in_process import run_in_process
+from tests.lm.killed_training import forked
+
+KILLS = 10
+SMALL = (
+    "--task languages --documents 200 --pretrain.steps 6 --pretrain.warmup 2 --distil.steps 6 --distil.warmup 2 "
+    "--distil.every 2 --batch-size 4 --test-documents 4 --relearn.steps 3 --relearn.measured 1 3 "
+    "--relearn.learning-rates 1e-3 1e-4 --allow-weak-teacher"
+)
+OPTIONS = SMALL.split()
+
+
+def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Let the models be tiny indeed, and every stage be done in this process; gives their command lines."""
+    patch.setitem(models.PRESETS, "gemma2-tiny", models._gemma2(width=16, layers=1, heads=4, head_width=4))
+    patch.setattr(undo_stages, "SUPPRESSED_ROWS", 2)
+    return run_in_process(patch)
+
+
+def study(out: Path, corpora: Path) -> None:
+    cli.main(["undo", *OPTIONS, "--alphas", "0.5", "--corpora", str(corpora), "--out", str(out)])
+
+
+def main(folder: Path) -> None:
+    work = partial(study, corpora=folder / "corpora")
+    study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
+    calls = forked(partial(work, folder / "unbroken"))
+    for kill in range(1, KILLS + 1):
+        out = folder / f"killed-{kill}"
+        forked(partial(work, out), kill * calls // (KILLS + 1))
+        forked(partial(work, out))
+
+
+if __name__ == "__main__":
+    process.one_thread()
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        patch.setattr(undo_figures, "draw", lambda *_: None)
+        main(Path(sys.argv[1]))

@@ -1,0 +1,210 @@
+"""``routed-rl undo``: what runs and what does not, what is found, and what is refused."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from experiments import cli
+from experiments.undo import StageRun, _command
+from experiments.undo_commands import TASKS, Undo
+from routed_rl.runs import read_json
+from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
+
+ROOT = Path(__file__).parents[2]
+STUDY = (*OPTIONS, "--alphas", "0", "0.5", "--betas", "0.1", "0", "--students", "noised", "new", "--oracle",
+         "--suppress", "maxent", "rmu", "--labelled", "1", "0.2", "--strengths", "0.5")  # fmt: skip
+NAMES = {
+    "reference", "filtered", "filtered, 20.0% labelled", "suppressed, maxent", "suppressed, rmu",
+    "suppressed, maxent, 20.0% labelled", "suppressed, maxent, strength 0.5", "distilled, maxent", "distilled, rmu",
+    "distilled, maxent, 20.0% labelled", "distilled, maxent, strength 0.5", "undo, maxent, α 0, β 0.1",
+    "undo, maxent, α 0.5, β 0.1", "undo, maxent, α 0.5, β 0", "matched, new", "matched, reference",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Small models, made in this process; the folder of corpora, and what has been run."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield tmp_path_factory.mktemp("corpora"), make_small(patch)
+    torch.set_flush_denormal(False)
+
+
+def run(small, *options):
+    cli.main(["undo", *map(str, options), "--corpora", str(small[0])])
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undo") / "study"
+    run(small, *STUDY, "--out", out)
+    return out
+
+
+def refused(capsys, small, *options):
+    """The one line that a mistake ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(small, *options)
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if " 0:00:0" not in line]
+    assert stop.value.code == 2 and "Traceback" not in captured.err, captured.err
+    return lines[-1]
+
+
+def contents(out):
+    """The bytes of every result, but for timings, logs and TensorBoard's."""
+    names = ("*.csv", "*.md", "*.json", "stages/*/metrics.csv", "stages/*/*.json", "stages/*/model/*")
+    found = {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
+    return {name: data for name, data in found.items() if name != "timings.csv"}
+
+
+def test_every_model_is_made_attacked_and_reported(study, small):
+    frame = pd.read_csv(study / "results.csv").set_index("name")
+    assert set(frame.index) == NAMES and len(frame) == len(NAMES) and 2 * len(NAMES) == len(small[1])
+    numbers = ["retain", "forget", "forget_0", "forget_1", "forget_3", "distance", "steps", "tokens", "flops"]
+    assert np.isfinite(frame[numbers].to_numpy()).all()
+    assert (frame.forget_0 == frame.forget).all() and (frame.forget_3 <= frame.forget_0 + 1e-9).any()
+    assert frame.distance["reference"] == 0 and frame.distance.drop(["reference", "filtered"]).min() > 0
+    files = {path.name for path in study.iterdir()}
+    figures = {f"{name}.png" for name in ("relearning", "compute", "distilled", "oracle", "front", "labels")}
+    assert figures | {"stages", "study.json", "results.csv", "timings.csv", "summary.md"} == files
+    assert all(f"| {name} |" in (study / "summary.md").read_text() for name in NAMES)
+    assert frame.labelled_documents["suppressed, maxent, 20.0% labelled"] < frame.labelled_documents["suppressed, rmu"]
+
+
+def test_robustness_and_compute_are_those_of_their_formulas(study):
+    frame = pd.read_csv(study / "results.csv").set_index("name")
+    filtered, teacher, undone = (
+        frame.loc[name] for name in ("filtered", "suppressed, maxent", "undo, maxent, α 0.5, β 0.1")
+    )
+    assert undone.robustness == pytest.approx(
+        (undone.forget_3 - teacher.forget_3) / (filtered.forget_3 - teacher.forget_3)
+    )
+    assert teacher.robustness == 0 and undone.compute == undone.steps / 6
+    assert undone.compute_flops == pytest.approx((undone.flops + teacher.flops) / filtered.flops)
+    assert filtered.tokens == 6 * 4 * 50
+    per_step = frame.flops / frame.steps
+    assert per_step["distilled, maxent"] == pytest.approx(4 / 3 * per_step["filtered"])
+    assert pd.isna(frame.robustness["reference"]) and pd.isna(frame.compute["matched, new"])
+
+
+def test_without_noise_a_student_begins_as_its_teacher(study):
+    """alpha 0: what is retained is as good as the teacher's at once, so no step is taken and no bit has changed."""
+    frame = pd.read_csv(study / "results.csv").set_index("name")
+    undone, teacher = frame.loc["undo, maxent, α 0, β 0.1"], frame.loc["suppressed, maxent"]
+    assert undone.steps == 0 and undone.forget == teacher.forget and undone.forget_3 == teacher.forget_3
+    weights = {}
+    for path in (study / "stages").glob("*/config.json"):
+        config = read_json(path)["config"]
+        kind = "undone" if config.get("alpha") == 0 else "teacher" if config.get("method") == "maxent" else None
+        if kind == "undone" or (kind and config["labelled"] == 1 and config["recipe"]["steps"] == 60):
+            weights[kind] = load_file(path.parent / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, weights["undone"][name]) for name, tensor in weights["teacher"].items())
+
+
+def test_what_was_done_is_not_done_again(study, small, capsys):
+    before, ran = contents(study), len(small[1])
+    run(small, *STUDY, "--plan", "--out", study)
+    assert f"0 of {2 * len(NAMES)} stages would run" in " ".join(capsys.readouterr().out.split())
+    run(small, *STUDY, "--out", study)
+    assert len(small[1]) == ran and contents(study) == before
+
+
+def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, tmp_path, capsys):
+    options = (*OPTIONS, "--out", tmp_path / "s")
+    run(small, *options, "--alphas", "0.4", "0.6")
+    ran = len(small[1])
+    capsys.readouterr()
+    run(small, *options, "--alphas", "0.4", "0.7", "--plan")
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "2 of 10 stages would run" in plan and "alpha is" in plan and len(small[1]) == ran
+    run(small, *options, "--alphas", "0.4", "0.7")
+    kinds = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
+    assert kinds == ["distil", "attack"]
+    names = set(pd.read_csv(tmp_path / "s" / "results.csv").name)
+    assert {"undo, maxent, α 0.4, β 0.1", "undo, maxent, α 0.7, β 0.1"} <= names
+    assert "undo, maxent, α 0.6, β 0.1" not in names, "what is not asked for is not reported"
+
+
+def test_a_stage_edited_by_hand_is_refused(small, tmp_path, capsys):
+    options = (*OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
+    run(small, *options)
+    (model,) = (tmp_path / "s" / "stages").glob("suppress-*/model/config.json")
+    model.write_text(model.read_text().replace('"hidden_size": 16', '"hidden_size": 17'))
+    before, ran = contents(tmp_path / "s"), len(small[1])
+    line = refused(capsys, small, *options)
+    assert "is not what the stage wrote: delete" in line and str(model) in line
+    assert contents(tmp_path / "s") == before and len(small[1]) == ran
+
+
+def test_killed_ten_times_anywhere(tmp_path):
+    command = [sys.executable, "-P", "-m", "tests.experiments.killed_undo", tmp_path]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    unbroken = contents(tmp_path / "unbroken")
+    assert len([name for name in unbroken if name.endswith("evaluation.json")]) == 8 and "results.csv" in unbroken
+    assert contents(tmp_path / "first") == unbroken
+    for kill in range(1, KILLS + 1):
+        assert contents(tmp_path / f"killed-{kill}") == unbroken, kill
+
+
+def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys):
+    """Its model is too small to have learned the language, so there is nothing to suppress."""
+    options = [option for option in OPTIONS if option != "--allow-weak-teacher"]
+    line = refused(capsys, small, *options, "--alphas", "0.5", "--out", tmp_path / "s")
+    assert "1 stages failed" in line
+    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert set(frame.model) == {"reference", "filtered"}, "what does not depend on it is there"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--alphas", "1.5"], "--alphas must lie within 0 … 1, got 1.5"),
+        (["--alphas", "nan"], "--alphas must lie within 0 … 1, got nan"),
+        (["--alphas", "0.5", "0.5"], "--alphas must be each once, got 0.5 0.5"),
+        (["--betas", "-1"], "--betas must be 0 or more, got -1"),
+        (["--labelled", "2"], "--labelled must lie within 0 … 1, got 2"),
+        (["--suppress", "magic"], "magic"),
+        (["--task", "music"], "music"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more above 0, got 0.0"),
+        (["--relearn.measured", "4"], "--relearn.measured must be steps within 1 … 3, got 4"),
+        (["--relearn.retain-share", "1"], "--relearn.retain-share must be 0 or more and below 1, got 1.0"),
+        (["--only", "distil-0"], "--only distil-0 is no stage of this study: see --plan"),
+        (["--corpus", "none.txt"], "there is no file 'none.txt'"),
+    ],
+)
+def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
+    assert message in refused(capsys, small, *OPTIONS, *options, "--out", tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_the_users_own(small, tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
+    (tmp_path / "forget.txt").write_text("\n\n".join(f"the dog ran at night {i}" for i in range(40)))
+    own = ("--task", "custom", "--corpus", tmp_path / "keep.txt", "--forget", tmp_path / "forget.txt")
+    own = (*own, *OPTIONS[4:], "--vocabulary", "300", "--length", "12", "--alphas", "0.5", "--out", tmp_path / "s")
+    run(small, *own)
+    assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
+    (tmp_path / "same.txt").write_text((tmp_path / "keep.txt").read_text())
+    (tmp_path / "empty.txt").write_text("\n")
+    for name, message in (("same.txt", "are the same: nothing is retained"), ("empty.txt", "none of 40 documents")):
+        again = [tmp_path / name if option == tmp_path / "forget.txt" else option for option in own]
+        assert message in refused(capsys, small, *again)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stage_is_its_command_line(task, tmp_path):
+    given = replace(Undo(task=task[0], preset=task[1], **TASKS[task]), alphas=(0.5, 0.25), forget="a b", out=tmp_path)
+    line = _command([StageRun(None, given, tmp_path / "distil-1", 0)])
+    assert cli.parse(line[line.index("undo") :]) == replace(given, only="distil-1")
