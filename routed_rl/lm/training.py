@@ -7,7 +7,6 @@ call trains on all processes, as :func:`~routed_rl.lm.processes.distribute` has 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch.optim import AdamW, Optimizer
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import next_token_loss
 from routed_rl.lm.processes import exchanging, gather, processes, rank, spread, undistributed, undivided
-from routed_rl.lm.throughput import matmul_rate, training_flops
+from routed_rl.lm.training_log import TrainingLog
 from routed_rl.runs import RunDirectory, derive_seed
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -112,7 +111,7 @@ def train(
     start = _load(model, optimizer, run)
     model.train()
     done, ended = start, stop(start)
-    with closing(_Log(model, training, run, start)) as log:
+    with closing(TrainingLog(model, training.precision, run, start)) as log:
         for step in range(start, training.steps):
             if ended:
                 break
@@ -200,59 +199,3 @@ def _load(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None) -> i
     for name, tensor in _state(model, optimizer).items():
         spread(None if checkpoint is None else checkpoint.tensors[name], tensor)
     return int(step)
-
-
-class _Log:
-    """Rows of metrics and timings, in CSV and for TensorBoard."""
-
-    def __init__(self, model: nn.Module, training: Training, run: RunDirectory | None, start: int) -> None:
-        weight = next(model.parameters())
-        self.loss = torch.zeros((), device=weight.device)
-        self._model, self._run, self._steps, self._tokens, self._length = model, run, 0, 0, 0
-        if run is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            dtype = torch.bfloat16 if training.precision == "bf16" else weight.dtype
-            self._rate = matmul_rate(weight.device, dtype) * processes()
-            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start)
-        self._since = time.perf_counter()
-
-    def count(self, whole: Batch) -> None:
-        self._steps += 1
-        self._tokens += whole.tokens.numel()
-        self._length = whole.tokens.shape[1]
-
-    def row(self, step: int, rate: float, norm: Tensor) -> None:
-        """Log the steps since the last row; FloatingPointError if their loss, or the last gradient, is no number."""
-        if processes() > 1:
-            dist.all_reduce(self.loss)
-        metrics = {
-            "loss": float(self.loss) / processes() / self._steps,
-            "learning_rate": rate,
-            "gradient_norm": float(norm),
-        }
-        if self._run is not None:
-            seconds = time.perf_counter() - self._since
-            flops = training_flops(self._model, self._length) * self._tokens / seconds
-            times = {
-                "seconds": seconds,
-                "tokens_per_second": self._tokens / seconds,
-                "flops_per_second": flops,
-                "share_of_matmul_rate": flops / self._rate,
-            }
-            self._run.metrics.append({"step": step, **metrics})
-            self._run.timings.append({"step": step, **times})
-            for kind, values in (("train", metrics), ("time", times)):
-                for name, value in values.items():
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
-        self.loss.zero_()
-        self._steps, self._tokens, self._since = 0, 0, time.perf_counter()
-        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
-            raise FloatingPointError(
-                f"by step {step} the loss is {metrics['loss']}, its gradient's norm {metrics['gradient_norm']}: "
-                "lower the learning rate"
-            )
-
-    def close(self) -> None:
-        if self._run is not None:
-            self._board.close()
