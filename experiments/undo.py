@@ -119,6 +119,8 @@ def _has_parents(stage: Stage, root: Path) -> bool:
 
 
 def _check(command: Undo) -> None:
+    if (command.task, command.preset) not in TASKS:
+        raise UserError(f"there is no --preset {command.preset} of --task {command.task}")
     at_least(1, seeds=command.seeds, workers=command.workers, batch_size=command.batch_size)
     for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)

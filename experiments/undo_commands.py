@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -128,7 +127,7 @@ class Undo(CorpusOptions):
     """where stages, tables and figures go; None: runs/undo-TASK"""
 
 
-TASKS: Mapping[tuple[Task, UndoPreset], dict[str, Any]] = {
+TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     ("arithmetic", "quick"): {
         "model": "gemma2-tiny",
         "corpus": "arithmetic",
@@ -148,4 +147,7 @@ TASKS: Mapping[tuple[Task, UndoPreset], dict[str, Any]] = {
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
     },
+    ("custom", "quick"): {"model": "small", "metric": "loss", "length": 129, "batch_size": 32, "test_documents": 200},
 }
+TASKS |= {("languages-shared", "quick"): TASKS["languages", "quick"] | {"corpus": "languages-shared", "length": 51}}
+"""What options are unless given, by task and preset."""

@@ -16,14 +16,15 @@ from experiments import cli
 from experiments.undo import StageRun, _command
 from experiments.undo_commands import TASKS, Undo
 from routed_rl.runs import read_json
+from routed_rl.unlearning import MaxEnt
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
 
 ROOT = Path(__file__).parents[2]
 STUDY = (*OPTIONS, "--alphas", "0", "0.5", "--betas", "0.1", "0", "--students", "noised", "new", "--oracle",
-         "--suppress", "maxent", "rmu", "--labelled", "1", "0.2", "--strengths", "0.5")  # fmt: skip
+         "--suppress", "maxent", "graddiff", "--labelled", "1", "0.2", "--strengths", "0.5")  # fmt: skip
 NAMES = {
-    "reference", "filtered", "filtered, 20.0% labelled", "suppressed, maxent", "suppressed, rmu",
-    "suppressed, maxent, 20.0% labelled", "suppressed, maxent, strength 0.5", "distilled, maxent", "distilled, rmu",
+    "reference", "filtered", "filtered, 20.0% labelled", "suppressed, maxent", "suppressed, graddiff",
+    "suppressed, maxent, 20.0% labelled", "suppressed, maxent, strength 0.5", "distilled, maxent", "distilled, graddiff",
     "distilled, maxent, 20.0% labelled", "distilled, maxent, strength 0.5", "undo, maxent, α 0, β 0.1",
     "undo, maxent, α 0.5, β 0.1", "undo, maxent, α 0.5, β 0", "matched, new", "matched, reference",
 }  # fmt: skip
@@ -77,7 +78,10 @@ def test_every_model_is_made_attacked_and_reported(study, small):
     figures = {f"{name}.png" for name in ("relearning", "compute", "distilled", "oracle", "front", "labels")}
     assert figures | {"stages", "study.json", "results.csv", "timings.csv", "summary.md"} == files
     assert all(f"| {name} |" in (study / "summary.md").read_text() for name in NAMES)
-    assert frame.labelled_documents["suppressed, maxent, 20.0% labelled"] < frame.labelled_documents["suppressed, rmu"]
+    assert (
+        frame.labelled_documents["suppressed, maxent, 20.0% labelled"]
+        < frame.labelled_documents["suppressed, graddiff"]
+    )
 
 
 def test_robustness_and_compute_are_those_of_their_formulas(study):
@@ -157,13 +161,18 @@ def test_killed_ten_times_anywhere(tmp_path):
         assert contents(tmp_path / f"killed-{kill}") == unbroken, kill
 
 
-def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys):
-    """Its model is too small to have learned the language, so there is nothing to suppress."""
+def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, learning_rate=0.0))
     options = [option for option in OPTIONS if option != "--allow-weak-teacher"]
     line = refused(capsys, small, *options, "--alphas", "0.5", "--out", tmp_path / "s")
     assert "1 stages failed" in line
+    (log,) = (tmp_path / "s" / "stages").glob("suppress-*.log")
+    assert "suppression did nothing: the forget performance went from" in log.read_text()
+    assert "or go on with --allow-weak-teacher" in log.read_text()
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert set(frame.model) == {"reference", "filtered"}, "what does not depend on it is there"
+    run(small, *OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
+    assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
 
 
 @pytest.mark.parametrize(
@@ -181,7 +190,9 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys):
         (["--relearn.measured", "4"], "--relearn.measured must be steps within 1 … 3, got 4"),
         (["--relearn.retain-share", "1"], "--relearn.retain-share must be 0 or more and below 1, got 1.0"),
         (["--only", "distil-0"], "--only distil-0 is no stage of this study: see --plan"),
-        (["--corpus", "none.txt"], "there is no file 'none.txt'"),
+        (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
+        (["--corpus", "none.txt"], "say what is to be forgotten: --words, --pattern, --tokens or --forget"),
+        (["--preset", "paper"], "there is no --preset paper of --task languages"),
     ],
 )
 def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
