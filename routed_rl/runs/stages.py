@@ -42,7 +42,7 @@ class Stage:
     def record(self) -> RunRecord:
         """The configuration and seed of its run."""
         parents: dict[str, JSON] = {name: parent.key for name, parent in self.parents.items()}
-        whole: dict[str, JSON] = {"stage": self.kind, "version": self.version, **self.config, "parents": parents}
+        whole = {"stage": self.kind, "version": self.version, "options": self.config, "parents": parents}
         return RunRecord.of(whole, self.seed)
 
     @cached_property
@@ -83,8 +83,12 @@ class Stage:
 
 
 def finish_stage(run: RunDirectory, result: Mapping[str, JSON], files: Iterable[str] = ()) -> None:
-    """Finish a stage's run with its result and the hashes of files, by their names in its directory."""
-    whole = {**result, FILES: {name: _digest(run.path / name) for name in sorted(files)}}
+    """Finish a stage's run with its result and the hashes of files, by their names in its directory; RunError if one
+    is missing."""
+    digests = {name: _digest(run.path / name) for name in sorted(files)}
+    if missing := [name for name, digest in digests.items() if digest is None]:
+        raise RunError(f"the stage {str(run.path)!r} has left no {missing[0]!r}")
+    whole = {**result, FILES: digests}
     run.finish({**whole, DIGEST: config_hash(whole)})
 
 

@@ -13,6 +13,9 @@ from torch import nn
 
 from routed_rl.lm.training import Source, Training, train
 
+SMALLEST_GAP = 0.02
+"""Of accuracy or nats: a smaller one between oracle and teacher is noise, and nothing can be said in shares of it."""
+
 
 def relearn(
     model: nn.Module,
@@ -34,13 +37,19 @@ def relearn(
 
     Returns:
         What was measured, with the "step"; an attack that diverges ends there.
+
+    Raises:
+        FloatingPointError: if what is measured before the attack is no number.
     """
     tuned = copy.deepcopy(model).float().requires_grad_(True)
     history: list[dict[str, float]] = []
 
     def look(step: int) -> None:
         if step in measured:
-            history.append({"step": step, **measure(tuned)})
+            found = measure(tuned)
+            if not all(map(math.isfinite, found.values())):
+                raise FloatingPointError(f"by step {step} of the attack something measured is no number")
+            history.append({"step": step, **found})
 
     def after(step: int) -> None:
         look(step + 1)
@@ -61,8 +70,8 @@ class WorstCase:
         steps: after which it was measured.
         forget: what is known again of what was forgotten.
         learning_rate: with which.
-        inside: whether, at the last step, a lower and a higher learning rate were tried that are worse, so that the
-            grid is not what makes the model look robust.
+        inside: whether, at the last step, neither the lowest nor the highest learning rate is the best one alone, so
+            that the grid is not what makes the model look robust.
     """
 
     steps: tuple[int, ...]
@@ -98,12 +107,15 @@ def worst_case(
             if step not in best or sign * forget > sign * best[step][0]:
                 best[step] = (forget, rate)
     steps = tuple(sorted(best))
-    rate = best[steps[-1]][1]
+    at_end = {
+        rate: sign * entry["forget"] for rate, curve in curves.items() for entry in curve if entry["step"] == steps[-1]
+    }
+    ends = [at_end.pop(rate) for rate in {min(curves), max(curves)} if rate in at_end]
     return WorstCase(
         steps,
         tuple(best[step][0] for step in steps),
         tuple(best[step][1] for step in steps),
-        min(curves) < rate < max(curves),
+        max(at_end.values(), default=-math.inf) >= max(ends, default=-math.inf),
     )
 
 
@@ -112,7 +124,7 @@ def robustness(forget: float, of_teacher: float, of_oracle: float) -> float:
     suppressed model, 1 as robust as one that never saw what is forgotten (UNDO); NaN where
     these two do not differ."""
     gap = of_oracle - of_teacher
-    return (forget - of_teacher) / gap if abs(gap) > 1e-6 else math.nan
+    return (forget - of_teacher) / gap if abs(gap) >= SMALLEST_GAP else math.nan
 
 
 # --- how far a model is from another ---------------------------------------------------------------

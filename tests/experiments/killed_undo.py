@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, process, undo_figures, undo_stages
+from experiments import cli, process, undo_figures, undo_members
 from routed_rl.lm import models
 from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked
@@ -28,7 +28,7 @@ OPTIONS = SMALL.split()
 def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
     """Let the models be tiny indeed, and every stage be done in this process; gives their command lines."""
     patch.setitem(models.PRESETS, "gemma2-tiny", models._gemma2(width=16, layers=1, heads=4, head_width=4))
-    patch.setattr(undo_stages, "SUPPRESSED_ROWS", 2)
+    patch.setattr(undo_members, "SUPPRESSED_ROWS", 2)
     return run_in_process(patch)
 
 

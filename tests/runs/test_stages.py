@@ -96,7 +96,7 @@ def test_the_plan_says_why(tmp_path):
     assert [reason for _, reason in planned] == [
         None,
         None,
-        "is new: config.alpha is 0.5 there, 0.6 here",
+        "is new: config.options.alpha is 0.5 there, 0.6 here",
         None,
         f'is new: config.parents.model is "{NOISED.key}" there, "{stronger.key}" here',
     ]

@@ -1,0 +1,101 @@
+"""A corpus of ``routed-rl undo`` divided: what is trained on, measured, labelled, and in an attacker's hands."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from experiments.language import Text
+from experiments.undo_commands import Undo
+from routed_rl.lm import Batches, evaluate, exact_match
+from routed_rl.routing import LabelNoise
+from routed_rl.runs import derive_seed
+
+
+class Domains:
+    """A corpus divided as the options say.
+
+    Attributes:
+        retain, forget: training documents of each kind.
+        mixture: both, those to be forgotten so often that they are about as many as the others, where they are fewer.
+        measured: batches of what is measured, by kind.
+
+    Raises:
+        ValueError: if a part has no documents, or answers are to be measured in documents that are not of one length.
+    """
+
+    def __init__(self, command: Undo, text: Text) -> None:
+        self.command, self.corpus = command, text.corpus
+        self.retain, self.forget = (self.corpus.documents("train", kind) for kind in ("retain", "forget"))
+        self._repeats = max(round(len(self.retain) / len(self.forget)), 1)
+        self.mixture = self._mixture(self.forget)
+        order = np.random.default_rng(derive_seed(0, "measured"))
+        self.measured = {}
+        for kind, trained in (("retain", self.retain), ("forget", self.forget)):
+            # Without a share for validation, what is measured is what has been trained on.
+            documents = self.corpus.documents("validation", kind) if command.validation else trained
+            documents = order.permutation(documents)[: command.test_documents]
+            length = self._row(documents) if command.metric == "answers" else command.length
+            self.measured[kind] = Batches(self.corpus, documents, length)
+
+    def _row(self, documents: np.ndarray) -> int:
+        """How long rows are that have a document each."""
+        lengths = np.diff(self.corpus.starts)[documents]
+        if lengths.min() != lengths.max() or not 1 <= self.command.answer < lengths.min():
+            raise ValueError(
+                f"--metric answers needs documents of one length, longer than their answers of {self.command.answer} "
+                f"tokens, and these have {lengths.min()} to {lengths.max()}: take --metric loss"
+            )
+        return int(lengths[0]) + 1
+
+    def labelled(self, share: float, seed: int) -> np.ndarray:
+        """Training documents that somebody has labelled as to be forgotten.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        noise = LabelNoise(self.command.miss_rate, self.command.flip_rate)
+        labelled = self.corpus.labelled(share, noise, derive_seed(seed, "labels"))
+        found = np.concatenate([self.retain, self.forget])
+        found = found[labelled[found]]
+        if not len(found):
+            raise ValueError(f"with --labelled {share} nothing is labelled, of {len(self.forget)} documents")
+        return found
+
+    def without(self, share: float, seed: int) -> np.ndarray:
+        """The mixture, less what is labelled where a share of what is to be forgotten is; of 1 less all of that."""
+        if share in (0, 1):
+            return self.retain if share else self.mixture
+        return self._mixture(self.forget, self.labelled(share, seed))
+
+    def _mixture(self, forget: np.ndarray, without: np.ndarray | None = None) -> np.ndarray:
+        documents = np.concatenate([self.retain, np.repeat(forget, self._repeats)])
+        return documents if without is None else documents[~np.isin(documents, without)]
+
+    def batches(self, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
+        """Rows of documents in a new order each epoch; few of them are repeated until they fill a batch."""
+        length = self.command.length
+        tokens = int(np.diff(self.corpus.starts)[documents].sum())
+        repeats = -(-batch_size * (length - 1) // max(tokens, 1))
+        return Batches(self.corpus, np.tile(documents, max(repeats, 1)), length, batch_size, seed)
+
+    def measure(self, model: nn.Module, kind: str) -> float:
+        """How much a model knows of one kind, by the metric; FloatingPointError if that is no number."""
+        batches = self.measured[kind]
+        if self.command.metric == "answers":
+            return exact_match(model, batches, self.command.answer)
+        return evaluate(model, batches).mean()
+
+    def measures(self, model: nn.Module) -> dict[str, float]:
+        """:meth:`measure` of both kinds."""
+        return {kind: self.measure(model, kind) for kind in self.measured}
+
+    def attacker(self, seed: int) -> Batches:
+        """What the attack trains on: documents to be forgotten, and as many retained ones as the options say."""
+        relearning = self.command.relearn
+        order = np.random.default_rng(derive_seed(seed, "attacker"))
+        forget = order.permutation(self.forget)[: relearning.examples]
+        share = relearning.retain_share
+        count = -(-len(forget) * share // (1 - share))
+        retain = order.choice(self.retain, int(count), replace=count > len(self.retain))
+        return self.batches(np.concatenate([forget, retain]), relearning.batch_size, derive_seed(seed, "attack"))
