@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from experiments import cli
 from experiments.undo import StageRun, _command
-from experiments.undo_commands import TASKS, Undo
+from experiments.undo_commands import TASKS, SuppressorName, Undo
 from routed_rl.runs import read_json
-from routed_rl.unlearning import MaxEnt
+from routed_rl.unlearning import SUPPRESSORS, MaxEnt
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +230,10 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
     ):
         again = [tmp_path / name if option == tmp_path / "forget.txt" else option for option in own]
         assert message in refused(capsys, small, *again)
+
+
+def test_every_suppressor_is_an_option():
+    assert set(SuppressorName.__args__) == set(SUPPRESSORS)
 
 
 @pytest.mark.parametrize("task", TASKS)
