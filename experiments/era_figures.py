@@ -27,7 +27,7 @@ STYLES = {
 }
 """Name, colour and line of each method."""
 ORDER = list(STYLES)
-UNLABELLED = ("base", "control", "control-chosen")
+UNLABELLED = ("base", "control")
 """Methods that use no labels, but for the words that are reported on."""
 Curve = Sequence[tuple[float, float]]
 """Steps of an attack, each with the loss after it."""

@@ -56,7 +56,7 @@ class Attack:
     """AdamW's"""
     every: int = 4
     """steps between measurements"""
-    repeats: int = 2
+    repeats: int = 1
     """attacks with other documents, which are averaged"""
 
 
@@ -257,10 +257,10 @@ class Era(TextOptions):
     stopped."""
 
     methods: tuple[EraMethod, ...] = (
-        "base", "control", "control-chosen", "filtering", "rmu", "demix", "era", "era-chosen", "era+rmu",
+        "base", "control", "filtering", "rmu", "demix", "era", "era-chosen", "era+rmu",
     )  # fmt: skip
-    """compared at every share of labels, and era-parameter and era-forward; base and the controls do not depend on it,
-    and era+rmu is of the largest alone"""
+    """compared at every share of labels; further ones are era-parameter, era-forward and control-chosen. base and
+    control do not depend on labels, and era+rmu is of the largest share alone"""
     labelled: tuple[float, ...] = (0.25, 0.5, 1.0)
     """shares of the topic's documents that are labelled"""
     seeds: int = 3
