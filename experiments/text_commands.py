@@ -104,8 +104,8 @@ class CorpusOptions:
     """forget these tokens, wherever they are; or the name of a list (virology), or a file with one a line"""
     per: Literal["document", "token"] = "document"
     """whether words and pattern mark whole documents, or the tokens that they match"""
-    validation: float = 0.2
-    """share of documents not trained on"""
+    validation: float | None = 0.2
+    """share of documents not trained on; None: all are, and measured too (undo)"""
     max_characters: int | None = None
     """documents are cut to so many before words are looked for"""
     max_tokens: int | None = None

@@ -132,7 +132,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "gemma2-tiny",
         "corpus": "arithmetic",
         "length": 12,
-        "validation": 0.0,
+        "validation": None,
         "test_documents": 300,
     },
     ("languages", "quick"): {

@@ -33,7 +33,7 @@ class Domains:
         self.measured = {}
         for kind, trained in (("retain", self.retain), ("forget", self.forget)):
             # Without a share for validation, what is measured is what has been trained on.
-            documents = self.corpus.documents("validation", kind) if command.validation else trained
+            documents = self.corpus.documents("validation", kind) if command.validation is not None else trained
             documents = order.permutation(documents)[: command.test_documents]
             length = self._row(documents) if command.metric == "answers" else command.length
             self.measured[kind] = Batches(self.corpus, documents, length)

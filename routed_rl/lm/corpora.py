@@ -107,7 +107,7 @@ def build_corpus(
     *,
     per: Literal["document", "token"] = "document",
     forget_tokens: Sequence[int] = (),
-    validation: float = 0.1,
+    validation: float | None = 0.1,
     max_characters: int | None = None,
     max_tokens: int | None = None,
     about: Mapping[str, JSON] | None = None,
@@ -120,8 +120,8 @@ def build_corpus(
         finder: what is to be forgotten. With ``per="document"`` one mark makes all of a document so; with ``"token"``
             the tokens that overlap the marks are.
         forget_tokens: ids that are to be forgotten wherever they are, each by itself.
-        validation: the share of documents not trained on, 0 for none, chosen by a hash of their text: the same whatever
-            the other documents are, and the same for equal ones.
+        validation: the share of documents not trained on, chosen by a hash of their text: the same whatever the other
+            documents are, and the same for equal ones. None: all are trained on.
         max_characters: documents are cut to so many before anything is looked for.
         max_tokens: and to so many tokens afterwards.
         about: what the caller knows of documents and finder, which are not looked at where a corpus is there: if it, or
@@ -132,7 +132,8 @@ def build_corpus(
             holds something else.
         OSError: if the disk refuses; what was written is removed.
     """
-    check_probability("the validation share", validation)
+    share = 0.0 if validation is None else float(validation)
+    check_probability("the validation share", share)
     for name, limit, least in (("max_characters", max_characters, 1), ("max_tokens", max_tokens, 2)):
         if limit is not None and limit < least:
             raise ValueError(f"{name} must be at least {least}, got {limit}")
@@ -145,7 +146,7 @@ def build_corpus(
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "per": per,
         "forget_tokens": sorted({int(token) for token in forget_tokens}),
-        "validation": float(validation),
+        "validation": None if validation is None else share,
         "max_characters": max_characters,
         "max_tokens": max_tokens,
     }
@@ -157,7 +158,7 @@ def build_corpus(
     temporary.mkdir()
     try:
         tokenised = _tokenised(documents, tokenizer, size, finder, per, forget_tokens, max_characters, max_tokens)
-        _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), validation)
+        _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), share)
         write_json(temporary / ABOUT, identity)
         _check(open_corpus(temporary))
         for written in (*temporary.iterdir(), temporary):
@@ -285,6 +286,6 @@ def _check(corpus: Corpus) -> None:
             f"{matched} of {len(corpus.validation)} documents have something to forget; look at the word list, pattern "
             "or tokens"
         )
-    for split in ("train", "validation") if corpus.about["validation"] else ("train",):
+    for split in ("train",) if corpus.about["validation"] is None else ("train", "validation"):
         for kind in ("forget", "retain"):
             corpus.documents(split, kind)  # type: ignore[arg-type]

@@ -235,7 +235,7 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
     [
         (["--corpus", "TEXTS/c.txt", "--words", "zebra"], "none of 300 documents have something to forget"),
         (["--corpus", "TEXTS/c.txt", "--words", "document"], "all of 300 documents have something to forget"),
-        (["--corpus", "TEXTS/c.txt"], "say what is to be forgotten: --words, --pattern or --tokens"),
+        (["--corpus", "TEXTS/c.txt"], "say what is to be forgotten: --words, --pattern, --tokens or --forget"),
         (["--corpus", "TEXTS/c.txt", "--pattern", "("], "'(' is not a regular expression"),
         (["--corpus", "TEXTS/none.txt", "--words", "tree"], "there is no file"),
         (["--words", "tree", "--tokens", "oak"], "--words and --tokens both say what is to be forgotten; give one"),

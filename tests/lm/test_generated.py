@@ -93,7 +93,7 @@ def test_exact_match_counts_documents_whose_answers_are_all_right(tmp_path):
     tokenizer = arithmetic_tokenizer()
     corpus = build_corpus(
         tmp_path / "c", itertools.islice(generate_arithmetic(), 2600, None), tokenizer, find_topic("multiplication"),
-        validation=0.0,
+        validation=None,
     )  # fmt: skip
     assert not corpus.validation.any()
     documents = np.arange(20)
