@@ -70,8 +70,9 @@ class Generated:
     tokenizer: Callable[[], Any]
 
 
+STORIES = "stories"
 GENERATED = {
-    "stories": Generated(lambda n: generate_stories(n or 15_000, TEXT_SEED), FORGET, stories_tokenizer),
+    STORIES: Generated(lambda n: generate_stories(n or 15_000, TEXT_SEED), FORGET, stories_tokenizer),
     "arithmetic": Generated(lambda n: islice(generate_arithmetic(), n), "multiplication", arithmetic_tokenizer),
     "languages": Generated(
         lambda n: generate_languages(n or 20_000, TEXT_SEED), FORGOTTEN, partial(language_tokenizer, shared=False)
