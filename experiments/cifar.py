@@ -95,8 +95,8 @@ def _recipe(command: Cifar, real: bool) -> Recipe:
     at_least(1, seeds=command.seeds)
     if command.epochs is not None:
         at_least(1, epochs=command.epochs)
-    if not 0 < command.width <= 16:
-        raise UserError(f"--width must lie above 0 and at most at 16, got {command.width}")
+    if not 1 / 8 <= command.width <= 16:  # with fewer than 8 channels torch's convolutions have corrupted memory (log)
+        raise UserError(f"--width must lie within 0.125 … 16, got {command.width}")
     if not real and command.width != 1:
         raise UserError(f"--width {command.width} is of ResNet-34: it needs --data DIR")
     return Recipe(epochs=command.epochs or (200 if real else 60))

@@ -199,11 +199,10 @@ def test_gaps_are_own_minus_other():
     assert cifar.gaps(pd.DataFrame(rows)).gap.tolist() == [pytest.approx((0.7 + 0.5) / 2)]
 
 
-@pytest.mark.slow  # beside all other tests in one process, torch's backward pass crashed here twice; alone it does not
 def test_resnet_on_generated_images_and_the_same_run_killed(tmp_path, capsys, monkeypatch):
     """The published recipe in narrow, broken off after an epoch: the same files in the end."""
     data = cifar_files(tmp_path, train=100, test=100)
-    options = ("cifar", "--data", data, "--width", "0.0625", "--seeds", "1", "--epochs", "3")
+    options = ("cifar", "--data", data, "--width", "0.125", "--seeds", "1", "--epochs", "3")
     run(*options, "--out", tmp_path / "whole")
     save = RunDirectory.save_checkpoint
 
@@ -251,6 +250,7 @@ def test_augmentation_shifts_and_mirrors():
         (["--width", "0.5"], "0.5"),
         (["--data", "no/such", "--width", "nan"], "nan"),
         (["--data", "no/such", "--width", "100"], "100"),
+        (["--data", "no/such", "--width", "0.0625"], "--width must lie within 0.125 … 16, got 0.0625"),
     ],
 )
 def test_bad_options_of_cifar_end_in_one_line(options, quoted, tmp_path, capsys):
