@@ -132,7 +132,7 @@ def build_corpus(
             holds something else.
         OSError: if the disk refuses; what was written is removed.
     """
-    share = 0.0 if validation is None else float(validation)
+    share = 0.0 if validation is None else validation
     check_probability("the validation share", share)
     for name, limit, least in (("max_characters", max_characters, 1), ("max_tokens", max_tokens, 2)):
         if limit is not None and limit < least:
@@ -146,7 +146,7 @@ def build_corpus(
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "per": per,
         "forget_tokens": sorted({int(token) for token in forget_tokens}),
-        "validation": None if validation is None else share,
+        "validation": None if validation is None else float(share),
         "max_characters": max_characters,
         "max_tokens": max_tokens,
     }

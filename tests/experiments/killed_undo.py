@@ -6,6 +6,7 @@ visible.
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from experiments import cli, process, undo_figures, undo_members
 from routed_rl.lm import models
+from routed_rl.unlearning import MaxEnt
 from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked
 
@@ -50,5 +52,6 @@ if __name__ == "__main__":
     process.one_thread()
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
+        patch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, steps=6))
         patch.setattr(undo_figures, "draw", lambda *_: None)
         main(Path(sys.argv[1]))
