@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,12 +32,24 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
     """By form of the loss: the time and the peak of memory of a step, forward and backward, also relative to the plain
     form's, and the largest difference of a parameter's gradient from it, as a share of the gradient's largest entry.
     Memory is what the step allocates beside the models."""
-    sizes = (ROWS, LENGTH, WIDTH, LAYERS, VOCABULARY)
-    cases = _cases(sizes)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student, teacher = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+        tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
+    batch = Batch(tokens, torch.full_like(tokens, -1), torch.ones(ROWS, LENGTH - 1, dtype=torch.bool))
+    objectives = {PLAIN: partial(_plain, teacher), OURS: DistillationObjective(teacher)}
+    cases = {name: partial(_step, copy.deepcopy(student), of, batch) for name, of in objectives.items()}
     measured = take_turns({name: (1, case) for name, case in cases.items()}, repeats, tick)
-    # torch's profiler is kept out of this process, in which it was seen to leave autograd in disorder.
-    with ProcessPoolExecutor(1, get_context("spawn")) as child:
-        peaks = {name: child.submit(_peak, name, sizes).result() for name in cases}
+    peaks = {name: peak_memory(case) for name, case in cases.items()}
     slopes = {name: case() for name, case in cases.items()}
     return {
         name: {
@@ -51,32 +61,6 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
         }
         for name, row in measured.items()
     }
-
-
-def _cases(sizes: tuple[int, int, int, int, int]) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """A step by each form of the loss, of models that are alike; it gives the gradients."""
-    rows, length, width, layers, vocabulary = sizes
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        student, teacher = (AutoModelForCausalLM.from_config(config) for _ in range(2))
-        tokens = torch.randint(0, vocabulary, (rows, length))
-    batch = Batch(tokens, torch.full_like(tokens, -1), torch.ones(rows, length - 1, dtype=torch.bool))
-    objectives = {PLAIN: partial(_plain, teacher), OURS: DistillationObjective(teacher)}
-    return {name: partial(_step, copy.deepcopy(student), of, batch) for name, of in objectives.items()}
-
-
-def _peak(name: str, sizes: tuple[int, int, int, int, int]) -> int:
-    torch.set_num_threads(1)
-    return peak_memory(_cases(sizes)[name])
 
 
 def _step(model: nn.Module, objective: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
