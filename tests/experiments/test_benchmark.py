@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import commands
-from experiments.benchmarks import distillation, environments, learning, routing, timing, training
+from experiments.benchmarks import distillation, environments, language, learning, routing, timing, training
 from experiments.cli import main
 from experiments.gridworld import learning_curve
 from routed_rl.runs import write_json
@@ -33,6 +33,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(environments, "SCALAR_STEPS", 20)
     for name, size in (("BLOCKS", 2), ("BATCH", 2), ("LENGTH", 8), ("WIDTH", 32), ("NEW_UNITS", 8)):
         monkeypatch.setattr(routing, name, size)
+    monkeypatch.setattr(language, "STEPS", 1)
+    monkeypatch.setattr(language, "SHAPES", {preset: (2, length) for preset, (_, length) in language.SHAPES.items()})
     for name, size in (("ROWS", 2), ("LENGTH", 64), ("WIDTH", 16), ("LAYERS", 1), ("VOCABULARY", 4096)):
         monkeypatch.setattr(distillation, name, size)
 
