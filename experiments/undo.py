@@ -88,7 +88,11 @@ def _absolute(command: Undo) -> Undo:
         source = getattr(command, name)
         if source is not None and Path(source).exists():
             paths[name] = os.path.abspath(source)  # type: ignore[assignment]
-    return replace(command, **paths)  # type: ignore[arg-type]
+    teachers = []
+    for given in command.teachers:
+        name, equals, folder = given.partition("=")
+        teachers.append(f"{name}{equals}{os.path.abspath(folder) if folder else ''}")
+    return replace(command, teachers=tuple(teachers), **paths)  # type: ignore[arg-type]
 
 
 def _ready(todo: Sequence[Stage], root: Path) -> list[Stage]:
@@ -134,20 +138,25 @@ def _do(worker: Worker, study: Sequence[Member]) -> None:
 def _check(command: Undo) -> None:
     """UserError for options that nothing can be made of."""
     if (command.task, command.preset) not in TASKS:
-        raise UserError(f"there is no --preset {command.preset} of --task {command.task}")
+        there = next(preset for task, preset in TASKS if task == command.task)
+        raise UserError(f"there is no --preset {command.preset} of --task {command.task}, only {there}")
     pretrain, distilling, relearning = command.pretrain, command.distil, command.relearn
-    at_least(1, seeds=command.seeds, workers=command.workers, batch_size=command.batch_size)
+    rows = {"batch_size": command.batch_size, "suppress_rows": command.suppress_rows}
+    at_least(1, seeds=command.seeds, workers=command.workers, **rows)
     at_least(1, test_documents=command.test_documents, answer=command.answer, accumulate=command.accumulate)
     at_least(1, **{"distil.every": distilling.every, "relearn.steps": relearning.steps})
     at_least(1, **{"relearn.batch-size": relearning.batch_size})
-    at_least(1, **({} if relearning.examples is None else {"relearn.examples": relearning.examples}))
+    counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
+    counts |= {"lm-eval.limit": command.lm_eval.limit}
+    at_least(1, **{name: count for name, count in counts.items() if count is not None})
     at_least(
         0, **{"pretrain.steps": pretrain.steps, "pretrain.warmup": pretrain.warmup, "first-seed": command.first_seed}
     )
     at_least(0, **{"distil.steps": distilling.steps, "distil.warmup": distilling.warmup})
     at_least(2, length=command.length)
-    if command.batch_size % command.accumulate:
-        raise UserError(f"--batch-size {command.batch_size} cannot be computed in {command.accumulate} even parts")
+    for name, count, each in (("batch-size", command.batch_size, 1), ("suppress-rows", command.suppress_rows, 2)):
+        if each * count % command.accumulate:
+            raise UserError(f"--{name} {count} cannot be computed in --accumulate {command.accumulate} even parts")
     for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):
@@ -174,8 +183,8 @@ def _check(command: Undo) -> None:
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
         given = " ".join(map(str, relearning.measured)) or "none"
         raise UserError(f"--relearn.measured must be steps within 1 … {relearning.steps}, got {given}")
-    if not 0 <= relearning.retain_share < 1:
-        raise UserError(f"--relearn.retain-share must be 0 or more and below 1, got {relearning.retain_share}")
+    if not 0 <= relearning.retain_share <= 1:
+        raise UserError(f"--relearn.retain-share must lie within 0 … 1, got {relearning.retain_share}")
     if command.model not in PRESETS and (command.filtered or "new" in command.students):
         raise UserError(
             f"--model {command.model} is trained: there is no model that never saw anything, so say "

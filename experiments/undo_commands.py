@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from experiments.text_commands import CorpusOptions
 
-Task = Literal["arithmetic", "languages", "languages-shared", "custom"]
+Task = Literal["arithmetic", "languages", "languages-shared", "english-korean", "stories", "tofu", "wmdp", "custom"]
 UndoPreset = Literal["quick", "paper"]
 SuppressorName = Literal["graddiff", "maxent", "rmu", "npo", "simnpo", "undial", "repnoise", "sam"]
 
@@ -61,9 +61,32 @@ class Relearn:
     measured: tuple[int, ...] = (10, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
     """steps after which it is measured; 0 is always"""
     retain_share: float = 0.0
-    """share of the attacker's rows that are of what is retained"""
+    """share of the attacker's documents that are of what is retained"""
     examples: int | None = None
-    """distinct documents that the attacker has; None: all"""
+    """distinct documents to be forgotten that the attacker has, or, where all of them are of what is retained, of
+    those; None: all"""
+    others: bool = False
+    """the attacker has none of the documents on which it is measured, though the model was trained on them"""
+    rank: int | None = None
+    """of low-rank adapters, which the attacker trains; None: all weights"""
+
+
+@dataclass(frozen=True)
+class LmEval:
+    """Where the metric is lm-eval's (pip install lm-eval)."""
+
+    retain: str = "mmlu"
+    """the task or group of tasks that measures what is retained"""
+    forget: str = "wmdp_cyber"
+    """and what is to be forgotten"""
+    value: str = "acc,none"
+    """what of a task's results, higher being better"""
+    chance: float = 0.25
+    """that of a model that knows nothing"""
+    limit: int | None = None
+    """questions of each task; None: all"""
+    include: Path | None = None
+    """a folder with further tasks"""
 
 
 @dataclass(frozen=True)
@@ -73,24 +96,29 @@ class Undo(CorpusOptions):
 
     task: Task = "arithmetic"
     """what the other options are unless given: "arithmetic", digits, of which multiplication and division are to be
-    forgotten; "languages", one of two made-up languages; "languages-shared", written alike; "custom", --model, --corpus
-    and --forget"""
+    forgotten; "languages", one of two made-up languages; "languages-shared", written alike; "english-korean", the same
+    verses in both, Korean to be forgotten; "stories", one of their topics; "tofu", a tenth of made-up authors; "wmdp",
+    what helps in attacks on computers; "custom", --model, --corpus and --forget"""
     preset: UndoPreset = "quick"
-    """"quick", a third of a million parameters, for a CPU; or "paper", for a GPU"""
-    metric: Literal["answers", "loss"] = "answers"
-    """share of answers that are right, or nats per token"""
+    """"quick", small models for a CPU; or "paper", trained ones for a GPU (tofu, wmdp)"""
+    metric: Literal["answers", "loss", "lm-eval"] = "answers"
+    """share of answers that are right, nats per token, or tasks of lm-eval"""
     answer: int = 3
     """tokens of an answer, at the end of its document"""
     suppress: tuple[SuppressorName, ...] = ("maxent",)
     """how teachers are made to forget; the first is the main one"""
+    settings: tuple[str, ...] = ()
+    """of suppressors, METHOD.NAME=VALUE each: what routed_rl.unlearning.SUPPRESSORS documents, steps, learning_rate"""
+    teachers: tuple[str, ...] = ()
+    """further teachers, made elsewhere: NAME=FOLDER each, with {seed} in the folder's name where there is one a seed"""
     labelled: tuple[float, ...] = (1.0,)
     """shares of what is to be forgotten that somebody has labelled, which is what suppression sees of it; further ones
     are the main suppressor's, each beside a model that was trained without the labelled ones"""
     strengths: tuple[float, ...] = ()
     """further teachers of the main suppressor, with so many times its steps"""
     students: tuple[Literal["noised", "new"], ...] = ("noised",)
-    """what teachers are distilled into: noised copies of themselves, the main one's alone (UNDO); new models, of all of
-    them (unlearn and distil)"""
+    """what teachers are distilled into: noised copies of themselves, of those that are made here the main one alone
+    (UNDO); new models, of all of them (unlearn and distil)"""
     alphas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
     """how much of the weights is shrunk away before it is distilled into itself"""
     betas: tuple[float, ...] = (0.1,)
@@ -105,8 +133,12 @@ class Undo(CorpusOptions):
     """until what is retained is back"""
     relearn: Relearn = field(default_factory=Relearn)
     """of every model"""
+    lm_eval: LmEval = field(default_factory=LmEval)
+    """with --metric lm-eval"""
     batch_size: int = 128
     """rows a step, of pretraining and distillation"""
+    suppress_rows: int = 64
+    """rows of each kind a step, of suppression"""
     seeds: int = 1
     """of everything, with seeds 0, 1, …"""
     first_seed: int = 0
@@ -146,6 +178,77 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "distil": Distil(steps=1000),
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
+    },
+    ("english-korean", "quick"): {
+        "model": "small",
+        "corpus": "bible-english",
+        "forget": "bible-korean",
+        "metric": "loss",
+        "length": 129,
+        "batch_size": 16,
+        "pretrain": Pretrain(steps=1000),
+        "distil": Distil(steps=1000),
+        "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
+        "alphas": (0.3, 0.6, 0.8),
+    },
+    ("stories", "quick"): {
+        "metric": "loss",
+        "batch_size": 32,
+        "pretrain": Pretrain(steps=600),
+        "distil": Distil(steps=600),
+        "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
+    },
+    # Maini et al. 2024, the model and the form of its questions as in open-unlearning.
+    ("tofu", "paper"): {
+        "model": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
+        "corpus": "locuslab/TOFU:retain90",
+        "forget": "locuslab/TOFU:forget10",
+        "text_field": "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}<|eot_id|>",
+        "metric": "loss",
+        "length": 513,
+        "validation": None,
+        "batch_size": 32,
+        "suppress_rows": 16,
+        "accumulate": 4,
+        "filtered": False,
+        "pretrain": Pretrain(steps=0),
+        "settings": ("maxent.learning_rate=1e-5", "maxent.steps=125"),
+        "distil": Distil(learning_rate=1e-5, steps=1000),
+        "relearn": Relearn(learning_rates=(5e-5, 2e-5, 1e-5, 5e-6), others=True),
+        "precision": "bf16",
+        "device": "cuda",
+    },
+    # UNDO, sections on WMDP; but there the questions were asked of texts that cannot be had, and distillation saw web
+    # text and instructions, which a larger --corpus would be.
+    ("wmdp", "paper"): {
+        "model": "google/gemma-2-2b",
+        "corpus": "cais/wmdp-corpora:cyber-retain-corpus",
+        "forget": "cais/wmdp-corpora:cyber-forget-corpus",
+        "metric": "lm-eval",
+        "length": 257,
+        "batch_size": 440,
+        "suppress_rows": 40,
+        "accumulate": 40,
+        "filtered": False,
+        "pretrain": Pretrain(steps=0),
+        "suppress": ("maxent", "rmu"),
+        "settings": (
+            "maxent.learning_rate=2e-5",
+            "maxent.steps=90",
+            "maxent.retain_weight=0.25",
+            "rmu.steps=90",
+            "rmu.learning_rate=2e-5",
+            "rmu.norm=80",
+            "rmu.depth=15",
+            "rmu.retain_weight=1",
+        ),
+        "alphas": (0.25,),
+        "betas": (0.0,),
+        "distil": Distil(learning_rate=2e-5, steps=3000, every=500),
+        "relearn": Relearn((1e-5, 2.15e-5, 4.62e-6), steps=500, batch_size=20, measured=(10, 25, 50, 150, 500)),
+        "precision": "bf16",
+        "device": "cuda",
     },
     ("custom", "quick"): {"model": "small", "metric": "loss", "length": 129, "batch_size": 32, "test_documents": 200},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
+from experiments.harness import harness_value
 from experiments.language import Text
 from experiments.undo_commands import Undo
 from routed_rl.lm import Batches, evaluate, exact_match
@@ -25,7 +26,7 @@ class Domains:
     """
 
     def __init__(self, command: Undo, text: Text) -> None:
-        self.command, self.corpus = command, text.corpus
+        self.command, self.corpus, self.tokenizer = command, text.corpus, text.tokenizer
         self.retain, self.forget = (self.corpus.documents("train", kind) for kind in ("retain", "forget"))
         self._repeats = max(round(len(self.retain) / len(self.forget)), 1)
         self.mixture = self._mixture(self.forget)
@@ -84,6 +85,10 @@ class Domains:
         batches = self.measured[kind]
         if self.command.metric == "answers":
             return exact_match(model, batches, self.command.answer)
+        if self.command.metric == "lm-eval":
+            settings = self.command.lm_eval
+            task = settings.retain if kind == "retain" else settings.forget
+            return harness_value(model, self.tokenizer, task, settings.value, settings.limit, settings.include)
         return evaluate(model, batches).mean()
 
     def measures(self, model: nn.Module) -> dict[str, float]:
@@ -94,8 +99,20 @@ class Domains:
         """What the attack trains on: documents to be forgotten, and as many retained ones as the options say."""
         relearning = self.command.relearn
         order = np.random.default_rng(derive_seed(seed, "attacker"))
-        forget = order.permutation(self.forget)[: relearning.examples]
-        share = relearning.retain_share
-        count = -(-len(forget) * share // (1 - share))
-        retain = order.choice(self.retain, int(count), replace=count > len(self.retain))
-        return self.batches(np.concatenate([forget, retain]), relearning.batch_size, derive_seed(seed, "attack"))
+        forget, share = self.forget, relearning.retain_share
+        if relearning.others:
+            forget = np.setdiff1d(forget, self.measured["forget"].documents)
+            if not len(forget):
+                raise ValueError("--relearn.others leaves the attacker nothing: lower --test-documents")
+        if share == 1:
+            documents = order.permutation(self.retain)[: relearning.examples]
+        else:
+            forget = order.permutation(forget)[: relearning.examples]
+            count = int(-(-len(forget) * share // (1 - share)))
+            documents = np.concatenate([forget, order.choice(self.retain, count, replace=count > len(self.retain))])
+        return self.batches(documents, relearning.batch_size, derive_seed(seed, "attack"))
+
+
+def higher_is_better(command: Undo) -> bool:
+    """Whether the metric grows with what a model knows."""
+    return command.metric != "loss"

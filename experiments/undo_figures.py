@@ -15,8 +15,9 @@ from experiments.undo_commands import Undo
 from experiments.undo_members import Member
 from routed_rl.unlearning import WorstCase
 
-KNOWN = {"answers": "right answers on what is forgotten", "loss": "loss on what is forgotten (nats)"}
-KEPT = {"answers": "right answers on what is retained", "loss": "loss on what is retained (nats)"}
+UNITS = {"answers": "right answers", "loss": "loss (nats)", "lm-eval": "score"}
+KNOWN = {metric: f"{unit} on what is forgotten" for metric, unit in UNITS.items()}
+KEPT = {metric: f"{unit} on what is retained" for metric, unit in UNITS.items()}
 Curves = Mapping[Member, WorstCase]
 
 
@@ -150,7 +151,7 @@ def draw_labels(frame: pd.DataFrame, command: Undo, path: Path) -> None:
 
 def _is_usual(member: Member, command: Undo) -> bool:
     """Whether a model is not of the further ones, with fewer labels or a teacher of another strength."""
-    if member.suppressor is None:
+    if member.strength is None:  # of what was not suppressed here
         return member.labelled is None
     return member.strength == 1.0 and member.labelled == command.labelled[0]
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from experiments.language import Text, files_identity
+from experiments.errors import at_least
+from experiments.language import Text, files_identity, model_identity
 from experiments.undo_commands import Undo
 from routed_rl.lm import Training
 from routed_rl.runs import Stage
-from routed_rl.unlearning import SUPPRESSORS
+from routed_rl.unlearning import SUPPRESSORS, Suppressor
 
 STAGES = "stages"
 BETAS_AT = 0.6
 """Further betas are tried at the alpha that is nearest to this, which UNDO recommends."""
-SUPPRESSED_ROWS = 64
-"""Rows of each kind in a step of suppression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ class Member:
 def members(command: Undo, text: Text) -> list[Member]:
     """All models of a study, each after those that it goes on from.
 
-    The first suppressor, with the first share of labels and at strength 1, is the main one: its teacher alone is
-    noised, and in its stead alone there are others with fewer labels or of another strength.
+    The first suppressor, with the first share of labels and at strength 1, is the main one: of those that are made here
+    its teacher alone is noised, and in its stead alone there are others with fewer labels or of another strength.
     """
     common = {
         name: getattr(command, name) for name in ("length", "precision", "batch_size", "metric", "test_documents")
@@ -65,6 +66,8 @@ def members(command: Undo, text: Text) -> list[Member]:
     common |= {"text": text.digest, "model": files_identity(command)["model"]}
     if command.metric == "answers":
         common["answer"] = command.answer
+    if command.metric == "lm-eval":
+        common["lm_eval"] = {**asdict(command.lm_eval), "include": str(command.lm_eval.include)}
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
     distilled = {"distil": asdict(command.distil), "stops": True}
     pretrained = {"pretrain": asdict(command.pretrain)}
@@ -87,6 +90,15 @@ def members(command: Undo, text: Text) -> list[Member]:
         found.append(Member(model, seed, stage, attack, **keys))
         return stage
 
+    def distil(reference: Stage, teacher: Stage, noised: bool, **keys: Any) -> None:
+        parents = {"teacher": teacher, "reference": reference}
+        if "new" in command.students:
+            add(reference, "distilled", "distil", {**distilled, "student": "new"}, parents, **keys)
+        if "noised" in command.students and noised:
+            for alpha, beta in noises:
+                config = {**distilled, "student": "noised", "alpha": alpha, "beta": beta}
+                add(reference, "undo", "distil", config, parents, **keys, alpha=alpha, beta=beta)
+
     for seed in range(command.first_seed, command.first_seed + command.seeds):
         whole = {**pretrained, "left_out": 0.0}
         reference = Stage("pretrain", {**common, **whole}, seed, {})
@@ -101,19 +113,16 @@ def members(command: Undo, text: Text) -> list[Member]:
                     )
         for method, strength, labelled in teachers:
             keys = {"suppressor": method, "strength": strength, "labelled": labelled}
-            suppressor = SUPPRESSORS[method]()
-            recipe = suppressor.recipe
+            suppressor, recipe = make_suppressor(command.settings, method)
             recipe = replace(recipe, steps=max(round(strength * recipe.steps), 1), precision=command.precision)
             config = {"method": method, "settings": asdict(suppressor), "recipe": asdict(recipe), "labelled": labelled}
-            config |= {"rows": SUPPRESSED_ROWS, **errors}
+            del config["recipe"]["accumulate"]  # which changes rounding alone
+            config |= {"rows": command.suppress_rows, **errors}
             teacher = add_to("suppressed", "suppress", config, {"reference": reference}, **keys)
-            parents = {"teacher": teacher, "reference": reference}
-            if "new" in command.students:
-                add_to("distilled", "distil", {**distilled, "student": "new"}, parents, **keys)
-            if "noised" in command.students and (method, strength, labelled) == teachers[0]:
-                for alpha, beta in noises:
-                    noise = {"alpha": alpha, "beta": beta}
-                    add_to("undo", "distil", {**distilled, "student": "noised", **noise}, parents, **keys, **noise)
+            distil(reference, teacher, (method, strength, labelled) == teachers[0], **keys)
+        for name, folder in given_teachers(command, seed).items():
+            teacher = add_to("suppressed", "given", {"given": model_identity(folder)}, {}, suppressor=name)
+            distil(reference, teacher, True, suppressor=name)
         if command.oracle:
             parents = {"teacher": filtered, "reference": reference}
             slower = replace(command.distil, learning_rate=command.distil.learning_rate / 2)
@@ -123,11 +132,56 @@ def members(command: Undo, text: Text) -> list[Member]:
     return found
 
 
+def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
+    """A suppressor and how it is trained, as the options say; ValueError for settings that it does not have."""
+    kind = SUPPRESSORS[method]
+    numbers = {field.name: field.default for field in fields(kind) if isinstance(field.default, int | float)}
+    of_recipe = {"steps": kind().recipe.steps, "learning_rate": kind().recipe.learning_rate}
+    numbers |= of_recipe
+    given: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        whose, _, name = name.replace("-", "_").partition(".")
+        if whose not in SUPPRESSORS:
+            raise ValueError(f"--settings must be METHOD.NAME=VALUE, of {', '.join(SUPPRESSORS)}, got {setting!r}")
+        if whose != method:
+            continue
+        if name not in numbers:
+            raise ValueError(f"--settings {setting}: {method} has {', '.join(numbers)}")
+        try:
+            given[name] = type(numbers[name])(value)
+        except ValueError:
+            raise ValueError(f"--settings {setting}: {value!r} is no {type(numbers[name]).__name__}") from None
+    at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
+    if not 0 < given.get("learning_rate", 1.0) < math.inf:
+        raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
+    recipe = {name: given.pop(name) for name in of_recipe if name in given}
+    suppressor = kind(**given)
+    return suppressor, replace(suppressor.recipe, **recipe)
+
+
+def given_teachers(command: Undo, seed: int) -> dict[str, str]:
+    """Folders of the teachers that were made elsewhere, by name.
+
+    Raises:
+        ValueError: for what is no name and folder, or no name of its own.
+    """
+    found: dict[str, str] = {}
+    for given in command.teachers:
+        name, _, folder = given.partition("=")
+        if not name or not folder or name in found or name in SUPPRESSORS:
+            raise ValueError(f"--teachers must be NAME=FOLDER, with a new name each, got {given!r}")
+        found[name] = folder.replace("{seed}", str(seed))
+        if not Path(found[name], "config.json").is_file():
+            raise ValueError(f"--teachers {given}: there is no model in {found[name]!r}")
+    return found
+
+
 def training_of(stage: Stage, accumulate: int) -> Training:
     """How the model of a stage is trained."""
     config: Mapping[str, Any] = stage.config
     if stage.kind == "suppress":
-        return Training(**config["recipe"])
+        return Training(**config["recipe"], accumulate=accumulate)
     common = {"accumulate": accumulate, "precision": config["precision"]}
     if stage.kind == "pretrain":
         return Training(**config["pretrain"], **common)
@@ -140,4 +194,6 @@ def total_steps(stage: Stage) -> int:
     config: Mapping[str, Any] = stage.config
     if stage.kind == "attack":
         return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))
+    if stage.kind == "given":
+        return 0
     return training_of(stage, 1).steps

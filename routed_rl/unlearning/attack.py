@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from routed_rl.lm.training import Source, Training, train
@@ -25,6 +26,7 @@ def relearn(
     measured: Collection[int],
     measure: Callable[[nn.Module], dict[str, float]],
     *,
+    rank: int | None = None,
     seed: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
@@ -34,6 +36,8 @@ def relearn(
     Args:
         source: what the attacker has.
         measured: steps after which the copy is measured; 0 is before the first.
+        rank: of low-rank adapters on all linear layers but the last, which the attacker trains instead (LoRA, Hu et al.
+            2021); None: all weights.
 
     Returns:
         What was measured, with the "step"; an attack that diverges ends there.
@@ -42,6 +46,10 @@ def relearn(
         FloatingPointError: if what is measured before the attack is no number.
     """
     tuned = copy.deepcopy(model).float().requires_grad_(True)
+    if rank is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tuned = get_peft_model(tuned, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))  # type: ignore[arg-type]
     history: list[dict[str, float]] = []
 
     def look(step: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, process, undo_figures, undo_members
+from experiments import cli, process, undo_figures
 from routed_rl.lm import models
 from routed_rl.unlearning import MaxEnt
 from tests.experiments.in_process import run_in_process
@@ -21,7 +21,7 @@ from tests.lm.killed_training import forked
 KILLS = 10
 SMALL = (
     "--task languages --documents 200 --pretrain.steps 6 --pretrain.warmup 2 --distil.steps 6 --distil.warmup 2 "
-    "--distil.every 2 --batch-size 4 --test-documents 4 --relearn.steps 3 --relearn.measured 1 3 "
+    "--distil.every 2 --batch-size 4 --suppress-rows 2 --test-documents 4 --relearn.steps 3 --relearn.measured 1 3 "
     "--relearn.learning-rates 1e-3 1e-4 --allow-weak-teacher"
 )
 OPTIONS = SMALL.split()
@@ -30,7 +30,6 @@ OPTIONS = SMALL.split()
 def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
     """Let the models be tiny indeed, and every stage be done in this process; gives their command lines."""
     patch.setitem(models.PRESETS, "gemma2-tiny", models._gemma2(width=16, layers=1, heads=4, head_width=4))
-    patch.setattr(undo_members, "SUPPRESSED_ROWS", 2)
     return run_in_process(patch)
 
 

@@ -1,6 +1,7 @@
 """``routed-rl undo``: what runs and what does not, what is found, and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import cli
+from experiments.language import open_text
 from experiments.undo import StageRun, _command
-from experiments.undo_commands import TASKS, SuppressorName, Undo
+from experiments.undo_commands import TASKS, Relearn, SuppressorName, Undo
+from experiments.undo_domains import Domains
 from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
@@ -65,6 +68,12 @@ def contents(out):
     names = ("*.csv", "*.md", "*.json", "stages/*/metrics.csv", "stages/*/*.json", "stages/*/model/*")
     found = {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
     return {name: data for name, data in found.items() if name != "timings.csv"}
+
+
+def is_main(path):
+    """Whether a suppressing stage's config is that of the main teacher."""
+    options = read_json(path)["config"]["options"]
+    return options["method"] == "maxent" and options["labelled"] == 1 and options["recipe"]["steps"] == 60
 
 
 def test_every_model_is_made_attacked_and_reported(study, small):
@@ -138,6 +147,58 @@ def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, tmp
     assert "undo, maxent, α 0.6, β 0.1" not in names, "what is not asked for is not reported"
 
 
+def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
+    """It is attacked, noised and distilled like those made here; what it cost nobody knows."""
+    (made,) = {path.parent for path in (study / "stages").glob("suppress-*/config.json") if is_main(path)}
+    teacher = tmp_path / "teacher-0"
+    shutil.copytree(made / "model", teacher)
+    options = (*OPTIONS, "--alphas", "0.5", "--students", "noised", "new", "--out", tmp_path / "s")
+    run(small, *options, "--teachers", f"mine={tmp_path}/teacher-{{seed}}")
+    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("name")
+    for kind in ("suppressed, {}", "distilled, {}", "undo, {}, α 0.5, β 0.1"):
+        mine, maxent = (frame.loc[kind.format(name)] for name in ("mine", "maxent"))
+        assert mine.forget_3 == maxent.forget_3 and mine.retain == maxent.retain
+    assert mine.compute == maxent.compute and mine.robustness == maxent.robustness
+    assert maxent.compute_flops > 0 and pd.isna(mine.compute_flops)
+    shutil.copytree(teacher, tmp_path / "teacher-1")
+    tokenizer = tmp_path / "teacher-1" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"<s>"', '"<t>"').replace('"a"', '"ä"'))
+    line = refused(capsys, small, *options, "--teachers", f"mine={tmp_path}/teacher-1")
+    assert "stages failed" in line or "failed, and" in line
+    log = "".join(path.read_text() for path in (tmp_path / "s" / "stages").glob("given-*.log"))
+    assert "has another vocabulary than the corpus and its students" in log
+
+
+def test_settings_of_suppressors(small, tmp_path, capsys):
+    options = (*OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
+    run(small, *options, "--settings", "maxent.steps=4")
+    ran = len(small[1])
+    run(small, *options, "--settings", "maxent.steps=4", "rmu.steps=3")
+    assert len(small[1]) == ran, "of a method that is not asked for"
+    run(small, *options, "--settings", "maxent.steps=4", "maxent.retain-weight=3")
+    kinds = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
+    assert kinds == ["suppress", "attack", "distil", "attack"]
+
+
+@pytest.mark.parametrize(
+    ("relearning", "kinds", "measured"),
+    [
+        (Relearn(), {True}, True),
+        (Relearn(others=True), {True}, False),
+        (Relearn(retain_share=0.5), {True, False}, True),
+        (Relearn(retain_share=1.0, examples=7), {False}, False),
+    ],
+)
+def test_what_the_attacker_has(relearning, kinds, measured, small):
+    command = replace(Undo(task="arithmetic", **TASKS["arithmetic", "quick"]), relearn=relearning, corpora=small[0])
+    domains = Domains(command, open_text(command))
+    attacker = np.unique(domains.attacker(0).documents)
+    assert set(domains.corpus.to_forget[attacker]) == kinds
+    assert bool(np.isin(domains.measured["forget"].documents, attacker).any()) == measured
+    if relearning.examples is not None:
+        assert len(attacker) == relearning.examples
+
+
 def test_a_stage_edited_by_hand_is_refused(small, tmp_path, capsys):
     options = (*OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
     run(small, *options)
@@ -191,7 +252,19 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
         (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
         (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
-        (["--accumulate", "3"], "--batch-size 4 cannot be computed in 3 even parts"),
+        (["--accumulate", "3"], "--batch-size 4 cannot be computed in --accumulate 3 even parts"),
+        (["--suppress-rows", "3", "--accumulate", "4"], "--suppress-rows 3 cannot be computed in --accumulate 4"),
+        (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, of graddiff, maxent,"),
+        (["--settings", "maxent.norm=3"], "--settings maxent.norm=3: maxent has retain_weight, steps, learning_rate"),
+        (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is no int"),
+        (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
+        (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
+        (["--settings", "maxent.retain_weight=-1"], "retain_weight of MaxEnt must be 0 or more, got -1.0"),
+        (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a new name each, got 'nobody'"),
+        (["--teachers", "maxent=here"], "with a new name each, got 'maxent="),
+        (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
+        (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
+        (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
         (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
         (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
         (["--metric", "answers", "--answer", "50"], "longer than their answers of 50 tokens"),
@@ -203,11 +276,11 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more above 0, got 0.0"),
         (["--relearn.measured", "4"], "--relearn.measured must be steps within 1 … 3, got 4"),
-        (["--relearn.retain-share", "1"], "--relearn.retain-share must be 0 or more and below 1, got 1.0"),
+        (["--relearn.retain-share", "1.5"], "--relearn.retain-share must lie within 0 … 1, got 1.5"),
         (["--only", "distil-0"], "--only distil-0 is no stage of this study: see --plan"),
         (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
         (["--corpus", "none.txt"], "say what is to be forgotten: --words, --pattern, --tokens or --forget"),
-        (["--preset", "paper"], "there is no --preset paper of --task languages"),
+        (["--preset", "paper"], "there is no --preset paper of --task languages, only quick"),
     ],
 )
 def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):

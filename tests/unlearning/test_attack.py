@@ -13,6 +13,7 @@ from routed_rl.lm.losses import next_token_loss
 from routed_rl.unlearning import barrier, quantised, relearn, robustness, weight_distance, worst_case
 from tests.lm.test_losses import Bigram
 from tests.lm.texts import corpus_of
+from tests.lm.tiny_models import tiny_model
 
 
 def source(batch_size=2, seed=0):
@@ -52,6 +53,26 @@ def test_weights_of_half_the_precision_are_attacked_in_full():
     assert next(seen[0].parameters()).dtype == torch.float32
     changed = next(seen[1].parameters()) != next(seen[0].parameters())
     assert changed.float().mean() > 0.5, "a step of a millionth is none in bfloat16"
+
+
+def test_an_attacker_may_train_low_rank_adapters_alone():
+    """At first they change nothing; what then differs from the weights is of their rank, and the model stays."""
+    model = tiny_model("llama").eval()
+    before, seen = copy.deepcopy(model.state_dict()), []
+
+    def look(tuned):
+        merged = copy.deepcopy(tuned).merge_and_unload() if hasattr(tuned, "merge_and_unload") else tuned
+        seen.append(dict(merged.named_parameters()))
+        return measure(tuned)
+
+    history = relearn(model, source(), 6, 0.02, (0, 6), look, rank=1, seed=3)
+    again = relearn(model, source(), 6, 0.02, (0, 6), measure, rank=1, seed=3)
+    assert history == again and history[1]["forget"] < history[0]["forget"] == measure(model)["forget"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    changes = {name: seen[1][name] - tensor for name, tensor in before.items()}
+    ranks = {name: int(torch.linalg.matrix_rank(c, atol=1e-6)) for name, c in changes.items() if c.ndim == 2}
+    assert {rank for name, rank in ranks.items() if "proj" in name} == {1}
+    assert not any(changes[name].any() for name in before if "proj" not in name)
 
 
 def test_an_attack_that_diverges_ends_there():

@@ -1,0 +1,40 @@
+"""What lm-eval says of a model that is in memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def harness_value(
+    model: nn.Module, tokenizer: Any, task: str, value: str, limit: int | None = None, include: Path | None = None
+) -> float:
+    """One of the results of a task, or group of tasks, of EleutherAI's lm-eval.
+
+    Args:
+        value: which, "acc,none" say.
+        limit: so many of each task's questions; None: all.
+        include: a folder with tasks of one's own.
+
+    Raises:
+        OSError: if lm-eval is not installed, saying how to, or a task's data cannot be had.
+        ValueError: if there is no such task, or its results have no such value.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise OSError("lm-eval is not installed: pip install lm-eval") from None
+    tasks = TaskManager(include_path=None if include is None else str(include))
+    if task not in tasks.all_tasks:
+        raise ValueError(f"lm-eval has no task {task!r}")
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    found = simple_evaluate(harness, tasks=[task], limit=limit, task_manager=tasks, bootstrap_iters=0)
+    results = found["results"][task]
+    if value not in results or not isinstance(results[value], int | float) or math.isnan(results[value]):
+        raise ValueError(f"lm-eval's {task} has no {value!r} but {', '.join(map(repr, results))}")
+    return float(results[value])
