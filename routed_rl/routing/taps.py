@@ -28,7 +28,7 @@ def weigh(x: Tensor, dim: int, units: Sequence[Units], weights: Sequence[Tensor]
         weights: of each part, of the leading dimensions of ``x`` without ``dim``.
     """
     # On a CPU memory costs more than arithmetic: what will be written as a whole is not copied first, and to ask
-    # whether there is a 0 costs nothing. Compilers see to the first themselves, and devices would have to be waited for.
+    # whether there is a 0 costs nothing; compilers see to the first themselves, and a device would be waited for.
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     fresh = eager and not x.requires_grad and _is_partition(units, x.shape[dim])
     out = torch.empty_like(x) if fresh else x.clone()
