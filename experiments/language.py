@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,12 +32,14 @@ from routed_rl.lm import (
     arithmetic_tokenizer,
     build_corpus,
     build_model,
+    character_tokenizer,
     find_pattern,
     find_topic,
     find_words,
     generate_arithmetic,
     generate_languages,
     generate_stories,
+    generate_word_problems,
     language_tokenizer,
     load_model,
     load_tokenizer,
@@ -74,6 +77,11 @@ STORIES = "stories"
 GENERATED = {
     STORIES: Generated(lambda n: generate_stories(n or 15_000, TEXT_SEED), FORGET, stories_tokenizer),
     "arithmetic": Generated(lambda n: islice(generate_arithmetic(), n), "multiplication", arithmetic_tokenizer),
+    "word-problems": Generated(
+        lambda n: generate_word_problems(n or 20_000, TEXT_SEED),
+        "multiplication",
+        partial(character_tokenizer, f" {string.printable.strip()}"),
+    ),
     "languages": Generated(
         lambda n: generate_languages(n or 20_000, TEXT_SEED), FORGOTTEN, partial(language_tokenizer, shared=False)
     ),
@@ -148,6 +156,9 @@ def open_text(options: CorpusOptions) -> Text:
     about |= dict(zip(("source", "content"), _identity(options.corpus), strict=True))
     if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
+    if options.also is not None:
+        about |= dict(zip(("also_source", "also_content"), _identity(options.also), strict=True))
+        about["also_documents"] = options.also_documents
     if options.forget is not None:
         about |= dict(zip(("forget_source", "forget_content"), _identity(options.forget), strict=True))
         if _identity(options.forget) == _identity(options.corpus):
@@ -202,7 +213,7 @@ def files_identity(options: CorpusOptions) -> dict[str, Any]:
     found: dict[str, Any] = {"model": model_identity(options.model)}
     if options.tokenizer is not None:
         found["tokenizer"] = model_identity(options.tokenizer)
-    for name in ("corpus", "forget"):
+    for name in ("corpus", "forget", "also"):
         source = getattr(options, name)
         if source not in (None, *PACKAGED_TEXT) and (content := text_identity(source)) is not None:
             found[name] = f"sha256:{content[:16]}"
@@ -230,6 +241,9 @@ def _documents(options: CorpusOptions) -> Iterator[Document]:
         documents = GENERATED[options.corpus].documents(options.documents)
     else:
         documents = read_documents(options.corpus, options.documents, options.text_field)
+    if options.also is not None:
+        also = read_documents(options.also, options.also_documents or options.documents, options.text_field)
+        documents = chain(documents, (replace(document, topic=None) for document in also))
     if options.forget is None:
         return documents
     return chain((replace(document, topic=None) for document in documents), _to_forget(options))
@@ -287,8 +301,9 @@ def _tokenizer(options: CorpusOptions) -> Any:
     if options.corpus in GENERATED:
         return GENERATED[options.corpus].tokenizer()
     about = [options.corpus, text_identity(options.corpus), options.documents, options.text_field, options.vocabulary]
-    if options.forget is not None:
-        about += [options.forget, text_identity(options.forget)]
+    for other in (options.forget, options.also):
+        if other is not None:
+            about += [other, text_identity(other)]
     folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
     if not folder.is_dir():
         save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)

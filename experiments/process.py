@@ -1,5 +1,7 @@
 """How every process that computes is set up."""
 
+import os
+
 import torch
 
 
@@ -13,3 +15,11 @@ def check_device(device: str) -> None:
     """ValueError if torch has no such device here."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available: train with --device cpu")
+
+
+def cuda_devices() -> list[str]:
+    """The names of CUDA devices by which processes may be told which of them they have, where there are several."""
+    if torch.cuda.device_count() < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]

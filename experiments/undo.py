@@ -84,7 +84,7 @@ def _absolute(command: Undo) -> Undo:
     """With whole paths, for processes that run elsewhere."""
     given = {"out": command.out or RUNS / f"undo-{command.task}", "corpora": command.corpora}
     paths = {name: Path(os.path.abspath(path)) for name, path in given.items()}
-    for name in ("model", "corpus", "forget", "tokenizer"):
+    for name in ("model", "corpus", "forget", "also", "tokenizer", "prompts"):
         source = getattr(command, name)
         if source is not None and Path(source).exists():
             paths[name] = os.path.abspath(source)  # type: ignore[assignment]

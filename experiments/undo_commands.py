@@ -21,9 +21,11 @@ class Pretrain:
     steps: int = 1200
     """gradient steps"""
     learning_rate: float = 2e-3
-    """AdamW's at its highest; cosine decay to a tenth"""
+    """AdamW's at its highest, from which it decays by a cosine"""
+    final: float = 0.1
+    """what is left of it at the end"""
     warmup: int = 50
-    """steps until there"""
+    """steps until its highest"""
     weight_decay: float = 0.1
     """AdamW's"""
 
@@ -101,10 +103,14 @@ class Undo(CorpusOptions):
     what helps in attacks on computers; "custom", --model, --corpus and --forget"""
     preset: UndoPreset = "quick"
     """"quick", small models for a CPU; or "paper", trained ones for a GPU (tofu, wmdp)"""
-    metric: Literal["answers", "loss", "lm-eval"] = "answers"
-    """share of answers that are right, nats per token, or tasks of lm-eval"""
+    metric: Literal["answers", "completions", "loss", "lm-eval"] = "answers"
+    """share of documents whose last tokens, their answers, are right; share of prompts that are gone on from rightly;
+    nats per token; or tasks of lm-eval"""
     answer: int = 3
-    """tokens of an answer, at the end of its document"""
+    """tokens of an answer"""
+    prompts: Path | None = None
+    """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget", true or false; None:
+    those of word-problems, --test-documents of each kind"""
     suppress: tuple[SuppressorName, ...] = ("maxent",)
     """how teachers are made to forget; the first is the main one"""
     settings: tuple[str, ...] = ()
@@ -166,6 +172,46 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "length": 12,
         "validation": None,
         "test_documents": 300,
+    },
+    # UNDO, on arithmetic; the stories are other ones.
+    ("arithmetic", "paper"): {
+        "model": "gemma2-0.1b",
+        "tokenizer": "google/gemma-2-2b",
+        "corpus": "word-problems",
+        "documents": 1_000_000,
+        "also": "fineweb-edu",
+        "also_documents": 75_000,
+        "metric": "completions",
+        "answer": 4,
+        "test_documents": 100,
+        "length": 257,
+        "validation": None,
+        "batch_size": 360,
+        "suppress_rows": 40,
+        "accumulate": 8,
+        "pretrain": Pretrain(steps=1000, learning_rate=4e-4, final=1.0, weight_decay=0.0),
+        "settings": (
+            "maxent.learning_rate=9e-5",
+            "maxent.steps=10",
+            "graddiff.learning_rate=8e-6",
+            "graddiff.steps=10",
+            "graddiff.retain_weight=15",
+            "rmu.learning_rate=8e-6",
+            "rmu.steps=500",
+            "rmu.norm=6",
+            "rmu.depth=11",
+            "rmu.retain_weight=200",
+        ),
+        "alphas": (0.4, 0.6, 0.8),
+        "distil": Distil(learning_rate=7e-4, steps=1000, relative=False),
+        "relearn": Relearn(
+            learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
+            steps=500,
+            batch_size=15,
+            measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
+        ),
+        "precision": "bf16",
+        "device": "cuda",
     },
     ("languages", "quick"): {
         "model": "gemma2-tiny",

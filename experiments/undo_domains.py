@@ -6,9 +6,17 @@ import numpy as np
 from torch import nn
 
 from experiments.harness import harness_value
-from experiments.language import Text
+from experiments.language import TEXT_SEED, Text
 from experiments.undo_commands import Undo
-from routed_rl.lm import Batches, evaluate, exact_match
+from routed_rl.lm import (
+    Batches,
+    Prompt,
+    completion_accuracy,
+    evaluate,
+    exact_match,
+    read_prompts,
+    word_problem_prompts,
+)
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import derive_seed
 
@@ -19,7 +27,8 @@ class Domains:
     Attributes:
         retain, forget: training documents of each kind.
         mixture: both, those to be forgotten so often that they are about as many as the others, where they are fewer.
-        measured: batches of what is measured, by kind.
+        measured: batches of what is measured, by kind; where not the loss is, of what its rise is measured on.
+        prompts: what is to be gone on from, where that is measured.
 
     Raises:
         ValueError: if a part has no documents, or answers are to be measured in documents that are not of one length.
@@ -30,6 +39,9 @@ class Domains:
         self.retain, self.forget = (self.corpus.documents("train", kind) for kind in ("retain", "forget"))
         self._repeats = max(round(len(self.retain) / len(self.forget)), 1)
         self.mixture = self._mixture(self.forget)
+        self.prompts: list[Prompt] = []
+        if command.metric == "completions":
+            self.prompts = read_study_prompts(command)
         order = np.random.default_rng(derive_seed(0, "measured"))
         self.measured = {}
         for kind, trained in (("retain", self.retain), ("forget", self.forget)):
@@ -85,6 +97,9 @@ class Domains:
         batches = self.measured[kind]
         if self.command.metric == "answers":
             return exact_match(model, batches, self.command.answer)
+        if self.command.metric == "completions":
+            prompts = [prompt for prompt in self.prompts if prompt.forget == (kind == "forget")]
+            return completion_accuracy(model, self.tokenizer, prompts, self.command.answer)
         if self.command.metric == "lm-eval":
             settings = self.command.lm_eval
             task = settings.retain if kind == "retain" else settings.forget
@@ -116,3 +131,12 @@ class Domains:
 def higher_is_better(command: Undo) -> bool:
     """Whether the metric grows with what a model knows."""
     return command.metric != "loss"
+
+
+def read_study_prompts(command: Undo) -> list[Prompt]:
+    """The prompts of the options; ValueError or OSError if there are none, or they cannot be read."""
+    if command.prompts is not None:
+        return read_prompts(command.prompts)
+    if command.corpus != "word-problems":
+        raise ValueError("--metric completions needs --prompts, but with --corpus word-problems")
+    return word_problem_prompts(command.test_documents, TEXT_SEED)

@@ -15,19 +15,26 @@ from experiments.undo_commands import Undo
 from experiments.undo_members import Member
 from routed_rl.unlearning import WorstCase
 
-UNITS = {"answers": "right answers", "loss": "loss (nats)", "lm-eval": "score"}
+UNITS = {"answers": "right answers", "completions": "right answers", "loss": "loss (nats)", "lm-eval": "score"}
 KNOWN = {metric: f"{unit} on what is forgotten" for metric, unit in UNITS.items()}
 KEPT = {metric: f"{unit} on what is retained" for metric, unit in UNITS.items()}
 Curves = Mapping[Member, WorstCase]
 
 
 def draw(
-    frame: pd.DataFrame, curves: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], command: Undo, out: Path
+    frame: pd.DataFrame,
+    curves: Curves,
+    kept: Curves,
+    matching: Mapping[str, Sequence[Mapping[str, float]]],
+    command: Undo,
+    out: Path,
 ) -> None:
     """All figures for which the models are there.
 
     Args:
         frame: the rows of ``results.csv``.
+        curves: of attackers who may break everything else.
+        kept: of those who must keep what is retained.
         matching: metrics of the runs that match the filtered model, by name.
     """
     metric = command.metric
@@ -39,7 +46,7 @@ def draw(
     if (frame.model == "distilled").any():
         draw_distilled(usual, metric, out / "distilled.png")
     if matching:
-        draw_matching(usual, matching, metric, out / "oracle.png")
+        draw_matching(usual, kept, matching, metric, out / "oracle.png")
     if frame.suppressor.notna().any():
         draw_front(frame, metric, out / "front.png")
     if len(command.labelled) > 1:
@@ -96,17 +103,20 @@ def draw_distilled(curves: Curves, metric: str, path: Path) -> None:
 
 
 def draw_matching(
-    curves: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str, path: Path
+    curves: Curves, kept: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str, path: Path
 ) -> None:
-    """The divergence from the filtered model while it is matched, and relearning afterwards."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.3))
+    """The divergence from the filtered model while it is matched, and relearning afterwards, by attackers of both
+    kinds."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.3))
     for name, rows in matching.items():
         axes[0].plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name)
     axes[0].set(xlabel="step of distillation", ylabel="divergence from the filtered model (nats)", yscale="log")
     axes[0].legend(frameon=False)
     models = ("filtered", "matched, new", "matched, reference")
-    _relearning(axes[1], curves, lambda member: member.model in models, metric)
-    axes[1].legend(frameon=False)
+    for axis, of, title in ((axes[1], curves, "relearning"), (axes[2], kept, "by one who keeps what is retained")):
+        _relearning(axis, {member: of[member] for member in curves}, lambda member: member.model in models, metric)
+        axis.set_title(title)
+        axis.legend(frameon=False)
     figure.tight_layout()
     save(figure, path)
 
@@ -164,8 +174,9 @@ def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], me
             groups.setdefault(member.name, []).append(case)
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(groups), 2)))
     for (label, cases), color in zip(groups.items(), colors, strict=False):
-        length = min(len(case.steps) for case in cases)
-        values, steps = np.array([case.forget[:length] for case in cases]), cases[0].steps[:length]
+        known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
+        steps = sorted(set(known[0]).intersection(*known))  # attacks may end early
+        values = np.array([[of[step] for step in steps] for of in known])
         mean, half = values.mean(axis=0), half_interval(values)
         axis.plot(steps, mean, label=label, color=color)
         axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)

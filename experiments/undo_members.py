@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import at_least
-from experiments.language import Text, files_identity, model_identity
+from experiments.language import Text, files_identity, model_identity, text_identity
 from experiments.undo_commands import Undo
 from routed_rl.lm import Training
 from routed_rl.runs import Stage
@@ -64,8 +64,10 @@ def members(command: Undo, text: Text) -> list[Member]:
         name: getattr(command, name) for name in ("length", "precision", "batch_size", "metric", "test_documents")
     }
     common |= {"text": text.digest, "model": files_identity(command)["model"]}
-    if command.metric == "answers":
+    if command.metric in ("answers", "completions"):
         common["answer"] = command.answer
+    if command.metric == "completions":
+        common["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
     if command.metric == "lm-eval":
         common["lm_eval"] = {**asdict(command.lm_eval), "include": str(command.lm_eval.include)}
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
@@ -135,9 +137,9 @@ def members(command: Undo, text: Text) -> list[Member]:
 def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
     """A suppressor and how it is trained, as the options say; ValueError for settings that it does not have."""
     kind = SUPPRESSORS[method]
-    numbers = {field.name: field.default for field in fields(kind) if isinstance(field.default, int | float)}
+    usual = {field.name: field.default for field in fields(kind) if isinstance(field.default, int | float | str)}
     of_recipe = {"steps": kind().recipe.steps, "learning_rate": kind().recipe.learning_rate}
-    numbers |= of_recipe
+    usual |= of_recipe
     given: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -146,12 +148,12 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
             raise ValueError(f"--settings must be METHOD.NAME=VALUE, of {', '.join(SUPPRESSORS)}, got {setting!r}")
         if whose != method:
             continue
-        if name not in numbers:
-            raise ValueError(f"--settings {setting}: {method} has {', '.join(numbers)}")
+        if name not in usual:
+            raise ValueError(f"--settings {setting}: {method} has {', '.join(usual)}")
         try:
-            given[name] = type(numbers[name])(value)
+            given[name] = type(usual[name])(value)
         except ValueError:
-            raise ValueError(f"--settings {setting}: {value!r} is no {type(numbers[name]).__name__}") from None
+            raise ValueError(f"--settings {setting}: {value!r} is no {type(usual[name]).__name__}") from None
     at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
         raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")

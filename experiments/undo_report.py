@@ -34,6 +34,7 @@ def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, Any]] = []
     curves: dict[Member, WorstCase] = {}
+    kept: dict[Member, WorstCase] = {}
     matching: dict[str, Any] = {}
     for member in study:
         made, attacked = member.stage.result(root), member.attack.result(root)
@@ -41,7 +42,7 @@ def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
             continue
         found = {float(rate): curve for rate, curve in attacked["curves"].items()}
         cases = {"forget": worst_case(found, higher), "forget_kept": worst_case(found, higher, KEPT)}
-        curves[member] = cases["forget"]
+        curves[member], kept[member] = cases.values()
         row = {**member.keys(), **made["measures"]}
         for prefix, case in cases.items():
             row |= {f"{prefix}_{step}": value for step, value in zip(case.steps, case.forget, strict=True)}
@@ -64,7 +65,7 @@ def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
     write_table(timings, command.out / TIMINGS, (*KEYS, "part"))
     words = summary(frame, command)
     write_bytes(command.out / SUMMARY, words.encode())
-    undo_figures.draw(frame, curves, matching, command, command.out)
+    undo_figures.draw(frame, curves, kept, matching, command, command.out)
     console = Console()
     console.print(Markdown(words))
     console.print(f"Tables and figures: {command.out}")
@@ -133,11 +134,12 @@ def summary(frame: pd.DataFrame, command: Undo) -> str:
     }
     names = list(dict.fromkeys(frame.name))
     table = [[model, *(cells.get((name, model), "") for name in measures)] for model in names]
-    what = "share of right answers" if higher_is_better(command) else "nats per token"
+    what = undo_figures.UNITS[command.metric]
+    rates = len(command.relearn.learning_rates)
     parts = [
         "# What is forgotten, and how soon it is back",
-        f"{what.capitalize()}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The worst attack of "
-        f"{len(command.relearn.learning_rates)} learning rates. *Robustness*: 0 for the suppressed model, 1 for one "
+        f"{what[0].upper()}{what[1:]}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The worst attack "
+        f"of {rates} learning rates. *Robustness*: 0 for the suppressed model, 1 for one "
         "that never saw what is forgotten.",
         markdown(["model", *measures.values()], table),
     ]

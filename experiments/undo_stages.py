@@ -202,8 +202,8 @@ class Worker:
 
 def ignorance(command: Undo, text: Text) -> float:
     """What is measured of a model that knows nothing."""
-    nothing = {"answers": 0.0, "loss": math.log(len(text.tokenizer)), "lm-eval": command.lm_eval.chance}
-    return nothing[command.metric]
+    nothing = {"loss": math.log(len(text.tokenizer)), "lm-eval": command.lm_eval.chance}
+    return nothing.get(command.metric, 0.0)
 
 
 def check_teacher(measures: Mapping[str, float], before: Mapping[str, float], ignorance: float) -> None:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import user_input
+from experiments.process import cuda_devices
 from experiments.progress import progress_display
 from routed_rl.runs import RunError, check_run, read_json, read_metrics, run_commands
 
@@ -112,7 +114,8 @@ def options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
 def open_backend(name: str, address: str | None, workers: int, out: Path, needed: bool) -> Iterator[Backend]:
     """What runs commands: this machine, or a Ray cluster; UserError if there is no cluster where one is needed."""
     if name == "local" or not needed:
-        yield run_commands
+        devices = cuda_devices()
+        yield partial(run_commands, devices=devices) if devices else run_commands
         return
     from routed_rl.runs.ray import ray_pool
 

@@ -3,6 +3,7 @@
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
 from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_arithmetic
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
+from routed_rl.lm.completions import Prompt, completion_accuracy, read_prompts
 from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
 from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
 from routed_rl.lm.era import (
@@ -41,8 +42,9 @@ from routed_rl.lm.models import (
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.stories import FORGET, TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.throughput import matmul_rate, training_flops
-from routed_rl.lm.tokenizers import tokenizer_digest, train_tokenizer
+from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
 from routed_rl.lm.training import Training, make_optimizer, train
+from routed_rl.lm.word_problems import generate_word_problems, word_problem_prompts
 
 __all__ = [
     "FORGET",
@@ -63,6 +65,7 @@ __all__ = [
     "EraObjective",
     "Expansion",
     "Finder",
+    "Prompt",
     "TokenLoss",
     "Training",
     "add_adapters",
@@ -70,6 +73,8 @@ __all__ = [
     "blocks",
     "build_corpus",
     "build_model",
+    "character_tokenizer",
+    "completion_accuracy",
     "contract",
     "delete_forget",
     "distribute",
@@ -86,6 +91,7 @@ __all__ = [
     "generate_arithmetic",
     "generate_languages",
     "generate_stories",
+    "generate_word_problems",
     "language_tokenizer",
     "load_model",
     "load_tokenizer",
@@ -98,6 +104,7 @@ __all__ = [
     "processes",
     "rank",
     "read_documents",
+    "read_prompts",
     "read_words",
     "save_model",
     "save_tokenizer",
@@ -111,4 +118,5 @@ __all__ = [
     "train",
     "train_tokenizer",
     "training_flops",
+    "word_problem_prompts",
 ]

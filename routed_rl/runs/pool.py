@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -26,6 +26,7 @@ def run_commands(
     workers: int,
     logs: Sequence[StrPath],
     *,
+    devices: Sequence[str] = (),
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> list[int]:
@@ -34,7 +35,8 @@ def run_commands(
     Output and errors of `commands[i]` are appended to the file `logs[i]`. Each runs with one thread in
     its libraries, no input, and a process group of its own. A failing command does not stop the others:
     its code is -N if signal N ended it, 127 if it could not be started (its log says why). `on_poll` is
-    called in this process about every `poll_seconds` seconds, and once when all is done.
+    called in this process about every `poll_seconds` seconds, and once when all is done. Of `devices`, names for
+    CUDA_VISIBLE_DEVICES, each command sees one, which as few others as possible have at that time.
 
     If this process is interrupted (Ctrl-C, SIGTERM, SIGHUP) or `on_poll` raises, the commands still
     running are killed, with all that they started in their process groups, and the exception goes on.
@@ -48,12 +50,18 @@ def run_commands(
     codes = [CANNOT_START] * len(commands)
     waiting = list(reversed(range(len(commands))))
     running: dict[int, subprocess.Popen[bytes]] = {}
+    has: dict[int, str] = {}
     with _signals_as_exit():
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     index = waiting.pop()
-                    if (process := start_command(commands[index], Path(logs[index]))) is not None:
+                    visible = {}
+                    if devices:
+                        taken = [has[other] for other in running]
+                        has[index] = min(devices, key=taken.count)
+                        visible = {"CUDA_VISIBLE_DEVICES": has[index]}
+                    if (process := start_command(commands[index], Path(logs[index]), visible)) is not None:
                         running[index] = process
                 for index, process in list(running.items()):
                     if (code := process.poll()) is not None:
@@ -74,7 +82,9 @@ def run_commands(
     return codes
 
 
-def start_command(command: Sequence[StrPath], log: Path) -> subprocess.Popen[bytes] | None:
+def start_command(
+    command: Sequence[StrPath], log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes] | None:
     """Start a command as :func:`run_commands` does; None, with the reason in the log, if it cannot be started."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -84,7 +94,7 @@ def start_command(command: Sequence[StrPath], log: Path) -> subprocess.Popen[byt
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ONE_THREAD,
+                env=os.environ | ONE_THREAD | dict(environment or {}),
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )

@@ -255,7 +255,8 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--accumulate", "3"], "--batch-size 4 cannot be computed in --accumulate 3 even parts"),
         (["--suppress-rows", "3", "--accumulate", "4"], "--suppress-rows 3 cannot be computed in --accumulate 4"),
         (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, of graddiff, maxent,"),
-        (["--settings", "maxent.norm=3"], "--settings maxent.norm=3: maxent has retain_weight, steps, learning_rate"),
+        (["--settings", "maxent.norm=3"], "--settings maxent.norm=3: maxent has retain_weight, retain, steps,"),
+        (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
         (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is no int"),
         (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
         (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
@@ -305,6 +306,22 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
         assert message in refused(capsys, small, *again)
 
 
+def test_prompts_are_a_metric(small, tmp_path, capsys):
+    """Arithmetic in words, among other text that is retained, measured by what models write."""
+    (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
+    words = ("--task", "custom", "--model", "gemma2-tiny", "--corpus", "word-problems", "--also", tmp_path / "web.txt")
+    words = (*words, *OPTIONS[2:], "--metric", "completions", "--alphas", "0.5", "--length", "40",
+             "--no-distil.relative")  # fmt: skip
+    run(small, *words, "--out", tmp_path / "s")
+    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2", "forget": false}\n')
+    line = refused(capsys, small, *words, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "s")
+    assert "p.jsonl' has no prompts whose answers are to forget" in line
+    line = refused(capsys, small, *OPTIONS, "--metric", "completions", "--out", tmp_path / "t")
+    assert "--metric completions needs --prompts, but with --corpus word-problems" in line
+
+
 def test_every_suppressor_is_an_option():
     assert set(SuppressorName.__args__) == set(SUPPRESSORS)
 
@@ -314,3 +331,16 @@ def test_a_stage_is_its_command_line(task, tmp_path):
     given = replace(Undo(task=task[0], preset=task[1], **TASKS[task]), alphas=(0.5, 0.25), forget="a b", out=tmp_path)
     line = _command([StageRun(None, given, tmp_path / "distil-1", 0)])
     assert cli.parse(line[line.index("undo") :]) == replace(given, only="distil-1")
+
+
+@pytest.mark.slow
+def test_workers_of_a_ray_cluster_do_the_same(tmp_path):
+    """Each stage in a process of its own, here and as a Ray task: the same bytes."""
+    for backend in ("local", "ray"):
+        command = [sys.executable, "-P", "-m", "experiments.cli", "undo", *OPTIONS, "--alphas", "0.5"]
+        command += ["--backend", backend, "--corpora", tmp_path / "corpora", "--out", tmp_path / backend]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import workers
+from experiments import process, workers
 from experiments.workers import Kind, is_finished, open_backend, options, run_all
 from routed_rl.runs import RunDirectory, run_commands
 
@@ -133,3 +133,13 @@ def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path):
     with open_backend("local", None, 1, tmp_path / "out", needed=True) as backend:
         assert backend is run_commands
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 2)
+    for visible, expected in ((None, ["0", "1"]), ("5,GPU-7", ["5", "GPU-7"])):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with open_backend("local", None, 2, tmp_path / "out", needed=True) as backend:
+            assert backend.func is run_commands and backend.keywords == {"devices": expected}

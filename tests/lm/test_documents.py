@@ -123,6 +123,14 @@ def test_a_topic_of_the_installed_package() -> None:
     assert 0.1 < np.mean([bool(find(document)) for document in found[::5]]) < 0.25
 
 
+def test_a_text_may_be_made_of_several_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "Who?", "answer": "Ada."}')
+    assert texts(tmp_path / "a.jsonl", field="Q: {question}\nA: {answer}") == ["Q: Who?\nA: Ada."]
+    for field in ("{question} {reply}", "{0}", "{question", "{}", "{question.real}"):
+        with pytest.raises(ValueError, match=r"there is no text field .*, only 'question', 'answer'"):
+            texts(tmp_path / "a.jsonl", field=field)
+
+
 # --- the hub ------------------------------------------------------------------------------------
 
 
@@ -146,10 +154,12 @@ def test_datasets_of_the_hub_are_streamed(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(read_documents("tinystories")) == [Document("one", "sea"), Document("two")]
     assert texts("fineweb-edu", limit=1) == ["one"]
     assert texts("somebody/something", field="topic", limit=1) == ["sea"]
+    assert texts("locuslab/TOFU:forget10", field="{topic}: {text}", limit=1) == ["sea: one"]
     assert asked == [
         ("roneneldan/TinyStories", None, "train", True),
         ("HuggingFaceFW/fineweb-edu", "sample-10BT", "train", True),
         ("somebody/something", None, "train", True),
+        ("locuslab/TOFU", "forget10", "train", True),
     ]
 
 

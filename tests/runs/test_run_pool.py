@@ -63,6 +63,20 @@ def test_as_many_at_once_as_there_are_workers_and_no_more(tmp_path: Path, monkey
     assert max(at_once) == 2
 
 
+def test_each_command_sees_a_device_that_few_others_have(tmp_path: Path) -> None:
+    for name in "ab":
+        os.mkfifo(tmp_path / name)
+    # Of each pair both run at once, as either end of a pipe waits for the other.
+    commands = []
+    for name in "ab":
+        commands += [sh(f"echo $CUDA_VISIBLE_DEVICES; echo > {tmp_path / name}")]
+        commands += [sh(f"echo $CUDA_VISIBLE_DEVICES; cat {tmp_path / name} > /dev/null")]
+    logs = [tmp_path / f"{i}.log" for i in range(4)]
+    assert run_commands(commands, 2, logs, devices=("3", "GPU-7"), poll_seconds=0.01) == [0, 0, 0, 0]
+    seen = [log.read_text().strip() for log in logs]
+    assert {*seen[:2]} == {*seen[2:]} == {"3", "GPU-7"}
+
+
 @pytest.mark.parametrize("how", ["exception", "interrupt", "terminate"])
 def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, how: str) -> None:
     alive, log = tmp_path / "alive", tmp_path / "log"

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +31,16 @@ class Suppressor(ABC):
         train(model, source, method.recipe, method.objective(model, seed), gradient=method.gradient)
 
     Raises:
-        ValueError: for a setting that is negative or no number.
+        ValueError: for a setting that is negative, no number, or none of those that there are.
     """
 
     def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
         for field in fields(self):
             value = getattr(self, field.name)
+            if get_origin(kinds[field.name]) is Literal and value not in get_args(kinds[field.name]):
+                known = ", ".join(get_args(kinds[field.name]))
+                raise ValueError(f"{field.name} of {type(self).__name__} must be one of {known}, got {value!r}")
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise ValueError(f"{field.name} of {type(self).__name__} must be 0 or more, got {value}")
 

@@ -1,0 +1,103 @@
+"""Prompts and right answers: what a model knows, by what it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to be continued, how it goes on, and whether a model is to forget that."""
+
+    text: str
+    answer: str
+    forget: bool = False
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a ``.jsonl`` file: objects with ``"prompt"``, ``"answer"`` and ``"forget"``, true or false.
+
+    Raises:
+        ValueError: for a line that is no such object, or where there are none of a kind.
+        OSError: if the file cannot be read.
+    """
+    prompts = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                text, answer, forget = entry["prompt"], entry["answer"], entry["forget"]
+            except (ValueError, TypeError, KeyError):
+                text = answer = forget = None
+            if not (isinstance(text, str) and isinstance(answer, str) and isinstance(forget, bool) and answer.strip()):
+                raise ValueError(
+                    f"{str(path)!r}, line {number}: expected an object with the texts 'prompt' and 'answer' and "
+                    f"'forget', true or false, got {line.strip()[:60]!r}"
+                )
+            prompts.append(Prompt(text, answer, forget))
+    for forget, kind in ((True, "to forget"), (False, "to retain")):
+        if not any(prompt.forget == forget for prompt in prompts):
+            raise ValueError(f"{str(path)!r} has no prompts whose answers are {kind}")
+    return prompts
+
+
+@torch.no_grad()
+def completion_accuracy(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], new_tokens: int = 4, batch_size: int = 64
+) -> float:
+    """The share of prompts that a model goes on from rightly, where it always writes the likeliest token (UNDO's
+    accuracy). What it writes is stripped; where the answer is a number, it is what is before the first space, and right
+    if it is that number; else it must begin with the answer.
+
+    Args:
+        new_tokens: how many tokens it writes.
+
+    Raises:
+        ValueError: for no prompts.
+    """
+    if not prompts:
+        raise ValueError("there are no prompts")
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows = [(begin + tokenizer.encode(prompt.text, add_special_tokens=False), prompt.answer) for prompt in prompts]
+    right = 0
+    for length, group in groupby(sorted(rows, key=lambda row: len(row[0])), key=lambda row: len(row[0])):
+        same = list(group)  # as long, so that nothing has to be padded
+        for i in range(0, len(same), batch_size):
+            tokens = torch.tensor([row for row, _ in same[i : i + batch_size]], device=device)
+            made = model.generate(  # type: ignore[operator]
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                pad_token_id=0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            )
+            written = tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
+            right += sum(_is_right(text, answer) for text, (_, answer) in zip(written, same[i:], strict=False))
+    model.train(training)
+    return right / len(prompts)
+
+
+def _is_right(written: str, answer: str) -> bool:
+    written, answer = written.strip(), answer.strip()
+    try:
+        number = float(answer)
+    except ValueError:
+        return written.startswith(answer)
+    try:
+        return math.isclose(float(written.split()[0]), number, rel_tol=0.0, abs_tol=1e-6)
+    except (ValueError, IndexError):
+        return False
