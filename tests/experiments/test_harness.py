@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import cli
+from experiments import cli, harness
 from experiments.harness import harness_value
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
@@ -33,14 +33,12 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """One of lm-eval's tasks in its own form, over a file."""
 
 
-@pytest.fixture
-def tasks(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
     """A folder with two tasks of MMLU questions that lm-eval carries."""
     if importlib.util.find_spec("lm_eval") is None:
         pytest.skip("lm-eval is not installed")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path_factory.mktemp("tasks")
     prompts = json.loads((package_folder("lm_eval") / PROMPTS).read_text())
     form = re.compile(
         r"Q: (.*?)\n?\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: .*?The answer is \(([ABCD])\)", re.S
@@ -49,10 +47,17 @@ def tasks(tmp_path, monkeypatch):
     assert len(found) > 200
     for name, chosen in (("some", found[:24]), ("others", found[24:40])):
         rows = [{"question": q, "choices": options, "answer": "ABCD".index(a)} for q, *options, a in chosen]
-        file = tmp_path / f"{name}.json"
+        file = folder / f"{name}.json"
         file.write_text("\n".join(map(json.dumps, rows)))
-        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, file=file))
-    return tmp_path
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=file))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+            patch.setenv(name, "1")
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=str(folder), include_defaults=False)  # the thousands of others take seconds
+        patch.setattr(harness, "_tasks", lambda include: manager)
+        yield folder
 
 
 def questions(folder, name):
@@ -96,16 +101,16 @@ def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):
         options = (
             f"--task custom --model {tmp_path}/model --corpus {tmp_path}/others.jsonl --forget {tmp_path}/some.jsonl "
             f"--corpora {tmp_path}/corpora --length 40 --metric lm-eval --lm-eval.include {tasks} "
-            "--lm-eval.retain others --lm-eval.forget some --lm-eval.limit 6 --no-filtered --pretrain.steps 0 "
-            "--settings maxent.steps=2 "
-            "--alphas 0.25 --betas 0 --distil.steps 2 --distil.every 2 --batch-size 4 --suppress-rows 2 "
-            "--relearn.steps 3 --relearn.measured 1 3 --relearn.learning-rates 1e-3 --allow-weak-teacher"
+            "--lm-eval.retain others --lm-eval.forget some --lm-eval.limit 4 --no-filtered --pretrain.steps 0 "
+            "--settings maxent.steps=2 --alphas 0.25 --betas 0 --distil.no-relative --distil.steps 2 --distil.every 2 "
+            "--batch-size 4 --suppress-rows 2 "
+            "--relearn.steps 2 --relearn.measured 2 --relearn.learning-rates 1e-3 --allow-weak-teacher"
         )
         cli.main(["undo", *options.split(), "--out", str(out)])
     frame = pd.read_csv(out / "results.csv").set_index("model")
     assert set(frame.index) == {"reference", "suppressed", "undo"}
-    scores = frame[["retain", "forget", "forget_3"]].to_numpy()
-    assert ((scores >= 0) & (scores <= 1)).all() and (scores * 6 == (scores * 6).round()).all()
+    scores = frame[["retain", "forget", "forget_2"]].to_numpy()
+    assert ((scores >= 0) & (scores <= 1)).all() and (scores * 4 == (scores * 4).round()).all()
 
 
 def test_without_it_one_line_says_how_to_install_it(monkeypatch):
