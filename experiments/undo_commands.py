@@ -102,7 +102,7 @@ class Undo(CorpusOptions):
     verses in both, Korean to be forgotten; "stories", one of their topics; "tofu", a tenth of made-up authors; "wmdp",
     what helps in attacks on computers; "custom", --model, --corpus and --forget"""
     preset: UndoPreset = "quick"
-    """"quick", small models for a CPU; or "paper", trained ones for a GPU (tofu, wmdp)"""
+    """"quick", small models for a CPU; or "paper", for a GPU: 0.1 B parameters, or trained models (tofu, wmdp)"""
     metric: Literal["answers", "completions", "loss", "lm-eval"] = "answers"
     """share of documents whose last tokens, their answers, are right; share of prompts that are gone on from rightly;
     nats per token; or tasks of lm-eval"""
@@ -224,6 +224,44 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "distil": Distil(steps=1000),
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
+    },
+    # UNDO, on languages: a thousand million tokens of each.
+    ("languages", "paper"): {
+        "model": "gemma2-0.1b",
+        "tokenizer": "google/gemma-2-2b",
+        "corpus": "fineweb-edu",
+        "forget": "HuggingFaceFW/fineweb-2:kor_Hang",
+        "documents": 1_000_000,
+        "max_tokens": 2048,
+        "metric": "loss",
+        "length": 2049,
+        "validation": 0.0005,
+        "test_documents": 500,
+        "batch_size": 480,
+        "suppress_rows": 4,
+        "accumulate": 8,
+        "pretrain": Pretrain(steps=2000, learning_rate=4e-4),
+        "settings": (
+            "maxent.learning_rate=3e-5",
+            "maxent.steps=100",
+            "graddiff.learning_rate=6e-5",
+            "graddiff.steps=100",
+            "graddiff.retain_weight=1",
+            "rmu.learning_rate=3e-5",
+            "rmu.steps=500",
+            "rmu.norm=6.5",
+            "rmu.depth=11",
+        ),
+        "alphas": (0.2, 0.4, 0.6, 0.8),
+        "distil": Distil(learning_rate=9e-4, steps=2000, every=50),
+        "relearn": Relearn(
+            learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
+            steps=500,
+            batch_size=8,
+            measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
+        ),
+        "precision": "bf16",
+        "device": "cuda",
     },
     ("english-korean", "quick"): {
         "model": "small",

@@ -18,6 +18,8 @@ from routed_rl.unlearning import WorstCase
 UNITS = {"answers": "right answers", "completions": "right answers", "loss": "loss (nats)", "lm-eval": "score"}
 KNOWN = {metric: f"{unit} on what is forgotten" for metric, unit in UNITS.items()}
 KEPT = {metric: f"{unit} on what is retained" for metric, unit in UNITS.items()}
+FIXED = {"reference": "#999999", "filtered": "#d62728", "suppressed": "#1f77b4"}
+"""Colours of models that others are compared with."""
 Curves = Mapping[Member, WorstCase]
 
 
@@ -56,10 +58,10 @@ def draw(
 def draw_relearning(curves: Curves, metric: str, path: Path) -> None:
     """What is known of what was forgotten, against steps of the attack."""
     shown = ("reference", "filtered", "suppressed", "undo")
-    figure, axis = plt.subplots(figsize=(8, 5))
+    figure, axis = plt.subplots(figsize=(9.5, 5))
     _relearning(axis, curves, lambda member: member.model in shown, metric)
     axis.set_title("Relearning, at the worst learning rate of each step")
-    axis.legend(frameon=False, fontsize="small")
+    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     save(figure, path)
 
@@ -78,7 +80,7 @@ def draw_trade_off(undone: pd.DataFrame, beta: float, path: Path) -> None:
             ends = np.array([x.min(), x.max()])
             label = f"fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
             axis.plot(ends, intercept + slope * ends, "--", color="#999999", label=label)
-    axis.plot(100, 100, "*", color="#d62728", markersize=14, label="filtered")
+    axis.plot(100, 100, "*", color=FIXED["filtered"], markersize=14, label="filtered")
     axis.set(xlabel="compute, % of the filtered model's steps", ylabel="robustness, %")
     axis.legend(frameon=False)
     figure.tight_layout()
@@ -149,7 +151,8 @@ def draw_labels(frame: pd.DataFrame, command: Undo, path: Path) -> None:
     main = frame[(frame.strength == 1.0) & (frame.suppressor == command.suppress[0])]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
     groups = {"suppressed": main, "distilled": main, "filtered": filtered}
-    for (model, rows), color in zip(groups.items(), ("#1f77b4", "#2ca02c", "#d62728"), strict=True):
+    for model, rows in groups.items():
+        color = FIXED.get(model, "#2ca02c")
         means = rows[rows.model == model].groupby("labelled")[[f"forget_{last}", "forget_0"]].mean()
         axis.plot(means.index, means[f"forget_{last}"], "o-", color=color, label=f"{model}, attacked")
         axis.plot(means.index, means.forget_0, "o:", color=color, label=f"{model}, before")
@@ -168,12 +171,17 @@ def _is_usual(member: Member, command: Undo) -> bool:
 
 def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: str) -> None:
     """Means over seeds with 95 % intervals, of the members that belong there."""
-    groups: dict[str, list[WorstCase]] = {}
+    groups: dict[tuple[str, str], list[WorstCase]] = {}
     for member, case in curves.items():
         if belongs(member):
-            groups.setdefault(member.name, []).append(case)
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(groups), 2)))
-    for (label, cases), color in zip(groups.items(), colors, strict=False):
+            groups.setdefault((member.name, member.model), []).append(case)
+    others = iter(plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(groups), 2))))
+    taken = set()
+    for (label, model), cases in groups.items():
+        color = next(others) if model in taken else FIXED.get(model)
+        if color is None:
+            color = next(others)
+        taken.add(model)
         known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
         steps = sorted(set(known[0]).intersection(*known))  # attacks may end early
         values = np.array([[of[step] for step in steps] for of in known])

@@ -1,0 +1,82 @@
+"""The claims of UNDO in its small protocol, by the commands of docs/unlearning.md: an hour and a half on two cores."""
+
+import os
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import cli
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+EXPECTED = tomllib.loads((ROOT / "experiments" / "expected" / "undo.toml").read_text())
+RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
+
+
+def means(name):
+    """A study's means over seeds, by model; continued where it was stopped. Studies of a task share their stages."""
+    row = EXPECTED[name]
+    out = RUNS / f"undo-{row['task']}"
+    cli.main(["undo", "--task", row["task"], *row["command"].split(), "--out", str(out)])
+    frame = pd.read_csv(out / "results.csv").groupby("name", sort=False).mean(numeric_only=True)
+    for cell, expected in row["means"].items():
+        model, measure = cell.rsplit(" ", 1)
+        assert frame.loc[model, measure] == pytest.approx(expected["mean"], abs=expected["tolerance"]), cell
+    return frame
+
+
+def undone(frame, alphas, beta=0.1, method="maxent"):
+    return frame.loc[[f"undo, {method}, α {alpha:g}, β {beta:g}" for alpha in alphas]]
+
+
+def test_arithmetic():
+    frame = means("arithmetic")
+    filtered, teacher = frame.loc["filtered"], frame.loc["suppressed, maxent"]
+    matched = {student: frame.loc[f"matched, {student}"] for student in ("reference", "new")}
+    assert abs(matched["reference"].forget - filtered.forget) <= 0.03  # C1
+    assert matched["reference"].forget_200 - filtered.forget_200 >= 0.3
+    assert matched["new"].forget_200 - filtered.forget_200 <= 0.2
+    for method in ("maxent", "graddiff", "rmu"):  # C2
+        distilled = frame.loc[f"distilled, {method}"]
+        assert distilled.forget_100 <= 0.5 * frame.loc[f"suppressed, {method}"].forget_100 and distilled.retain >= 0.85
+    stopped = [
+        frame.loc[[f"{kind}, maxent, strength {s:g}" for s in (0.25, 0.5)]] for kind in ("suppressed", "distilled")
+    ]
+    left = [*stopped[0].forget, teacher.forget]
+    after = [*stopped[1].forget_200, frame.loc["distilled, maxent"].forget_200]
+    assert left == sorted(left, reverse=True) and after == sorted(after, reverse=True)  # C3
+    alphas = undone(frame, (0.2, 0.4, 0.6, 0.8, 0.9))
+    assert alphas.compute.is_monotonic_increasing and alphas.robustness.is_monotonic_increasing  # C4
+    assert np.corrcoef(alphas.compute, alphas.robustness)[0, 1] >= 0.9
+    assert ((alphas.robustness >= 0.8) & (alphas.compute <= 0.6)).any()  # C5
+    few = {kind: frame.loc[f"{kind}, maxent, 2.5 % labelled"] for kind in ("suppressed", "distilled")}
+    assert few["suppressed"].forget <= 0.1 and few["distilled"].forget_100 <= 0.6 * teacher.forget_100
+    assert frame.loc["filtered, 2.5 % labelled"].forget >= 0.9
+    suppressed = frame[frame.index.str.startswith("suppressed")]  # C6
+    for step, gap in ((40, 0.15), (200, 0.3)):
+        known = f"forget_{step}"
+        assert suppressed[known].min() - alphas.iloc[2][known] >= gap
+        for _, mine in alphas.iloc[2:].iterrows():
+            assert not ((suppressed.retain >= mine.retain) & (suppressed[known] <= mine[known])).any()
+    shrunk, usual, noisy = (undone(frame, (0.6,), beta).iloc[0] for beta in (0, 0.1, 0.5))
+    assert abs(shrunk.forget_200 - usual.forget_200) <= 0.1  # C8
+    assert noisy.robustness >= usual.robustness and noisy.steps >= usual.steps
+
+
+def test_a_filtered_models_robustness_at_two_fifths_of_its_steps():
+    best = undone(means("headline"), (0.8,)).iloc[0]
+    assert best.robustness >= 0.9 and best.compute <= 0.4 and best.retain >= 0.95
+
+
+@pytest.mark.parametrize("name", ["languages", "languages-shared"])
+def test_languages(name):
+    frame = means(name)
+    filtered = frame.loc["filtered"]
+    assert frame.loc["matched, reference"].forget_10 <= 0.6 * filtered.forget_10  # C1
+    for method in ("maxent", "graddiff", "rmu"):  # C2: a loss, the higher the better
+        assert frame.loc[f"distilled, {method}"].forget_40 > frame.loc[f"suppressed, {method}"].forget_40
+    assert undone(frame, (0.3, 0.6, 0.8)).forget_10.is_monotonic_increasing  # C4
