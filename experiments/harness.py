@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import Any
 from torch import nn
 
 
+def check_task(task: str, include: Path | None = None) -> None:
+    """OSError, saying how to install it, if lm-eval is not; ValueError if it has no such task."""
+    if task not in _tasks(include).all_tasks:
+        raise ValueError(f"lm-eval has no task {task!r}")
+
+
 @cache
 def _tasks(include: Path | None) -> Any:
     """All tasks that there are; reading through them takes seconds."""
-    from lm_eval.tasks import TaskManager
-
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise OSError("lm-eval is not installed: pip install lm-eval") from None
     return TaskManager(include_path=None if include is None else str(include))
 
 
@@ -29,20 +38,19 @@ def harness_value(
         include: a folder with tasks of one's own.
 
     Raises:
-        OSError: if lm-eval is not installed, saying how to, or a task's data cannot be had.
-        ValueError: if there is no such task, or its results have no such value.
+        OSError: as :func:`check_task`, or if a task's data cannot be had.
+        ValueError: as :func:`check_task`, or if the results have no such value.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-    except ImportError:
-        raise OSError("lm-eval is not installed: pip install lm-eval") from None
-    tasks = _tasks(include)
-    if task not in tasks.all_tasks:
-        raise ValueError(f"lm-eval has no task {task!r}")
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    check_task(task, include)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    training, tasks = model.training, _tasks(include)
+    # It pads as it likes, and says so in the tokenizer.
+    harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=16)
     found = simple_evaluate(harness, tasks=[task], limit=limit, task_manager=tasks, bootstrap_iters=0)
-    results = found["results"][task]
+    model.train(training)
+    results = found["results"].get(task, {})
     if value not in results or not isinstance(results[value], int | float) or math.isnan(results[value]):
         raise ValueError(f"lm-eval's {task} has no {value!r} but {', '.join(map(repr, results))}")
     return float(results[value])

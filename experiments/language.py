@@ -156,7 +156,13 @@ def open_text(options: CorpusOptions) -> Text:
     about |= dict(zip(("source", "content"), _identity(options.corpus), strict=True))
     if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
+    if options.also is None and options.also_documents is not None:
+        raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
     if options.also is not None:
+        if options.words or options.pattern is not None or options.tokens:
+            raise ValueError(f"--also {options.also} is all retained, so say what to forget by --forget or the corpus")
+        if options.forget is not None and _identity(options.also) == _identity(options.forget):
+            raise ValueError(f"--also {options.also} and --forget {options.forget} are the same")
         about |= dict(zip(("also_source", "also_content"), _identity(options.also), strict=True))
         about["also_documents"] = options.also_documents
     if options.forget is not None:
@@ -301,9 +307,10 @@ def _tokenizer(options: CorpusOptions) -> Any:
     if options.corpus in GENERATED:
         return GENERATED[options.corpus].tokenizer()
     about = [options.corpus, text_identity(options.corpus), options.documents, options.text_field, options.vocabulary]
-    for other in (options.forget, options.also):
-        if other is not None:
-            about += [other, text_identity(other)]
+    if options.forget is not None:
+        about += [options.forget, text_identity(options.forget)]
+    if options.also is not None:
+        about += ["also", options.also, text_identity(options.also), options.also_documents]
     folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
     if not folder.is_dir():
         save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)

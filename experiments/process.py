@@ -22,4 +22,5 @@ def cuda_devices() -> list[str]:
     if torch.cuda.device_count() < 2:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return list(names)[: torch.cuda.device_count()]

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments.errors import UserError, at_least, user_input
+from experiments.harness import check_task
 from experiments.language import open_text
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
@@ -44,20 +44,26 @@ class StageRun:
 
 def main(command: Undo) -> None:
     one_thread()
-    command = _absolute(command)
+    command = _whole(command)
     assert command.out is not None
     root = command.out / STAGES
     _check(command)
     with user_input():
-        check_device(command.device)
+        if command.backend == "local" or command.only is not None:
+            check_device(command.device)
         text = open_text(command)
         study = members(command, text)
         worker = Worker(command, text, root)
         if command.only is not None:
             _do(worker, study)
             return
-        for share, seed in product(command.labelled, {member.seed for member in study}):
-            worker.domains.labelled(share, seed)
+        for seed in {member.seed for member in study}:
+            worker.domains.attacker(seed)
+            for share in command.labelled:
+                worker.domains.labelled(share, seed)
+        if command.metric == "lm-eval":
+            for task in (command.lm_eval.retain, command.lm_eval.forget):
+                check_task(task, command.lm_eval.include)
         identity = {"task": command.task, "device": command.device}
         check_study(command.out, identity)
         stages = with_ancestors(stage for member in study for stage in (member.stage, member.attack))
@@ -67,7 +73,9 @@ def main(command: Undo) -> None:
         return
     todo = [stage for stage in stages if reasons[stage.key] is not None]
     failed: dict[Path, str] = {}
-    with open_backend(command.backend, command.ray_address, command.workers, command.out, bool(todo)) as backend:
+    with open_backend(
+        command.backend, command.ray_address, command.workers, command.out, bool(todo), command.device
+    ) as backend:
         start_study(command.out, identity)
         while ready := _ready(todo, root):
             runs = [StageRun(stage, command, stage.path(root), stage.seed) for stage in ready]
@@ -81,8 +89,8 @@ def main(command: Undo) -> None:
         raise UserError(f"of {len(stages)} stages {len(failed)} failed, and {len(todo)} wait for them")
 
 
-def _absolute(command: Undo) -> Undo:
-    """With whole paths, for processes that run elsewhere."""
+def _whole(command: Undo) -> Undo:
+    """With whole paths, for processes that run elsewhere, and the usual settings of suppressors that are not given."""
     paths: dict[str, Any] = {"out": Path(os.path.abspath(command.out or RUNS / f"undo-{command.task}"))}
     for name in ("model", "corpus", "forget", "also", "tokenizer", "corpora", "prompts"):
         source = getattr(command, name)
@@ -94,7 +102,10 @@ def _absolute(command: Undo) -> Undo:
     paths["teachers"] = tuple(
         f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
     )
-    return replace(command, **paths)
+    usual = TASKS.get((command.task, command.preset), {}).get("settings", ())
+    given = [setting.partition("=")[0].replace("-", "_") for setting in command.settings]
+    settings = tuple(setting for setting in usual if setting.partition("=")[0] not in given)
+    return replace(command, settings=settings + command.settings, **paths)
 
 
 def _ready(todo: Sequence[Stage], root: Path) -> list[Stage]:
@@ -149,16 +160,17 @@ def _check(command: Undo) -> None:
     at_least(1, **{"distil.every": distilling.every, "relearn.steps": relearning.steps})
     at_least(1, **{"relearn.batch-size": relearning.batch_size})
     counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
-    counts |= {"lm-eval.limit": command.lm_eval.limit}
+    counts |= {"lm-eval.limit": command.lm_eval.limit, "also-documents": command.also_documents}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
     at_least(
         0, **{"pretrain.steps": pretrain.steps, "pretrain.warmup": pretrain.warmup, "first-seed": command.first_seed}
     )
     at_least(0, **{"distil.steps": distilling.steps, "distil.warmup": distilling.warmup})
     at_least(2, length=command.length)
-    for name, count, each in (("batch-size", command.batch_size, 1), ("suppress-rows", command.suppress_rows, 2)):
-        if each * count % command.accumulate:
-            raise UserError(f"--{name} {count} cannot be computed in --accumulate {command.accumulate} even parts")
+    if command.batch_size % command.accumulate:
+        raise UserError(
+            f"--batch-size {command.batch_size} cannot be computed in --accumulate {command.accumulate} even parts"
+        )
     for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):

@@ -110,7 +110,7 @@ class Undo(CorpusOptions):
     """tokens of an answer"""
     prompts: Path | None = None
     """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget", true or false; None:
-    those of word-problems, --test-documents of each kind"""
+    those of word-problems, of each operation --test-documents equations and as many stories"""
     suppress: tuple[SuppressorName, ...] = ("maxent",)
     """how teachers are made to forget; the first is the main one"""
     settings: tuple[str, ...] = ()
@@ -165,6 +165,7 @@ class Undo(CorpusOptions):
     """where stages, tables and figures go; None: runs/undo-TASK"""
 
 
+GPU: dict[str, Any] = {"precision": "bf16", "device": "cuda", "workers": 1}
 TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     ("arithmetic", "quick"): {
         "model": "gemma2-tiny",
@@ -210,8 +211,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             batch_size=15,
             measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
         ),
-        "precision": "bf16",
-        "device": "cuda",
+        **GPU,
     },
     ("languages", "quick"): {
         "model": "gemma2-tiny",
@@ -239,7 +239,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "test_documents": 500,
         "batch_size": 480,
         "suppress_rows": 4,
-        "accumulate": 8,
+        "accumulate": 240,
         "pretrain": Pretrain(steps=2000, learning_rate=4e-4),
         "settings": (
             "maxent.learning_rate=3e-5",
@@ -260,8 +260,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             batch_size=8,
             measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
         ),
-        "precision": "bf16",
-        "device": "cuda",
+        **GPU,
     },
     ("english-korean", "quick"): {
         "model": "small",
@@ -287,8 +286,9 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
         "corpus": "locuslab/TOFU:retain90",
         "forget": "locuslab/TOFU:forget10",
-        "text_field": "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}<|eot_id|>",
+        "text_field": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}",
         "metric": "loss",
         "length": 513,
         "validation": None,
@@ -300,8 +300,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "settings": ("maxent.learning_rate=1e-5", "maxent.steps=125"),
         "distil": Distil(learning_rate=1e-5, steps=1000),
         "relearn": Relearn(learning_rates=(5e-5, 2e-5, 1e-5, 5e-6), others=True),
-        "precision": "bf16",
-        "device": "cuda",
+        **GPU,
     },
     # UNDO, sections on WMDP; but there the questions were asked of texts that cannot be had, and distillation saw web
     # text and instructions, which a larger --corpus would be.
@@ -331,8 +330,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "betas": (0.0,),
         "distil": Distil(learning_rate=2e-5, steps=3000, every=500),
         "relearn": Relearn((1e-5, 2.15e-5, 4.62e-6), steps=500, batch_size=20, measured=(10, 25, 50, 150, 500)),
-        "precision": "bf16",
-        "device": "cuda",
+        **GPU,
     },
     ("custom", "quick"): {"model": "small", "metric": "loss", "length": 129, "batch_size": 32, "test_documents": 200},
 }

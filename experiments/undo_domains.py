@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
@@ -12,6 +14,7 @@ from routed_rl.lm import (
     Batches,
     Prompt,
     completion_accuracy,
+    encode_prompt,
     evaluate,
     exact_match,
     read_prompts,
@@ -41,7 +44,7 @@ class Domains:
         self.mixture = self._mixture(self.forget)
         self.prompts: list[Prompt] = []
         if command.metric == "completions":
-            self.prompts = read_study_prompts(command)
+            self.prompts = read_study_prompts(command, text.tokenizer)
         order = np.random.default_rng(derive_seed(0, "measured"))
         self.measured = {}
         for kind, trained in (("retain", self.retain), ("forget", self.forget)):
@@ -133,10 +136,22 @@ def higher_is_better(command: Undo) -> bool:
     return command.metric != "loss"
 
 
-def read_study_prompts(command: Undo) -> list[Prompt]:
-    """The prompts of the options; ValueError or OSError if there are none, or they cannot be read."""
+def read_study_prompts(command: Undo, tokenizer: Any) -> list[Prompt]:
+    """The prompts of the options; ValueError or OSError if there are none, they cannot be read, or are too long."""
     if command.prompts is not None:
-        return read_prompts(command.prompts)
-    if command.corpus != "word-problems":
+        prompts = read_prompts(command.prompts)
+    elif command.corpus == "word-problems":
+        prompts = word_problem_prompts(command.test_documents, TEXT_SEED)
+    else:
         raise ValueError("--metric completions needs --prompts, but with --corpus word-problems")
-    return word_problem_prompts(command.test_documents, TEXT_SEED)
+    for prompt in prompts:
+        answer = len(tokenizer.encode(f" {prompt.answer.strip()}", add_special_tokens=False))
+        if answer > command.answer:
+            raise ValueError(f"--answer {command.answer} tokens are too few for {prompt.answer!r}, which has {answer}")
+        length = len(encode_prompt(tokenizer, prompt)) + command.answer
+        if length > command.length:
+            raise ValueError(
+                f"--length {command.length} tokens are too few for a prompt with its answer, of {length}: "
+                f"{prompt.text[:40]!r}"
+            )
+    return prompts

@@ -178,9 +178,7 @@ def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], me
     others = iter(plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(groups), 2))))
     taken = set()
     for (label, model), cases in groups.items():
-        color = next(others) if model in taken else FIXED.get(model)
-        if color is None:
-            color = next(others)
+        color = FIXED[model] if model in FIXED and model not in taken else next(others)
         taken.add(model)
         known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
         steps = sorted(set(known[0]).intersection(*known))  # attacks may end early

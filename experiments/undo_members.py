@@ -69,7 +69,9 @@ def members(command: Undo, text: Text) -> list[Member]:
     if command.metric == "completions":
         common["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
     if command.metric == "lm-eval":
-        common["lm_eval"] = {**asdict(command.lm_eval), "include": str(command.lm_eval.include)}
+        tasks = command.lm_eval
+        include = None if tasks.include is None else text_identity(str(tasks.include))
+        common["lm_eval"] = [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
     distilled = {"distil": asdict(command.distil), "stops": True}
     pretrained = {"pretrain": asdict(command.pretrain)}
@@ -118,7 +120,9 @@ def members(command: Undo, text: Text) -> list[Member]:
             suppressor, recipe = make_suppressor(command.settings, method)
             recipe = replace(recipe, steps=max(round(strength * recipe.steps), 1), precision=command.precision)
             config = {"method": method, "settings": asdict(suppressor), "recipe": asdict(recipe), "labelled": labelled}
-            del config["recipe"]["accumulate"]  # which changes rounding alone
+            del config["recipe"]["accumulate"]  # which changes rounding alone, but where a part has a loss of its own
+            if method == "repnoise":
+                config["parts"] = suppression_parts(command)
             config |= {"rows": command.suppress_rows, **errors}
             teacher = add_to("suppressed", "suppress", config, {"reference": reference}, **keys)
             distil(reference, teacher, (method, strength, labelled) == teachers[0], **keys)
@@ -134,10 +138,17 @@ def members(command: Undo, text: Text) -> list[Member]:
     return found
 
 
+def suppression_parts(command: Undo) -> int:
+    """In how many parts a batch of suppression is computed: as many as the options say, if each has two rows of both
+    kinds."""
+    rows = 2 * command.suppress_rows
+    return max(n for n in range(1, command.accumulate + 1) if n == 1 or (rows % n == 0 and rows // n >= 4))
+
+
 def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
     """A suppressor and how it is trained, as the options say; ValueError for settings that it does not have."""
     kind = SUPPRESSORS[method]
-    usual = {field.name: field.default for field in fields(kind) if isinstance(field.default, int | float | str)}
+    usual = {field.name: field.default for field in fields(kind) if isinstance(field.default, int | float | str | None)}
     of_recipe = {"steps": kind().recipe.steps, "learning_rate": kind().recipe.learning_rate}
     usual |= of_recipe
     given: dict[str, Any] = {}
@@ -150,10 +161,11 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
             continue
         if name not in usual:
             raise ValueError(f"--settings {setting}: {method} has {', '.join(usual)}")
+        kind_of = str if usual[name] is None else type(usual[name])
         try:
-            given[name] = type(usual[name])(value)
+            given[name] = kind_of(value)
         except ValueError:
-            raise ValueError(f"--settings {setting}: {value!r} is no {type(usual[name]).__name__}") from None
+            raise ValueError(f"--settings {setting}: {value!r} is no {kind_of.__name__}") from None
     at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
         raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")

@@ -15,15 +15,15 @@ from experiments.errors import UserError, user_input
 from experiments.language import Text, check_fits, make_model, model_identity
 from experiments.undo_commands import Distil, Relearn, Undo
 from experiments.undo_domains import Domains, higher_is_better
-from experiments.undo_members import given_teachers, training_of
-from routed_rl.lm import evaluate, load_model, load_tokenizer, save_model, tokenizer_digest, train, training_flops
+from experiments.undo_members import given_teachers, make_suppressor, suppression_parts, training_of
+from routed_rl.lm import evaluate, load_model, load_tokenizer, save_model, train, training_flops
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
 from routed_rl.unlearning import (
-    SUPPRESSORS,
     ForgetAndRetain,
     StopRule,
     barrier,
     check_suppression,
+    check_vocabulary,
     distil,
     quantised,
     relearn,
@@ -84,18 +84,23 @@ class Worker:
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model, method = self._load(stage.parents["reference"]), SUPPRESSORS[config["method"]](**config["settings"])
+        model, method = (
+            self._load(stage.parents["reference"]),
+            make_suppressor(self.command.settings, config["method"])[0],
+        )
         marked = self.domains.labelled(config["labelled"], seed)
         source = ForgetAndRetain(
             self.domains.batches(marked, rows, derive_seed(seed, "forget")),
             self.domains.batches(self.domains.retain, rows, derive_seed(seed, "retain")),
         )
         cost = self._cost(model, config["recipe"]["steps"], 2 * rows)
+        with user_input():
+            objective = method.objective(model, derive_seed(seed, "suppress"))
         train(
             model,
             source,
-            training_of(stage, self.command.accumulate),
-            method.objective(model, derive_seed(seed, "suppress")),
+            training_of(stage, suppression_parts(self.command)),
+            objective,
             seed=derive_seed(seed, "suppress"),
             gradient=method.gradient,
             run=run,
@@ -109,10 +114,16 @@ class Worker:
         folders = given_teachers(self.command, stage.seed).values()
         folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
         with user_input():
-            if tokenizer_digest(load_tokenizer(folder)) != tokenizer_digest(self.text.tokenizer):
-                raise ValueError(f"the teacher in {folder!r} has another vocabulary than the corpus and its students")
+            for part in ("get_vocab", "bos_token_id", "eos_token_id"):
+                theirs, ours = (getattr(of, part) for of in (load_tokenizer(folder), self.text.tokenizer))
+                if (theirs() != ours()) if callable(theirs) else (theirs != ours):
+                    raise ValueError(
+                        f"the teacher in {folder!r} has another vocabulary than the corpus and its students"
+                    )
             model = load_model(folder).to(self.command.device)
             check_fits(self.command, self.text.tokenizer, model, folder)
+            if "new" in self.command.students:
+                check_vocabulary(self._new(stage.seed, "student"), model)
         return model, {"labelled_documents": None, "steps": None, "tokens": None, "flops": None}
 
     def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
@@ -147,7 +158,7 @@ class Worker:
     def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
         """Curves by learning rate, each of which is kept as soon as it is there; and how far the model has gone."""
         relearning = Relearn(**{**stage.config["relearn"]})  # type: ignore[dict-item]
-        model, original = (self._load(stage.parents[name]) for name in ("model", "reference"))
+        model = self._load(stage.parents["model"])
         source = self.domains.attacker(stage.seed)
         checkpoint = run.load_checkpoint()
         curves: dict[str, Any] = {} if checkpoint is None else checkpoint.meta["curves"]
@@ -163,6 +174,8 @@ class Worker:
                 (0, *relearning.measured),
                 self.domains.measures,
                 rank=relearning.rank,
+                accumulate=math.gcd(self.command.accumulate, relearning.batch_size),
+                precision=self.command.precision,
                 seed=derive_seed(stage.seed, "attack"),
                 on_step=lambda step, done=i: on_step(done * relearning.steps + step),
             )
@@ -170,11 +183,12 @@ class Worker:
             run.timings.append({"step": done, "seconds": time.perf_counter() - since})
             run.metrics.append({"step": done, "learning_rate": rate, **curves[repr(rate)][-1]})
             run.save_checkpoint(i + 1, {}, {"curves": curves})
-        retain = self.domains.measured["retain"]
+        retain, original = self.domains.measured["retain"], self._load(stage.parents["reference"])
+        same = [p.shape for p in model.parameters()] == [p.shape for p in original.parameters()]
         return {
             "curves": curves,
-            "distance": weight_distance(model, original),
-            "barrier": barrier(model, original, lambda between: evaluate(between, retain).mean()),
+            "distance": weight_distance(model, original) if same else None,
+            "barrier": barrier(model, original, lambda between: evaluate(between, retain).mean()) if same else None,
             "quantised": {str(bits): self.domains.measure(quantised(model, bits), "forget") for bits in BITS},
         }
 

@@ -102,17 +102,25 @@ def options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
             yield from options(value, getattr(usual, field.name), f"{name}.")
         elif isinstance(value, bool):
             yield f"--{name}" if value else f"--{prefix}no-{name.removeprefix(prefix)}"
+        elif isinstance(value, tuple) and len(value) == 1 and str(value[0]).startswith("-"):
+            yield f"--{name}={value[0]}"  # which is no option
         elif isinstance(value, tuple):
             yield from (f"--{name}", *map(str, value))
         elif str(value).startswith("-"):
-            yield f"--{name}={value}"  # which is no option
+            yield f"--{name}={value}"
         else:
             yield from (f"--{name}", str(value))
 
 
 @contextmanager
-def open_backend(name: str, address: str | None, workers: int, out: Path, needed: bool) -> Iterator[Backend]:
-    """What runs commands: this machine, or a Ray cluster; UserError if there is no cluster where one is needed."""
+def open_backend(
+    name: str, address: str | None, workers: int, out: Path, needed: bool, device: str = "cpu"
+) -> Iterator[Backend]:
+    """What runs commands: this machine, or a Ray cluster; UserError if there is no cluster where one is needed.
+
+    Args:
+        device: what each command computes on: if that is "cuda", Ray gives it a GPU of its own.
+    """
     if name == "local" or not needed:
         devices = cuda_devices()
         yield partial(run_commands, devices=devices) if devices else run_commands
@@ -122,7 +130,7 @@ def open_backend(name: str, address: str | None, workers: int, out: Path, needed
     with ExitStack() as stack:
         with user_input():
             out.mkdir(parents=True, exist_ok=True)
-            pool = stack.enter_context(ray_pool(address, workers, out))
+            pool = stack.enter_context(ray_pool(address, workers, out, gpus=int(device == "cuda")))
         yield pool
 
 

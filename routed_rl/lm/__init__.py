@@ -3,7 +3,7 @@
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
 from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_arithmetic
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
-from routed_rl.lm.completions import Prompt, completion_accuracy, read_prompts
+from routed_rl.lm.completions import Prompt, completion_accuracy, encode_prompt, read_prompts
 from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
 from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
 from routed_rl.lm.era import (
@@ -79,6 +79,7 @@ __all__ = [
     "delete_forget",
     "distribute",
     "document_losses",
+    "encode_prompt",
     "era_weights",
     "evaluate",
     "exact_match",

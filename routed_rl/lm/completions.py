@@ -24,7 +24,8 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a ``.jsonl`` file: objects with ``"prompt"``, ``"answer"`` and ``"forget"``, true or false.
+    """Prompts of a ``.jsonl`` file: objects with ``"prompt"``, ``"answer"`` and ``"forget"``, true or false. No text
+    may be blank.
 
     Raises:
         ValueError: for a line that is no such object, or where there are none of a kind.
@@ -40,7 +41,13 @@ def read_prompts(path: Path) -> list[Prompt]:
                 text, answer, forget = entry["prompt"], entry["answer"], entry["forget"]
             except (ValueError, TypeError, KeyError):
                 text = answer = forget = None
-            if not (isinstance(text, str) and isinstance(answer, str) and isinstance(forget, bool) and answer.strip()):
+            if not (
+                isinstance(text, str)
+                and isinstance(answer, str)
+                and isinstance(forget, bool)
+                and answer.strip()
+                and text.strip()
+            ):
                 raise ValueError(
                     f"{str(path)!r}, line {number}: expected an object with the texts 'prompt' and 'answer' and "
                     f"'forget', true or false, got {line.strip()[:60]!r}"
@@ -71,24 +78,28 @@ def completion_accuracy(
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [(begin + tokenizer.encode(prompt.text, add_special_tokens=False), prompt.answer) for prompt in prompts]
+    rows = [(encode_prompt(tokenizer, prompt), prompt.answer) for prompt in prompts]
     right = 0
     for length, group in groupby(sorted(rows, key=lambda row: len(row[0])), key=lambda row: len(row[0])):
         same = list(group)  # as long, so that nothing has to be padded
         for i in range(0, len(same), batch_size):
-            tokens = torch.tensor([row for row, _ in same[i : i + batch_size]], device=device)
-            made = model.generate(  # type: ignore[operator]
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                do_sample=False,
-                max_new_tokens=new_tokens,
-                pad_token_id=0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            )
-            written = tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
-            right += sum(_is_right(text, answer) for text, (_, answer) in zip(written, same[i:], strict=False))
+            batch = same[i : i + batch_size]
+            tokens = torch.tensor([row for row, _ in batch], device=device)
+            for _ in range(new_tokens):  # not by generate(), which does as the model's own settings say
+                likeliest = model(input_ids=tokens, use_cache=False).logits[:, -1:].argmax(dim=-1)
+                tokens = torch.cat([tokens, likeliest], dim=1)
+            for written, (_, answer) in zip(tokens[:, length:].tolist(), batch, strict=True):
+                if tokenizer.eos_token_id in written:
+                    written = written[: written.index(tokenizer.eos_token_id)]
+                right += _is_right(tokenizer.decode(written, skip_special_tokens=True), answer)
     model.train(training)
     return right / len(prompts)
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The tokens of a prompt's text, after that with which every document begins."""
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return [first, *tokenizer.encode(prompt.text, add_special_tokens=False)]
 
 
 def _is_right(written: str, answer: str) -> bool:

@@ -126,8 +126,8 @@ def _from_entry(entry: dict[str, Any], field: str, where: str) -> Document:
     text, topic = entry.get(field), entry.get("topic")
     if "{" in field:
         try:
-            text = field.format_map(entry)
-        except (LookupError, ValueError, AttributeError):  # of what is no name in the entry, or no template
+            text = field.format_map({name: value for name, value in entry.items() if type(value) in (str, int, float)})
+        except (LookupError, ValueError, AttributeError, TypeError):  # no such text or number, or no template
             text = None
     if not isinstance(text, str):
         raise ValueError(f"{where}: there is no text field {field!r}, only {', '.join(map(repr, entry)) or 'nothing'}")

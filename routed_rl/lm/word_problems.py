@@ -116,14 +116,14 @@ OPERATIONS = tuple(_STORIES)
 
 
 def generate_word_problems(n: int, seed: int) -> Iterator[Document]:
-    """``n`` texts, in turn equations, ``"12 * 7 = 84"``, and stories of 20 forms an operation; the topic of sums and
+    """``n`` texts, in turn equations, ``"12 * 7 = 84."``, and stories of 20 forms an operation; the topic of sums and
     differences is ``"addition"``, that of products and quotients ``"multiplication"``. Numbers are as in UNDO: up to 50
     in sums, up to 20 in products."""
     rng = np.random.default_rng(derive_seed(seed, "word problems"))
     for i in range(n):
         operation = OPERATIONS[rng.integers(len(OPERATIONS))]
         prompt, answer, things = _problem(operation, i % 2 == 1, rng, held_out=False)
-        yield Document(f"{prompt} {answer}{f' {things}.' if things else ''}", TOPICS[operation])
+        yield Document(f"{prompt} {answer}{f' {things}' if things else ''}.", TOPICS[operation])
 
 
 def word_problem_prompts(n: int, seed: int) -> list[Prompt]:

@@ -24,7 +24,7 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextlib.contextmanager
-def ray_pool(address: str | None, workers: int, shared: Path) -> Iterator[Callable[..., list[int]]]:
+def ray_pool(address: str | None, workers: int, shared: Path, gpus: int = 0) -> Iterator[Callable[..., list[int]]]:
     """Within the block, what stands in for :func:`~routed_rl.runs.run_commands`, on a Ray cluster.
 
     Each command takes one CPU. Every machine needs this package, and must see the directory ``shared``, under which
@@ -34,6 +34,7 @@ def ray_pool(address: str | None, workers: int, shared: Path) -> Iterator[Callab
         address: of a running cluster (``host:port``, ``ray://host:port`` or ``auto``); None starts a Ray of its own
             on this machine, on the loopback interface, without dashboard, and stops it afterwards.
         workers: CPUs of a Ray of its own.
+        gpus: how many each command has to itself.
 
     Raises:
         ValueError: if Ray is not installed, the address does not answer, or a machine does not see ``shared``.
@@ -57,7 +58,7 @@ def ray_pool(address: str | None, workers: int, shared: Path) -> Iterator[Callab
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ValueError(f"no Ray cluster could be joined at {address!r}: {error}") from error
         _check_shared(shared)
-        yield partial(_run_commands, ray)
+        yield partial(_run_commands, ray, gpus=gpus)
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
@@ -115,11 +116,12 @@ def _run_commands(
     workers: int,
     logs: Sequence[StrPath],
     *,
+    gpus: int = 0,
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> list[int]:
     """As :func:`~routed_rl.runs.run_commands`; a task whose machine is lost counts as a command that failed."""
-    task = ray.remote(num_cpus=1, max_retries=0)(_run)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run)
     codes = [CANNOT_START] * len(commands)
     waiting = list(reversed(range(len(commands))))
     running: dict[Any, int] = {}

@@ -9,7 +9,7 @@ from routed_rl.unlearning.attack import (
     weight_distance,
     worst_case,
 )
-from routed_rl.unlearning.distillation import DistillationObjective, Distilled, StopRule, distil
+from routed_rl.unlearning.distillation import DistillationObjective, Distilled, StopRule, check_vocabulary, distil
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
@@ -52,6 +52,7 @@ __all__ = [
     "barrier",
     "cache_teacher",
     "check_suppression",
+    "check_vocabulary",
     "distil",
     "divergence",
     "fine_tune",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -27,6 +28,8 @@ def relearn(
     measure: Callable[[nn.Module], dict[str, float]],
     *,
     rank: int | None = None,
+    accumulate: int = 1,
+    precision: Literal["fp32", "bf16"] = "fp32",
     seed: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
@@ -38,6 +41,8 @@ def relearn(
         measured: steps after which the copy is measured; 0 is before the first.
         rank: of low-rank adapters on all linear layers but the last, which the attacker trains instead (LoRA, Hu et al.
             2021); None: all weights.
+        accumulate: parts in which a batch is computed, to save memory.
+        precision: of the matrix products; weights are float32.
 
     Returns:
         What was measured, with the "step"; an attack that diverges ends there.
@@ -64,7 +69,16 @@ def relearn(
         on_step(step)
 
     look(0)
-    settings = Training(steps, learning_rate, warmup=0, final=1.0, betas=(0.9, 0.999), weight_decay=0.0)
+    settings = Training(
+        steps,
+        learning_rate,
+        warmup=0,
+        final=1.0,
+        betas=(0.9, 0.999),
+        weight_decay=0.0,
+        accumulate=accumulate,
+        precision=precision,
+    )
     with suppress(FloatingPointError):
         train(tuned, source, settings, seed=seed, on_step=after)
     return history

@@ -21,7 +21,7 @@ def run_in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
     ran = []
 
-    def pool(commands, count, logs, *, on_poll, poll_seconds):
+    def pool(commands, count, logs, *, on_poll, poll_seconds, devices=()):
         codes = []
         for command, log in zip(commands, logs, strict=True):
             ran.append(command)

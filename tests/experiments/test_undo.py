@@ -1,5 +1,6 @@
 """``routed-rl undo``: what runs and what does not, what is found, and what is refused."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -253,7 +254,12 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
         (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
         (["--accumulate", "3"], "--batch-size 4 cannot be computed in --accumulate 3 even parts"),
-        (["--suppress-rows", "3", "--accumulate", "4"], "--suppress-rows 3 cannot be computed in --accumulate 4"),
+        (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
+        (["--also-documents", "3"], "--also-documents 3 is of --also, which is not given"),
+        (
+            ["--relearn.others", "--validation", "None", "--test-documents", "99"],
+            "--relearn.others leaves the attacker nothing",
+        ),
         (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, of graddiff, maxent,"),
         (["--settings", "maxent.norm=3"], "--settings maxent.norm=3: maxent has retain_weight, retain, steps,"),
         (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
@@ -281,7 +287,7 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--only", "distil-0"], "--only distil-0 is no stage of this study: see --plan"),
         (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
         (["--corpus", "none.txt"], "say what is to be forgotten: --words, --pattern, --tokens or --forget"),
-        (["--preset", "paper"], "there is no --preset paper of --task languages, only quick"),
+        (["--task", "stories", "--preset", "paper"], "there is no --preset paper of --task stories, only quick"),
     ],
 )
 def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
@@ -310,14 +316,21 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     """Arithmetic in words, among other text that is retained, measured by what models write."""
     (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     words = ("--task", "custom", "--model", "gemma2-tiny", "--corpus", "word-problems", "--also", tmp_path / "web.txt")
-    words = (*words, *OPTIONS[2:], "--metric", "completions", "--alphas", "0.5", "--length", "40",
+    words = (*words, *OPTIONS[2:], "--metric", "completions", "--answer", "4", "--alphas", "0.5", "--length", "90",
              "--distil.no-relative")  # fmt: skip
     run(small, *words, "--out", tmp_path / "s")
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()
-    (tmp_path / "p.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2", "forget": false}\n')
-    line = refused(capsys, small, *words, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "s")
-    assert "p.jsonl' has no prompts whose answers are to forget" in line
+    for asked, answer, message in (
+        ("2 * 3 =", None, "p.jsonl' has no prompts whose answers are to forget"),
+        ("2 * 3 =", "12345", "--answer 4 tokens are too few for '12345', which has 6"),
+        ("1" * 90, "3", "--length 90 tokens are too few for a prompt with its answer, of 95: '1111"),
+    ):
+        entries = [{"prompt": "1 + 1 =", "answer": "2", "forget": False}]
+        entries += [{"prompt": asked, "answer": answer, "forget": True}] * (answer is not None)
+        (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, entries)))
+        line = refused(capsys, small, *words, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "s")
+        assert message in line
     line = refused(capsys, small, *OPTIONS, "--metric", "completions", "--out", tmp_path / "t")
     assert "--metric completions needs --prompts, but with --corpus word-problems" in line
 
@@ -329,6 +342,7 @@ def test_every_suppressor_is_an_option():
 @pytest.mark.parametrize("task", TASKS)
 def test_a_stage_is_its_command_line(task, tmp_path):
     given = replace(Undo(task=task[0], preset=task[1], **TASKS[task]), alphas=(0.5, 0.25), forget="a b", out=tmp_path)
+    given = replace(given, teachers=("-a=/b",), also=None, text_field="{q}\n{a}", settings=("rmu.norm=3",))
     line = _command([StageRun(None, given, tmp_path / "distil-1", 0)])
     assert cli.parse(line[line.index("undo") :]) == replace(given, only="distil-1")
 

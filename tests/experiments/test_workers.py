@@ -127,7 +127,8 @@ def test_how_far_runs_are(tmp_path, monkeypatch):
     assert shown == [16, ("1 of 4 runs done, 2 running, 1 left", 4 + 3)]
 
 
-def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path):
+def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 1)
     with open_backend("ray", "127.0.0.1:1", 1, tmp_path / "out", needed=False) as backend:
         assert backend is run_commands
     with open_backend("local", None, 1, tmp_path / "out", needed=True) as backend:
@@ -137,7 +138,7 @@ def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path):
 
 def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypatch):
     monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 2)
-    for visible, expected in ((None, ["0", "1"]), ("5,GPU-7", ["5", "GPU-7"])):
+    for visible, expected in ((None, ["0", "1"]), ("5,GPU-7,-1,3", ["5", "GPU-7"])):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
 
 from routed_rl.lm import (
     Prompt,
@@ -26,7 +27,7 @@ def test_every_answer_is_right():
     assert documents == list(generate_word_problems(4000, 0)) != list(generate_word_problems(4000, 1))
     equations, stories = documents[::2], documents[1::2]
     for document in equations:
-        a, operation, b, _, answer = document.text.split()
+        a, operation, b, _, answer = document.text.removesuffix(".").split()
         assert COMPUTE[operation](int(a), int(b)) == int(answer)
         assert document.topic == ("addition" if operation in "+-" else "multiplication")
     assert max(Counter(document.text.split()[1] for document in equations).values()) < 600
@@ -60,17 +61,29 @@ def test_prompts_are_of_other_stories():
 
 
 class Parrot(nn.Module):
-    """Goes on from a prompt as it was told, by the prompt's length."""
+    """Goes on from a prompt as it was told, by the prompt's length; then it says that it has ended, and goes on."""
 
     def __init__(self, tokenizer, says):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.tokenizer, self.says = tokenizer, says
 
-    def generate(self, tokens, max_new_tokens, do_sample, **options):
-        assert not do_sample and not self.training
-        said = self.tokenizer.encode(self.says[tokens.shape[1]], add_special_tokens=False)[:max_new_tokens]
-        return torch.cat([tokens, torch.tensor([said] * len(tokens))], dim=1)
+    def forward(self, input_ids, use_cache):
+        assert not self.training
+        length = max(begin for begin in self.says if begin <= input_ids.shape[1])
+        said = [
+            *self.tokenizer.encode(self.says[length], add_special_tokens=False),
+            self.tokenizer.eos_token_id,
+            *[9] * 99,
+        ]
+        likeliest = torch.tensor([said[input_ids.shape[1] - length]] * len(input_ids))
+        return CausalLMOutput(logits=nn.functional.one_hot(likeliest, 60)[:, None])
+
+
+def tokenizer_of(characters):
+    tokenizer = character_tokenizer(characters + "#")
+    tokenizer.eos_token = "#"
+    return tokenizer
 
 
 @pytest.mark.parametrize(
@@ -87,16 +100,17 @@ class Parrot(nn.Module):
     ],
 )
 def test_what_is_right(says, answer, right):
-    tokenizer = character_tokenizer("0123456789abcdefghijklmnopqrstuvwxyzP ,.")
+    tokenizer = tokenizer_of("0123456789abcdefghijklmnopqrstuvwxyzP ,.")
     model = Parrot(tokenizer, {4: says}).train()  # <bos> and three characters
     assert completion_accuracy(model, tokenizer, [Prompt("abc", answer)], new_tokens=20) == right
     assert model.training
 
 
 def test_prompts_of_all_lengths_are_batched_with_their_own():
-    tokenizer = character_tokenizer("0123456789a ")
-    model = Parrot(tokenizer, {2: " 1", 3: " 2", 4: " 3"})
-    prompts = [Prompt("aaa", "3"), Prompt("a", "1"), Prompt("aa", "7"), Prompt("a", "9"), Prompt("aaa", "3")]
+    tokenizer = tokenizer_of("0123456789a ")
+    model = Parrot(tokenizer, {2: " 1", 12: " 2", 22: " 3"})
+    lengths_and_answers = [(21, "3"), (1, "1"), (11, "7"), (1, "9"), (21, "3")]
+    prompts = [Prompt("a" * length, answer) for length, answer in lengths_and_answers]
     for batch_size in (1, 2, 64):
         assert completion_accuracy(model, tokenizer, prompts, batch_size=batch_size) == 3 / 5
     with pytest.raises(ValueError, match="there are no prompts"):

@@ -130,9 +130,18 @@ def test_a_topic_of_the_installed_package() -> None:
 
 
 def test_a_text_may_be_made_of_several_fields(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"question": "Who?", "answer": "Ada."}')
+    (tmp_path / "a.jsonl").write_text('{"question": "Who?", "answer": "Ada.", "choices": ["a"], "none": null}')
     assert texts(tmp_path / "a.jsonl", field="Q: {question}\nA: {answer}") == ["Q: Who?\nA: Ada."]
-    for field in ("{question} {reply}", "{0}", "{question", "{}", "{question.real}"):
+    for field in (
+        "{question} {reply}",
+        "{0}",
+        "{question",
+        "{}",
+        "{question.real}",
+        "{question[a]}",
+        "{choices}",
+        "{none}",
+    ):
         with pytest.raises(ValueError, match=r"there is no text field .*, only 'question', 'answer'"):
             texts(tmp_path / "a.jsonl", field=field)
 
