@@ -67,19 +67,23 @@ def draw_relearning(curves: Curves, metric: str, path: Path) -> None:
 
 
 def draw_trade_off(undone: pd.DataFrame, beta: float, path: Path) -> None:
-    """Robustness against compute, a point for each model, with a line through those of the main beta."""
+    """Robustness against compute, a point for each model, with a line through those of each teacher at the
+    main beta."""
     figure, axis = plt.subplots(figsize=(6.5, 5))
-    for is_main, marker in ((True, "o"), (False, "x")):
-        rows = undone[(undone.beta == beta) == is_main]
-        x, y = (100 * rows[name].astype(float) for name in ("compute", "robustness"))
-        points = axis.scatter(x, y, c=rows.alpha.astype(float), cmap="viridis", vmin=0, vmax=1, marker=marker)
-        if is_main:
-            figure.colorbar(points, label=f"α (× : other β than {beta:g})")
-        if is_main and x.nunique() > 1:
+    lines, markers = ("--", ":", "-."), ("o", "s", "^", "D")
+    for i, (method, rows) in enumerate(undone.groupby("suppressor", sort=False)):
+        for is_main in (True, False):
+            those = rows[(rows.beta == beta) == is_main]
+            x, y = (100 * those[name].astype(float) for name in ("compute", "robustness"))
+            look = {"marker": markers[i % 4] if is_main else "x", "cmap": "viridis", "vmin": 0, "vmax": 1}
+            points = axis.scatter(x, y, c=those.alpha.astype(float), **look)
+            if not is_main or x.nunique() < 2:
+                continue
             slope, intercept = np.polyfit(x, y, 1)
             ends = np.array([x.min(), x.max()])
-            label = f"fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
-            axis.plot(ends, intercept + slope * ends, "--", color="#999999", label=label)
+            label = f"{method}, fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
+            axis.plot(ends, intercept + slope * ends, lines[i % 3], color="#999999", label=label)
+    figure.colorbar(points, label=f"α (× : other β than {beta:g})")
     axis.plot(100, 100, "*", color=FIXED["filtered"], markersize=14, label="filtered")
     axis.set(xlabel="compute, % of the filtered model's steps", ylabel="robustness, %")
     axis.legend(frameon=False)

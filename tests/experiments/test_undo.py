@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from experiments import cli
 from experiments.language import open_text
-from experiments.undo import StageRun, _command
+from experiments.undo import StageRun, _command, _whole
 from experiments.undo_commands import TASKS, Relearn, SuppressorName, Undo
 from experiments.undo_domains import Domains
+from experiments.undo_members import suppression_parts
 from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
@@ -257,7 +258,7 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
         (["--also-documents", "3"], "--also-documents 3 is of --also, which is not given"),
         (
-            ["--relearn.others", "--validation", "None", "--test-documents", "99"],
+            ["--relearn.others", "--validation", "None", "--test-documents", "100"],
             "--relearn.others leaves the attacker nothing",
         ),
         (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, of graddiff, maxent,"),
@@ -316,7 +317,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     """Arithmetic in words, among other text that is retained, measured by what models write."""
     (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     words = ("--task", "custom", "--model", "gemma2-tiny", "--corpus", "word-problems", "--also", tmp_path / "web.txt")
-    words = (*words, *OPTIONS[2:], "--metric", "completions", "--answer", "4", "--alphas", "0.5", "--length", "90",
+    words = (*words, *OPTIONS[2:], "--metric", "completions", "--answer", "4", "--alphas", "0.5", "--length", "120",
              "--distil.no-relative")  # fmt: skip
     run(small, *words, "--out", tmp_path / "s")
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
@@ -324,7 +325,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     for asked, answer, message in (
         ("2 * 3 =", None, "p.jsonl' has no prompts whose answers are to forget"),
         ("2 * 3 =", "12345", "--answer 4 tokens are too few for '12345', which has 6"),
-        ("1" * 90, "3", "--length 90 tokens are too few for a prompt with its answer, of 95: '1111"),
+        ("1" * 120, "3", "--length 120 tokens are too few for a prompt with its answer, of 125: '1111"),
     ):
         entries = [{"prompt": "1 + 1 =", "answer": "2", "forget": False}]
         entries += [{"prompt": asked, "answer": answer, "forget": True}] * (answer is not None)
@@ -335,8 +336,24 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     assert "--metric completions needs --prompts, but with --corpus word-problems" in line
 
 
-def test_every_suppressor_is_an_option():
+def test_every_suppressor_is_an_option(small, tmp_path):
     assert set(SuppressorName.__args__) == set(SUPPRESSORS)
+    few = ("--settings", *(f"{name}.steps=2" for name in SUPPRESSORS), "rmu.depth=1", "repnoise.noise_weight=0.2")
+    run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--no-filtered", "--out", tmp_path / "s")
+    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("suppressor")
+    assert set(SUPPRESSORS) <= set(frame.index) and frame.loc[list(SUPPRESSORS)].forget.nunique() == len(SUPPRESSORS)
+
+
+def test_a_batch_of_suppression_is_divided_into_parts_with_two_rows_of_both_kinds():
+    for rows, accumulate, parts in ((64, 1, 1), (40, 40, 20), (4, 240, 2), (1, 8, 1), (3, 5, 1), (64, 8, 8)):
+        assert suppression_parts(Undo(suppress_rows=rows, accumulate=accumulate)) == parts
+
+
+def test_a_presets_settings_stay_where_others_are_given(tmp_path):
+    command = _whole(Undo(task="wmdp", preset="paper", settings=("rmu.steps=50", "maxent.retain-weight=2")))
+    assert "rmu.steps=90" not in command.settings and "maxent.retain_weight=0.25" not in command.settings
+    assert {"rmu.steps=50", "maxent.retain-weight=2", "maxent.learning_rate=2e-5"} <= set(command.settings)
+    assert _whole(command) == command
 
 
 @pytest.mark.parametrize("task", TASKS)
