@@ -19,6 +19,7 @@ from experiments.unlearn import Pipeline
 from routed_rl.lm import save_model, stories_tokenizer
 from routed_rl.runs import RunDirectory, read_json, read_metrics
 from tests.experiments.killed_studies import OPTIONS, make_small
+from tests.experiments.mistakes import complaints
 from tests.lm.tiny_models import tiny_model
 
 METRICS = ["step", "loss", "learning_rate", "gradient_norm"]
@@ -58,13 +59,8 @@ def run(corpora, *options):
 
 def refused(capsys, corpora, *options):
     """The one line that a mistake ends with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        run(corpora, *options)
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if " 0:00:0" not in line]
-    assert stop.value.code == 2 and len(lines) == 1 and "Traceback" not in captured.err, captured.err
-    return lines[0]
+    (line,) = complaints(capsys, lambda: run(corpora, *options))
+    return line
 
 
 def contents(out):
