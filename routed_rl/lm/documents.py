@@ -45,8 +45,9 @@ def _verses(folder: Path, book: str) -> Iterator[Document]:
     # A verse that a translation has joined to the one before it is a dash.
     query = "SELECT vText FROM bible WHERE bbName = ? AND vText <> '-' ORDER BY bNumber, cNumber, vNumber"
     with closing(sqlite3.connect(f"{(folder / 'data' / 'bible.db').as_uri()}?mode=ro", uri=True)) as connection:
-        for (text,) in connection.execute(query, (book,)):
-            yield Document(text)
+        rows = connection.execute(query, (book,)).fetchall()  # who trains a tokenizer reads on in another thread
+    for (text,) in rows:
+        yield Document(text)
 
 
 PACKAGED_TEXT: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
