@@ -181,6 +181,8 @@ def _check(command: Undo) -> None:
         raise UserError(f"--alphas must lie within 0 … 1, got {bad[0]}")
     if bad := [share for share in command.labelled if not 0 < share <= 1]:
         raise UserError(f"--labelled must be above 0 and at most 1, got {bad[0]}")
+    if not 0 < command.localised <= 1:
+        raise UserError(f"--localised must be above 0 and at most 1, got {command.localised}")
     numbers = {
         "betas": command.betas,
         "strengths": command.strengths,

@@ -129,6 +129,8 @@ class Undo(CorpusOptions):
     """how much of the weights is shrunk away before it is distilled into itself"""
     betas: tuple[float, ...] = (0.1,)
     """how much noise takes its place; further ones at the alpha nearest to 0.6 alone"""
+    localised: float = 1.0
+    """share of the weights that are shrunk and noised: those that suppression has changed most"""
     oracle: bool = False
     """also distil the filtered model into the reference, and into a new model"""
     filtered: bool = True

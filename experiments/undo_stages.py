@@ -25,6 +25,7 @@ from routed_rl.unlearning import (
     check_suppression,
     check_vocabulary,
     distil,
+    most_changed,
     quantised,
     relearn,
     shrink_and_perturb,
@@ -139,7 +140,12 @@ class Worker:
             student = self._load(reference)
         else:
             student = copy.deepcopy(taught)
-            shrink_and_perturb(student, config["alpha"], config["beta"], derive_seed(stage.seed, "noise"))
+            with user_input():
+                share = config["localised"]
+                mask = most_changed(self._load(reference), taught, share) if share < 1 else None
+                shrink_and_perturb(
+                    student, config["alpha"], config["beta"], derive_seed(stage.seed, "noise"), mask=mask
+                )
         found = distil(
             student,
             taught,

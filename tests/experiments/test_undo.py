@@ -166,6 +166,20 @@ def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
     assert "has another vocabulary than the corpus and its students" in log
 
 
+def test_noise_where_suppression_changed_most(small, tmp_path):
+    """The student that no step is taken with, of weights half of which are as the teacher's."""
+    options = (*OPTIONS, "--alphas", "0.5", "--distil.steps", "0", "--distil.warmup", "0", "--out", tmp_path / "s")
+    run(small, *options, "--localised", "0.5")
+    weights = {}
+    for path in (tmp_path / "s" / "stages").glob("*/config.json"):
+        kind = path.parent.name.split("-")[0]
+        if kind in ("suppress", "distil"):
+            weights[kind] = load_file(path.parent / "model" / "model.safetensors")
+    for name, tensor in weights["suppress"].items():
+        same = (tensor == weights["distil"][name]).float().mean()
+        assert 0.45 < same < 1, (name, same)
+
+
 def test_settings_of_suppressors(small, tmp_path, capsys):
     options = (*OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
     run(small, *options, "--settings", "maxent.steps=4")
@@ -240,6 +254,7 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--alphas", "1.5"], "--alphas must lie within 0 … 1, got 1.5"),
         (["--alphas", "nan"], "--alphas must lie within 0 … 1, got nan"),
         (["--alphas", "0.5", "0.5"], "--alphas must be each once, got 0.5 0.5"),
+        (["--localised", "0"], "--localised must be above 0 and at most 1, got 0.0"),
         (["--betas", "-1"], "--betas must be 0 or more, got -1"),
         (["--labelled", "2"], "--labelled must be above 0 and at most 1, got 2.0"),
         (["--labelled", "0"], "--labelled must be above 0 and at most 1, got 0.0"),
