@@ -100,13 +100,9 @@ def members(command: Undo, text: Text) -> list[Member]:
             add(reference, "distilled", "distil", {**distilled, "student": "new"}, parents, **keys)
         if "noised" in command.students and noised:
             for alpha, beta in noises:
-                config = {
-                    **distilled,
-                    "student": "noised",
-                    "alpha": alpha,
-                    "beta": beta,
-                    "localised": command.localised,
-                }
+                config = {**distilled, "student": "noised", "alpha": alpha, "beta": beta}
+                if command.localised < 1:
+                    config["localised"] = command.localised
                 add(reference, "undo", "distil", config, parents, **keys, alpha=alpha, beta=beta)
 
     for seed in range(command.first_seed, command.first_seed + command.seeds):

@@ -141,7 +141,7 @@ class Worker:
         else:
             student = copy.deepcopy(taught)
             with user_input():
-                share = config["localised"]
+                share = config.get("localised", 1.0)
                 mask = most_changed(self._load(reference), taught, share) if share < 1 else None
                 shrink_and_perturb(
                     student, config["alpha"], config["beta"], derive_seed(stage.seed, "noise"), mask=mask
