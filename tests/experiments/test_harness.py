@@ -17,6 +17,7 @@ from routed_rl.lm.documents import package_folder
 from tests.experiments.killed_undo import make_small
 from tests.lm.tiny_models import tiny_model
 
+TASKS = harness._tasks
 PROMPTS = "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
 TASK = """
 task: {name}
@@ -114,6 +115,8 @@ def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):
 
 
 def test_without_it_one_line_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr(harness, "_tasks", TASKS.__wrapped__)
+    for name in ("lm_eval", "lm_eval.tasks"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(OSError, match="lm-eval is not installed: pip install lm-eval"):
         harness_value(None, None, "some", "acc,none")

@@ -17,7 +17,7 @@ from experiments.grid import train_all
 from routed_rl.runs import read_json, read_metrics
 
 ROOT = Path(__file__).parents[2]
-OTHERS = {"era", "steering"}
+OTHERS = {"era", "steering", "undo"}
 """Files with rows of other commands, which have tests of their own."""
 ROWS = {
     f"{path.stem}/{name}": row
