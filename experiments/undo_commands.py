@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,6 +168,11 @@ class Undo(CorpusOptions):
 
 
 GPU: dict[str, Any] = {"precision": "bf16", "device": "cuda", "workers": 1}
+PAPERS_ATTACK = Relearn(
+    learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
+    steps=500,
+    measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
+)
 TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     ("arithmetic", "quick"): {
         "model": "gemma2-tiny",
@@ -207,12 +212,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         ),
         "alphas": (0.4, 0.6, 0.8),
         "distil": Distil(learning_rate=7e-4, steps=1000, relative=False),
-        "relearn": Relearn(
-            learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
-            steps=500,
-            batch_size=15,
-            measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
-        ),
+        "relearn": replace(PAPERS_ATTACK, batch_size=15),
         **GPU,
     },
     ("languages", "quick"): {
@@ -256,12 +256,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         ),
         "alphas": (0.2, 0.4, 0.6, 0.8),
         "distil": Distil(learning_rate=9e-4, steps=2000, every=50),
-        "relearn": Relearn(
-            learning_rates=(1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6),
-            steps=500,
-            batch_size=8,
-            measured=(5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 500),
-        ),
+        "relearn": replace(PAPERS_ATTACK, batch_size=8),
         **GPU,
     },
     ("english-korean", "quick"): {
