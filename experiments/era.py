@@ -65,7 +65,9 @@ def main(command: Era) -> None:
         if needed:
             _check_runs(grid, command.model, text)
     failed: dict[Path, str] = {}
-    with open_backend(command.backend, command.ray_address, command.workers, command.out, needed) as backend:
+    with open_backend(
+        command.backend, command.ray_address, command.workers, command.out, needed, command.device
+    ) as backend:
         start_study(command.out, identity)
         for wave in (False, True):
             runs = [run for run in grid if (_name(run) in AFTER) == wave]

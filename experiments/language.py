@@ -156,8 +156,10 @@ def open_text(options: CorpusOptions) -> Text:
     about |= dict(zip(("source", "content"), _identity(options.corpus), strict=True))
     if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
-    if options.also is None and options.also_documents is not None:
-        raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
+    if options.also_documents is not None:
+        at_least(1, also_documents=options.also_documents)
+        if options.also is None:
+            raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
     if options.also is not None:
         if options.words or options.pattern is not None or options.tokens:
             raise ValueError(f"--also {options.also} is all retained, so say what to forget by --forget or the corpus")

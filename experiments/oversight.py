@@ -38,7 +38,9 @@ def main(command: Oversight) -> None:
         check_study(command.out, _identity(command))
     check_options(grid, command.parallel_seeds)
     needed = not all(is_finished(run.out) for run in grid if run.out is not None)
-    with open_backend(command.backend, command.ray_address, command.workers, command.out, needed) as backend:
+    with open_backend(
+        command.backend, command.ray_address, command.workers, command.out, needed, command.device
+    ) as backend:
         start_study(command.out, _identity(command))
         failed = train_all(grid, command.workers, backend, command.parallel_seeds)
     _report(command, failed)

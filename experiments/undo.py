@@ -160,7 +160,7 @@ def _check(command: Undo) -> None:
     at_least(1, **{"distil.every": distilling.every, "relearn.steps": relearning.steps})
     at_least(1, **{"relearn.batch-size": relearning.batch_size})
     counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
-    counts |= {"lm-eval.limit": command.lm_eval.limit, "also-documents": command.also_documents}
+    counts |= {"lm-eval.limit": command.lm_eval.limit}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
     at_least(
         0, **{"pretrain.steps": pretrain.steps, "pretrain.warmup": pretrain.warmup, "first-seed": command.first_seed}

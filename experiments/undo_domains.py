@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from experiments.errors import user_input
 from experiments.harness import harness_value
 from experiments.language import TEXT_SEED, Text
 from experiments.undo_commands import Undo
@@ -106,7 +107,8 @@ class Domains:
         if self.command.metric == "lm-eval":
             settings = self.command.lm_eval
             task = settings.retain if kind == "retain" else settings.forget
-            return harness_value(model, self.tokenizer, task, settings.value, settings.limit, settings.include)
+            with user_input():
+                return harness_value(model, self.tokenizer, task, settings.value, settings.limit, settings.include)
         return evaluate(model, batches).mean()
 
     def measures(self, model: nn.Module) -> dict[str, float]:

@@ -85,10 +85,8 @@ class Worker:
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model, method = (
-            self._load(stage.parents["reference"]),
-            make_suppressor(self.command.settings, config["method"])[0],
-        )
+        model = self._load(stage.parents["reference"])
+        method, _ = make_suppressor(self.command.settings, config["method"])
         marked = self.domains.labelled(config["labelled"], seed)
         source = ForgetAndRetain(
             self.domains.batches(marked, rows, derive_seed(seed, "forget")),

@@ -114,7 +114,7 @@ def options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def open_backend(
-    name: str, address: str | None, workers: int, out: Path, needed: bool, device: str = "cpu"
+    name: str, address: str | None, workers: int, out: Path, needed: bool, device: str
 ) -> Iterator[Backend]:
     """What runs commands: this machine, or a Ray cluster; UserError if there is no cluster where one is needed.
 

@@ -129,9 +129,9 @@ def test_how_far_runs_are(tmp_path, monkeypatch):
 
 def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path, monkeypatch):
     monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 1)
-    with open_backend("ray", "127.0.0.1:1", 1, tmp_path / "out", needed=False) as backend:
+    with open_backend("ray", "127.0.0.1:1", 1, tmp_path / "out", needed=False, device="cpu") as backend:
         assert backend is run_commands
-    with open_backend("local", None, 1, tmp_path / "out", needed=True) as backend:
+    with open_backend("local", None, 1, tmp_path / "out", needed=True, device="cpu") as backend:
         assert backend is run_commands
     assert not list(tmp_path.iterdir())
 
@@ -142,5 +142,5 @@ def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypat
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with open_backend("local", None, 2, tmp_path / "out", needed=True) as backend:
+        with open_backend("local", None, 2, tmp_path / "out", needed=True, device="cpu") as backend:
             assert backend.func is run_commands and backend.keywords == {"devices": expected}
