@@ -64,15 +64,11 @@ def main(command: Era) -> None:
         needed = not all(is_finished(run.out) for run in grid if run.out is not None)
         if needed:
             _check_runs(grid, command.model, text)
-    failed: dict[Path, str] = {}
     with open_backend(
         command.backend, command.ray_address, command.workers, command.out, needed, command.device
     ) as backend:
         start_study(command.out, identity)
-        for wave in (False, True):
-            runs = [run for run in grid if (_name(run) in AFTER) == wave]
-            runs = [run for run in runs if not wave or is_finished(Path(run.model).parent)]
-            failed |= run_all(runs, KIND, command.workers, backend)
+        failed = run_all(grid, KIND, command.workers, backend)
     _report(command, failed)
     if failed:
         for out, reason in failed.items():
@@ -102,7 +98,11 @@ def _total(run: Unlearn) -> int:
     return max(run.steps, 1)
 
 
-KIND = Kind(config=run_config, command=_command, total=_total, counter="step")
+def _after(run: Unlearn) -> list[Path]:
+    return [Path(run.model).parent] if _name(run) in AFTER else []
+
+
+KIND = Kind(config=run_config, command=_command, total=_total, counter="step", after=_after)
 
 
 def _check(command: Era) -> None:

@@ -26,7 +26,7 @@ from experiments.undo_commands import TASKS, Undo
 from experiments.undo_members import STAGES, Member, members, total_steps
 from experiments.undo_report import report
 from experiments.undo_stages import Worker
-from experiments.workers import PYTHON, Kind, open_backend, options, run_all
+from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
 from routed_rl.lm import PRESETS
 from routed_rl.runs import Stage, plan, with_ancestors
 
@@ -71,22 +71,20 @@ def main(command: Undo) -> None:
     if command.plan:
         _show_plan(study, stages, reasons)
         return
-    todo = [stage for stage in stages if reasons[stage.key] is not None]
-    failed: dict[Path, str] = {}
+    needed = any(reason is not None for reason in reasons.values())
+    runs = [StageRun(stage, command, stage.path(root), stage.seed) for stage in stages]
     with open_backend(
-        command.backend, command.ray_address, command.workers, command.out, bool(todo), command.device
+        command.backend, command.ray_address, command.workers, command.out, needed, command.device
     ) as backend:
         start_study(command.out, identity)
-        while ready := _ready(todo, root):
-            runs = [StageRun(stage, command, stage.path(root), stage.seed) for stage in ready]
-            failed |= run_all(runs, KIND, command.workers, backend)
-            todo = [stage for stage in todo if stage not in ready]
+        failed = run_all(runs, KIND, command.workers, backend)
     with user_input():
         report(command, text, study)
     if failed:
         for out, reason in failed.items():
             print(f"routed-rl: failed: {out.name}: {reason}", file=sys.stderr)
-        raise UserError(f"of {len(stages)} stages {len(failed)} failed, and {len(todo)} wait for them")
+        waiting = sum(run.out not in failed and not is_finished(run.out) for run in runs)
+        raise UserError(f"of {len(stages)} stages {len(failed)} failed, and {waiting} wait for them")
 
 
 def _whole(command: Undo) -> Undo:
@@ -108,14 +106,6 @@ def _whole(command: Undo) -> Undo:
     return replace(command, settings=settings + command.settings, **paths)
 
 
-def _ready(todo: Sequence[Stage], root: Path) -> list[Stage]:
-    """Of the stages to be done, those whose parents are finished."""
-    left = {stage.key for stage in todo}
-    ready = [stage for stage in todo if not any(parent.key in left for parent in stage.parents.values())]
-    with user_input():
-        return [stage for stage in ready if all(parent.result(root) is not None for parent in stage.parents.values())]
-
-
 def _command(batch: Sequence[StageRun]) -> list[str]:
     (run,) = batch
     usual = Undo(task=run.command.task, preset=run.command.preset, **TASKS[run.command.task, run.command.preset])
@@ -128,6 +118,7 @@ KIND = Kind(
     command=_command,
     total=lambda run: total_steps(run.stage),
     counter="step",
+    after=lambda run: [parent.path(run.out.parent) for parent in run.stage.parents.values()],
 )
 
 

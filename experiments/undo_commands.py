@@ -223,7 +223,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "test_documents": 64,
         "batch_size": 32,
         "pretrain": Pretrain(steps=1000),
-        "distil": Distil(steps=1000),
+        "distil": Distil(steps=400),
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
     },

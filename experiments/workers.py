@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -21,7 +21,7 @@ FAILED = "routed-rl: failed: "
 """How a process that does several runs begins the line about one that failed."""
 PYTHON = (sys.executable, "-P", "-m")
 """-P: a folder of the user's that is called experiments, in the working directory, is not ours."""
-Backend = Callable[..., list[int]]
+Backend = Callable[..., list[int | None]]
 """Runs commands as :func:`routed_rl.runs.run_commands` does."""
 
 
@@ -41,12 +41,15 @@ class Kind:
     """what is counted there"""
     batches: Callable[[list[Any]], list[list[Any]]] = lambda runs: [[run] for run in runs]
     """which runs share a process"""
+    after: Callable[[Any], Collection[Path]] = lambda run: ()
+    """the directories of the runs from which a run goes on"""
 
 
 def run_all(runs: Sequence[Any], kind: Kind, workers: int, backend: Backend = run_commands) -> dict[Path, str]:
     """Do every run that is not finished, showing how far they are.
 
-    A failed run, or one that finds another run in its place, does not stop the others. A run's log goes beside it.
+    A failed run, or one that finds another run in its place, stops none but those that go on from it, which are not
+    begun. A run's log goes beside it.
 
     Args:
         workers: processes at once.
@@ -64,13 +67,23 @@ def run_all(runs: Sequence[Any], kind: Kind, workers: int, backend: Backend = ru
                 todo[run.out] = run
         except (RunError, OSError) as error:
             failed[run.out] = str(error)
+
+    def is_there(out: Path) -> bool:
+        return out in todo or (out not in failed and is_finished(out))
+
+    while orphans := [run.out for run in todo.values() if not all(map(is_there, kind.after(run)))]:
+        for out in orphans:
+            del todo[out]
     batches = kind.batches(list(todo.values()))
+    batch_of = {run.out: i for i, batch in enumerate(batches) for run in batch}
+    after = [{batch_of[p] for run in batch for p in kind.after(run) if p in batch_of} for batch in batches]
     logs = [batch[0].out.with_name(f"{batch[0].out.name}.log") for batch in batches]
     for out in todo:
         out.with_name(f"{out.name}.log").unlink(missing_ok=True)  # what it says is of an earlier attempt
     running = workers * max((len(batch) for batch in batches), default=1)
     with _progress(runs, todo, kind, running) as poll:
-        codes = backend([kind.command(batch) for batch in batches], workers, logs, on_poll=poll, poll_seconds=0.5)
+        commands = [kind.command(batch) for batch in batches]
+        codes = backend(commands, workers, logs, after=after, on_poll=poll, poll_seconds=0.5)
     for batch, log, code in zip(batches, logs, codes, strict=True):
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []

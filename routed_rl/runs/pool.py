@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -26,11 +26,15 @@ def run_commands(
     workers: int,
     logs: Sequence[StrPath],
     *,
+    after: Sequence[Collection[int]] = (),
     devices: Sequence[str] = (),
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
-) -> list[int]:
+) -> list[int | None]:
     """Run every command, at most `workers` at once, and return their exit codes in order.
+
+    If given, `after[i]` are the numbers of the commands that have to end with 0 before `commands[i]` starts; of one
+    that is never started, since one of these failed, the code is None.
 
     Output and errors of `commands[i]` are appended to the file `logs[i]`. Each runs with one thread in
     its libraries, no input, and a process group of its own. A failing command does not stop the others:
@@ -41,21 +45,20 @@ def run_commands(
     If this process is interrupted (Ctrl-C, SIGTERM, SIGHUP) or `on_poll` raises, the commands still
     running are killed, with all that they started in their process groups, and the exception goes on.
 
-    Raises ValueError for fewer than one worker or another number of logs than of commands.
+    Raises ValueError for fewer than one worker or another number of logs, or of `after`, than of commands.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, and at least one is needed")
     if len(logs) != len(commands):
         raise ValueError(f"{len(logs)} logs for {len(commands)} commands")
-    codes = [CANNOT_START] * len(commands)
-    waiting = list(reversed(range(len(commands))))
+    queue = Queue(len(commands), after)
     running: dict[int, subprocess.Popen[bytes]] = {}
     has: dict[int, str] = {}
     with _signals_as_exit():
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    index = waiting.pop()
+            while running or queue.next is not None:
+                while len(running) < workers and (index := queue.next) is not None:
+                    queue.start(index)
                     visible = {}
                     if devices:
                         taken = [has[other] for other in running]
@@ -63,9 +66,11 @@ def run_commands(
                         visible = {"CUDA_VISIBLE_DEVICES": has[index]}
                     if (process := start_command(commands[index], Path(logs[index]), visible)) is not None:
                         running[index] = process
+                    else:
+                        queue.codes[index] = CANNOT_START
                 for index, process in list(running.items()):
                     if (code := process.poll()) is not None:
-                        codes[index] = code
+                        queue.codes[index] = code
                         del running[index]
                 if on_poll is not None:
                     on_poll()
@@ -79,7 +84,34 @@ def run_commands(
                     os.killpg(process.pid, signal.SIGKILL)
             for process in left:
                 process.wait()
-    return codes
+    return queue.codes
+
+
+class Queue:
+    """Which of some commands is next: the first whose predecessors have all ended with 0.
+
+    Attributes:
+        codes: the exit codes of those that have ended; None for the others.
+        next: the number of a command that can be started; None while there is none.
+    """
+
+    def __init__(self, count: int, after: Sequence[Collection[int]]) -> None:
+        if after and len(after) != count:
+            raise ValueError(f"{len(after)} times predecessors for {count} commands")
+        self._after = after
+        self._waiting = list(range(count))
+        self.codes: list[int | None] = [None] * count
+
+    @property
+    def next(self) -> int | None:
+        return next((index for index in self._waiting if self._can_start(index)), None)
+
+    def start(self, index: int) -> None:
+        """Say that a command is started."""
+        self._waiting.remove(index)
+
+    def _can_start(self, index: int) -> bool:
+        return not self._after or all(self.codes[before] == 0 for before in self._after[index])
 
 
 def start_command(

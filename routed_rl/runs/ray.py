@@ -9,13 +9,13 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from routed_rl.runs.files import StrPath
-from routed_rl.runs.pool import CANNOT_START, start_command
+from routed_rl.runs.pool import CANNOT_START, Queue, start_command
 
 CONNECT_SECONDS = 5.0
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -24,7 +24,9 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextlib.contextmanager
-def ray_pool(address: str | None, workers: int, shared: Path, gpus: int = 0) -> Iterator[Callable[..., list[int]]]:
+def ray_pool(
+    address: str | None, workers: int, shared: Path, gpus: int = 0
+) -> Iterator[Callable[..., list[int | None]]]:
     """Within the block, what stands in for :func:`~routed_rl.runs.run_commands`, on a Ray cluster.
 
     Each command takes one CPU. Every machine needs this package, and must see the directory ``shared``, under which
@@ -117,26 +119,27 @@ def _run_commands(
     logs: Sequence[StrPath],
     *,
     gpus: int = 0,
+    after: Sequence[Collection[int]] = (),
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
-) -> list[int]:
+) -> list[int | None]:
     """As :func:`~routed_rl.runs.run_commands`; a task whose machine is lost counts as a command that failed."""
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run)
-    codes = [CANNOT_START] * len(commands)
-    waiting = list(reversed(range(len(commands))))
+    queue = Queue(len(commands), after)
     running: dict[Any, int] = {}
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                index = waiting.pop()
+        while running or queue.next is not None:
+            while len(running) < workers and (index := queue.next) is not None:
+                queue.start(index)
                 # On another machine Python may live elsewhere.
                 command = [None if part == sys.executable else os.fspath(part) for part in commands[index]]
                 running[task.remote(command, os.path.abspath(logs[index]))] = index
             done, _ = ray.wait(list(running), num_returns=1, timeout=poll_seconds)
             for reference in done:
+                code = CANNOT_START
                 with contextlib.suppress(ray.exceptions.RayError):
-                    codes[running[reference]] = ray.get(reference)
-                del running[reference]
+                    code = ray.get(reference)
+                queue.codes[running.pop(reference)] = code
             if on_poll is not None:
                 on_poll()
     finally:
@@ -146,7 +149,7 @@ def _run_commands(
             _, deaf = ray.wait(list(running), num_returns=len(running), timeout=CONNECT_SECONDS)
             for reference in deaf:
                 ray.cancel(reference, force=True)  # its worker ends, and with it, on Linux, what that started
-    return codes
+    return queue.codes
 
 
 def _run(command: list[str | None], log: str) -> int:

@@ -21,9 +21,12 @@ def run_in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
     patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
     ran = []
 
-    def pool(commands, count, logs, *, on_poll, poll_seconds, devices=()):
+    def pool(commands, count, logs, *, after, on_poll, poll_seconds, devices=()):
         codes = []
-        for command, log in zip(commands, logs, strict=True):
+        for command, log, before in zip(commands, logs, after, strict=True):
+            if any(codes[index] != 0 for index in before):
+                codes.append(None)
+                continue
             ran.append(command)
             with (
                 Path(log).open("a") as written,

@@ -32,7 +32,7 @@ def in_process(monkeypatch):
     monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
     ran = []
 
-    def pool(argvs, workers, logs, *, on_poll, poll_seconds):
+    def pool(argvs, workers, logs, *, after, on_poll, poll_seconds):
         codes = []
         for argv, log in zip(argvs, logs, strict=True):
             ran.append(argv)

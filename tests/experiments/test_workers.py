@@ -1,6 +1,6 @@
 """Many runs at once: their command lines, which of them are done, and how far they are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +73,7 @@ def finish(out, steps=4, result=True):
 def pool(ran):
     """A backend that notes its commands, and does them."""
 
-    def backend(commands, workers, logs, *, on_poll, poll_seconds):
+    def backend(commands, workers, logs, *, after, on_poll, poll_seconds):
         ran.extend(commands)
         for (out,) in commands:
             finish(out)
@@ -94,6 +94,23 @@ def test_what_is_finished_is_not_done_again_unless_it_must_be(tmp_path):
     failed = run_all([Toy(out=out, force=out.name == "forced") for out in outs], KIND, 2, pool(ran))
     assert [Path(out).name for (out,) in ran] == ["begun", "damaged", "forced", "new"]
     assert list(failed) == [tmp_path / "other"] and "steps is 5 there, 4 here" in failed[tmp_path / "other"]
+
+
+def test_what_a_run_goes_on_from_comes_before_it(tmp_path):
+    """Finished, to be done, or missing with all that would follow."""
+    finish(tmp_path / "done")
+    finish(tmp_path / "other", steps=5)
+    parents = {"child": ["done", "begun"], "orphan": ["done", "other"], "its-child": ["orphan"]}
+    kind = replace(KIND, after=lambda run: [tmp_path / name for name in parents.get(run.out.name, ())])
+    ran = []
+
+    def backend(commands, workers, logs, *, after, **options):
+        assert [list(before) for before in after] == [[1], []]
+        return pool(ran)(commands, workers, logs, after=after, **options)
+
+    names = ("its-child", "orphan", "child", "begun", "done", "other")
+    failed = run_all([Toy(out=tmp_path / name) for name in names], kind, 2, backend)
+    assert [Path(out).name for (out,) in ran] == ["child", "begun"] and list(failed) == [tmp_path / "other"]
 
 
 def test_how_far_runs_are(tmp_path, monkeypatch):
@@ -119,7 +136,7 @@ def test_how_far_runs_are(tmp_path, monkeypatch):
 
     monkeypatch.setattr(workers, "progress_display", lambda **_: Display())
 
-    def backend(commands, workers, logs, *, on_poll, poll_seconds):
+    def backend(commands, workers, logs, *, after, on_poll, poll_seconds):
         on_poll()
         return [1] * len(commands)
 

@@ -34,14 +34,18 @@ def test_as_the_local_pool_does(pool, tmp_path: Path) -> None:
         sh("read x || exit 5"),
         sh("echo $OMP_NUM_THREADS $MKL_NUM_THREADS"),
         [sys.executable, "-c", "print(6 * 7)"],
+        sh("echo never"),
+        sh("echo after"),
     ]
+    after = [(), (), (), (), (), (), {0, 4}, {4, 5}]
     results, polls = {}, []
     for name, run in (("local", run_commands), ("ray", pool)):
         logs = [tmp_path / name / f"{i}.txt" for i in range(len(commands))]
-        codes = run(commands, 2, logs, on_poll=lambda: polls.append(1), poll_seconds=0.05)
-        results[name] = codes, [log.read_text() for log in logs]
+        codes = run(commands, 2, logs, after=after, on_poll=lambda: polls.append(1), poll_seconds=0.05)
+        results[name] = codes, [log.read_text() if log.exists() else None for log in logs]
     assert results["ray"] == results["local"]
-    assert results["ray"][0] == [3, 127, -signal.SIGKILL, 5, 0, 0] and results["ray"][1][4:] == ["1 1\n", "42\n"]
+    assert results["ray"][0] == [3, 127, -signal.SIGKILL, 5, 0, 0, None, 0]
+    assert results["ray"][1][4:] == ["1 1\n", "42\n", None, "after\n"]
     assert polls
 
 

@@ -77,6 +77,25 @@ def test_each_command_sees_a_device_that_few_others_have(tmp_path: Path) -> None
     assert {*seen[:2]} == {*seen[2:]} == {"3", "GPU-7"}
 
 
+def test_a_command_starts_when_those_before_it_have_ended_well(tmp_path: Path) -> None:
+    """Whatever the order in which they are given; after one that failed nothing that needs it is started."""
+    there = tmp_path / "there"
+    commands = [
+        sh(f"cat {there}"),
+        sh(f"sleep 0.2; echo made > {there}"),
+        sh("exit 4"),
+        sh("echo never"),
+        sh("echo never"),
+        ["/no/such/program"],
+        sh("echo never"),
+    ]
+    after = [{1}, (), (), {1, 2}, [3], (), {5}]
+    logs = [tmp_path / f"{i}.log" for i in range(len(commands))]
+    codes = run_commands(commands, 2, logs, after=after, poll_seconds=0.01)
+    assert codes == [0, 0, 4, None, None, 127, None]
+    assert logs[0].read_text() == "made\n" and not any(logs[i].exists() for i in (3, 4, 6))
+
+
 @pytest.mark.parametrize("how", ["exception", "interrupt", "terminate"])
 def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, how: str) -> None:
     alive, log = tmp_path / "alive", tmp_path / "log"
@@ -106,4 +125,6 @@ def test_senseless_calls_are_refused(tmp_path: Path) -> None:
         run_commands([sh("exit")], 0, [tmp_path / "log"])
     with pytest.raises(ValueError, match="1 logs for 2 commands"):
         run_commands([sh("exit"), sh("exit")], 1, [tmp_path / "log"])
+    with pytest.raises(ValueError, match="1 times predecessors for 2 commands"):
+        run_commands([sh("exit"), sh("exit")], 1, [tmp_path / "log", tmp_path / "other"], after=[()])
     assert run_commands([], 1, []) == []
