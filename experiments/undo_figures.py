@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import ScalarFormatter
 
 from experiments.canvas import plt, save
 from experiments.tables import half_interval
@@ -180,14 +181,17 @@ def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], me
         if belongs(member):
             groups.setdefault((member.name, member.model), []).append(case)
     others = iter(plt.get_cmap("viridis")(np.linspace(0, 0.9, max(len(groups), 2))))
-    taken = set()
+    dashes = {model: iter(("-", "--", ":", "-.")) for model in FIXED}
     for (label, model), cases in groups.items():
-        color = FIXED[model] if model in FIXED and model not in taken else next(others)
-        taken.add(model)
+        color, style = (FIXED[model], next(dashes[model], "-")) if model in FIXED else (next(others), "-")
         known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
         steps = sorted(set(known[0]).intersection(*known))  # attacks may end early
         values = np.array([[of[step] for step in steps] for of in known])
         mean, half = values.mean(axis=0), half_interval(values)
-        axis.plot(steps, mean, label=label, color=color)
+        axis.plot(steps, mean, style, label=label, color=color, marker="." if len(steps) == 1 else None)
         axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
     axis.set(xlabel="step of the attack", ylabel=KNOWN[metric])
+    if metric == "loss":  # from little to what a model says that is sure of something else
+        axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(ScalarFormatter())

@@ -63,7 +63,7 @@ def report(command: Undo, text: Text, study: Sequence[Member]) -> None:
         return
     frame = write_table(_compared(rows, max(command.relearn.measured)), command.out / RESULTS, KEYS)
     write_table(timings, command.out / TIMINGS, (*KEYS, "part"))
-    words = summary(frame, command)
+    words = summary(frame, command, list(dict.fromkeys(member.name for member in curves)))
     write_bytes(command.out / SUMMARY, words.encode())
     undo_figures.draw(frame, curves, kept, matching, command, command.out)
     console = Console()
@@ -111,11 +111,12 @@ def _compared(rows: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]
     return compared
 
 
-def summary(frame: pd.DataFrame, command: Undo) -> str:
+def summary(frame: pd.DataFrame, command: Undo, names: Sequence[str]) -> str:
     """The study in Markdown.
 
     Args:
         frame: the rows of ``results.csv``.
+        names: of its models, in the order in which they are to be shown.
     """
     last = max(command.relearn.measured)
     measures = {
@@ -132,7 +133,6 @@ def summary(frame: pd.DataFrame, command: Undo) -> str:
         if name in frame
         for row in aggregate(frame.dropna(subset=[name]), name, ["name"]).to_dict("records")
     }
-    names = list(dict.fromkeys(frame.name))
     table = [[model, *(cells.get((name, model), "") for name in measures)] for model in names]
     what = undo_figures.UNITS[command.metric]
     rates = len(command.relearn.learning_rates)
@@ -147,10 +147,10 @@ def summary(frame: pd.DataFrame, command: Undo) -> str:
         outside = sorted(set(frame.name[~frame.inside_grid]))
         parts.append(
             "The worst learning rate is the lowest or highest that was tried, so that one beyond it may be worse "
-            f"(--relearn.learning-rates): {', '.join(outside)}."
+            f"(--relearn.learning-rates): {'; '.join(outside)}."
         )
     if "reached" in frame and (short := sorted(set(frame.name[frame.reached == False]))):  # noqa: E712
-        parts.append(f"What is retained was not within reach of the teacher's at the last step: {', '.join(short)}.")
+        parts.append(f"What is retained was not within reach of the teacher's at the last step: {'; '.join(short)}.")
     if "weak_teacher" in frame and (weak := sorted(set(frame.name[frame.weak_teacher == True]))):  # noqa: E712
-        parts.append(f"Their teacher had not forgotten, or had forgotten everything: {', '.join(weak)}.")
+        parts.append(f"Their teacher had not forgotten, or had forgotten everything: {'; '.join(weak)}.")
     return "\n\n".join(parts) + "\n"
