@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 
 from experiments import era_figures
 from experiments.errors import UserError, at_least, user_input
-from experiments.language import Text, check_options, open_text
+from experiments.language import Text, check_options, open_text, whole_paths
 from experiments.methods import METHODS
 from experiments.process import check_device, one_thread
 from experiments.study_directory import check_study, start_study
@@ -52,7 +52,7 @@ def main(command: Era) -> None:
     one_thread()
     if command.quick:
         command = replace(command, **QUICK)
-    command = replace(command, out=Path(os.path.abspath(command.out)), corpora=Path(os.path.abspath(command.corpora)))
+    command = replace(whole_paths(command), out=Path(os.path.abspath(command.out)))
     _check(command)
     with user_input():
         check_options(command)

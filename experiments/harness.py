@@ -40,6 +40,7 @@ def harness_value(
     Raises:
         OSError: as :func:`check_task`, or if a task's data cannot be had.
         ValueError: as :func:`check_task`, or if the results have no such value.
+        FloatingPointError: if it is no number.
     """
     check_task(task, include)
     from lm_eval import simple_evaluate
@@ -51,6 +52,8 @@ def harness_value(
     found = simple_evaluate(harness, tasks=[task], limit=limit, task_manager=tasks, bootstrap_iters=0)
     model.train(training)
     results = found["results"].get(task, {})
-    if value not in results or not isinstance(results[value], int | float) or math.isnan(results[value]):
+    if not isinstance(results.get(value), int | float):
         raise ValueError(f"lm-eval's {task} has no {value!r} but {', '.join(map(repr, results))}")
+    if not math.isfinite(results[value]):
+        raise FloatingPointError(f"the {value!r} of lm-eval's {task} is {results[value]}")
     return float(results[value])

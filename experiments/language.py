@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from functools import partial
 from importlib import metadata
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub.utils import logging as hub_logging
 from torch import nn
@@ -22,6 +23,7 @@ from experiments.text_commands import CorpusOptions, TextOptions
 from routed_rl.lm import (
     FORGET,
     FORGOTTEN,
+    PACKAGED_MODELS,
     PACKAGED_TEXT,
     PRESETS,
     VIROLOGY_TOKENS,
@@ -91,6 +93,12 @@ GENERATED = {
 }
 
 
+OWN_TEXTS = (*GENERATED, *PACKAGED_TEXT)
+OWN_MODELS = (*PRESETS, *PACKAGED_MODELS)
+"""Names that no folder of a user's takes away."""
+Options = TypeVar("Options", bound=CorpusOptions)
+
+
 @dataclass(frozen=True)
 class Text:
     """A tokenised corpus, its tokenizer, and a hash of what it was made from."""
@@ -118,8 +126,7 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
         "rmu.steps": rmu.steps,
     }
     at_least(0, **steps)
-    counts = {"documents": options.documents, "adapters": options.adapters, "max_characters": options.max_characters}
-    counts |= {name: getattr(options, name) for name in ("vocabulary", "test_documents", "units", "batch_size")}
+    counts = {name: getattr(options, name) for name in ("adapters", "test_documents", "units", "batch_size")}
     counts |= {"accumulate": options.accumulate, "repair.documents": repair.documents}
     counts |= {"repair.selection": repair.selection, "rmu.batch_size": rmu.batch_size}
     counts |= {"attack.repeats": attack.repeats, "attack.every": attack.every}
@@ -149,27 +156,28 @@ def open_text(options: CorpusOptions) -> Text:
         ValueError: for options that do not go together, or as the corpus, the finders and the tokenizers do.
         OSError: if files or the hub cannot be read.
     """
+    names = ("documents", "also_documents", "max_characters", "max_tokens", "vocabulary")
+    at_least(1, **{name: count for name in names if (count := getattr(options, name)) is not None})
     finder, what = _finder(options)
     tokenizer = _tokenizer(options)
     tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []
     about: dict[str, Any] = {"documents": options.documents, "forget": what}
-    about |= dict(zip(("source", "content"), _identity(options.corpus), strict=True))
+    of = {name: _identity(source) for name in ("corpus", "also", "forget") if (source := getattr(options, name))}
+    about |= dict(zip(("source", "content"), of["corpus"], strict=True))
     if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
-    if options.also_documents is not None:
-        at_least(1, also_documents=options.also_documents)
-        if options.also is None:
-            raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
+    if options.also_documents is not None and options.also is None:
+        raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
     if options.also is not None:
         if options.words or options.pattern is not None or options.tokens:
             raise ValueError(f"--also {options.also} is all retained, so say what to forget by --forget or the corpus")
-        if options.forget is not None and _identity(options.also) == _identity(options.forget):
+        if of["also"] == of.get("forget"):
             raise ValueError(f"--also {options.also} and --forget {options.forget} are the same")
-        about |= dict(zip(("also_source", "also_content"), _identity(options.also), strict=True))
+        about |= dict(zip(("also_source", "also_content"), of["also"], strict=True))
         about["also_documents"] = options.also_documents
     if options.forget is not None:
-        about |= dict(zip(("forget_source", "forget_content"), _identity(options.forget), strict=True))
-        if _identity(options.forget) == _identity(options.corpus):
+        about |= dict(zip(("forget_source", "forget_content"), of["forget"], strict=True))
+        if of["forget"] == of["corpus"]:
             raise ValueError(
                 f"--corpus {options.corpus} and --forget {options.forget} are the same: nothing is retained"
             )
@@ -191,6 +199,21 @@ def open_text(options: CorpusOptions) -> Text:
         about=about,
     )
     return Text(corpus, tokenizer, digest)
+
+
+def whole_paths(options: Options) -> Options:
+    """The same options for processes that run elsewhere: all that they name is named by its whole path."""
+    paths: dict[str, Any] = {"corpora": Path(os.path.abspath(options.corpora))}
+    for names, own in ((("model", "tokenizer"), OWN_MODELS), (("corpus", "forget", "also"), OWN_TEXTS)):
+        for name in names:
+            source = getattr(options, name)
+            if source not in (None, *own) and Path(source).exists():
+                paths[name] = os.path.abspath(source)
+    for name, lists in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
+        given = getattr(options, name)
+        if len(given) == 1 and given[0] not in lists and Path(given[0]).is_file():
+            paths[name] = (os.path.abspath(given[0]),)
+    return replace(options, **paths)
 
 
 def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
@@ -240,7 +263,10 @@ def model_identity(name: str) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors"):
-            digest.update(file.name.encode() + file.read_bytes())
+            digest.update(file.name.encode())
+            with file.open("rb") as opened:
+                while part := opened.read(1 << 20):
+                    digest.update(part)
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -269,7 +295,8 @@ def _to_forget(options: CorpusOptions) -> Iterator[Document]:
 
 def _identity(source: str) -> tuple[str | None, str | None]:
     """The name of a source, where that says what it is, and what changes when its text does."""
-    return None if Path(source).exists() else source, text_identity(source)
+    is_file = source not in OWN_TEXTS and Path(source).exists()
+    return None if is_file else source, text_identity(source)
 
 
 def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:

@@ -15,7 +15,10 @@ STUDY = "study.json"
 def check_study(out: Path, identity: Mapping[str, Any]) -> None:
     """ValueError unless the study of this identity may be started in the directory, or gone on with."""
     if (out / STUDY).exists():
-        there = {"device": "cpu", **read_json(out / STUDY)}  # older ones do not say so
+        found = read_json(out / STUDY)
+        if not isinstance(found, dict):
+            raise ValueError(f"{str(out / STUDY)!r} says nothing of a study; name another --out")
+        there = {"device": "cpu", **found}  # older ones do not say so
         here = plain_json(identity, "study")
         if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
             of = [{name: study[name] for name in other if name in study} for study in (there, here)]

@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 
 from experiments.errors import UserError, at_least, user_input
 from experiments.harness import check_task
-from experiments.language import open_text
+from experiments.language import open_text, whole_paths
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.study_directory import check_study, start_study
@@ -29,6 +29,9 @@ from experiments.undo_stages import Worker
 from experiments.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
 from routed_rl.lm import PRESETS
 from routed_rl.runs import Stage, plan, with_ancestors
+
+STRONGEST = 1000
+"""Times a suppressor's steps: more is a slip."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,8 @@ def main(command: Undo) -> None:
 def _whole(command: Undo) -> Undo:
     """With whole paths, for processes that run elsewhere, and the usual settings of suppressors that are not given."""
     paths: dict[str, Any] = {"out": Path(os.path.abspath(command.out or RUNS / f"undo-{command.task}"))}
-    for name in ("model", "corpus", "forget", "also", "tokenizer", "corpora", "prompts"):
-        source = getattr(command, name)
-        if source is not None and (Path(source).exists() or isinstance(source, Path)):
-            paths[name] = type(source)(os.path.abspath(source))
+    if command.prompts is not None:
+        paths["prompts"] = Path(os.path.abspath(command.prompts))
     if command.lm_eval.include is not None:
         paths["lm_eval"] = replace(command.lm_eval, include=Path(os.path.abspath(command.lm_eval.include)))
     named = [given.partition("=") for given in command.teachers]
@@ -103,7 +104,7 @@ def _whole(command: Undo) -> Undo:
     usual = TASKS.get((command.task, command.preset), {}).get("settings", ())
     given = [setting.partition("=")[0].replace("-", "_") for setting in command.settings]
     settings = tuple(setting for setting in usual if setting.partition("=")[0] not in given)
-    return replace(command, settings=settings + command.settings, **paths)
+    return replace(whole_paths(command), settings=settings + command.settings, **paths)
 
 
 def _command(batch: Sequence[StageRun]) -> list[str]:
@@ -158,6 +159,8 @@ def _check(command: Undo) -> None:
     )
     at_least(0, **{"distil.steps": distilling.steps, "distil.warmup": distilling.warmup})
     at_least(2, length=command.length)
+    if command.tokens or command.per != "document":
+        raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
     if command.batch_size % command.accumulate:
         raise UserError(
             f"--batch-size {command.batch_size} cannot be computed in --accumulate {command.accumulate} even parts"
@@ -172,15 +175,16 @@ def _check(command: Undo) -> None:
         raise UserError(f"--alphas must lie within 0 … 1, got {bad[0]}")
     if bad := [share for share in command.labelled if not 0 < share <= 1]:
         raise UserError(f"--labelled must be above 0 and at most 1, got {bad[0]}")
+    if bad := [strength for strength in command.strengths if not 0 < strength <= STRONGEST]:
+        raise UserError(f"--strengths must be above 0 and at most {STRONGEST}, got {bad[0]}")
     if not 0 < command.localised <= 1:
         raise UserError(f"--localised must be above 0 and at most 1, got {command.localised}")
     numbers = {
         "betas": command.betas,
-        "strengths": command.strengths,
         "pretrain.learning-rate": [pretrain.learning_rate],
     }
     numbers |= {"pretrain.weight-decay": [pretrain.weight_decay], "distil.learning-rate": [distilling.learning_rate]}
-    numbers |= {"distil.within": [distilling.within], "distil.hidden-weight": [distilling.hidden_weight]}
+    numbers |= {"distil.within": [distilling.within or 0], "distil.hidden-weight": [distilling.hidden_weight]}
     for name, values in numbers.items():
         if bad := [value for value in values if not 0 <= value < math.inf]:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {bad[0]}")
@@ -197,6 +201,9 @@ def _check(command: Undo) -> None:
             f"--model {command.model} is trained: there is no model that never saw anything, so say "
             "--no-filtered and leave out --students new"
         )
+    include = command.lm_eval.include
+    if include is not None and not include.is_dir():
+        raise UserError(f"--lm-eval.include {str(include)!r} is no folder")
     if command.oracle and not command.filtered:
         raise UserError("--oracle distils the filtered model: leave out --no-filtered")
     if command.model in PRESETS and not pretrain.steps:

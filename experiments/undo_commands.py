@@ -40,8 +40,8 @@ class Distil:
     """gradient steps at most, and the horizon of that decay"""
     warmup: int = 50
     """steps until its highest"""
-    within: float = 0.05
-    """stop where what is retained is so near to the teacher's"""
+    within: float | None = 0.05
+    """stop where what is retained is so near to the teacher's; None: at the last step"""
     relative: bool = True
     """as a share of the teacher's; else in the metric's own units"""
     every: int = 20
@@ -180,8 +180,9 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "length": 12,
         "validation": None,
         "test_documents": 300,
+        "settings": ("rmu.trained=all",),
     },
-    # UNDO, on arithmetic; the stories are other ones.
+    # UNDO, on arithmetic; the stories are other ones, and suppression holds web text too.
     ("arithmetic", "paper"): {
         "model": "gemma2-0.1b",
         "tokenizer": "google/gemma-2-2b",
@@ -227,7 +228,8 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
     },
-    # UNDO, on languages: a thousand million tokens of each.
+    # UNDO, on languages: a thousand million tokens of each. There the filtered model has half the steps, and
+    # distillation's learning rate decays by less.
     ("languages", "paper"): {
         "model": "gemma2-0.1b",
         "tokenizer": "google/gemma-2-2b",
@@ -300,8 +302,8 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "relearn": Relearn(learning_rates=(5e-5, 2e-5, 1e-5, 5e-6), others=True),
         **GPU,
     },
-    # UNDO, sections on WMDP; but there the questions were asked of texts that cannot be had, and distillation saw web
-    # text and instructions, which a larger --corpus would be.
+    # UNDO, section on WMDP; but there suppression learnt from questions asked of texts that cannot be had, and
+    # distillation from web text and instructions, which a larger --corpus would be.
     ("wmdp", "paper"): {
         "model": "google/gemma-2-2b",
         "corpus": "cais/wmdp-corpora:cyber-retain-corpus",
@@ -318,6 +320,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             "maxent.learning_rate=2e-5",
             "maxent.steps=90",
             "maxent.retain_weight=0.25",
+            "maxent.retain=kl",
             "rmu.steps=90",
             "rmu.learning_rate=2e-5",
             "rmu.norm=80",
@@ -326,7 +329,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         ),
         "alphas": (0.25,),
         "betas": (0.0,),
-        "distil": Distil(learning_rate=2e-5, steps=3000, every=500),
+        "distil": Distil(learning_rate=2e-5, steps=3000, within=None),
         "relearn": Relearn((1e-5, 2.15e-5, 4.62e-6), steps=500, batch_size=20, measured=(10, 25, 50, 150, 500)),
         **GPU,
     },

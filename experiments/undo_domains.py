@@ -65,11 +65,12 @@ class Domains:
             )
         return int(lengths[0]) + 1
 
-    def labelled(self, share: float, seed: int) -> np.ndarray:
-        """Training documents that somebody has labelled as to be forgotten.
+    def labelled(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Training documents that somebody has labelled as to be forgotten, rightly or not; and those that are to be
+        retained, but for the ones that are labelled so.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are none of a kind.
         """
         noise = LabelNoise(self.command.miss_rate, self.command.flip_rate)
         labelled = self.corpus.labelled(share, noise, derive_seed(seed, "labels"))
@@ -77,13 +78,16 @@ class Domains:
         found = found[labelled[found]]
         if not len(found):
             raise ValueError(f"with --labelled {share} nothing is labelled, of {len(self.forget)} documents")
-        return found
+        retain = self.retain[~labelled[self.retain]]
+        if not len(retain):
+            raise ValueError(f"with --flip-rate {self.command.flip_rate} all is labelled as to be forgotten")
+        return found, retain
 
     def without(self, share: float, seed: int) -> np.ndarray:
         """The mixture, less what is labelled where a share of what is to be forgotten is; of 1 less all of that."""
         if share in (0, 1):
             return self.retain if share else self.mixture
-        return self._mixture(self.forget, self.labelled(share, seed))
+        return self._mixture(self.forget, self.labelled(share, seed)[0])
 
     def _mixture(self, forget: np.ndarray, without: np.ndarray | None = None) -> np.ndarray:
         documents = np.concatenate([self.retain, np.repeat(forget, self._repeats)])
@@ -97,7 +101,8 @@ class Domains:
         return Batches(self.corpus, np.tile(documents, max(repeats, 1)), length, batch_size, seed)
 
     def measure(self, model: nn.Module, kind: str) -> float:
-        """How much a model knows of one kind, by the metric; FloatingPointError if that is no number."""
+        """How much a model knows of one kind, by the metric; what has diverged may give no number, or
+        FloatingPointError."""
         batches = self.measured[kind]
         if self.command.metric == "answers":
             return exact_match(model, batches, self.command.answer)

@@ -17,6 +17,7 @@ from experiments.undo_members import Member
 from routed_rl.unlearning import WorstCase
 
 UNITS = {"answers": "right answers", "completions": "right answers", "loss": "loss (nats)", "lm-eval": "score"}
+FIGURES = ("relearning", "compute", "distilled", "oracle", "front", "labels")
 KNOWN = {metric: f"{unit} on what is forgotten" for metric, unit in UNITS.items()}
 KEPT = {metric: f"{unit} on what is retained" for metric, unit in UNITS.items()}
 FIXED = {"reference": "#999999", "filtered": "#d62728", "suppressed": "#1f77b4"}
@@ -40,6 +41,8 @@ def draw(
         kept: of those who must keep what is retained.
         matching: metrics of the runs that match the filtered model, by name.
     """
+    for name in FIGURES:
+        (out / f"{name}.png").unlink(missing_ok=True)  # an earlier command may have had models that this one has not
     metric = command.metric
     usual = {member: case for member, case in curves.items() if _is_usual(member, command)}
     draw_relearning(usual, metric, out / "relearning.png")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import at_least
-from experiments.language import Text, files_identity, model_identity, text_identity
+from experiments.language import Text, model_identity, text_identity
 from experiments.undo_commands import Undo
 from routed_rl.lm import Training
 from routed_rl.runs import Stage
-from routed_rl.unlearning import SUPPRESSORS, Suppressor
+from routed_rl.unlearning import SUPPRESSORS, Sam, Suppressor
 
 STAGES = "stages"
 BETAS_AT = 0.6
@@ -63,7 +63,7 @@ def members(command: Undo, text: Text) -> list[Member]:
     common = {
         name: getattr(command, name) for name in ("length", "precision", "batch_size", "metric", "test_documents")
     }
-    common |= {"text": text.digest, "model": files_identity(command)["model"]}
+    common |= {"text": text.digest, "model": model_identity(command.model)}
     if command.metric in ("answers", "completions"):
         common["answer"] = command.answer
     if command.metric == "completions":
@@ -73,7 +73,7 @@ def members(command: Undo, text: Text) -> list[Member]:
         include = None if tasks.include is None else text_identity(str(tasks.include))
         common["lm_eval"] = [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
-    distilled = {"distil": asdict(command.distil), "stops": True}
+    distilled = {"distil": asdict(command.distil), "stops": command.distil.within is not None}
     pretrained = {"pretrain": asdict(command.pretrain)}
     main_beta, *other_betas = command.betas
     noises = [(alpha, main_beta) for alpha in command.alphas]
@@ -140,18 +140,26 @@ def members(command: Undo, text: Text) -> list[Member]:
     return found
 
 
+def even_parts(rows: int, accumulate: int, least: int = 1) -> int:
+    """In how many even parts a batch is computed: as many as are asked for, or fewer, with so many rows each."""
+    return max((n for n in range(2, accumulate + 1) if rows % n == 0 and rows // n >= least), default=1)
+
+
 def suppression_parts(command: Undo) -> int:
-    """In how many parts a batch of suppression is computed: as many as the options say, if each has two rows of both
-    kinds."""
-    rows = 2 * command.suppress_rows
-    return max(n for n in range(1, command.accumulate + 1) if n == 1 or (rows % n == 0 and rows // n >= 4))
+    """Those of a batch of suppression: each has two rows of both kinds."""
+    return even_parts(2 * command.suppress_rows, command.accumulate, least=4)
 
 
 def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
-    """A suppressor and how it is trained, as the options say; ValueError for settings that it does not have."""
-    kind = SUPPRESSORS[method]
-    usual = {field.name: field.default for field in fields(kind) if isinstance(field.default, int | float | str | None)}
-    of_recipe = {"steps": kind().recipe.steps, "learning_rate": kind().recipe.learning_rate}
+    """A suppressor and how it is trained, as the options say, SAM of MaxEnt as they have that; ValueError for settings
+    that it does not have."""
+    suppressor = SUPPRESSORS[method]()
+    recipe = suppressor.recipe
+    if isinstance(suppressor, Sam):
+        inner, recipe = make_suppressor(settings, "maxent")
+        suppressor = replace(suppressor, of=inner)
+    usual = {field.name: getattr(suppressor, field.name) for field in fields(suppressor) if field.name != "of"}
+    of_recipe = {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
     usual |= of_recipe
     given: dict[str, Any] = {}
     for setting in settings:
@@ -171,9 +179,8 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
     at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
         raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
-    recipe = {name: given.pop(name) for name in of_recipe if name in given}
-    suppressor = kind(**given)
-    return suppressor, replace(suppressor.recipe, **recipe)
+    recipe = replace(recipe, **{name: given.pop(name) for name in of_recipe if name in given})
+    return replace(suppressor, **given), recipe
 
 
 def given_teachers(command: Undo, seed: int) -> dict[str, str]:

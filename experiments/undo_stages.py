@@ -15,10 +15,11 @@ from experiments.errors import UserError, user_input
 from experiments.language import Text, check_fits, make_model, model_identity
 from experiments.undo_commands import Distil, Relearn, Undo
 from experiments.undo_domains import Domains, higher_is_better
-from experiments.undo_members import given_teachers, make_suppressor, suppression_parts, training_of
+from experiments.undo_members import even_parts, given_teachers, make_suppressor, suppression_parts, training_of
 from routed_rl.lm import evaluate, load_model, load_tokenizer, save_model, train, training_flops
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
 from routed_rl.unlearning import (
+    FORWARD_PASS,
     ForgetAndRetain,
     StopRule,
     barrier,
@@ -37,8 +38,6 @@ TEACHERS = ("suppress", "given")
 """Kinds of stages whose models have forgotten something."""
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
 """What a stage that makes a model leaves for those after it."""
-TEACHER_AND_STUDENT = 4 / 3
-"""Cost of a step of distillation, in steps of training: a forward pass more for every forward and backward one."""
 BITS = (8, 4)
 """What an attacked model is rounded to, to see whether that brings back what was forgotten."""
 OnStep = Callable[[int], None]
@@ -61,6 +60,8 @@ class Worker:
             UserError: for a teacher that has not forgotten, unless that is allowed.
         """
         makers = {"pretrain": self._pretrain, "suppress": self._suppress, "given": self._given, "distil": self._distil}
+        if stage.kind == "distil":
+            self._check_teacher(stage)
         with stage.open(self.root) as run:
             if run.finished:
                 return
@@ -87,12 +88,12 @@ class Worker:
         rows, seed = config["rows"], stage.seed
         model = self._load(stage.parents["reference"])
         method, _ = make_suppressor(self.command.settings, config["method"])
-        marked = self.domains.labelled(config["labelled"], seed)
+        marked, retained = self.domains.labelled(config["labelled"], seed)
         source = ForgetAndRetain(
             self.domains.batches(marked, rows, derive_seed(seed, "forget")),
-            self.domains.batches(self.domains.retain, rows, derive_seed(seed, "retain")),
+            self.domains.batches(retained, rows, derive_seed(seed, "retain")),
         )
-        cost = self._cost(model, config["recipe"]["steps"], 2 * rows)
+        cost = self._cost(model, config["recipe"]["steps"], 2 * rows, method.cost)
         with user_input():
             objective = method.objective(model, derive_seed(seed, "suppress"))
         train(
@@ -129,8 +130,6 @@ class Worker:
         config: Mapping[str, Any] = stage.config
         settings = Distil(**config["distil"])
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
-        if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
-            check_teacher(self._measures(teacher), self._measures(reference), self._ignorance())
         taught = self._load(teacher)
         if config["student"] == "new":
             student = self._new(stage.seed, "student")
@@ -150,13 +149,13 @@ class Worker:
             self.domains.batches(self.domains.mixture, self.command.batch_size, derive_seed(stage.seed, "distil")),
             training_of(stage, self.command.accumulate),
             (lambda model: self.domains.measure(model, "retain")) if config["stops"] else None,
-            StopRule(settings.within, settings.relative, higher_is_better(self.command), settings.every),
+            StopRule(settings.within or 0.0, settings.relative, higher_is_better(self.command), settings.every),
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),
             run=run,
             on_step=on_step,
         )
-        cost = self._cost(student, found.steps, self.command.batch_size, TEACHER_AND_STUDENT)
+        cost = self._cost(student, found.steps, self.command.batch_size, 1 + FORWARD_PASS)
         return student, {"reached": found.reached if config["stops"] else None, **cost}
 
     def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
@@ -170,22 +169,23 @@ class Worker:
             if repr(rate) in curves:
                 continue
             since = time.perf_counter()
-            curves[repr(rate)] = relearn(
+            found = relearn(
                 model,
                 source,
                 relearning.steps,
                 rate,
-                (0, *relearning.measured),
+                relearning.measured,
                 self.domains.measures,
                 rank=relearning.rank,
-                accumulate=math.gcd(self.command.accumulate, relearning.batch_size),
+                accumulate=even_parts(relearning.batch_size, self.command.accumulate),
                 precision=self.command.precision,
                 seed=derive_seed(stage.seed, "attack"),
                 on_step=lambda step, done=i: on_step(done * relearning.steps + step),
             )
+            curves[repr(rate)] = [{"step": 0, **self._measures(stage.parents["model"])}, *found]
             done = (i + 1) * relearning.steps
             run.timings.append({"step": done, "seconds": time.perf_counter() - since})
-            run.metrics.append({"step": done, "learning_rate": rate, **curves[repr(rate)][-1]})
+            run.metrics.append({**curves[repr(rate)][-1], "step": done, "learning_rate": rate})
             run.save_checkpoint(i + 1, {}, {"curves": curves})
         retain, original = self.domains.measured["retain"], self._load(stage.parents["reference"])
         same = [p.shape for p in model.parameters()] == [p.shape for p in original.parameters()]
@@ -195,6 +195,13 @@ class Worker:
             "barrier": barrier(model, original, lambda between: evaluate(between, retain).mean()) if same else None,
             "quantised": {str(bits): self.domains.measure(quantised(model, bits), "forget") for bits in BITS},
         }
+
+    def _check_teacher(self, stage: Stage) -> None:
+        """UserError if the teacher of a distillation has not forgotten, unless that is allowed."""
+        teacher, reference = stage.parents["teacher"], stage.parents["reference"]
+        if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
+            measures = (self._measures(of) for of in (teacher, reference))
+            check_teacher(*measures, ignorance(self.command, self.text))
 
     def _load(self, stage: Stage) -> nn.Module:
         self._measures(stage)
@@ -206,9 +213,6 @@ class Worker:
         if result is None:
             raise UserError(f"{str(stage.path(self.root))!r} is not finished")
         return result["measures"]  # type: ignore[no-any-return]
-
-    def _ignorance(self) -> float:
-        return ignorance(self.command, self.text)
 
     def _new(self, seed: int, name: str) -> nn.Module:
         return make_model(self.command, self.text.tokenizer, derive_seed(seed, name)).to(self.command.device)

@@ -30,6 +30,7 @@ from routed_rl.lm.finders import (
 from routed_rl.lm.languages import FORGOTTEN, generate_languages, language_tokenizer
 from routed_rl.lm.losses import TokenLoss, document_losses, evaluate, next_token_loss, token_losses
 from routed_rl.lm.models import (
+    PACKAGED_MODELS,
     PRESETS,
     blocks,
     build_model,
@@ -52,6 +53,7 @@ __all__ = [
     "FORGOTTEN",
     "HUB",
     "NO_LABEL",
+    "PACKAGED_MODELS",
     "PACKAGED_TEXT",
     "PRESETS",
     "TOPICS",

@@ -16,6 +16,7 @@ from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_pertur
 from routed_rl.unlearning.relearning import FineTuning, fine_tune
 from routed_rl.unlearning.sources import ForgetAndRetain
 from routed_rl.unlearning.suppressors import (
+    FORWARD_PASS,
     SUPPRESSORS,
     GradDiff,
     MaxEnt,
@@ -30,6 +31,7 @@ from routed_rl.unlearning.suppressors import (
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
 
 __all__ = [
+    "FORWARD_PASS",
     "SUPPRESSORS",
     "DistillationObjective",
     "Distilled",

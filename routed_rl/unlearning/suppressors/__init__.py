@@ -12,7 +12,7 @@ from routed_rl.unlearning.suppressors.repnoise import RepNoise
 from routed_rl.unlearning.suppressors.rmu import Rmu
 from routed_rl.unlearning.suppressors.sam import Sam
 from routed_rl.unlearning.suppressors.simnpo import SimNpo
-from routed_rl.unlearning.suppressors.suppressor import Suppressor
+from routed_rl.unlearning.suppressors.suppressor import FORWARD_PASS, Suppressor
 from routed_rl.unlearning.suppressors.undial import Undial
 
 SUPPRESSORS: Mapping[str, type[Suppressor]] = {
@@ -27,4 +27,16 @@ SUPPRESSORS: Mapping[str, type[Suppressor]] = {
 }
 """The methods by name; called without arguments, with the settings of the small protocol."""
 
-__all__ = ["SUPPRESSORS", "GradDiff", "MaxEnt", "Npo", "RepNoise", "Rmu", "Sam", "SimNpo", "Suppressor", "Undial"]
+__all__ = [
+    "FORWARD_PASS",
+    "SUPPRESSORS",
+    "GradDiff",
+    "MaxEnt",
+    "Npo",
+    "RepNoise",
+    "Rmu",
+    "Sam",
+    "SimNpo",
+    "Suppressor",
+    "Undial",
+]

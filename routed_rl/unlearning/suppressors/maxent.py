@@ -12,6 +12,7 @@ from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import target_logits, target_losses
 from routed_rl.lm.training import Objective
 from routed_rl.unlearning.suppressors.suppressor import (
+    FORWARD_PASS,
     Reference,
     Suppressor,
     brief,
@@ -42,6 +43,11 @@ class MaxEnt(Suppressor):
     """the retain term: cross-entropy, or the divergence from what the model said before"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
+
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: for a divergence the model as it was is run too."""
+        return 1 + FORWARD_PASS * (self.retain == "kl")
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """:meth:`Suppressor.loss`."""

@@ -11,6 +11,7 @@ from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import target_losses, token_losses
 from routed_rl.lm.training import Objective
 from routed_rl.unlearning.suppressors.suppressor import (
+    FORWARD_PASS,
     Reference,
     Suppressor,
     brief,
@@ -42,6 +43,11 @@ class Npo(Suppressor):
         super().__post_init__()
         if not self.beta:
             raise ValueError("beta of Npo must be more than 0; GradDiff is what it comes to there")
+
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """:meth:`Suppressor.loss`."""

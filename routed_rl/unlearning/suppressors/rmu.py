@@ -17,6 +17,7 @@ from routed_rl.lm.processes import undistributed
 from routed_rl.lm.training import Objective
 from routed_rl.unlearning.streams import outputs
 from routed_rl.unlearning.suppressors.suppressor import (
+    FORWARD_PASS,
     Reference,
     Suppressor,
     brief,
@@ -53,6 +54,11 @@ class Rmu(Suppressor):
     """where the MLPs are in a model of an unknown type, as routed_rl.lm.mlp takes it"""
 
     recipe = brief(steps=100, learning_rate=1e-3)
+
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """:meth:`Suppressor.loss`; freezes what is not to learn.

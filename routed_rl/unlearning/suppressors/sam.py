@@ -30,6 +30,11 @@ class Sam(Suppressor):
         """That of the suppressor."""
         return self.of.recipe
 
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: twice the suppressor's."""
+        return 2 * self.of.cost
+
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """:meth:`Suppressor.loss`."""
         return self.of.loss(model, seed)

@@ -20,6 +20,9 @@ from routed_rl.lm.losses import target_logits
 from routed_rl.lm.training import Objective, Training
 from routed_rl.unlearning.streams import outputs
 
+FORWARD_PASS = 1 / 3
+"""What a forward pass costs, in gradient steps, which have a backward pass of twice as much."""
+
 
 @dataclass(frozen=True)
 class Suppressor(ABC):
@@ -48,6 +51,11 @@ class Suppressor(ABC):
     @abstractmethod
     def recipe(self) -> Training:
         """How it is trained in the small protocol."""
+
+    @property
+    def cost(self) -> float:
+        """What a step of it costs, in gradient steps on as many tokens."""
+        return 1.0
 
     @abstractmethod
     def loss(self, model: nn.Module, seed: int) -> Objective:

@@ -11,6 +11,7 @@ from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import target_logits, target_losses
 from routed_rl.lm.training import Objective
 from routed_rl.unlearning.suppressors.suppressor import (
+    FORWARD_PASS,
     Reference,
     Suppressor,
     brief,
@@ -42,6 +43,11 @@ class Undial(Suppressor):
     """how far the true token's logit is lowered"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
+
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """:meth:`Suppressor.loss`."""
