@@ -114,8 +114,24 @@ transformers_logging.set_verbosity_error()
 hub_logging.set_verbosity_error()
 
 
+def check_corpus_options(options: CorpusOptions) -> None:
+    """UserError for a number of a corpus that nothing can be made of."""
+    names = (
+        "documents",
+        "also_documents",
+        "max_characters",
+        "max_tokens",
+        "vocabulary",
+        "test_documents",
+        "accumulate",
+    )
+    at_least(1, **{name: count for name in names if (count := getattr(options, name)) is not None})
+    at_least(2, length=options.length)
+
+
 def check_options(options: TextOptions, processes: int = 1) -> None:
     """UserError or ValueError for a number that nothing can be made of, before anything is."""
+    check_corpus_options(options)
     repair, attack, rmu = options.repair, options.attack, options.rmu
     steps = {"steps": options.steps, "warmup": options.warmup}
     steps |= {
@@ -126,15 +142,14 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
         "rmu.steps": rmu.steps,
     }
     at_least(0, **steps)
-    counts = {name: getattr(options, name) for name in ("adapters", "test_documents", "units", "batch_size")}
-    counts |= {"accumulate": options.accumulate, "repair.documents": repair.documents}
+    counts = {name: getattr(options, name) for name in ("adapters", "units", "batch_size")}
+    counts["repair.documents"] = repair.documents
     counts |= {"repair.selection": repair.selection, "rmu.batch_size": rmu.batch_size}
     counts |= {"attack.repeats": attack.repeats, "attack.every": attack.every}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
     if not attack.documents or min(attack.documents) < 1 or len(set(attack.documents)) < len(attack.documents):
         given = " ".join(map(str, attack.documents)) or "none"
         raise ValueError(f"--attack.documents must be one number or more, each at least 1 and once, got {given}")
-    at_least(2, length=options.length)
     rates = {"learning-rate": options.learning_rate, "repair.learning-rate": repair.learning_rate}
     rates |= {"attack.learning-rate": attack.learning_rate, "rmu.learning-rate": rmu.learning_rate}
     for name, rate in rates.items():
@@ -156,8 +171,6 @@ def open_text(options: CorpusOptions) -> Text:
         ValueError: for options that do not go together, or as the corpus, the finders and the tokenizers do.
         OSError: if files or the hub cannot be read.
     """
-    names = ("documents", "also_documents", "max_characters", "max_tokens", "vocabulary")
-    at_least(1, **{name: count for name in names if (count := getattr(options, name)) is not None})
     finder, what = _finder(options)
     tokenizer = _tokenizer(options)
     tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []

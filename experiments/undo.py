@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 
 from experiments.errors import UserError, at_least, user_input
 from experiments.harness import check_task
-from experiments.language import open_text, whole_paths
+from experiments.language import check_corpus_options, open_text, whole_paths
 from experiments.process import check_device, one_thread
 from experiments.progress import progress_display
 from experiments.study_directory import check_study, start_study
@@ -145,10 +145,11 @@ def _check(command: Undo) -> None:
     if (command.task, command.preset) not in TASKS:
         there = next(preset for task, preset in TASKS if task == command.task)
         raise UserError(f"there is no --preset {command.preset} of --task {command.task}, only {there}")
+    check_corpus_options(command)
     pretrain, distilling, relearning = command.pretrain, command.distil, command.relearn
     rows = {"batch_size": command.batch_size, "suppress_rows": command.suppress_rows}
     at_least(1, seeds=command.seeds, workers=command.workers, **rows)
-    at_least(1, test_documents=command.test_documents, answer=command.answer, accumulate=command.accumulate)
+    at_least(1, answer=command.answer)
     at_least(1, **{"distil.every": distilling.every, "relearn.steps": relearning.steps})
     at_least(1, **{"relearn.batch-size": relearning.batch_size})
     counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
@@ -158,7 +159,6 @@ def _check(command: Undo) -> None:
         0, **{"pretrain.steps": pretrain.steps, "pretrain.warmup": pretrain.warmup, "first-seed": command.first_seed}
     )
     at_least(0, **{"distil.steps": distilling.steps, "distil.warmup": distilling.warmup})
-    at_least(2, length=command.length)
     if command.tokens or command.per != "document":
         raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
     if command.batch_size % command.accumulate:

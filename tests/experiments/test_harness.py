@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import string
 import sys
@@ -87,6 +88,10 @@ def test_it_is_the_share_of_questions_whose_answer_is_the_likeliest(tasks):
         harness_value(model, tokenizer, "none", "acc,none", include=tasks)
     with pytest.raises(ValueError, match="lm-eval's some has no 'f1,none' but"):
         harness_value(model, tokenizer, "some", "f1,none", limit=2, include=tasks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.simple_evaluate", lambda *_, **__: {"results": {"some": {"perplexity,none": math.nan}}})
+        with pytest.raises(FloatingPointError, match="'perplexity,none' of lm-eval's some is nan"):
+            harness_value(model, tokenizer, "some", "perplexity,none", include=tasks)
 
 
 def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):

@@ -203,7 +203,10 @@ def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "other").mkdir()
     write_json(tmp_path / "other" / "study.json", {"preset": "paper", "total_steps": 5, "world": "gridworld"})
-    for out, quoted in ((tmp_path, "holds no study"), (tmp_path / "other", "'total_steps': 5")):
+    (tmp_path / "list").mkdir()
+    write_json(tmp_path / "list" / "study.json", [1])
+    refused = {".": "holds no study", "other": "'total_steps': 5", "list": "says nothing of a study"}
+    for out, quoted in ((tmp_path / name, quoted) for name, quoted in refused.items()):
         with pytest.raises(SystemExit) as stop:
             cli.main(["oversight", "--out", str(out)])
         assert stop.value.code == 2 and quoted in capsys.readouterr().err

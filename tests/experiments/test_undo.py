@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import string
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,15 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import cli
-from experiments.language import open_text
+from experiments.language import open_text, whole_paths
 from experiments.undo import StageRun, _command, _whole
 from experiments.undo_commands import TASKS, Relearn, SuppressorName, Undo
 from experiments.undo_domains import Domains
-from experiments.undo_members import suppression_parts
+from experiments.undo_members import make_suppressor, suppression_parts
+from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.runs import read_json
-from routed_rl.unlearning import SUPPRESSORS, MaxEnt
+from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
+from tests.lm.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 STUDY = (*OPTIONS, "--alphas", "0", "0.5", "--betas", "0.1", "0", "--students", "noised", "new", "--oracle",
@@ -81,6 +84,8 @@ def test_every_model_is_made_attacked_and_reported(study, small):
     assert (frame.forget_0 == frame.forget).all() and (frame.forget_3 != frame.forget_0).all()
     assert frame.distance["reference"] == 0 and frame.distance.drop("reference").min() > 0
     assert abs(frame.barrier["reference"]) < 1e-9 and not frame.weak_teacher.dropna().all()
+    for path in study.glob("stages/attack-*/metrics.csv"):
+        assert pd.read_csv(path).step.tolist() == [3, 6], "how far it is, over learning rates"
     files = {path.name for path in study.iterdir()}
     figures = {f"{name}.png" for name in ("relearning", "compute", "distilled", "oracle", "front", "labels")}
     assert figures | {"stages", "study.json", "results.csv", "timings.csv", "summary.md"} == files
@@ -132,6 +137,7 @@ def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, tmp
     options = (*OPTIONS, "--out", tmp_path / "s")
     run(small, *options, "--alphas", "0.4", "0.6")
     ran = len(small[1])
+    (tmp_path / "s" / "labels.png").write_bytes(b"of a command with more")
     capsys.readouterr()
     run(small, *options, "--alphas", "0.4", "0.7", "--plan")
     plan = " ".join(capsys.readouterr().out.split())
@@ -139,9 +145,30 @@ def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, tmp
     run(small, *options, "--alphas", "0.4", "0.7")
     kinds = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
     assert kinds == ["distil", "attack"]
+    assert not (tmp_path / "s" / "labels.png").exists(), "there is nothing that it could show"
     names = set(pd.read_csv(tmp_path / "s" / "results.csv").name)
     assert {"undo, maxent, α 0.4, β 0.1", "undo, maxent, α 0.7, β 0.1"} <= names
     assert "undo, maxent, α 0.6, β 0.1" not in names, "what is not asked for is not reported"
+
+
+def test_without_a_stop_rule_all_steps_are_taken(small, tmp_path):
+    run(small, *OPTIONS, "--alphas", "0", "--distil.within", "None", "--out", tmp_path / "s")
+    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("model")
+    assert frame.steps["undo"] == 6 and pd.isna(frame.reached["undo"])
+
+
+def test_no_folder_takes_the_place_of_a_name(small, tmp_path, monkeypatch):
+    """Also not the study's own, called as its corpus; files are named by their whole paths."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gemma2-tiny").mkdir()
+    run(small, *OPTIONS, "--alphas", "0.5", "--out", "languages")
+    assert len(pd.read_csv(tmp_path / "languages" / "results.csv")) == 4
+    for name in ("keep.txt", "words.txt", "forest"):
+        (tmp_path / name).touch()
+    given = Undo(corpus="keep.txt", tokenizer="gemma2-tiny", words=("words.txt",), tokens=("a", "b"))
+    whole = whole_paths(given)
+    assert (whole.corpus, whole.words, whole.tokens) == (f"{tmp_path}/keep.txt", (f"{tmp_path}/words.txt",), ("a", "b"))
+    assert whole_paths(Undo(words=("forest",))).words == ("forest",), "a list's name"
 
 
 def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
@@ -189,6 +216,17 @@ def test_settings_of_suppressors(small, tmp_path, capsys):
     run(small, *options, "--settings", "maxent.steps=4", "maxent.retain-weight=3")
     kinds = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
     assert kinds == ["suppress", "attack", "distil", "attack"]
+    sam, recipe = make_suppressor(("maxent.retain_weight=3", "maxent.steps=4", "sam.rho=0.5", "sam.steps=5"), "sam")
+    assert sam == Sam(MaxEnt(retain_weight=3), rho=0.5) and recipe == replace(MaxEnt().recipe, steps=5)
+
+
+def test_what_is_labelled_wrongly_is_not_also_retained(small):
+    command = replace(Undo(**TASKS["languages", "quick"]), flip_rate=0.1, documents=200, corpora=small[0])
+    domains = Domains(command, open_text(command))
+    marked, retained = domains.labelled(1.0, 0)
+    wrong = np.intersect1d(marked, domains.retain)
+    assert 0 < len(wrong) < 20 and not np.intersect1d(marked, retained).size
+    assert set(retained) | set(wrong) == set(domains.retain)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +279,7 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
     (log,) = (tmp_path / "s" / "stages").glob("distil-*.log")
     assert "suppression did nothing: the forget performance went from" in log.read_text()
     assert "or go on with --allow-weak-teacher" in log.read_text()
+    assert not log.with_suffix("").exists(), "it was not begun"
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert set(frame.model) == {"reference", "filtered", "suppressed"}, "what does not depend on it is there"
     assert frame.weak_teacher[frame.model == "suppressed"].tolist() == [True]
@@ -259,7 +298,13 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--labelled", "2"], "--labelled must be above 0 and at most 1, got 2.0"),
         (["--labelled", "0"], "--labelled must be above 0 and at most 1, got 0.0"),
         (["--labelled", "0.001"], "with --labelled 0.001 nothing is labelled, of"),
-        (["--strengths", "-1"], "--strengths must be 0 or more, got -1.0"),
+        (["--labelled", "1", "--flip-rate", "1"], "with --flip-rate 1.0 all is labelled as to be forgotten"),
+        (["--strengths", "0"], "--strengths must be above 0 and at most 1000, got 0.0"),
+        (["--strengths", "1e308"], "--strengths must be above 0 and at most 1000, got 1e+308"),
+        (["--documents", "0"], "--documents must be at least 1, got 0"),
+        (["--tokens", "a"], "undo forgets whole documents, not tokens in them: leave out --tokens and --per token"),
+        (["--per", "token"], "undo forgets whole documents, not tokens in them"),
+        (["--lm-eval.include", "nowhere"], "nowhere' is no folder"),
         (["--distil.every", "0"], "--distil.every must be at least 1, got 0"),
         (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
         (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
@@ -321,6 +366,36 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
     ):
         again = [tmp_path / name if option == tmp_path / "forget.txt" else option for option in own]
         assert message in refused(capsys, small, *again)
+
+
+def test_made_up_authors_of_a_trained_model(small, tmp_path):
+    """The way of tofu: its preset, but for the CPU and numbers, on questions and answers in files."""
+    model = tiny_model("llama", max_position_embeddings=512, vocab_size=101)
+    save_model(model, character_tokenizer(string.printable), tmp_path / "model")
+    for kind, who in (("retain90", "Ann"), ("forget10", "Bob")):
+        rows = [{"question": f"Where was {who} {i} born?", "answer": f"In town {i}."} for i in range(12)]
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    few = (
+        *OPTIONS[4:],
+        "--alphas",
+        "0.5",
+        "--test-documents",
+        "4",
+        "--accumulate",
+        "2",
+        "--settings",
+        "maxent.steps=2",
+    )
+    run(small, "--task", "tofu", "--preset", "paper", "--device", "cpu", "--precision", "fp32", "--model",
+        tmp_path / "model", "--corpus", tmp_path / "retain90.jsonl", "--forget", tmp_path / "forget10.jsonl",
+        "--length", "300", *few, "--pretrain.steps", "0", "--out", tmp_path / "s")  # fmt: skip
+    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("model")
+    assert set(frame.index) == {"reference", "suppressed", "undo"} and np.isfinite(frame.forget_3).all()
+    text = open_text(replace(cli.parse(["undo", "--task", "tofu", "--preset", "paper"]), corpora=small[0],
+        model=str(tmp_path / "model"), corpus=str(tmp_path / "retain90.jsonl"),
+        forget=str(tmp_path / "forget10.jsonl")))  # fmt: skip
+    begin = text.tokenizer.decode(text.corpus.tokens[: text.corpus.starts[1]])
+    assert "<|start_header_id|>user<|end_header_id|>" in begin and begin.rstrip().endswith("In town 0.")
 
 
 def test_prompts_are_a_metric(small, tmp_path, capsys):

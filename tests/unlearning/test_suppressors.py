@@ -14,7 +14,7 @@ from routed_rl.lm.batches import Batches
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.training import Training, train
-from routed_rl.unlearning import SUPPRESSORS, ForgetAndRetain, Suppressor, check_suppression
+from routed_rl.unlearning import SUPPRESSORS, ForgetAndRetain, MaxEnt, Npo, Sam, Suppressor, check_suppression
 from tests.unlearning.test_losses import bigram
 
 SYMBOLS, LENGTH, DOCUMENTS = 8, 9, 400
@@ -109,6 +109,17 @@ def test_steps_are_the_same_in_parts_and_again(knowing, name):
     if name == "repnoise":
         with pytest.raises(ValueError, match="RepNoise needs 2 rows to forget or more in each part of a batch"):
             suppressed(model, method, replace(short, accumulate=8))
+
+
+@pytest.mark.parametrize("method", [*(kind() for kind in SUPPRESSORS.values()), MaxEnt(retain="kl"), Sam(Npo())])
+def test_a_steps_cost_is_that_of_its_passes(knowing, method):
+    """A pass with a gradient counts three times as much as one without."""
+    model, cost = copy.deepcopy(knowing), []
+    model.get_input_embeddings().register_forward_hook(
+        lambda *_: cost.append(1.0 if torch.is_grad_enabled() else 1 / 3)
+    )
+    suppressed(model, method, replace(method.recipe, steps=1))
+    assert sum(cost) == pytest.approx(method.cost)
 
 
 @pytest.mark.parametrize("name", SUPPRESSORS)
