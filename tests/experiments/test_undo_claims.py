@@ -21,7 +21,8 @@ def means(name):
     """A study's means over seeds, by model; continued where it was stopped. Studies of a task share their stages."""
     row = EXPECTED[name]
     out = RUNS / f"undo-{row['task']}"
-    cli.main(["undo", "--task", row["task"], *row["command"].split(), "--out", str(out)])
+    command = row["command"].format(runs=RUNS).split()
+    cli.main(["undo", "--task", row["task"], *command, "--out", str(out)])
     frame = pd.read_csv(out / "results.csv").groupby("name", sort=False).mean(numeric_only=True)
     for cell, expected in row["means"].items():
         model, measure = cell.rsplit(" ", 1)
@@ -83,3 +84,15 @@ def test_languages():
     alphas = undone(frame, (0.3, 0.6, 0.8))
     assert (np.diff([frame.loc["suppressed, maxent"].forget_10, *alphas.forget_10]) >= 0.05).all()  # C4
     assert alphas.compute.is_monotonic_increasing
+
+
+def test_stories_after_routing():
+    """The topic cut out of a model, then noised and distilled; and C9."""
+    cli.main(["era", "--methods", "era-chosen", "--labelled", "0.5", "--seeds", "3", "--out", str(RUNS / "era")])
+    frame = means("stories")
+    maxent, era = (frame.loc[f"suppressed, {name}"] for name in ("maxent, 50 % labelled", "era-chosen"))
+    assert era.retain <= maxent.retain - 0.05 and era.forget_10 >= maxent.forget_10 + 0.1
+    assert frame.loc["filtered, 50 % labelled"].forget_40 <= 0.7
+    for name in ("maxent, 50 % labelled", "era-chosen"):
+        distilled = frame.loc[f"distilled, {name}"]
+        assert distilled.forget_40 <= frame.loc["filtered"].forget_40 - 0.1  # C9
