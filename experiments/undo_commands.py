@@ -129,6 +129,9 @@ class Undo(CorpusOptions):
     """how much of the weights is shrunk away before it is distilled into itself"""
     betas: tuple[float, ...] = (0.1,)
     """how much noise takes its place; further ones at the alpha nearest to 0.6 alone"""
+    touched: Literal["all", "matrices"] = "all"
+    """which weights are shrunk and noised: all, or not biases and the gains of norms, which are shrunk towards silence
+    where they are not added to 1, as Gemma's are"""
     localised: float = 1.0
     """share of the weights that are shrunk and noised: those that suppression has changed most"""
     oracle: bool = False
@@ -269,6 +272,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "length": 129,
         "batch_size": 16,
         "suppress_rows": 16,
+        "touched": "matrices",
         "pretrain": Pretrain(steps=600),
         "distil": Distil(steps=600),
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),

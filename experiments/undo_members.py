@@ -103,6 +103,8 @@ def members(command: Undo, text: Text) -> list[Member]:
                 config = {**distilled, "student": "noised", "alpha": alpha, "beta": beta}
                 if command.localised < 1:
                     config["localised"] = command.localised
+                if command.touched != "all":
+                    config["touched"] = command.touched
                 add(reference, "undo", "distil", config, parents, **keys, alpha=alpha, beta=beta)
 
     for seed in range(command.first_seed, command.first_seed + command.seeds):

@@ -26,6 +26,7 @@ from routed_rl.unlearning import (
     check_suppression,
     check_vocabulary,
     distil,
+    matrices,
     most_changed,
     quantised,
     relearn,
@@ -140,9 +141,9 @@ class Worker:
             with user_input():
                 share = config.get("localised", 1.0)
                 mask = most_changed(self._load(reference), taught, share) if share < 1 else None
-                shrink_and_perturb(
-                    student, config["alpha"], config["beta"], derive_seed(stage.seed, "noise"), mask=mask
-                )
+                touch = {} if config.get("touched", "all") == "all" else {"touch": matrices}
+                noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
+                shrink_and_perturb(student, *noise, **touch, mask=mask)
         found = distil(
             student,
             taught,
