@@ -300,6 +300,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "batch_size": 32,
         "suppress_rows": 16,
         "accumulate": 4,
+        "touched": "matrices",
         "filtered": False,
         "pretrain": Pretrain(steps=0),
         "settings": ("maxent.learning_rate=1e-5", "maxent.steps=125"),
@@ -338,7 +339,14 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "relearn": Relearn((1e-5, 2.15e-5, 4.62e-6), steps=500, batch_size=20, measured=(10, 25, 50, 150, 500)),
         **GPU,
     },
-    ("custom", "quick"): {"model": "small", "metric": "loss", "length": 129, "batch_size": 32, "test_documents": 200},
+    ("custom", "quick"): {
+        "model": "small",
+        "metric": "loss",
+        "length": 129,
+        "batch_size": 32,
+        "test_documents": 200,
+        "touched": "matrices",
+    },
 }
 TASKS |= {("languages-shared", "quick"): TASKS["languages", "quick"] | {"corpus": "languages-shared", "length": 51}}
 """What options are unless given, by task and preset."""
