@@ -1,4 +1,4 @@
-"""The claims of UNDO in its small protocol, by the commands of docs/unlearning.md: two hours on two cores."""
+"""The claims of UNDO in its small protocol, by the commands of docs/unlearning.md: three hours on two cores."""
 
 import os
 import tomllib
@@ -104,4 +104,5 @@ def test_english_and_korean():
     frame = means("english-korean")
     for method in ("maxent", "graddiff", "rmu"):
         assert frame.loc[f"distilled, {method}"].forget_40 >= frame.loc[f"suppressed, {method}"].forget_40 + 0.2
-    assert undone(frame, (0.3, 0.6, 0.8)).forget_40.is_monotonic_increasing
+    alphas = undone(frame, (0.3, 0.6, 0.8))
+    assert alphas.forget_10.is_monotonic_increasing and alphas.forget_40.is_monotonic_increasing
