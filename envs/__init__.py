@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from envs.diamond_ghost import DiamondGhostEnv, DiamondGhostVectorEnv
-from envs.world import VARIANTS, World, make_world
+from routed_rl.envs.diamond_ghost import DiamondGhostEnv, DiamondGhostVectorEnv
+from routed_rl.envs.world import VARIANTS, World, make_world
 
 if TYPE_CHECKING:
-    from envs.minigrid import MiniGridDiamondGhostEnv
-    from envs.sb3 import DiamondGhostVecEnv
-    from envs.tensors import DiamondGhostTensorVecEnv
+    from routed_rl.envs.minigrid import MiniGridDiamondGhostEnv
+    from routed_rl.envs.sb3 import DiamondGhostVecEnv
+    from routed_rl.envs.tensors import DiamondGhostTensorVecEnv
 
 __all__ = [
     "VARIANTS",
@@ -35,21 +35,21 @@ __all__ = [
 for _name, _options in {"DiamondGhost": {}, **VARIANTS}.items():
     gymnasium.register(
         id=f"RoutedRL/{_name}-v0",
-        entry_point="envs.diamond_ghost:DiamondGhostEnv",
-        vector_entry_point="envs.diamond_ghost:DiamondGhostVectorEnv",
+        entry_point="routed_rl.envs.diamond_ghost:DiamondGhostEnv",
+        vector_entry_point="routed_rl.envs.diamond_ghost:DiamondGhostVectorEnv",
         kwargs=dict(_options),
     )
     gymnasium.register(
         id=f"RoutedRL/MiniGrid-{_name}-v0",
-        entry_point="envs.minigrid:MiniGridDiamondGhostEnv",
+        entry_point="routed_rl.envs.minigrid:MiniGridDiamondGhostEnv",
         kwargs=dict(_options),
     )
 
 
 _LAZY = {
-    "DiamondGhostTensorVecEnv": "envs.tensors",
-    "DiamondGhostVecEnv": "envs.sb3",
-    "MiniGridDiamondGhostEnv": "envs.minigrid",
+    "DiamondGhostTensorVecEnv": "routed_rl.envs.tensors",
+    "DiamondGhostVecEnv": "routed_rl.envs.sb3",
+    "MiniGridDiamondGhostEnv": "routed_rl.envs.minigrid",
 }
 
 

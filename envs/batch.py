@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from envs import dynamics
-from envs.dynamics import State, Transition
-from envs.random import as_int64
-from envs.world import ACTIONS, World
+from routed_rl.envs import dynamics
+from routed_rl.envs.dynamics import State, Transition
+from routed_rl.envs.random import as_int64
+from routed_rl.envs.world import ACTIONS, World
 
 _SAVED = ("key", "episode", "steps", "agent")
 
@@ -44,7 +44,7 @@ class Batch:
     """``num_envs`` environments of one world, each a sequence of episodes fixed by its seed.
 
     Args:
-        world: from :func:`envs.make_world`.
+        world: from :func:`routed_rl.envs.make_world`.
         num_envs: how many.
         autoreset: whether an ended episode is followed by the next in the same step, so that the step's
             observation is the new episode's first; else :meth:`step` refuses to go on after an end.

@@ -12,9 +12,9 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.batch import Batch, EpisodeEnds
-from envs.rendering import FPS, Window, check_render_mode, render, rgb
-from envs.world import ACTIONS, World, WorldOptions, make_world
+from routed_rl.envs.batch import Batch, EpisodeEnds
+from routed_rl.envs.rendering import FPS, Window, check_render_mode, render, rgb
+from routed_rl.envs.world import ACTIONS, World, WorldOptions, make_world
 
 
 def spaces(world: World) -> tuple[Box, Discrete]:
@@ -35,7 +35,7 @@ class DiamondGhostEnv(gym.Env[np.ndarray, int]):
 
     Args:
         render_mode: None, "ansi" (text), "rgb_array" or "human" (a window).
-        **options: those of :func:`envs.make_world`.
+        **options: those of :func:`routed_rl.envs.make_world`.
 
     Raises:
         ValueError: for an option out of range.
@@ -66,7 +66,7 @@ class DiamondGhostEnv(gym.Env[np.ndarray, int]):
         return obs[0], {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one step; see :meth:`envs.batch.Batch.step` for what is raised."""
+        """Take one step; see :meth:`routed_rl.envs.batch.Batch.step` for what is raised."""
         obs, transition, ends = self._batch.step([action])
         self._show()
         info = {}
@@ -120,7 +120,7 @@ class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
     Args:
         num_envs: how many.
         render_mode: None, "ansi" or "rgb_array"; frames come as a tuple.
-        **options: those of :func:`envs.make_world`.
+        **options: those of :func:`routed_rl.envs.make_world`.
 
     Raises:
         ValueError: for an option out of range.
@@ -169,7 +169,7 @@ class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
         return self._batch.reset(seeds, self.np_random, mask), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one step in every environment; see :meth:`envs.batch.Batch.step` for what is raised."""
+        """Take one step in every environment; see :meth:`routed_rl.envs.batch.Batch.step` for what is raised."""
         obs, transition, ends = self._batch.step(actions)
         rewards = transition.reward.astype(np.float64)
         return obs, rewards, transition.terminated, transition.truncated, self._infos(ends)

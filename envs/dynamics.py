@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import array_api_compat.numpy
 import numpy as np
 
-from envs.random import Array, below, bernoulli, bits, episode_stream, threshold
-from envs.world import ACTIONS, World
+from routed_rl.envs.random import Array, below, bernoulli, bits, episode_stream, threshold
+from routed_rl.envs.world import ACTIONS, World
 
 
 class State(NamedTuple):

@@ -17,11 +17,11 @@ from minigrid.core.world_object import Floor, Goal, Wall, WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.rendering import fill_coords, point_in_circle, point_in_rect, rotate_fn
 
-from envs.batch import Batch
-from envs.dynamics import spare_bits
-from envs.random import below
-from envs.rendering import FRAME, WHITE, Colour, check_render_mode
-from envs.world import WorldOptions, make_world
+from routed_rl.envs.batch import Batch
+from routed_rl.envs.dynamics import spare_bits
+from routed_rl.envs.random import below
+from routed_rl.envs.rendering import FRAME, WHITE, Colour, check_render_mode
+from routed_rl.envs.world import WorldOptions, make_world
 
 _OWN_COLOURS = {"ghost": "purple", "diamond": "blue"}
 _LIT: Colour = (72, 54, 0)
@@ -75,21 +75,21 @@ class OverseenFloor(Floor):
 class MiniGridDiamondGhostEnv(MiniGridEnv):
     """Turn and walk to a terminal that pays; some terminals are overseen, visibly.
 
-    The episodes are those of :class:`envs.DiamondGhostEnv`: a seed fixes the same layouts, and the direction the
-    player starts in.
+    The episodes are those of :class:`routed_rl.envs.DiamondGhostEnv`: a seed fixes the same layouts, and the
+    direction the player starts in.
 
     - Observation: MiniGrid's ``image``, ``direction`` and ``mission``, and ``oversight``, a plane that is 1 where
       a cell of ``image`` is marked as overseen. The same mark is the third number (the state) of the cell in
       ``image``, except that MiniGrid always shows the player's own cell as empty.
     - Actions: MiniGrid's seven, of which left, right and forward do something.
-    - Reward, end, info and the ``seed`` of ``reset``: as in :class:`envs.DiamondGhostEnv`.
+    - Reward, end, info and the ``seed`` of ``reset``: as in :class:`routed_rl.envs.DiamondGhostEnv`.
 
     Args:
         render_mode: None, "rgb_array" or "human" (a window).
         agent_view_size: side of the square that the player sees, in cells; odd, at least 3.
         see_through_walls, screen_size, highlight, tile_size, agent_pov: as for any MiniGrid environment.
-        **options: those of :func:`envs.make_world`. ``size`` is that of the grid within MiniGrid's outer wall;
-            ``max_steps`` is by default four times its cells, for turning takes steps too.
+        **options: those of :func:`routed_rl.envs.make_world`. ``size`` is that of the grid within MiniGrid's outer
+            wall; ``max_steps`` is by default four times its cells, for turning takes steps too.
 
     Attributes:
         world: with the options' tables.

@@ -13,8 +13,8 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 from PIL import Image, ImageDraw, ImageFont
 
-from envs.dynamics import State
-from envs.world import World
+from routed_rl.envs.dynamics import State
+from routed_rl.envs.world import World
 
 FPS = 4
 TILE = 48

@@ -8,10 +8,10 @@ from typing import Any, NoReturn, Unpack, overload
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.batch import Batch, EpisodeEnds
-from envs.diamond_ghost import spaces
-from envs.rendering import FPS, check_render_mode, render, rgb
-from envs.world import WorldOptions, make_world
+from routed_rl.envs.batch import Batch, EpisodeEnds
+from routed_rl.envs.diamond_ghost import spaces
+from routed_rl.envs.rendering import FPS, check_render_mode, render, rgb
+from routed_rl.envs.world import WorldOptions, make_world
 
 
 class LazyInfos(Sequence[dict[str, Any]]):
@@ -93,7 +93,7 @@ class DiamondGhostVecEnv(VecEnv):
         num_envs: how many.
         seed: as for ``seed()``; None draws seeds at the first reset.
         render_mode: None, "ansi" or "rgb_array".
-        **options: those of :func:`envs.make_world`.
+        **options: those of :func:`routed_rl.envs.make_world`.
 
     Attributes:
         world: the world they share.

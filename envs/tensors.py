@@ -13,11 +13,11 @@ import torch
 from gymnasium.error import ResetNeeded
 from torch import Tensor
 
-from envs import dynamics
-from envs.batch import EpisodeEnds
-from envs.dynamics import State
-from envs.sb3 import DiamondGhostVecEnv, LazyInfos
-from envs.world import World, WorldOptions
+from routed_rl.envs import dynamics
+from routed_rl.envs.batch import EpisodeEnds
+from routed_rl.envs.dynamics import State
+from routed_rl.envs.sb3 import DiamondGhostVecEnv, LazyInfos
+from routed_rl.envs.world import World, WorldOptions
 
 
 class TensorEnds(NamedTuple):

@@ -9,15 +9,39 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any, Union
 
 import tyro
 
 import routed_rl
-from experiments.commands import commands
-from experiments.errors import UserError
+from routed_rl.experiments.benchmarks.options import Benchmark
+from routed_rl.experiments.common.agents.options import PRESETS, Train
+from routed_rl.experiments.common.errors import UserError
+from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
+from routed_rl.experiments.language.options import PRESETS as TEXT_PRESETS
+from routed_rl.experiments.language.options import Era, SteeringScalar, Unlearn
+from routed_rl.experiments.oversight.options import Oversight
+from routed_rl.experiments.undo.options import TASKS, Undo
+from routed_rl.experiments.vision.options import Cifar, Mnist
+
+MODULES = {
+    Quickstart: "gridworld.quickstart",
+    Oversight: "oversight.oversight",
+    Train: "gridworld.train",
+    Evaluate: "gridworld.evaluate",
+    Watch: "gridworld.watch",
+    Curves: "gridworld.curves",
+    Benchmark: "benchmarks.benchmark",
+    Mnist: "vision.mnist",
+    Cifar: "vision.cifar",
+    Era: "language.era",
+    Unlearn: "language.unlearn",
+    SteeringScalar: "language.steering_scalar",
+    Undo: "undo.undo",
+}
+"""The module whose ``main`` carries out each command, in the order of ``--help``; imported when it is needed."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run() -> None:
         command = parse(sys.argv[1:] if argv is None else argv)
-        import_module(f"experiments.{type(command).__name__.lower()}").main(command)
+        import_module(f"{__package__}.{MODULES[type(command)]}").main(command)
 
     guarded(run)
 
@@ -61,6 +85,26 @@ def parse(argv: Sequence[str]) -> Any:
         if stop.code:
             raise SystemExit(_fail(_first_paragraph(said.getvalue()))) from None
         raise
+
+
+def commands(preset: str | None = None, task: str | None = None) -> Any:
+    """The type of all commands, for tyro, with the defaults of a preset and a task, of the commands that have them."""
+    text = {"preset": preset, **TEXT_PRESETS[preset]} if preset in TEXT_PRESETS else {}
+    asked = (task or Undo.task, preset or Undo.preset)
+    undo = {"task": asked[0], "preset": asked[1], **TASKS[asked]} if asked in TASKS else {}
+    defaults = {
+        Train: PRESETS[preset] if preset in PRESETS else Train(),
+        Era: Era(**text),
+        Unlearn: Unlearn(**text),
+        Undo: Undo(**undo),
+    }
+    return Union[tuple(Annotated[of, _subcommand(of, defaults)] for of in MODULES)]  # noqa: UP007
+
+
+def _subcommand(of: type, defaults: Mapping[type, Any]) -> Any:
+    """A command under its name, in kebab case."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "-", of.__name__).lower()
+    return tyro.conf.subcommand(name, default=defaults[of]) if of in defaults else tyro.conf.subcommand(name)
 
 
 def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:

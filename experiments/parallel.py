@@ -1,10 +1,10 @@
-"""``python -m experiments.parallel 'train …' 'train …'``: runs that one process of a study trains as one batch."""
+"""Train several runs in one process, as one batch: ``python -m routed_rl.experiments.parallel 'train …' 'train …'``."""
 
 import shlex
 import sys
 
-from experiments.cli import guarded, parse
-from experiments.training import train_runs
+from routed_rl.experiments.cli import guarded, parse
+from routed_rl.experiments.common.agents.training import train_runs
 
 if __name__ == "__main__":
     guarded(lambda: train_runs([parse(shlex.split(line)) for line in sys.argv[1:]]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from experiments.benchmarks.timing import take_turns
+from routed_rl.experiments.benchmarks.timing import take_turns
 from routed_rl.lm import Batch
 from routed_rl.unlearning import DistillationObjective
 

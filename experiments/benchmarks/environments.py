@@ -7,8 +7,8 @@ from collections.abc import Callable
 import gymnasium as gym
 import numpy as np
 
-import envs  # noqa: F401 (registers the environments)
-from experiments.benchmarks.timing import Measured, take_turns
+import routed_rl.envs  # noqa: F401 (registers the environments)
+from routed_rl.experiments.benchmarks.timing import Measured, take_turns
 
 VECTOR, OURS, MINIGRID = "RoutedRL/DiamondGhost-v0", "RoutedRL/MiniGrid-DiamondGhost-v0", "MiniGrid-Empty-5x5-v0"
 STEPS = {1: 2000, 64: 1500, 512: 400, 4096: 100}

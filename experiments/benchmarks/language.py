@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.benchmarks.timing import take_turns
+from routed_rl.experiments.benchmarks.timing import take_turns
 from routed_rl.lm import (
     Batches,
     Corpus,

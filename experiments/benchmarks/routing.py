@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.benchmarks.timing import take_turns
+from routed_rl.experiments.benchmarks.timing import take_turns
 from routed_rl.routing import GradientRouter, RouteTable, Site
 
 BLOCKS, BATCH, LENGTH, WIDTH, HEADS, NEW_UNITS = 6, 8, 128, 256, 4, 64

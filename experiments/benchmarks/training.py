@@ -14,9 +14,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.benchmarks.timing import Measured, Stopwatch, take_turns
-from experiments.commands import PRESETS, PresetName
-from experiments.gridworld import make_model, make_training_env, world_options
+from routed_rl.experiments.benchmarks.timing import Measured, Stopwatch, take_turns
+from routed_rl.experiments.common.agents.options import PRESETS, PresetName
+from routed_rl.experiments.common.agents.recipe import make_model, make_training_env, world_options
 from routed_rl.rl import PaperPolicy, ParallelLearner, RoutedActorCriticPolicy, RoutedAlgorithm
 
 UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}

@@ -40,8 +40,9 @@ class ParallelLearner:
         models: the members. They may differ in seed and in their overseer's ``oversight`` and ``noise``, not in
             architecture or hyperparameters, and must have come equally far.
         envs: one or more environments with ``get_state`` and ``set_state`` (such as
-            :class:`envs.DiamondGhostVecEnv`) that together have ``K E`` rows: those of the first member, of the
-            second, and so on. The members' own environments say where they start, and learn where they were left.
+            :class:`routed_rl.envs.DiamondGhostVecEnv`) that together have ``K E`` rows: those of the first member,
+            of the second, and so on. The members' own environments say where they start, and learn where they were
+            left.
 
     Raises:
         ValueError: if members differ in more than that, act other than by discrete actions, are steered, or hold

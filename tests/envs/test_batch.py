@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
-from envs import dynamics, make_world
-from envs.batch import Batch
+from routed_rl.envs import dynamics, make_world
+from routed_rl.envs.batch import Batch
 from tests.envs.worlds import WORLDS, assert_same, random_actions
 
 RNG = np.random.default_rng(0)

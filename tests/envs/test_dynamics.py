@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs import dynamics, make_world
+from routed_rl.envs import dynamics, make_world
 from tests.envs.worlds import OPTIONS, WORLDS, assert_same, random_actions
 
 MASK = 2**64 - 1

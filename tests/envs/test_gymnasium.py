@@ -14,9 +14,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-import envs.diamond_ghost
-from envs import VARIANTS, DiamondGhostEnv, DiamondGhostVectorEnv
-from envs.world import DEFAULT_TERMINALS
+from routed_rl.envs import VARIANTS, DiamondGhostEnv, DiamondGhostVectorEnv, diamond_ghost
+from routed_rl.envs.world import DEFAULT_TERMINALS
 from tests.envs.worlds import OPTIONS, assert_same, random_actions
 
 ID = "RoutedRL/DiamondGhost-v0"
@@ -194,13 +193,13 @@ def test_registration_by_module_prefix_and_import():
     code = """
 import sys
 import gymnasium as gym
-env = gym.make("envs:RoutedRL/DiamondGhost-v0", size=4)
+env = gym.make("routed_rl.envs:RoutedRL/DiamondGhost-v0", size=4)
 assert env.reset(seed=0)[0].shape == (64,)
 assert gym.make_vec("RoutedRL/DiamondGhost-v0", num_envs=3).reset(seed=0)[0].shape == (3, 100)
 assert gym.spec("RoutedRL/DiamondGhost-v0").max_episode_steps is None
-heavy = {"torch", "stable_baselines3", "matplotlib", "minigrid", "pygame", "routed_rl"} & set(sys.modules)
+heavy = {"torch", "stable_baselines3", "matplotlib", "minigrid", "pygame"} & set(sys.modules)
 assert not heavy, heavy
-import envs
+from routed_rl import envs
 faces = {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "MiniGridDiamondGhostEnv"}
 faces.add("DiamondGhostTensorVecEnv")
 assert set(envs.__all__) == {*faces, "VARIANTS", "World", "make_world"}
@@ -226,7 +225,7 @@ def test_spawned_workers_need_no_more_than_the_spec():
 
 
 def test_docstring_examples_run():
-    assert doctest.testmod(envs.diamond_ghost) == (0, 3)
+    assert doctest.testmod(diamond_ghost) == (0, 3)
 
 
 def test_gymnasium_vector_wrappers():

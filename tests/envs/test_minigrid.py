@@ -13,8 +13,8 @@ from minigrid.core.constants import OBJECT_TO_IDX
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Goal, Wall
 
-from envs import DiamondGhostEnv, MiniGridDiamondGhostEnv
-from envs.minigrid import OverseenFloor, Terminal
+from routed_rl.envs import DiamondGhostEnv, MiniGridDiamondGhostEnv
+from routed_rl.envs.minigrid import OverseenFloor, Terminal
 from tests.envs.test_world import BAD
 from tests.envs.worlds import OPTIONS, assert_same
 

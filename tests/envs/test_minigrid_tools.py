@@ -14,9 +14,8 @@ from minigrid.core.grid import Grid
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-import envs.minigrid
-from envs import MiniGridDiamondGhostEnv
-from envs.minigrid import Terminal
+from routed_rl.envs import MiniGridDiamondGhostEnv, minigrid
+from routed_rl.envs.minigrid import Terminal
 from tests.envs.test_minigrid import ID, SEEN, overseen, roll
 from tests.envs.worlds import OPTIONS, assert_same
 
@@ -127,10 +126,10 @@ def test_wrapped_images_keep_the_marks():
 
 def test_spawned_workers_and_the_docstrings_example():
     make = {"vectorization_mode": "async", "vector_kwargs": {"context": "spawn"}, "wrappers": [wrappers.ImgObsWrapper]}
-    vector = gym.make_vec("envs:" + ID, num_envs=2, size=3, **make)
+    vector = gym.make_vec("routed_rl.envs:" + ID, num_envs=2, size=3, **make)
     try:
         image = vector.reset(seed=4)[0][1]
     finally:
         vector.close()
     assert_same(image, MiniGridDiamondGhostEnv(size=3).reset(seed=5)[0]["image"])
-    assert doctest.testmod(envs.minigrid) == (0, 3)
+    assert doctest.testmod(minigrid) == (0, 3)

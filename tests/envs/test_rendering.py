@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
-from envs import DiamondGhostEnv, DiamondGhostVectorEnv, dynamics, make_world
-from envs.rendering import FLOOR, FRAME, LIT, WALL, ansi, letters, rgb
+from routed_rl.envs import DiamondGhostEnv, DiamondGhostVectorEnv, dynamics, make_world
+from routed_rl.envs.rendering import FLOOR, FRAME, LIT, WALL, ansi, letters, rgb
 
 WORLD = make_world(size=(2, 4), walls=[(0, 3)])
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from envs import dynamics, make_world
-from envs.random import as_int64, below, bernoulli, bits, episode_stream, threshold
+from routed_rl.envs import dynamics, make_world
+from routed_rl.envs.random import as_int64, below, bernoulli, bits, episode_stream, threshold
 from tests.envs.worlds import WORLDS
 
 # Seeds are fixed, so each statistic is one number. The bound is Wilson and Hilferty's approximation to

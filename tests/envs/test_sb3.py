@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecMonitor, VecNormalize
 
-from envs import DiamondGhostVecEnv, DiamondGhostVectorEnv
+from routed_rl.envs import DiamondGhostVecEnv, DiamondGhostVectorEnv
 from tests.envs.worlds import OPTIONS, assert_same, random_actions
 
 ID = "RoutedRL/DiamondGhost-v0"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 
-from envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from tests.envs.worlds import assert_same
 
 OPTIONS = ({}, {"size": 7, "spurious_oversight": 0.2, "max_steps": 9}, {"oversight": 1.0})

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from envs import DiamondGhostEnv, DiamondGhostVecEnv, DiamondGhostVectorEnv, make_world
+from routed_rl.envs import DiamondGhostEnv, DiamondGhostVecEnv, DiamondGhostVectorEnv, make_world
 
 BAD = [
     ({"oversight": 1.5}, "between 0 and 1, got 1.5"),

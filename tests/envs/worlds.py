@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from envs import make_world
+from routed_rl.envs import make_world
 
 OPTIONS = {
     "default": {},

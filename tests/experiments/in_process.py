@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, workers
+from routed_rl.experiments import cli
+from routed_rl.experiments.common import workers
 from routed_rl.lm import throughput, training
 from routed_rl.runs import rundir
 
@@ -34,7 +35,7 @@ def run_in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
                 contextlib.redirect_stderr(written),
             ):
                 try:
-                    cli.main(command[command.index("experiments.cli") + 1 :])
+                    cli.main(command[command.index("routed_rl.experiments.cli") + 1 :])
                     codes.append(0)
                 except SystemExit as stop:
                     codes.append(stop.code)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, division, era_figures, process, unlearn
+from routed_rl.experiments import cli
+from routed_rl.experiments.common import process
+from routed_rl.experiments.language import division, era_figures, unlearn
 from routed_rl.lm import models
 from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, process, undo_figures
+from routed_rl.experiments import cli
+from routed_rl.experiments.common import process
+from routed_rl.experiments.undo import figures as undo_figures
 from routed_rl.lm import models
 from routed_rl.unlearning import MaxEnt
 from tests.experiments.in_process import run_in_process

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import commands
-from experiments.benchmarks import distillation, environments, language, learning, routing, timing, training
-from experiments.cli import main
-from experiments.gridworld import learning_curve
+from routed_rl.experiments.benchmarks import distillation, environments, language, learning, routing, timing, training
+from routed_rl.experiments.cli import main
+from routed_rl.experiments.common.agents import options as commands
+from routed_rl.experiments.common.agents.recipe import learning_curve
 from routed_rl.runs import write_json
 
 TINY = {"n_envs": 4, "n_steps": 4, "hidden": 8, "batch_size": 8, "replay_batch": 4}

@@ -13,10 +13,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from experiments import commands
-from experiments.cli import main
-from experiments.commands import MethodName
-from experiments.gridworld import SAME_LEARNER
+from routed_rl.experiments.cli import main
+from routed_rl.experiments.common.agents import options as commands
+from routed_rl.experiments.common.agents.options import MethodName
+from routed_rl.experiments.common.agents.recipe import SAME_LEARNER
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
 
 
@@ -205,7 +205,7 @@ def test_method_names_are_the_registry():
 
 
 def test_help_needs_no_heavy_import():
-    code = "import sys; from experiments.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from routed_rl.experiments.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'stable_baselines3', 'matplotlib'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

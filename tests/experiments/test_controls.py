@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from envs import DiamondGhostVecEnv
-from experiments import gridworld
-from experiments.cli import main
-from experiments.commands import Train
-from experiments.placebo import PlaceboVecEnv
-from experiments.training import LABELS, SCORE
+from routed_rl.envs import DiamondGhostVecEnv
+from routed_rl.experiments.cli import main
+from routed_rl.experiments.common.agents import recipe as gridworld
+from routed_rl.experiments.common.agents.options import Train
+from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
+from routed_rl.experiments.common.agents.training import LABELS, SCORE
 from routed_rl.rl import RoutedPPO, evaluate
 from routed_rl.runs import read_json, read_metrics
 
@@ -86,7 +86,7 @@ def test_the_control_has_the_contrast_policys_entropy_and_no_contrast(tmp_path):
 @pytest.mark.parametrize("method", ["placebo", "naive-early-stopped"])
 def test_a_control_broken_off_goes_on_to_the_same_result(method, tmp_path, monkeypatch):
     """Both keep something beside the model: where episodes started, and the best model so far."""
-    monkeypatch.setattr("experiments.training.CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr("routed_rl.experiments.common.agents.training.CHECKPOINT_EVERY", 3)
     options = ["train", "--method", method, "--oversight", "0.5", *SMALL]
     main([*options, "--out", str(tmp_path / "whole")])
     real, calls = gridworld.RoutedPPO.train, []

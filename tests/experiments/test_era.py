@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experiments import cli
-from experiments.era import AFTER, VARIANTS, _command, _grid
-from experiments.language import open_text
-from experiments.text_commands import Attack, Era, EraMethod, Unlearn
-from experiments.unlearn import Pipeline
+from routed_rl.experiments import cli
+from routed_rl.experiments.common.text.corpus import open_text
+from routed_rl.experiments.language.era import AFTER, VARIANTS, _command, _grid
+from routed_rl.experiments.language.options import Attack, Era, EraMethod, Unlearn
+from routed_rl.experiments.language.unlearn import Pipeline
 from routed_rl.runs import read_json, write_json
 from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
 
 ROOT = Path(__file__).parents[2]
-EXPECTED = ROOT / "experiments" / "expected" / "era.toml"
+EXPECTED = ROOT / "experiments" / "language" / "era.toml"
 RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
 ALL = EraMethod.__args__
 STUDY = (*OPTIONS, "--methods", *ALL, "--labelled", "0", "1", "--seeds", "1")

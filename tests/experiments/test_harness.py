@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import cli, harness
-from experiments.harness import harness_value
+from routed_rl.experiments import cli
+from routed_rl.experiments.undo import harness
+from routed_rl.experiments.undo.harness import harness_value
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
 from tests.experiments.killed_undo import make_small

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import images
-from experiments.images import IDX_FILES, NPZ_KEYS, cifar100, digits, mnist, read_pickle
+from routed_rl.experiments.vision import images
+from routed_rl.experiments.vision.images import IDX_FILES, NPZ_KEYS, cifar100, digits, mnist, read_pickle
 
 RNG = np.random.default_rng(0)
 TRAIN, TEST = (RNG.integers(0, 256, (n, 28, 28)).astype(np.uint8) for n in (30, 10))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs import DiamondGhostVectorEnv, make_world
-from experiments.limits import (
+from routed_rl.envs import DiamondGhostVectorEnv, make_world
+from routed_rl.experiments.common.agents.limits import (
     GAMMA,
     STEPS,
     enumerate_world,

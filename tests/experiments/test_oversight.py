@@ -11,10 +11,14 @@ import pandas as pd
 import pytest
 import tyro
 
-from experiments import cli, commands, gridworld, oversight, study, tables, workers
-from experiments.commands import Learner, Train
-from experiments.commands import commands as all_commands
-from experiments.grid import arguments, train_all
+from routed_rl.experiments import cli
+from routed_rl.experiments.cli import commands as all_commands
+from routed_rl.experiments.common import tables, workers
+from routed_rl.experiments.common.agents import options as commands
+from routed_rl.experiments.common.agents import recipe as gridworld
+from routed_rl.experiments.common.agents.grid import arguments, train_all
+from routed_rl.experiments.common.agents.options import Learner, Train
+from routed_rl.experiments.oversight import oversight, study
 from routed_rl.runs import write_json
 
 TINY = replace(
@@ -217,7 +221,7 @@ def test_ray_gives_the_same_results_as_this_machine(tmp_path):
     """For real: fresh processes here, tasks of a Ray of its own there."""
     options = ["--methods", "naive", "--levels", "0.1", "--seeds", "2", "--total-steps", "512", "--workers", "2"]
     for backend in ("local", "ray"):
-        line = [sys.executable, "-P", "-m", "experiments.cli", "oversight", *options, "--backend", backend]
+        line = [sys.executable, "-P", "-m", "routed_rl.experiments.cli", "oversight", *options, "--backend", backend]
         result = subprocess.run([*line, "--out", str(tmp_path / backend)], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     for name in ("results.csv", "summary.md", "study.json"):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import gridworld, training
-from experiments.cli import main, parse
-from experiments.commands import PRESETS, Learner
-from experiments.grid import _batches, _command, train_all
-from experiments.workers import FAILED
+from routed_rl.experiments.cli import main, parse
+from routed_rl.experiments.common.agents import recipe as gridworld
+from routed_rl.experiments.common.agents import training
+from routed_rl.experiments.common.agents.grid import _batches, _command, train_all
+from routed_rl.experiments.common.agents.options import PRESETS, Learner
+from routed_rl.experiments.common.workers import FAILED
 from routed_rl.rl import ParallelLearner
 from routed_rl.runs import read_json, read_metrics
 
@@ -134,9 +135,9 @@ def test_a_study_puts_runs_that_are_alike_in_one_process(tmp_path):
     batches = _batches([*others[:2], *alike, *others[2:]], 3)
     assert sorted(map(len, batches)) == [1, 1, 1, 1, 3] and alike[:3] in batches
     command = _command(alike[:3])
-    first = command.index("experiments.parallel") + 1
+    first = command.index("routed_rl.experiments.parallel") + 1
     assert [parse(shlex.split(line)) for line in command[first:]] == alike[:3]
-    assert "experiments.cli" in _command(others[:1])
+    assert "routed_rl.experiments.cli" in _command(others[:1])
 
 
 def test_each_failure_is_reported_with_its_own_reason(tmp_path):
@@ -155,7 +156,7 @@ def test_each_failure_is_reported_with_its_own_reason(tmp_path):
 
 def test_a_process_of_several_command_lines(tmp_path):
     lines = [shlex.join(["train", "--world", "room", "--preset", "minigrid", "--seed", str(seed)]) for seed in (0, 1)]
-    command = [sys.executable, "-P", "-m", "experiments.parallel"]
+    command = [sys.executable, "-P", "-m", "routed_rl.experiments.parallel"]
     refused = subprocess.run([*command, *lines], capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode == 2 and not (tmp_path / "runs").exists()
     assert "--parallel-seeds needs a batched world, not --world room" in refused.stderr

@@ -1,8 +1,8 @@
 """The published rows, trained again: minutes to hours, run by `make check`, continued where it was stopped.
 
-Each `experiments/expected/*.toml` of the gridworld holds rows: the options of the train command, the seeds, what a seed
-cost, and the mean true return per policy that was measured, with the tolerance that another run of it must keep. `make
-check` trains the rows of the `quick` preset; `ROUTED_RL_CHECK=all` adds those that take hours.
+Each `.toml` in the folders of the gridworld and of the oversight study holds rows. A row has the options of the train
+command, the seeds, what a seed cost, the mean true return that was measured for each policy, and how far another run
+may be from it. `make check` trains the rows of the `quick` preset. `ROUTED_RL_CHECK=all` adds those that take hours.
 """
 
 import os
@@ -12,17 +12,15 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments.commands import commands
-from experiments.grid import train_all
+from routed_rl.experiments.cli import commands
+from routed_rl.experiments.common.agents.grid import train_all
 from routed_rl.runs import read_json, read_metrics
 
 ROOT = Path(__file__).parents[2]
-OTHERS = {"era", "steering", "undo"}
-"""Files with rows of other commands, which have tests of their own."""
 ROWS = {
     f"{path.stem}/{name}": row
-    for path in sorted((ROOT / "experiments" / "expected").glob("*.toml"))
-    if path.stem not in OTHERS
+    for folder in ("gridworld", "oversight")
+    for path in sorted((ROOT / "experiments" / folder).glob("*.toml"))
     for name, row in tomllib.loads(path.read_text()).items()
 }
 RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))

@@ -11,13 +11,14 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast
 
-from experiments import cli, steering
-from experiments.steering import CALIFORNIA, RECIPES
+from routed_rl.experiments import cli
+from routed_rl.experiments.language import steering
+from routed_rl.experiments.language.steering import CALIFORNIA, RECIPES
 from routed_rl.lm import models, training
 from routed_rl.runs import RunDirectory, read_json
 from tests.experiments.mistakes import complaints
 
-EXPECTED = Path(__file__).parents[2] / "experiments" / "expected" / "steering.toml"
+EXPECTED = Path(__file__).parents[2] / "experiments" / "language" / "steering.toml"
 SMALL = ("--documents", "300", "--batch-size", "2", "--strengths", "0", "30", "--seeds", "1")
 
 

@@ -31,7 +31,7 @@ def command(out, *options, steps=16_384):
         sys.executable,
         "-P",
         "-m",
-        "experiments.cli",
+        "routed_rl.experiments.cli",
         "train",
         "--total-steps",
         str(steps),
@@ -150,8 +150,8 @@ def test_minigrid_trains_evaluates_and_resumes(tmp_path, monkeypatch):
     """The same command on MiniGrid, and a kill, which the environments' states survive."""
     small = ["--preset", "minigrid", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8", "--max-steps", "8"]
-    train = [sys.executable, "-P", "-c", "from experiments import gridworld as g; "]
-    train[-1] += "g.FRESH_ENVS['minigrid'] = (2, 4); from experiments.cli import main; main()"
+    train = [sys.executable, "-P", "-c", "from routed_rl.experiments.common.agents import recipe as g; "]
+    train[-1] += "g.FRESH_ENVS['minigrid'] = (2, 4); from routed_rl.experiments.cli import main; main()"
     outs = [tmp_path / name for name in ("unbroken", "killed")]
     commands = [[*train, "train", *small, "--total-steps", "1280", "--out", str(out)] for out in outs]
     assert subprocess.run(commands[0], capture_output=True).returncode == 0

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments import cli
-from experiments.language import open_text, whole_paths
-from experiments.undo import StageRun, _command, _whole
-from experiments.undo_commands import TASKS, Relearn, SuppressorName, Undo
-from experiments.undo_domains import Domains
-from experiments.undo_members import make_suppressor, suppression_parts
+from routed_rl.experiments import cli
+from routed_rl.experiments.common.text.corpus import open_text, whole_paths
+from routed_rl.experiments.undo.domains import Domains
+from routed_rl.experiments.undo.members import make_suppressor, suppression_parts
+from routed_rl.experiments.undo.options import TASKS, Relearn, SuppressorName, Undo
+from routed_rl.experiments.undo.undo import StageRun, _command, _whole
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
@@ -455,7 +455,7 @@ def test_a_stage_is_its_command_line(task, tmp_path):
 def test_workers_of_a_ray_cluster_do_the_same(tmp_path):
     """Each stage in a process of its own, here and as a Ray task: the same bytes."""
     for backend in ("local", "ray"):
-        command = [sys.executable, "-P", "-m", "experiments.cli", "undo", *OPTIONS, "--alphas", "0.5"]
+        command = [sys.executable, "-P", "-m", "routed_rl.experiments.cli", "undo", *OPTIONS, "--alphas", "0.5"]
         command += ["--backend", backend, "--corpora", tmp_path / "corpora", "--out", tmp_path / backend]
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import cli
+from routed_rl.experiments import cli
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-EXPECTED = tomllib.loads((ROOT / "experiments" / "expected" / "undo.toml").read_text())
+EXPECTED = tomllib.loads((ROOT / "experiments" / "undo" / "undo.toml").read_text())
 RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
 
 

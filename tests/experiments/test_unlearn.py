@@ -10,12 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from experiments import cli, unlearn
-from experiments.errors import UserError
-from experiments.language import check_options, open_text
-from experiments.methods import METHODS
-from experiments.text_commands import TextOptions, Unlearn
-from experiments.unlearn import Pipeline
+from routed_rl.experiments import cli
+from routed_rl.experiments.common.errors import UserError
+from routed_rl.experiments.common.text.corpus import open_text
+from routed_rl.experiments.language import unlearn
+from routed_rl.experiments.language.checks import check_options
+from routed_rl.experiments.language.methods import METHODS
+from routed_rl.experiments.language.options import TextOptions, Unlearn
+from routed_rl.experiments.language.unlearn import Pipeline
 from routed_rl.lm import save_model, stories_tokenizer
 from routed_rl.runs import RunDirectory, read_json, read_metrics
 from tests.experiments.killed_studies import OPTIONS, make_small

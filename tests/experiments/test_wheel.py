@@ -22,18 +22,19 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel):
+def test_the_wheel_holds_one_package_with_environments_and_experiments_in_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
-        "routed_rl",
-        "envs",
-        "experiments",
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"routed_rl"}
+    assert len(names) == len(set(names))
+    assert {"routed_rl/py.typed", "routed_rl/envs/py.typed"} <= set(names)
+    kept = {path.relative_to(ROOT / "routed_rl") for path in (ROOT / "routed_rl").rglob("*.py")}
+    kept |= {
+        path.relative_to(ROOT)
+        for p in ("envs", "experiments")
+        for path in (ROOT / p).rglob("*.*")
+        if path.suffix in (".py", ".toml")
     }
-    assert {"routed_rl/py.typed", "envs/py.typed"} <= set(names)
-    packaged = {
-        str(path.relative_to(ROOT)) for p in ("routed_rl", "envs", "experiments") for path in (ROOT / p).rglob("*.py")
-    }
-    assert packaged <= set(names)
+    assert {f"routed_rl/{path}" for path in kept} <= set(names)
 
 
 def test_the_installed_wheel_runs(wheel, tmp_path):
@@ -46,19 +47,24 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     project = tmp_path / "project"
-    (project / "experiments").mkdir(parents=True)
-    (project / "experiments" / "__init__.py").write_text("MINE = True\n")
+    for name in ("envs", "experiments"):
+        (project / name).mkdir(parents=True)
+        (project / name / "__init__.py").write_text("MINE = True\n")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
     def run(*command):
         return subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True)
 
-    where = run(python, "-c", "import routed_rl, envs; print(routed_rl.__file__, envs.__file__)")
+    where = run(
+        python, "-c", "import routed_rl.envs, routed_rl.experiments as e; print(routed_rl.envs.__file__, e.__file__)"
+    )
     assert where.stdout.count(str(site)) == 2, where.stderr
-    mine = run(python, "-c", "import experiments; print(experiments.MINE)")
-    assert mine.stdout.strip() == "True", "the user's own experiments folder is still theirs"
+    mine = run(python, "-c", "import envs, experiments; print(envs.MINE, experiments.MINE)")
+    assert mine.stdout.strip() == "True True", "the user's own folders are still theirs"
     done = run(environment / "bin" / "routed-rl", "quickstart", "--total-steps", "512", "--out", "out")
     assert done.returncode == 0, done.stderr
     assert (project / "out" / "quickstart.png").is_file()
-    made = run(python, "-c", "import gymnasium as gym; gym.make('envs:RoutedRL/DiamondGhost-v0').reset(seed=0)")
+    made = run(
+        python, "-c", "import gymnasium as gym; gym.make('routed_rl.envs:RoutedRL/DiamondGhost-v0').reset(seed=0)"
+    )
     assert made.returncode == 0, made.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from experiments import process, workers
-from experiments.workers import Kind, is_finished, open_backend, options, run_all
+from routed_rl.experiments.common import process, workers
+from routed_rl.experiments.common.workers import Kind, is_finished, open_backend, options, run_all
 from routed_rl.runs import RunDirectory, run_commands
 
 

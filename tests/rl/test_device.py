@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, RoutedPPO, RoutedREINFORCE
 
 OVERSEER = {"ghost": -1, "diamond": 1}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from envs import DiamondGhostVecEnv
-from experiments import limits
+from routed_rl.envs import DiamondGhostVecEnv
+from routed_rl.experiments.common.agents import limits
 from routed_rl.rl import Overseer, evaluate, evaluate_policies
 
 from .worlds import VALUES, TwoDoors, small_model

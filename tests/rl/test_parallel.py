@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, ParallelLearner, RoutedPPO, RoutedREINFORCE
 from routed_rl.routing import LabelNoise
 from tests.rl.worlds import VALUES, small_model, two_doors

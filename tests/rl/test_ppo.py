@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor
 
-from envs import DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.rl import METHODS, Overseer, RoutedPPO, check_oversight_env
 from routed_rl.routing import LabelNoise
 

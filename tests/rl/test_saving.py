@@ -6,7 +6,7 @@ import pytest
 import torch
 from stable_baselines3.common.utils import LinearSchedule
 
-from envs import DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.rl import METHODS, RoutedPPO
 from routed_rl.rl.saving import decode, decode_space, encode, encode_space
 from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from envs import DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.rl import Overseer, RoutedPPO
 
 VALUES = {"ghost": -1.0, "diamond": 1.0}

@@ -1,0 +1,157 @@
+"""``routed-rl benchmark``: how fast it is, beside its peers and beside its own matrix products."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from routed_rl.experiments.benchmarks import distillation, environments, language, learning, routing, training
+from routed_rl.experiments.benchmarks.options import Benchmark
+from routed_rl.experiments.benchmarks.timing import as_json, machine
+from routed_rl.experiments.common.agents.options import PRESETS, Learner
+from routed_rl.experiments.common.errors import at_least, user_input
+from routed_rl.experiments.common.process import one_thread
+from routed_rl.experiments.common.progress import progress_display
+
+OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
+
+ROUTING_COLUMNS = {"milliseconds": ".1f", "times_unrouted": ".3f", "megabytes_kept": ".0f"}
+LANGUAGE_COLUMNS = {
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "times_bare": ("x a bare loop", ".2f"),
+    "share_of_matmul_rate": ("share of the matrix products' rate", ".0%"),
+    "times_unrouted_activation": ("time, routed (activation)", ".3f"),
+    "times_unrouted_parameter": ("(parameter)", ".3f"),
+}
+DISTILLATION_COLUMNS = {
+    "milliseconds": ("ms", ",.0f"),
+    "times_plain": (f"x {distillation.PLAIN}", ".2f"),
+    "peak_megabytes": ("MB at the peak", ",.0f"),
+    "peak_times_plain": (f"x {distillation.PLAIN}", ".2f"),
+    "gradient_difference": ("difference of gradients", ".0e"),
+}
+
+
+def main(command: Benchmark) -> None:
+    one_thread()
+    at_least(1, repeats=command.repeats)
+    with user_input():
+        compared = [learning.steps_to_target(run) for run in command.runs]
+    total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
+    total += training.calls_parallel_seeds(command.repeats) + routing.calls(command.repeats)
+    total += language.calls(command.repeats) + distillation.calls(command.repeats)
+    with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("benchmark", total=total)
+
+        def tick() -> None:
+            progress.advance(task)
+
+        results: dict[str, Any] = {"machine": machine(), "environments": _environments(command.repeats, tick)}
+        results["training"] = {
+            name: _training(name, PRESETS[name].learner, command.repeats, tick) for name in training.UPDATES
+        }
+        results["parallel_seeds"] = training.measure_parallel_seeds(command.repeats, tick)
+        results["routing"] = routing.measure(command.repeats, tick)
+        results["language"] = language.measure(command.repeats, tick)
+        results["distillation"] = distillation.measure(command.repeats, tick)
+        results["learning"] = compared
+    if command.json:
+        print(json.dumps(results, indent=2))
+    else:
+        _show(results, Console())
+
+
+def _environments(repeats: int, tick: Any) -> dict[str, Any]:
+    measured = environments.measure(repeats, tick)
+    slowest = measured[f"{environments.MINIGRID}, one environment"]
+    return {name: {**row, "times_minigrid": slowest.median / row["median"]} for name, row in as_json(measured).items()}
+
+
+def _training(name: Any, learner: Learner, repeats: int, tick: Any) -> dict[str, Any]:
+    measured = training.measure(name, repeats, tick)
+    steps = learner.n_envs * learner.n_steps
+    return {
+        "seconds_per_update": as_json(measured),
+        "steps_per_second": steps * measured[OURS].rate,
+        "steps_per_second_on_gpu": training.steps_per_second_on_gpu(name, repeats),
+        "steps_per_second_stable_baselines3": steps * measured[PEER].rate,
+        "times_stable_baselines3": measured[PEER].median / measured[OURS].median,
+        "roofline_share": measured[PRODUCTS].median / measured[OURS].median,
+        "times_unrouted": measured[OURS].median / measured[UNROUTED].median,
+        "parts": training.parts(name),
+    }
+
+
+def _show(results: dict[str, Any], console: Console) -> None:
+    made = results["machine"]
+    console.print(
+        f"{made['processor']}, {made['cores']} cores, load {made['load_average']}, {made['threads']} thread; "
+        f"torch {made['torch']}, stable-baselines3 {made['stable-baselines3']}, commit {made['git_commit']}"
+    )
+    table = _titled("Environment steps per second", "environment", "steps/s", "x MiniGrid")
+    for name, row in results["environments"].items():
+        table.add_row(name, f"{row['per_second']:,.0f}", f"{row['times_minigrid']:,.1f}")
+    console.print(table)
+
+    table = _titled("Training", "", *results["training"])
+    lines = {
+        "steps/s": ("steps_per_second", "{:,.0f}"),
+        "steps/s, Stable-Baselines3's PPO": ("steps_per_second_stable_baselines3", "{:,.0f}"),
+        "x Stable-Baselines3": ("times_stable_baselines3", "{:.2f}"),
+        "share of the time that its matrix products alone take": ("roofline_share", "{:.0%}"),
+        "x the same without routing": ("times_unrouted", "{:.3f}"),
+    }
+    for line, (key, form) in lines.items():
+        table.add_row(line, *(form.format(row[key]) for row in results["training"].values()))
+    on_gpu = (row["steps_per_second_on_gpu"] for row in results["training"].values())
+    table.add_row("steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu))
+    console.print(table)
+
+    table = _titled("Seeds trained at once (quick)", "device", "seeds", "steps/s, all together")
+    for device, numbers in training.SEEDS.items():
+        rates = results["parallel_seeds"].get(device, {})
+        for seeds in numbers:
+            table.add_row(device, str(seeds), f"{rates[seeds]:,.0f}" if seeds in rates else "not measured")
+    console.print(table)
+
+    columns = ("ms", f"x {routing.UNROUTED}", "MB kept for backward")
+    table = _titled("A stack of transformer blocks, forward and backward", "routing", *columns)
+    for name, row in results["routing"].items():
+        table.add_row(name, *(f"{row[key]:{form}}" for key, form in ROUTING_COLUMNS.items()))
+    console.print(table)
+
+    table = _titled("Training a language model", "preset", *(heading for heading, _ in LANGUAGE_COLUMNS.values()))
+    for preset, row in results["language"].items():
+        table.add_row(preset, *(f"{row[key]:{form}}" for key, (_, form) in LANGUAGE_COLUMNS.items()))
+    console.print(table)
+
+    columns = (heading for heading, _ in DISTILLATION_COLUMNS.values())
+    table = _titled(f"A step of distillation, {distillation.VOCABULARY:,} tokens", "loss", *columns)
+    for name, row in results["distillation"].items():
+        table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in DISTILLATION_COLUMNS.items()))
+    console.print(table)
+
+    table = _titled("Where an update's time goes", "part", *results["training"])
+    for part in dict.fromkeys(part for row in results["training"].values() for part in row["parts"]):
+        table.add_row(part, *(f"{row['parts'].get(part, 0):.0%}" for row in results["training"].values()))
+    console.print(table)
+
+    table = _titled(f"To a return of {learning.TARGET:.2f}, steered to Diamond", "run", "oversight", "steps", "seconds")
+    for row in results["learning"]:
+        steps, seconds = (("not reached" if v is None else f"{v:,.0f}") for v in (row["env_steps"], row["seconds"]))
+        table.add_row(row["run"], f"{row['oversight']:.0%}", steps, seconds)
+    if not results["learning"]:
+        table.add_row("not measured: name run directories with --runs", "", "", "")
+    console.print(table)
+
+
+def _titled(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

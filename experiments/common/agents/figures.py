@@ -1,0 +1,70 @@
+"""Drawing: learning curves, and what a policy does in one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from routed_rl.envs import World, dynamics
+from routed_rl.experiments.common.style import save as save
+from routed_rl.rl import RoutedActorCriticPolicy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
+LAYOUT = {"ghost": 8, "diamond": 16}
+"""Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
+_ARROWS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # up, right, down, left as (x, y)
+
+
+def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells: Mapping[str, int]) -> None:
+    """Arrows from every free cell, as long as each action is likely, with no terminal overseen.
+
+    Args:
+        policy: steered as it is to be drawn.
+        cells: the cell of each terminal kind.
+    """
+    terminals = [cells[name] for name in world.names]
+    places = np.array([cell for cell in world.free if cell not in terminals])
+    state = dynamics.State(
+        key=np.zeros_like(places),
+        episode=np.zeros_like(places),
+        steps=np.zeros_like(places),
+        agent=places,
+        terminals=np.tile(terminals, (len(places), 1)),
+        oversight=np.zeros((len(places), world.cells), dtype=bool),
+    )
+    with torch.no_grad():
+        distribution = policy.get_distribution(torch.from_numpy(dynamics.observe(world, state)))
+    probabilities = distribution.distribution.probs.numpy()  # type: ignore[union-attr]
+    rows, columns = np.divmod(places, world.width)
+    for action, (x, y) in enumerate(_ARROWS):
+        length = 0.47 * probabilities[:, action]
+        axes.quiver(
+            columns, rows, x * length, -y * length, angles="xy", scale_units="xy", scale=1,
+            width=0.014, headwidth=3.4, headlength=3.4, headaxislength=3.0, color="#264653", zorder=3,
+        )  # fmt: skip
+    for name, cell in cells.items():
+        row, column = divmod(cell, world.width)
+        marker = {"diamond": "D", "ghost": "X"}.get(name, "o")
+        axes.scatter(column, row, s=190, marker=marker, color=COLOURS.get(name), edgecolor="white", zorder=4)
+    axes.set(
+        xlim=(-0.5, world.width - 0.5), ylim=(world.height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[]
+    )  # fmt: skip
+    for line in range(1, max(world.height, world.width)):
+        axes.axhline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
+        axes.axvline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str | None]]) -> None:
+    """True return against environment steps; ``curves`` maps a label to (steps, returns, colour or None)."""
+    for label, (steps, returns, colour) in curves.items():
+        axes.plot(np.asarray(steps) / 1e6, returns, marker="o", markersize=3, color=colour, label=label)
+    axes.axhline(0, color="#adb5bd", linewidth=0.8)
+    axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,69 @@
+"""Training many agents at once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from routed_rl.experiments.common.agents.options import PRESETS, Train
+from routed_rl.experiments.common.errors import UserError, user_input
+from routed_rl.experiments.common.workers import PYTHON, Backend, Kind, options, run_all
+from routed_rl.runs import config_hash, run_commands
+
+
+def train_all(
+    runs: Sequence[Train], workers: int, backend: Backend = run_commands, parallel_seeds: int = 1
+) -> dict[Path, str]:
+    """Train every run that is not finished, as :func:`~routed_rl.experiments.common.workers.run_all` does.
+
+    Args:
+        parallel_seeds: how many runs, alike but for seed and oversight, a process trains at once.
+    """
+    from routed_rl.experiments.common.agents.recipe import budget
+
+    kind = Kind(
+        config=Train.config,
+        command=_command,
+        total=lambda run: budget(run.config()),
+        counter="env_steps",
+        batches=partial(_batches, size=parallel_seeds),
+    )
+    return run_all(runs, kind, workers, backend)
+
+
+def _batches(runs: Sequence[Train], size: int) -> list[list[Train]]:
+    """Runs in groups that one process can train at once: as many, alike but for seed, oversight and label noise."""
+    from routed_rl.experiments.common.agents.recipe import budget
+
+    free = {"oversight": 0.1, "miss_rate": 0.0, "flip_rate": 0.0, "hard_first": False}
+    alike: dict[tuple[str, int], list[Train]] = {}
+    for run in runs:
+        alike.setdefault((config_hash({**run.config(), **free}), budget(run.config())), []).append(run)
+    return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+
+
+def check_options(runs: Sequence[Train], parallel_seeds: int = 1) -> None:
+    """UserError for an option that no run can have, before any starts."""
+    from routed_rl.experiments.common.agents.recipe import ON_MINIGRID, make_model
+
+    for run in runs:
+        if parallel_seeds > 1 and run.world in ON_MINIGRID:
+            raise UserError(f"--parallel-seeds needs a batched world, not --world {run.world}")
+        if parallel_seeds > 1 and run.learner.unfinished == "hold":
+            raise UserError("--parallel-seeds needs batches of one size: leave out --learner.unfinished hold")
+    with user_input():
+        for run in {config_hash(run.config()): run for run in runs}.values():
+            make_model(run.config(), run.seed)
+
+
+def arguments(run: Train) -> list[str]:
+    """The run's command line: what differs from its preset."""
+    return ["train", "--preset", run.preset, *options(run, PRESETS[run.preset])]
+
+
+def _command(batch: Sequence[Train]) -> list[str]:
+    if len(batch) == 1:
+        return [*PYTHON, "routed_rl.experiments.cli", *arguments(batch[0])]
+    return [*PYTHON, "routed_rl.experiments.parallel", *(shlex.join(arguments(run)) for run in batch)]

@@ -1,0 +1,274 @@
+"""From a run's config to its world, overseer and model: what every gridworld command shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gymnasium.spaces import Discrete
+from minigrid.wrappers import ImgObsWrapper
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from routed_rl.envs import (
+    VARIANTS,
+    DiamondGhostEnv,
+    DiamondGhostTensorVecEnv,
+    DiamondGhostVecEnv,
+    MiniGridDiamondGhostEnv,
+    World,
+)
+from routed_rl.experiments.common.agents.options import CONTRAST
+from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
+from routed_rl.experiments.common.process import check_device
+from routed_rl.rl import (
+    Overseer,
+    RoutedActorCriticPolicy,
+    RoutedAlgorithm,
+    RoutedPPO,
+    RoutedREINFORCE,
+    Steering,
+    SymbolicImageEncoder,
+    evaluate,
+    evaluate_policies,
+    steerings,
+    true_returns,
+)
+from routed_rl.routing import LabelNoise
+from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
+
+MODEL = "model"
+"""The final checkpoint's name in a run directory."""
+VARIANT_OF: Mapping[str, str] = {
+    "trap": "DiamondGhostTrap",
+    "absent": "AbsentSupervisor",
+    "corner": "CornerDiamond",
+    "room": "DiamondGhostRoom",
+}
+"""Worlds of the command line that are variants of the first."""
+ON_MINIGRID = ("minigrid", "room")
+FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent", "corner"), (512, 2048)) | dict.fromkeys(
+    ON_MINIGRID, (32, 256)
+)
+"""Fresh environments behind a point of a learning curve, and behind a final result, by world."""
+CATEGORIES = (11, 6, 4)
+"""How many types, colours and states MiniGrid's images number."""
+
+
+SAME_LEARNER = {
+    "naive-early-stopped": "naive",
+    "oracle-filtered": "oracle",
+    "placebo": "routing",
+    "shuffled": "routing",
+}
+"""Methods that differ from another in what they are given, not in how they learn."""
+
+
+def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
+    """The options of the run's world, as it is trained in or, with ``test``, tested in."""
+    options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
+    variant = VARIANTS[VARIANT_OF[config["world"]]] if config["world"] in VARIANT_OF else {}
+    if "walls" in variant and config["size"] != 5:
+        raise ValueError(f"the walls of the world {config['world']!r} are those of size 5, got size {config['size']}")
+    shift = {"moved": "always"} if test and variant.get("moved") else {}
+    return {**variant, **shift, **{key: value for key, value in options.items() if value is not None}}
+
+
+def make_scalar_env(
+    config: Mapping[str, Any], render_mode: str | None = None, *, test: bool = False
+) -> DiamondGhostEnv | ImgObsWrapper:
+    """The run's world, once, as its policy sees it; ValueError if the config asks for an impossible one."""
+    options = world_options(config, test=test)
+    if config["world"] in ON_MINIGRID:
+        return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **options))
+    return DiamondGhostEnv(render_mode=render_mode, **options)
+
+
+def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, test: bool = False) -> VecEnv:
+    """The run's world, ``num_envs`` times, on a GPU in tensors; ValueError if the config asks for an impossible one."""
+    if config["world"] in ON_MINIGRID:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
+        return DummyVecEnv([partial(make_scalar_env, config, test=test)] * num_envs)
+    options = world_options(config, test=test)
+    if device != "cpu":
+        return DiamondGhostTensorVecEnv(num_envs, device, **options)
+    return DiamondGhostVecEnv(num_envs, **options)
+
+
+def make_training_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
+    """What the run's learner learns from, ``num_envs`` times; ValueError as for :func:`make_env`."""
+    env = make_env(config, num_envs, config["device"])
+    if config["method"] != "placebo":
+        return env
+    if config["world"] in ON_MINIGRID or config["device"] != "cpu":
+        raise ValueError(f"method 'placebo' needs --device cpu, and not --world {config['world']}")
+    return PlaceboVecEnv(env)
+
+
+def world_of(env: VecEnv) -> World:
+    """The world behind the run's environments."""
+    world: World = env.get_attr("world", [0])[0]
+    return world
+
+
+def filtered(config: Mapping[str, Any]) -> float:
+    """What the run's budget of environment steps is multiplied by: the oversight for ``oracle-filtered``, else 1.
+
+    That reference (Cloud et al. 2024, section F) is an oracle which trains on as many episodes as the others see
+    overseen; its learning curve is drawn against steps divided by this.
+    """
+    return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
+
+
+def budget(config: Mapping[str, Any]) -> int:
+    """Environment steps that the run trains for."""
+    return math.ceil(config["total_steps"] * filtered(config))
+
+
+def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
+    """Points (environment steps, true return) of a run, finished or not.
+
+    The steps of an ``oracle-filtered`` run are divided by its oversight, as the paper draws them.
+
+    Args:
+        policy: ``steer:NAME`` or ``unsteered``; None for the one that the method is for: steered to Diamond if it
+            can be, else unsteered.
+
+    Raises:
+        RunError: if there is no run; ValueError if it has no such policy, or no point yet.
+    """
+    config = read_run(run).config
+    rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
+    known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
+    if not known:
+        raise ValueError(f"the run {str(run)!r} has no point of a learning curve yet")
+    chosen = policy or ("steer:diamond" if "steer:diamond" in known else "unsteered")
+    if chosen not in known:
+        raise ValueError(f"the run {str(run)!r} has no policy {chosen!r}; it has {', '.join(dict.fromkeys(known))}")
+    column = f"eval/{chosen}"
+    return [(row["env_steps"] / filtered(config), row[column]) for row in rows if column in row]
+
+
+def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
+    """The class of the run's learner."""
+    return {"ppo": RoutedPPO, "reinforce": RoutedREINFORCE}[config["learner"]["algorithm"]]
+
+
+def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
+    """A new learner in its world; ValueError for an option out of range, or a device that is not there."""
+    learner, device = dict(config["learner"]), config["device"]
+    check_device(device)
+    env = make_training_env(config, learner.pop("n_envs"))
+    world, method = world_of(env), config["method"]
+    if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):
+        raise ValueError("method 'shuffled' has its own flip rate: leave out --flip-rate and --hard-first")
+    # A label that says nothing: any of them, whatever happened.
+    flip_rate = 1 - 1 / len(world.names) if method == "shuffled" else config["flip_rate"]
+    overseer = Overseer(
+        dict(zip(world.names, world.rewards.tolist(), strict=True)),
+        SAME_LEARNER.get(method, method),
+        unlabelled=config["unlabelled"],
+        noise=LabelNoise(config["miss_rate"], flip_rate, config["hard_first"]),
+        oversight=config["oversight"],
+    )
+    hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
+    kind = learner.pop("networks")
+    policy, networks = "MlpPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, hidden)}
+    if kind == "paper":
+        policy, networks = "PaperPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, 32)}
+        networks["planes"] = world.observation_shape[0]
+    elif kind == "symbolic":
+        networks["features_extractor_class"] = SymbolicImageEncoder
+        networks["features_extractor_kwargs"] = {"categories": CATEGORIES, "sizes": (hidden,)}
+        networks["normalize_images"] = False
+    if (kind == "symbolic") != (config["world"] in ON_MINIGRID):
+        hint = "--preset minigrid is for images" if kind == "symbolic" else "try --preset minigrid"
+        raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}; {hint}")
+    if learner.pop("algorithm") == "reinforce":
+        for option in ("batch_size", "n_epochs", "clip_range"):
+            del learner[option]
+    return algorithm(config)(
+        policy,
+        env,
+        overseer,
+        ent_coef=LinearSchedule(*entropy, end_fraction=1.0),
+        vf_coef=learner.pop("value_coef"),
+        policy_kwargs=networks,
+        seed=derive_seed(seed, "model"),
+        device=device,
+        **learner,
+    )
+
+
+def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
+    """Results by policy in fresh environments, of the world it is tested in: those of :func:`policies`, and
+    ``sharpened:NAME``, the control of ``contrast:NAME``: no contrast, but a temperature that gives it the same entropy.
+
+    ``unwatched_return`` is the true return where nothing is overseen, which is what the policy does in the states of
+    the other evaluation that hold no overseen terminal.
+    """
+    fewer, many = FRESH_ENVS[config["world"]]
+    env, outcomes = make_env(config, many, test=True), model.overseer.outcomes
+    seed = derive_seed(seed, "evaluation")
+    chosen = policies(model)
+    results = evaluate_policies(model.policy, env, outcomes, seed=seed, policies=chosen)
+    for name in [name for name in chosen if name.startswith("contrast:")]:
+        wanted = name.removeprefix("contrast:")
+        search = make_env(config, fewer, test=True)
+        temperature = matching_temperature(model.policy, wanted, results[name]["entropy"], search, outcomes, seed)
+        control = {f"sharpened:{wanted}": {"choice": wanted, "temperature": temperature}}
+        chosen |= control
+        results |= evaluate_policies(model.policy, env, outcomes, seed=seed, policies=control)
+        results[f"sharpened:{wanted}"]["temperature"] = temperature
+    unwatched = make_env({**config, "oversight": 0.0, "spurious_oversight": 0.0}, many, test=True)
+    for name, value in true_returns(model.policy, unwatched, outcomes, seed=seed, policies=chosen).items():
+        results[name]["unwatched_return"] = value
+    return results
+
+
+def policies(model: RoutedAlgorithm) -> dict[str, Steering]:
+    """The policies that a run is evaluated as: ``steer:NAME``, ``unsteered``, and, where good and bad outcomes have
+    modules and there is a gate, ``contrast:NAME``: steered to a good one, away from all bad ones."""
+    values = model.overseer.values
+    bad = {name: CONTRAST for name, value in values.items() if value < 0}
+    chosen = steerings(model.policy)
+    if model.overseer.method.gate and bad and isinstance(model.action_space, Discrete):
+        good = [name for name, value in values.items() if value > 0]
+        chosen |= {f"contrast:{name}": {"choice": name, "avoid": bad} for name in good}
+    return chosen
+
+
+def matching_temperature(
+    policy: RoutedActorCriticPolicy, module: str, entropy: float, env: VecEnv, outcomes: Sequence[str], seed: int
+) -> float:
+    """The temperature, within 1/16 … 16, at which the module alone has the given mean entropy (nats) as it plays."""
+    low, high = -math.log(16), math.log(16)
+    for _ in range(8):
+        middle = (low + high) / 2
+        with policy.steered(), policy.steered(module, temperature=math.exp(middle)):
+            reached = evaluate(policy, env, outcomes, seed=seed)["entropy"]
+        low, high = (middle, high) if reached < entropy else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
+    """A finished run's model and config.
+
+    Raises:
+        RunError: if the directory is no finished run, or its model another run's; CheckpointError if that is not sound.
+    """
+    config = read_run(directory).config
+    if not (directory / MODEL).is_dir():
+        raise RunError(f"the run {str(directory)!r} is not finished: start its train command again to continue it")
+    model = algorithm(config).load(directory / MODEL, device="cpu")
+    expected = make_model({**config, "device": "cpu", "learner": {**config["learner"], "n_envs": 1}}, seed=0)
+    for name in ("observation_space", "action_space"):
+        if getattr(model, name) != getattr(expected, name):
+            raise RunError(f"{str(directory / MODEL)!r} is not this run's: its {name} is {getattr(model, name)}")
+    if model.overseer.to_dict() != expected.overseer.to_dict():
+        raise RunError(f"{str(directory / MODEL)!r} is not this run's: it was trained by {model.overseer.to_dict()}")
+    return model, config

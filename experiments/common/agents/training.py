@@ -1,0 +1,307 @@
+"""Runs in their directories: trained, one alone or many as one batch, continued if killed, evaluated when done."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+
+from routed_rl.experiments.common.agents.grid import check_options
+from routed_rl.experiments.common.agents.options import EARLY_STOPPED, Train
+from routed_rl.experiments.common.agents.recipe import (
+    FRESH_ENVS,
+    MODEL,
+    budget,
+    evaluate_model,
+    make_env,
+    make_model,
+    make_training_env,
+    policies,
+    world_options,
+)
+from routed_rl.experiments.common.errors import UserError, user_input
+from routed_rl.experiments.common.options import RUNS
+from routed_rl.experiments.common.process import one_thread
+from routed_rl.experiments.common.progress import progress_display
+from routed_rl.experiments.common.workers import FAILED
+from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
+from routed_rl.rl.saving import build, model_meta, model_tensors
+from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics
+
+CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
+"""Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
+BEST = "best"
+SCORE, LABELS = "eval/overseen_value", "eval/overseen_episodes"
+HUGE = 1e6
+"""A weight so large is a sign of divergence."""
+
+
+Member = tuple[RunDirectory, RoutedAlgorithm]
+
+
+def train_runs(commands: Sequence[Train]) -> None:
+    """Carry out ``train`` commands, alike but for seed and oversight, as one batch, and print the results.
+
+    One that diverges does not stop the others.
+
+    Raises:
+        UserError: for an impossible option, another run in a directory, or training that diverged.
+    """
+    one_thread()
+    check_options(commands, len(commands))
+    with ExitStack() as stack:
+        runs, failed = [], {}
+        for command in commands:
+            try:
+                runs.append(stack.enter_context(_open(command)))
+            except (RunError, OSError) as error:
+                failed[_directory(command)] = str(error)
+        for run in runs:
+            if run.finished:
+                print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
+        while waiting := [run for run in runs if not run.finished and run.path not in failed]:
+            failed |= _train(_together(waiting))
+        for run in runs:
+            if run.result is not None:
+                config = run.record.config
+                title = f"{config['method']}, {config['oversight']:.1%} oversight, {run.path}"
+                Console().print(summary(run.result["policies"], title))
+    if len(commands) == 1 and failed:
+        raise UserError(*failed.values())
+    for path, reason in failed.items():
+        print(f"{FAILED}{path}: {reason}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(commands)} runs failed")
+
+
+def _open(command: Train) -> RunDirectory:
+    return RunDirectory.open(_directory(command), command.config(), command.seed, force=command.force)
+
+
+def _directory(command: Train) -> Path:
+    out = command.out or RUNS / f"{command.method}-{config_hash(command.config())}-s{command.seed}"
+    return Path(os.path.realpath(out))
+
+
+def _together(runs: Sequence[RunDirectory]) -> list[Member]:
+    """Runs that have come equally far: all, at the last checkpoint that all have, or else those furthest behind.
+
+    A process that is killed while it saves leaves some a checkpoint ahead. Going on from the one before gives the bytes
+    that a batch which was never interrupted has.
+    """
+    members = [(run, _resume(run)) for run in runs]
+    behind = min(model.num_timesteps for _, model in members)
+    if all(behind in run.checkpoint_steps() for run in runs):
+        members = [(run, m if m.num_timesteps == behind else _resume(run, behind)) for run, m in members]
+    return [(run, model) for run, model in members if model.num_timesteps == behind]
+
+
+def _train(members: Sequence[Member]) -> dict[Path, str]:
+    """Train runs that have come equally far until their budget is spent, and write their results.
+
+    Returns:
+        Why runs diverged, if any did; the others are then not finished, and can go on from their checkpoints.
+    """
+    members = sorted(members, key=lambda member: str(world_options(member[0].record.config)))
+    runs, models = [run for run, _ in members], [model for _, model in members]
+    total, done = budget(runs[0].record.config), models[0].num_timesteps
+    name = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
+    with _progress(name, total) as report:
+        callbacks = [_RunCallback(run, report, total) for run in runs]
+        try:
+            if len(models) == 1:
+                models[0].learn(max(total - done, 0), callback=callbacks[0], reset_num_timesteps=done == 0)
+            else:
+                with user_input():
+                    learner = ParallelLearner(models, _side_by_side(runs))
+                learner.learn(max(total - done, 0), callbacks, reset_num_timesteps=done == 0)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the device has not enough memory for {name}; fewer --parallel-seeds? {error}") from error
+        except (ValueError, FloatingPointError, RuntimeError):
+            # Who meets the first number that is none: the log, a distribution, or torch when it samples.
+            if not any(_diverged(model) for model in models):
+                raise
+            return _divergences(members)
+    failed = _divergences(members)
+    for run, model in members:
+        if run.path not in failed:
+            _finish(run, model)
+    return failed
+
+
+def _divergences(members: Sequence[Member]) -> dict[Path, str]:
+    reason = "training has diverged by step {}; lower --learner.learning-rate"
+    return {run.path: reason.format(model.num_timesteps) for run, model in members if _diverged(model)}
+
+
+def _side_by_side(runs: Sequence[RunDirectory]) -> list[VecEnv]:
+    """The runs' environments in their order, those of equal worlds in one."""
+    groups = itertools.groupby((run.record.config for run in runs), key=world_options)
+    configs = [list(group) for _, group in groups]
+    return [make_training_env(group[0], len(group) * group[0]["learner"]["n_envs"]) for group in configs]
+
+
+def _resume(run: RunDirectory, step: int | None = None) -> RoutedAlgorithm:
+    """The run's model at its last checkpoint (of at most ``step``), or a new one, with the run's logger."""
+    config = run.record.config
+    model, checkpoint = make_model(config, run.record.seed), run.load_checkpoint(step)
+    if checkpoint is not None:
+        with user_input():
+            model = build(type(model), checkpoint, run.path, model.env, config["device"], False, {})
+    tensorboard = TensorBoardOutputFormat(str(run.path / "tensorboard"))
+    model.set_logger(Logger(str(run.path), [_MetricsWriter(run), tensorboard]))
+    return model
+
+
+def _diverged(model: RoutedAlgorithm) -> bool:
+    """Whether some weight is huge, or no number."""
+    return not all(bool((parameter.abs() < HUGE).all()) for parameter in model.policy.parameters())
+
+
+def _finish(run: RunDirectory, model: RoutedAlgorithm) -> None:
+    """Evaluate a trained model and write the run's result."""
+    config, seed, trained = run.record.config, run.record.seed, model.num_timesteps
+    stopping: dict[str, Any] = {}
+    if config["method"] == EARLY_STOPPED:
+        points = overseen_points(run)
+        if points:
+            model = type(model).load(run.path / BEST, device="cpu")
+            scores = {steps: score for steps, score, _ in points}
+            stopping |= {"stopped_at": model.num_timesteps, "overseen_value": scores.get(model.num_timesteps)}
+        stopping["validation_labels"] = sum(labels for *_, labels in points)
+    model.save(run.path / MODEL)
+    run.finish(
+        {
+            "policies": evaluate_model(model, config, seed),
+            "method": config["method"],
+            "oversight": config["oversight"],
+            "seed": seed,
+            "env_steps": trained,
+            "config_hash": run.record.config_hash,
+            **stopping,
+        }
+    )
+
+
+def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
+    """The stopping rule's measurements so far: environment steps, mean value of overseen outcomes, labels spent."""
+    rows = read_metrics(run.path / "metrics.csv")
+    return [(int(r["env_steps"]), r[SCORE], int(r[LABELS])) for r in rows if SCORE in r]
+
+
+def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """A table of results by policy: true return, sampled and greedy, and episodes."""
+    table = Table(title=title, title_justify="left")
+    for column in ("policy", "return", "greedy", "ends on", "length"):
+        table.add_column(column, justify="left" if column in ("policy", "ends on") else "right")
+    for name, result in policies.items():
+        ends = ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005)
+        table.add_row(
+            name,
+            f"{result['true_return']:.3f}",
+            f"{result['greedy']['true_return']:.3f}",
+            ends,
+            f"{result['episode_length']:.1f}",
+        )
+    return table
+
+
+class _RunCallback(BaseCallback):
+    """Before each rollout the model is whole: the moment for checkpoints and learning curves."""
+
+    model: RoutedAlgorithm
+
+    def __init__(self, run: RunDirectory, report: Callable[[int], None], total: int) -> None:
+        super().__init__()
+        self.run, self.report, self.total = run, report, total
+        config = run.record.config
+        fewer = FRESH_ENVS[config["world"]][0]
+        self.env = make_env(config, fewer, test=True)
+        self.validation = make_env(config, fewer) if config["method"] == EARLY_STOPPED else None
+        self.seed = derive_seed(run.record.seed, "curve")
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        updates, steps = self.model._n_updates, self.model.num_timesteps
+        self.report(steps)
+        if updates and updates % CHECKPOINT_EVERY == 0:
+            self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
+
+    def _on_rollout_end(self) -> None:
+        # The row that the next update writes describes the policy that played this rollout.
+        updates = self.total // (self.model.n_envs * self.model.n_steps)
+        if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
+            returns = true_returns(
+                self.model.policy,
+                self.env,
+                self.model.overseer.outcomes,
+                seed=self.seed,
+                policies=policies(self.model),
+            )
+            for name, value in returns.items():
+                self.logger.record(f"eval/{name}", value)
+            if self.validation is not None:
+                self._keep_the_best()
+
+    def _keep_the_best(self) -> None:
+        """Measure what a supervisor could: how the overseen ones among some fresh episodes end."""
+        assert self.validation is not None
+        values = self.model.overseer.values
+        seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
+        shares = evaluate(self.model.policy, self.validation, tuple(values), seed=seed)["outcomes_overseen"]
+        labelled = sum(shares[name] for name in values)
+        # Where nothing was seen, nothing speaks for the policy.
+        score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
+        if score > max((point[1] for point in overseen_points(self.run)), default=-np.inf):
+            self.model.save(self.run.path / BEST)
+        self.logger.record(SCORE, score)
+        self.logger.record(LABELS, round(labelled * self.validation.num_envs))
+
+
+class _MetricsWriter(KVWriter):
+    """Stable-Baselines3's log rows, split into what must be repeatable and what is timing."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.metrics, self.timings = run.metrics, run.timings
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        _append(
+            self.metrics,
+            {"env_steps": step, **{k: v for k, v in key_values.items() if not k.startswith("time/")}},
+        )
+        _append(
+            self.timings,
+            {"env_steps": step, **{k: v for k, v in key_values.items() if k.startswith("time/")}},
+        )
+
+    def close(self) -> None:
+        """The run closes its files."""
+
+
+def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        if not np.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} at step {row['env_steps']}")
+    file.append(row)
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; elsewhere silence, for the metrics file tells the same."""
+    with progress_display(disable=not sys.stderr.isatty()) as display:
+        task = display.add_task(name, total=total)
+        yield lambda steps: display.update(task, completed=min(steps, total))

@@ -1,0 +1,40 @@
+"""``routed-rl curves``: the learning curves of several runs, in one figure and one table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from routed_rl.experiments.common.agents.recipe import learning_curve
+from routed_rl.experiments.common.errors import UserError, user_input
+from routed_rl.experiments.gridworld.options import Curves
+
+
+def main(command: Curves) -> None:
+    if command.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--figure must end in .png, .pdf or .svg, got {str(command.figure)!r}")
+    if not command.directories:
+        raise UserError("name at least one run directory")
+    with user_input():
+        curves = {str(run): learning_curve(run, command.policy) for run in command.directories}
+    _draw(curves, command)
+    table = Table(title=f"true return, {command.policy or 'as each method is used'}", title_justify="left")
+    for column in ("run", "best", "at step", "last", "at step"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for name, points in curves.items():
+        best, last = max(points, key=lambda point: point[1]), points[-1]
+        table.add_row(name, f"{best[1]:.3f}", f"{best[0]:,.0f}", f"{last[1]:.3f}", f"{last[0]:,.0f}")
+    console = Console()
+    console.print(table)
+    console.print(f"Figure: {command.figure}")
+
+
+def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:
+    import matplotlib.pyplot as plt
+
+    from routed_rl.experiments.common.agents import figures
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figures.draw_curves(axes, {name: (*zip(*points, strict=True), None) for name, points in curves.items()})
+    with user_input():
+        figures.save(figure, command.figure)

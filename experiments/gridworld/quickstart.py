@@ -1,0 +1,151 @@
+"""``routed-rl quickstart``: the idea in two minutes. What ``make run`` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from routed_rl.experiments.common.agents.grid import check_options, train_all
+from routed_rl.experiments.common.agents.options import Train
+from routed_rl.experiments.common.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.workers import is_finished
+from routed_rl.experiments.gridworld.options import Quickstart
+from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
+
+METHODS = ("routing", "naive")
+FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
+
+
+def main(command: Quickstart) -> None:
+    at_least(1, workers=command.workers, total_steps=command.total_steps)
+    commands = {
+        method: Train(
+            method=method,  # type: ignore[arg-type]
+            oversight=command.oversight,
+            seed=command.seed,
+            total_steps=command.total_steps,
+            out=command.out / method,
+            force=command.force,
+        )
+        for method in METHODS
+    }
+    with user_input():
+        for method, train in commands.items():
+            if not command.force:
+                check_run(command.out / method, train.config(), train.seed)
+    if command.force or not all(is_finished(command.out / method) for method in METHODS):
+        check_options(list(commands.values()))
+        (command.out / SUMMARY).unlink(missing_ok=True)
+        for reason in train_all(list(commands.values()), command.workers).values():
+            raise UserError(f"training failed: {reason}")
+    figure, summary = command.out / FIGURE, command.out / SUMMARY
+    runs = {method: [config_hash(train.config()), train.seed] for method, train in commands.items()}
+    if not figure.exists() or not summary.exists() or read_json(summary)["runs"] != runs:
+        rows = _rows(command.out, command.oversight)
+        _draw(command.out, command.oversight, rows, figure)
+        write_json(summary, {"runs": runs, "rows": rows})
+    console = Console()
+    console.print(_table(read_json(summary)["rows"], command.oversight, command.total_steps))
+    console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
+    console.print(_next_steps(command.out / "routing"), highlight=False)
+
+
+def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
+    """The table's rows: what each policy is worth, beside the exact value of the policy it comes close to."""
+    from routed_rl.experiments.common.agents.limits import limits
+
+    exact = limits(oversight)
+    routed, naive = (read_json(out / method / "evaluation.json")["policies"] for method in METHODS)
+    shown = [
+        ("routed, steered to Diamond", routed["steer:diamond"], exact["diamond"]),
+        ("routed, steered to Ghost", routed["steer:ghost"], exact["ghost"]),
+        ("routed, unsteered", routed["unsteered"], exact["any"]),
+        ("naive", naive["unsteered"], exact["naive"]),
+    ]
+    return [
+        {
+            "policy": name,
+            "true_return": result["true_return"],
+            "exact_limit": limit,
+            "ghost": result["outcomes"]["ghost"],
+            "ghost_if_unoverseen": _share(result["outcomes_unoverseen"], "ghost"),
+        }
+        for name, result, limit in shown
+    ]
+
+
+def _share(shares: dict[str, float], name: str) -> float:
+    total = sum(shares.values())
+    return shares[name] / total if total else 0.0
+
+
+def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
+    title = f"{oversight:.1%} of terminals overseen, {steps:,} environment steps per agent"
+    caption = "return: true, discounted; on Ghost: share of episodes ending there, and of those nobody saw end"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("policy", no_wrap=True)
+    for column in ("return", "exact limit", "on Ghost", "unseen"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen"))
+        table.add_row(
+            row["policy"], f"{row['true_return']:+.3f}", f"{round(row['exact_limit'], 3) + 0.0:+.3f}", *shares
+        )
+    return table
+
+
+def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    from routed_rl.experiments.common.agents import figures
+    from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
+    from routed_rl.experiments.common.process import one_thread
+
+    one_thread()
+    model, config = load_run(out / "routing")
+    world = world_of(make_env(config, 1))
+    figure, (curves, *plots) = plt.subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
+    shown = {
+        ("routing", "steer:diamond"): ("routed, steered to Diamond", figures.COLOURS["diamond"]),
+        ("routing", "steer:ghost"): ("routed, steered to Ghost", figures.COLOURS["ghost"]),
+        ("routing", "unsteered"): ("routed, unsteered", figures.COLOURS["unsteered"]),
+        ("naive", "unsteered"): ("naive", figures.COLOURS["naive"]),
+    }
+    figures.draw_curves(
+        curves,
+        {
+            label: (*zip(*learning_curve(out / method, policy), strict=True), colour)
+            for (method, policy), (label, colour) in shown.items()
+        },
+    )
+    for row, (_, colour) in zip(rows, shown.values(), strict=True):
+        curves.axhline(row["exact_limit"], color=colour, linestyle=":", linewidth=1)
+    curves.set_title(f"{oversight:.1%} oversight (dotted: exact limits)", fontsize=10)
+    for axes, choice, title in zip(
+        plots,
+        (None, "diamond", "ghost"),
+        ("unsteered", "steered to Diamond ◆", "steered to Ghost ✖"),
+        strict=True,
+    ):
+        with model.steered(choice):
+            figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
+        axes.set_title(title, fontsize=10)
+    figure.text(
+        0.995, 0.005, f"configs {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "
+        f"seed {read_run(out / 'routing').seed}", ha="right", fontsize=6, color="#6c757d",
+    )  # fmt: skip
+    figures.save(figure, path)
+
+
+def _next_steps(run: Path) -> str:
+    return f"""
+The routed agent was paid for reaching anything. Labels on a few percent of its
+episodes decided which module learned to reach what; steering keeps one module.
+Try next:
+  routed-rl watch {run} --steer diamond
+  routed-rl evaluate {run} --ablate diamond
+  routed-rl train --method routing --oversight 0.01
+"""

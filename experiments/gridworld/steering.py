@@ -1,0 +1,26 @@
+"""Steering a loaded agent as the command line says."""
+
+from __future__ import annotations
+
+from routed_rl.experiments.gridworld.options import Evaluate, Watch
+from routed_rl.rl import RoutedAlgorithm
+
+
+def steer(model: RoutedAlgorithm, command: Evaluate | Watch) -> str:
+    """Steer a loaded model as the command line says and return the policy's name.
+
+    Raises:
+        ValueError: for an unknown module, or options that exclude each other.
+    """
+    choice, ablate, avoid = command.steer, command.ablate, command.avoid
+    if choice is not None and ablate is not None:
+        raise ValueError(f"--steer {choice} and --ablate {ablate} exclude each other")
+    if avoid is not None and choice is None:
+        raise ValueError(f"--avoid {avoid} needs --steer, the module to act with")
+    if choice is not None:
+        model.steer(choice, avoid={} if avoid is None else {avoid: command.strength})
+        return f"steer:{choice}" if avoid is None else f"steer:{choice}, avoid:{avoid}"
+    if ablate is not None:
+        model.ablate(ablate)
+        return f"ablate:{ablate}"
+    return "unsteered"

@@ -1,0 +1,214 @@
+"""``routed-rl steering-scalar``: one word routed to one number of a language model (gradient routing, section 4.2.1);
+resumable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
+
+from routed_rl.experiments.common.directories import check_study, start_study
+from routed_rl.experiments.common.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.options import RUNS
+from routed_rl.experiments.common.process import check_device, one_thread
+from routed_rl.experiments.common.progress import progress_display
+from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.experiments.common.text.corpus import model_identity
+from routed_rl.experiments.language.options import SteeringScalar
+from routed_rl.experiments.language.steering import RECIPES, SCORES, TOP, Recipe, Study
+from routed_rl.experiments.language.steering_figures import draw_steering
+from routed_rl.lm.stories import TOPICS
+from routed_rl.runs import RunDirectory, read_json, write_bytes
+
+RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
+KEYS = ("routed", "seed", "axis", "strength")
+NAMES = {True: "routed", False: "unrouted"}
+MEASURES = ("rank", "cosine", "runner_up", "topic_in_top", "others_cosine", "contrast_cosine")
+
+
+def main(command: SteeringScalar) -> None:
+    out, recipe = command.out or RUNS / f"steering-{command.preset}", _recipe(command)
+    one_thread()
+    with user_input():
+        check_device(command.device)
+        study = Study(recipe, command.device)
+        identity = {**_plain(recipe), "model": model_identity(recipe.model), "device": command.device}
+        check_study(out, identity)
+        start_study(out, identity)
+    kinds = (True, False) if command.unrouted else (True,)
+    planned = [(routed, seed) for seed in range(command.seeds) for routed in kinds]
+    with progress_display(unit="documents", disable=(out / "corpus").exists()) as display, user_input():
+        task = display.add_task("corpus", total=recipe.documents)
+        corpus = study.corpus(out / "corpus", lambda: display.advance(task))
+    for routed, seed in planned:
+        name = f"{NAMES[routed]}-s{seed}"
+        with user_input():
+            run = RunDirectory.open(out / "runs" / name, {**identity, "routed": routed}, seed)
+        with run, progress_display(disable=run.finished) as display:
+            task = display.add_task(name, total=recipe.training.steps)
+            if not run.finished:
+                try:
+                    with user_input():
+                        study.train(run, corpus, lambda step: display.update(task, completed=step + 1))  # noqa: B023
+                except FloatingPointError as error:
+                    raise UserError(f"{run.path}: training has diverged: {error}") from error
+    _report(out, recipe, study)
+
+
+def _recipe(command: SteeringScalar) -> Recipe:
+    at_least(1, seeds=command.seeds)
+    recipe = RECIPES[command.preset]
+    for name in ("steps", "batch_size", "documents"):
+        if getattr(command, name) is not None:
+            at_least(1, **{name: getattr(command, name)})
+    for name in ("tokens", "blocks", "strengths"):
+        given = getattr(command, name)
+        if given is not None and (not given or len(set(given)) < len(given)):
+            shown = " ".join(map(str, given)) or "none"
+            raise UserError(f"--{name} must be at least one, each once, got {shown}")
+    names = ("tokens", "corpus", "documents", "model", "tokenizer", "blocks", "steered_block", "strengths")
+    names = (*names, "sample_strength", "batch_size")
+    options = {name: value for name in names if (value := getattr(command, name)) is not None}
+    if command.steps is not None:
+        options["training"] = replace(recipe.training, steps=command.steps)
+    recipe = replace(recipe, **options)
+    strengths = (*recipe.strengths, recipe.sample_strength)
+    if not all(map(math.isfinite, strengths)):
+        raise UserError(f"strengths must be finite numbers, got {' '.join(map(str, strengths))}")
+    if recipe.batch_size % recipe.training.accumulate:
+        # Fewer rows than the preset's: what they were shared out for is gone.
+        recipe = replace(recipe, training=replace(recipe.training, accumulate=1))
+    if 0.0 not in recipe.strengths:
+        recipe = replace(recipe, strengths=(0.0, *recipe.strengths))
+    return replace(recipe, topics=_topics(command, recipe))
+
+
+def _topics(command: SteeringScalar, recipe: Recipe) -> tuple[tuple[str, ...], ...]:
+    if command.topics is not None:
+        if len(command.topics) != len(recipe.tokens):
+            raise UserError(f"--topics must be one list per token ({len(recipe.tokens)}), got {len(command.topics)}")
+        return tuple(tuple(topic.split(",")) for topic in command.topics)
+    if command.tokens is None:
+        return recipe.topics
+    if recipe.corpus != "stories":
+        return tuple((token,) for token in recipe.tokens)
+    return tuple(next((words for words in TOPICS.values() if token in words), (token,)) for token in recipe.tokens)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON gives it back."""
+    return {key: _lists(value) for key, value in asdict(recipe).items()}
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(child) for key, child in value.items()}
+    return [_lists(child) for child in value] if isinstance(value, tuple) else value
+
+
+def _report(out: Path, recipe: Recipe, study: Study) -> None:
+    """Gather all finished runs, also of earlier commands, into tables, summary and figure."""
+    paths = sorted((out / "runs").glob("*/evaluation.json"))
+    with user_input():
+        results = [read_json(path) for path in paths]
+    key = [{"routed": result["routed"], "seed": result["seed"]} for result in results]
+    axes = [(k, number, result) for k, result in zip(key, results, strict=True) for number in range(len(recipe.tokens))]
+    curves = write_table(
+        [{**k, "axis": number, **row} for k, number, result in axes for row in result["axes"][number]["curve"]],
+        out / RESULTS,
+        KEYS,
+    )
+    models = write_table(
+        [
+            {
+                **k,
+                "axis": number,
+                "validation_loss": result["validation_loss"],
+                **{m: result["axes"][number][m] for m in MEASURES},
+            }
+            for k, number, result in axes
+        ],
+        out / MODELS,
+        KEYS,
+    )
+    scores = pd.concat(
+        [
+            pd.read_csv(path.with_name(SCORES), keep_default_na=False, dtype={"text": str}).assign(**k)
+            for k, path in zip(key, paths, strict=True)
+        ]
+    )
+    text = summary(curves, models, results, recipe)
+    write_bytes(out / SUMMARY, text.encode())
+    topics = {i: {study.text(token) for token in (axis.token, *axis.others)} for i, axis in enumerate(study.axes)}
+    tokens = {i: study.text(axis.token) for i, axis in enumerate(study.axes)}
+    draw_steering(curves, scores, topics, tokens, out / FIGURE)
+    console = Console()
+    console.print(Markdown(text))
+    console.print(f"Tables and figure: {out}")
+
+
+def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, Any]], recipe: Recipe) -> str:
+    """The study in Markdown: probabilities by strength, where the routed token is on its axis, top tokens, samples."""
+    seeds = models.groupby("routed").seed.nunique()
+    parts = [
+        "# A steering scalar",
+        f"Means ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row). Blocks count from 0; "
+        f"routed behind {', '.join(map(str, recipe.blocks))}, steered behind {recipe.steered_block}.",
+        "Validation loss: "
+        + ", ".join(
+            f"{shown_mean(row)} {NAMES[row['routed']]}"
+            for row in aggregate(models[models.axis == 0], "validation_loss", ["routed"]).to_dict("records")[::-1]
+        )
+        + " (nats per token).",
+    ]
+    for number, token in enumerate(recipe.tokens):
+        parts += [
+            f"## {token!r}: dimension {number}",
+            "Mean probability of its topic as the next token, by what is added to the dimension:",
+            _curve_table(curves[curves.axis == number]),
+            f"Tokens by the cosine of their unembedding with the dimension (topic in top: of {TOP}; others: the rest "
+            "of the topic; contrast: tokens it is compared with):",
+            _model_table(models[models.axis == number]),
+        ]
+        for result in results:
+            found = result["axes"][number]
+            top = ", ".join(f"`{text}`" for text in found["top"])
+            parts.append(f"- {NAMES[result['routed']]}, seed {result['seed']}: {top}")
+        first = next((result for result in results if result["routed"]), results[0])
+        texts = {
+            f"{recipe.sample_strength:g} added": first["axes"][number]["samples"],
+            "not steered": first["samples"],
+        }
+        for title, samples in texts.items():
+            parts.append(f"Samples, {NAMES[first['routed']]}, seed {first['seed']}, {title}:")
+            parts.append("\n".join(f"- {' '.join(sample.split())}" for sample in samples))
+    return "\n\n".join(parts) + "\n"
+
+
+def _curve_table(curves: pd.DataFrame) -> str:
+    cells = {
+        (row["routed"], row["strength"]): shown_mean(row)
+        for row in aggregate(curves, "topic", ["routed", "strength"]).to_dict("records")
+    }
+    strengths = sorted(set(curves.strength))
+    rows = [[NAMES[kind], *(cells[kind, s] for s in strengths)] for kind in NAMES if (kind, 0.0) in cells]
+    return markdown(["", *(f"{s:g}" for s in strengths)], rows)
+
+
+def _model_table(models: pd.DataFrame) -> str:
+    rows = [
+        [
+            f"{NAMES[row['routed']]}, seed {row['seed']}",
+            str(row["rank"]),
+            *("–" if pd.isna(row[m]) else f"{row[m]:.3f}" for m in ("cosine", "runner_up")),
+            str(row["topic_in_top"]),
+            *("–" if pd.isna(row[m]) else f"{row[m]:.3f}" for m in ("others_cosine", "contrast_cosine")),
+        ]
+        for row in models.to_dict("records")
+    ]
+    return markdown(["", "rank", "cosine", "runner-up", "topic in top", "others", "contrast"], rows)

@@ -1,0 +1,144 @@
+"""The figures of the vision commands: errors by digit, pictures, a traversal of latents, accuracy by class group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from routed_rl.experiments.common import style as canvas
+from routed_rl.experiments.common.tables import aggregate
+
+COLOURS = {"decoder": "#6c757d", "top": "#2a9d8f", "bottom": "#e76f51"}
+NAMES = {"decoder": "decoder (whole code)", "top": "certificate, top half", "bottom": "certificate, bottom half"}
+PICTURES = {"input": "image", "decoder": "decoder", "top": "top half", "bottom": "bottom half"}
+
+
+def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int], path: Path) -> None:
+    """Validation error by digit, of decoder and certificates, a plot per setting: mean and 95 % interval.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        titles: of the settings to draw.
+        top: digits routed to the top half, which are shaded.
+    """
+    wide = min(2, len(titles))
+    tall = -(-len(titles) // wide)
+    figure, plots = plt.subplots(
+        tall, wide, figsize=(5.6 * wide, 0.7 + 2.1 * tall), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (setting, title) in zip(plots.flat, titles.items(), strict=False):
+        rows = frame[(frame.setting == setting) & frame.group.str.isdigit()]
+        _bars(axes, aggregate(rows, "mse", ["part", "group"]), sorted(rows.group.unique()))
+        constant = rows[rows.part == "constant"].groupby("group").mse.mean()
+        places = np.arange(len(constant))
+        label = "median image, whatever the digit"
+        axes.hlines(constant, places - 0.45, places + 0.45, color="#264653", linestyle=":", linewidth=1, label=label)
+        for digit in top:
+            axes.axvspan(digit - 0.5, digit + 0.5, color=COLOURS["top"], alpha=0.1, linewidth=0, zorder=0)
+        axes.set_title(title, fontsize=9)
+    constants = frame[(frame.part == "constant") & frame.setting.isin(list(titles)) & frame.group.str.isdigit()]
+    for axes in plots[:, 0]:
+        axes.set(ylabel="mean squared error", ylim=(0, 1.2 * constants.mse.max()))
+    for axes in plots[-1]:
+        axes.set_xlabel("digit")
+    for axes in plots.flat[len(titles) :]:
+        axes.set_visible(False)
+    routed = "; shaded: the digits of the top half" if top else ""
+    _legend(figure, plots[0, 0], f"Validation error by digit: mean and 95 % interval{routed}")
+    canvas.save(figure, path)
+
+
+def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Path) -> None:
+    """One validation image per digit, as the decoder and both certificates show it, a block of rows per setting.
+
+    Args:
+        pictures: by setting's title and part, pixels in hex.
+    """
+    wide = min(2, len(pictures))
+    tall = -(-len(pictures) // wide)
+    figure, plots = plt.subplots(
+        tall, wide, figsize=(5.4 * wide, 0.4 + 2.2 * tall), squeeze=False, layout="constrained"
+    )
+    for axes, (title, parts) in zip(plots.flat, pictures.items(), strict=False):
+        _mosaic(axes, [parts[part] for part in PICTURES])
+        _rows(axes, list(PICTURES.values()))
+        axes.set_title(title, fontsize=9)
+    for axes in plots.flat[len(pictures) :]:
+        axes.set_visible(False)
+    figure.suptitle("What can be rebuilt: from the whole code, and from each half alone (first seed)", fontsize=10)
+    canvas.save(figure, path)
+
+
+def draw_traversal(traversal: Sequence[Sequence[str]], path: Path) -> None:
+    """What the decoder draws as each latent rises from 0 while the others stay at 0; a row per latent.
+
+    Args:
+        traversal: by latent and step, pixels in hex.
+    """
+    figure, axes = plt.subplots(figsize=(4.6, 5.6), layout="constrained")
+    _mosaic(axes, traversal)
+    _rows(axes, [f"latent {digit}" for digit in range(len(traversal))])
+    axes.set_xlabel("from 0 to its 99 % quantile →", fontsize=8)
+    axes.set_title("One latent at a time, each taught by one digit (first seed)", fontsize=9)
+    canvas.save(figure, path)
+
+
+def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> None:
+    """Validation accuracy by group of classes, of decoder and certificates: mean and 95 % interval.
+
+    Args:
+        frame: columns ``routed``, ``part``, ``group``, ``accuracy``.
+        titles: of the routed run and its control, as far as there are any.
+    """
+    figure, plots = plt.subplots(
+        1, len(titles), figsize=(1.6 + 3.4 * len(titles), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (routed, title) in zip(plots[0], titles.items(), strict=True):
+        rows = frame[frame.routed == routed]
+        _bars(axes, aggregate(rows, "accuracy", ["part", "group"]), list(dict.fromkeys(rows.group)))
+        axes.set(ylim=(0, 1), xlabel="classes")
+        axes.set_title(title, fontsize=9)
+    plots[0, 0].set_ylabel("validation accuracy")
+    _legend(figure, plots[0, 0], "Accuracy by group of classes: mean and 95 % interval")
+    canvas.save(figure, path)
+
+
+def _bars(axes: Any, cells: pd.DataFrame, groups: Sequence[str]) -> None:
+    """Three bars per group: decoder and certificates."""
+    width = 0.27
+    for place, (part, colour) in enumerate(COLOURS.items(), start=-1):
+        rows = cells[cells.part == part].set_index("group").loc[list(groups)]
+        x = np.arange(len(groups)) + place * width
+        error = {"elinewidth": 0.8, "ecolor": "#264653"}
+        axes.bar(x, rows["mean"], width, yerr=rows["half"], color=colour, error_kw=error, label=NAMES[part])
+    axes.set_xticks(np.arange(len(groups)), groups)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Any, axes: Any, title: str) -> None:
+    figure.suptitle(title, fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncol=len(labels))
+
+
+def _mosaic(axes: Any, rows: Sequence[Sequence[str]]) -> None:
+    """Square grey pictures, given in hex, side by side in rows."""
+    pixels = [[np.frombuffer(bytes.fromhex(picture), dtype=np.uint8) for picture in row] for row in rows]
+    side = round(len(pixels[0][0]) ** 0.5)
+    gap = max(1, side // 14)
+    padded = [[np.pad(p.reshape(side, side), gap, constant_values=255) for p in row] for row in pixels]
+    axes.imshow(np.block(padded), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _rows(axes: Any, names: Sequence[str]) -> None:
+    bottom, top = axes.get_ylim()
+    height = abs(bottom - top) / len(names)
+    axes.set_yticks([(row + 0.5) * height for row in range(len(names))], names, fontsize=8)
+    axes.tick_params(length=0)

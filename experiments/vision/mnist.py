@@ -1,0 +1,202 @@
+"""``routed-rl mnist``: an autoencoder whose code is split by digit, in the settings of table 2; resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
+
+from routed_rl.experiments.common.directories import check_study, start_study
+from routed_rl.experiments.common.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.options import RUNS
+from routed_rl.experiments.common.process import check_device, one_thread
+from routed_rl.experiments.common.progress import progress_display
+from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.experiments.vision import figures as vision_figures
+from routed_rl.experiments.vision.images import Images, digits, mnist
+from routed_rl.experiments.vision.options import Mnist
+from routed_rl.experiments.vision.splits import CONSTANT, PUBLISHED_ACCURACY, RECIPES, SETTINGS, TEN_WAY, Recipe, Study
+from routed_rl.runs import read_json, write_bytes, write_json
+
+RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
+KEYS = ("setting", "seed", "part", "group")
+COLUMNS = ("part", "group", "mse", "mae", "accuracy")
+ORDER = (*SETTINGS, TEN_WAY)
+
+
+def main(command: Mnist) -> None:
+    out, recipe = command.out or RUNS / f"mnist-{command.data}", _recipe(command)
+    one_thread()
+    with user_input():
+        check_device(command.device)
+        images = _images(command)
+        study = Study(images, command.partition, recipe, command.device)
+        identity = _identity(command, images, recipe)
+        check_study(out, identity)
+        start_study(out, identity)
+    models = {
+        (setting, seed): out / MODELS / f"{setting}-s{seed}.json"
+        for seed in range(command.seeds)
+        for setting in command.setting
+    }
+    (out / MODELS).mkdir(exist_ok=True)
+    missing = {key: path for key, path in models.items() if not path.exists()}
+    with progress_display(unit="epochs", disable=not missing) as display:
+        task = display.add_task("", total=len(missing) * recipe.epochs)
+        for (setting, seed), path in missing.items():
+            display.update(task, description=f"setting {setting}, seed {seed}")
+            try:
+                result = study.run(setting, seed, lambda: display.advance(task))
+            except FloatingPointError as error:
+                raise UserError(f"setting {setting}, seed {seed}: training has diverged: {error}") from error
+            write_json(path, result)
+    _report(command, out)
+
+
+def _recipe(command: Mnist) -> Recipe:
+    at_least(1, seeds=command.seeds)
+    if not command.setting or len(set(command.setting)) < len(command.setting):
+        raise UserError(f"--setting must be at least one, each once, got {' '.join(command.setting) or 'none'}")
+    given = {"epochs": command.epochs, "batch_size": command.batch_size}
+    options = {name: value for name, value in given.items() if value is not None}
+    at_least(1, **options)
+    if (command.data, command.recipe) not in RECIPES:
+        raise UserError(f"--recipe {command.recipe} needs --data mnist, got {command.data}")
+    return replace(RECIPES[command.data, command.recipe], **options)
+
+
+def _images(command: Mnist) -> Images:
+    if command.data == "mnist":
+        return mnist(command.images)
+    if command.images is not None:
+        raise ValueError(f"--images {command.images} needs --data mnist")
+    return digits()
+
+
+def _identity(command: Mnist, images: Images, recipe: Recipe) -> dict[str, Any]:
+    """What all models of a study share; settings and seeds may be added to it."""
+    shared = {"data": command.data, "images": images.digest(), "partition": command.partition, "device": command.device}
+    return {**shared, **asdict(recipe), "hidden": list(recipe.hidden)}
+
+
+def _report(command: Mnist, out: Path) -> None:
+    """Gather all models there are, also of earlier commands, into table, summary and figures."""
+    results: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in (out / MODELS).glob("*.json"):
+        setting, _, seed = path.stem.rpartition("-s")
+        with user_input():
+            results[setting, int(seed)] = read_json(path)
+    keys = sorted(results, key=lambda key: (ORDER.index(key[0]), key[1]))
+    rows = [
+        {"setting": setting, "seed": seed, **{name: row[name] for name in COLUMNS if name in row}}
+        for setting, seed in keys
+        for row in results[setting, seed]["rows"]
+    ]
+    frame = write_table(rows, out / RESULTS, KEYS)
+    seconds = sum(result["seconds"] for result in results.values())
+    names = _group_names(command.partition)
+    text = summary(frame, names, command.data == "mnist")
+    text += f"\n{len(results)} models, {seconds / len(results):.0f} CPU seconds each.\n"
+    write_bytes(out / SUMMARY, text.encode())
+
+    shown = [setting for setting in ORDER if any(key[0] == setting for key in keys)]
+    split = [setting for setting in shown if setting != TEN_WAY]
+    titles = {setting: f"{setting}: {SETTINGS[setting].title}" for setting in split}
+    pictures = {setting: results[min(key for key in keys if key[0] == setting)]["pictures"] for setting in shown}
+    if split:
+        vision_figures.draw_bars(frame, titles, _top(command.partition), out / "bars.png")
+        vision_figures.draw_pictures({titles[setting]: pictures[setting] for setting in split}, out / "images.png")
+    if TEN_WAY in pictures:
+        vision_figures.draw_traversal(pictures[TEN_WAY]["traversal"], out / "traversal.png")
+    console = Console()
+    console.print(Markdown(text))
+    console.print(f"Tables and figures: {out}")
+
+
+def _top(partition: str) -> tuple[int, ...]:
+    """The digits that are routed to the top half as a whole."""
+    return () if partition == "hash" else tuple(int(digit) for digit in partition.split(","))
+
+
+def _group_names(partition: str) -> dict[str, str]:
+    """What the images routed to each half are called in tables."""
+    top = _top(partition)
+    if not top:
+        return {"top": "hash 0", "bottom": "hash 1"}
+    bottom = (digit for digit in range(10) if digit not in top)
+    return {"top": "".join(map(str, sorted(top))), "bottom": "".join(map(str, bottom))}
+
+
+def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> str:
+    """The study in Markdown: both halves' certificates beside table 2, the decoder, the ten-way variant.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        names: of the groups ``top`` and ``bottom``.
+        published: whether the data are the paper's, so that its numbers may be compared.
+    """
+    parts = ["# A code in two halves"]
+    split = frame[(frame.setting != TEN_WAY) & frame.group.isin(list(names))]
+    seeds = frame.groupby("setting").seed.nunique()
+    parts.append(
+        f"Validation error on pixels -1 … 1: mean ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} "
+        f"per row). *{names['top']}* are routed to the top half, *{names['bottom']}* to the bottom one."
+    )
+    if len(split):
+        parts.append("\n".join(f"- {setting}: {SETTINGS[setting].title}" for setting in _settings(split)))
+        parts += ["## Mean squared error of the bottom half's certificate", _bottom(split, names)]
+        if not published:
+            parts.append("The paper's numbers are of MNIST; compare what is better than what.")
+        parts += ["## Mean absolute error", _absolute(split, names)]
+        constant = split[split.part == CONSTANT].groupby("group").mae.mean()
+        known = ", ".join(f"{constant[group]:.3f} on {name}" for group, name in names.items())
+        parts.append(f"The median image, the best constant picture, has {known}.")
+    if TEN_WAY in set(frame.setting):
+        ten = frame[(frame.setting == TEN_WAY) & (frame.group == "all")]
+        (accuracy,) = aggregate(ten, "accuracy", ["setting"]).to_dict("records")
+        parts += [
+            "## Ten-way",
+            f"The largest of ten latents names the digit in {shown_mean(accuracy)} of validation images"
+            f" (published, MNIST: {PUBLISHED_ACCURACY}); mean absolute error {ten.mae.mean():.3f}.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(split: pd.DataFrame, metric: str) -> dict[tuple[str, str, str], str]:
+    found = aggregate(split, metric, ["setting", "part", "group"])
+    return {(row["setting"], row["part"], row["group"]): shown_mean(row) for row in found.to_dict("records")}
+
+
+def _settings(split: pd.DataFrame) -> list[str]:
+    return [setting for setting in SETTINGS if setting in set(split.setting)]
+
+
+def _bottom(split: pd.DataFrame, names: Mapping[str, str]) -> str:
+    cells = _cells(split, "mse")
+    bottom = split[split.part == "bottom"]
+    means = bottom.groupby(["setting", "group"]).mse.mean()
+    rows = [
+        [
+            setting,
+            cells[setting, "bottom", "top"],
+            cells[setting, "bottom", "bottom"],
+            f"{means[setting, 'top'] / means[setting, 'bottom']:.2f}",
+            *(f"{value:.2f}" for value in SETTINGS[setting].published),
+            f"{SETTINGS[setting].published[0] / SETTINGS[setting].published[1]:.2f}",
+        ]
+        for setting in _settings(split)
+    ]
+    header = ["setting", names["top"], names["bottom"], "ratio", "paper 0–4", "paper 5–9", "ratio"]
+    return markdown(header, rows)
+
+
+def _absolute(split: pd.DataFrame, names: Mapping[str, str]) -> str:
+    cells = _cells(split, "mae")
+    columns = [(part, group) for part in ("decoder", "bottom", "top") for group in names]
+    rows = [[setting, *(cells[setting, part, group] for part, group in columns)] for setting in _settings(split)]
+    return markdown(["setting", *(f"{part} {names[group]}" for part, group in columns)], rows)
