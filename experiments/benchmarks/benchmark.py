@@ -15,7 +15,7 @@ from routed_rl.experiments.benchmarks.timing import as_json, machine
 from routed_rl.experiments.common.agents.options import PRESETS, Learner
 from routed_rl.experiments.common.errors import at_least, user_input
 from routed_rl.experiments.common.process import one_thread
-from routed_rl.experiments.common.progress import progress_display
+from routed_rl.runs.progress import progress_display
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
 

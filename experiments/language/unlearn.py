@@ -17,7 +17,7 @@ from torch import nn
 from routed_rl.experiments.common.errors import UserError, user_input
 from routed_rl.experiments.common.options import RUNS
 from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.experiments.common.progress import progress_display
+from routed_rl.runs.progress import progress_display
 from routed_rl.experiments.common.text.corpus import Text, files_identity, make_model, open_text
 from routed_rl.experiments.common.workers import is_finished
 from routed_rl.experiments.language.checks import check_options

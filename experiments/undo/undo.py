@@ -18,7 +18,7 @@ from routed_rl.experiments.common.directories import check_study, start_study
 from routed_rl.experiments.common.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.options import RUNS
 from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.experiments.common.progress import progress_display
+from routed_rl.runs.progress import progress_display
 from routed_rl.experiments.common.tables import markdown
 from routed_rl.experiments.common.text.corpus import check_corpus_options, open_text, whole_paths
 from routed_rl.experiments.common.workers import PYTHON, Kind, is_finished, open_backend, options, run_all

@@ -1,6 +1,6 @@
 """Unlearning: methods that suppress what a model knows, noise, distillation, and attacks that bring it back."""
 
-from routed_rl.unlearning.attack import (
+from routed_rl.unlearning.attacks import (
     WorstCase,
     barrier,
     quantised,
@@ -13,6 +13,7 @@ from routed_rl.unlearning.distillation import DistillationObjective, Distilled, 
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
+from routed_rl.unlearning.pipeline import attack, undo, unlearn
 from routed_rl.unlearning.relearning import FineTuning, fine_tune
 from routed_rl.unlearning.sources import ForgetAndRetain
 from routed_rl.unlearning.suppressors import (
@@ -51,6 +52,7 @@ __all__ = [
     "TeacherCache",
     "Undial",
     "WorstCase",
+    "attack",
     "barrier",
     "cache_teacher",
     "check_suppression",
@@ -66,6 +68,8 @@ __all__ = [
     "shrink_and_perturb",
     "teacher_target",
     "top_k_target",
+    "undo",
+    "unlearn",
     "weight_distance",
     "worst_case",
 ]

@@ -1,0 +1,269 @@
+"""Unlearning in single calls, on the user's own model and texts: unlearn, undo (noise and distil), attack."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.corpora import Corpus, build_corpus
+from routed_rl.lm.documents import Document
+from routed_rl.lm.finders import find_topic
+from routed_rl.lm.losses import evaluate
+from routed_rl.lm.training import Training, train
+from routed_rl.runs import derive_seed
+from routed_rl.runs.progress import progress_display
+from routed_rl.unlearning.attacks import relearn
+from routed_rl.unlearning.distillation import StopRule, distil
+from routed_rl.unlearning.noise import shrink_and_perturb
+from routed_rl.unlearning.sources import ForgetAndRetain
+from routed_rl.unlearning.suppressors import SUPPRESSORS, Suppressor
+
+Texts = Iterable[str] | Iterable[Mapping[str, Any]]
+"""Documents: strings, or rows with a field ``text``, as a ``datasets.Dataset`` has them."""
+LONGEST = 256
+"""Tokens of the longest row that is chosen by itself."""
+MEASURED = 200
+"""Documents of each kind on which losses are measured, at most."""
+OF_RECIPE = ("steps", "learning_rate")
+
+
+def unlearn(
+    model: nn.Module,
+    tokenizer: Any,
+    forget: Texts | Corpus,
+    retain: Texts | None = None,
+    method: str = "npo",
+    *,
+    batch_size: int = 16,
+    length: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **settings: Any,
+) -> nn.Module:
+    """Return a copy of a causal language model that has unlearned the forget set.
+
+    >>> unlearned = unlearn(model, tokenizer, forget, retain, method="graddiff", steps=100)  # doctest: +SKIP
+
+    Args:
+        model: a Hugging Face causal language model. The copy is on the same device.
+        tokenizer: the model's own.
+        forget: documents to unlearn: strings, or a dataset with a column ``text``. Or a :class:`~routed_rl.lm.Corpus`,
+            which has both sets; then leave out ``retain``.
+        retain: documents on which the model should stay as good as before.
+        method: a name in :data:`SUPPRESSORS`.
+        batch_size: rows of each set in a gradient step.
+        length: tokens in a row. None: the longest document, at most 256. Documents share rows if they are shorter.
+        seed: fixes the order of documents and the method's own randomness.
+        progress: show a progress bar on standard error.
+        **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
+
+    Raises:
+        ValueError: for an unknown method or setting, or too few documents for one batch.
+        FloatingPointError: if the loss diverges.
+    """
+    suppressor, recipe = _suppressor(method, settings)
+    data = _Data(tokenizer, forget, retain, length)
+    source = ForgetAndRetain(
+        data.batches("forget", batch_size, derive_seed(seed, "forget")),
+        data.batches("retain", batch_size, derive_seed(seed, "retain")),
+    )
+    unlearned = copy.deepcopy(model).requires_grad_(True)
+    seed = derive_seed(seed, "suppress")
+    with _progress(f"unlearn, {method}", recipe.steps, progress) as tick:
+        objective = suppressor.objective(unlearned, seed)
+        train(unlearned, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
+    return unlearned.requires_grad_(True).eval()
+
+
+def undo(
+    model: nn.Module,
+    tokenizer: Any,
+    forget: Texts | Corpus,
+    retain: Texts | None = None,
+    *,
+    alpha: float = 0.6,
+    beta: float = 0.1,
+    steps: int = 1200,
+    learning_rate: float = 2e-3,
+    within: float | None = 0.05,
+    batch_size: int = 16,
+    length: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Return a student with noised weights, distilled from an unlearned model (UNDO, Lee et al. 2025, section 4).
+
+    The student starts as the unlearned model with noise of strength ``alpha`` (:func:`shrink_and_perturb`). Then it
+    learns the unlearned model's output distribution on both sets. What the unlearned model hides, the student never
+    learns, so a relearning attack finds less to bring back.
+
+    >>> unlearned = unlearn(model, tokenizer, forget, retain)  # doctest: +SKIP
+    >>> student = undo(unlearned, tokenizer, forget, retain, alpha=0.6)  # doctest: +SKIP
+
+    Args:
+        model: the unlearned model, which is the teacher. It is not changed.
+        tokenizer, forget, retain, batch_size, length, seed, progress: as for :func:`unlearn`.
+        alpha: share of the weights that is replaced by noise, 0 … 1. More is more robust and costs more distillation.
+        beta: scale of the noise (UNDO: 0.1).
+        steps: gradient steps of distillation, at most.
+        learning_rate: AdamW's highest; it decays by a cosine to a tenth.
+        within: stop when the student's retain loss is at most this share above the teacher's. None: do all steps.
+
+    Raises:
+        ValueError: for numbers out of range, or too few documents for one batch.
+        FloatingPointError: if a loss diverges.
+    """
+    data = _Data(tokenizer, forget, retain, length)
+    teacher = copy.deepcopy(model).eval()
+    student = copy.deepcopy(model).requires_grad_(True)
+    shrink_and_perturb(student, alpha, beta, derive_seed(seed, "noise"))
+    retained = data.measured("retain")
+    with _progress(f"distil, α {alpha:g}", steps, progress) as tick:
+        distil(
+            student,
+            teacher,
+            data.mixture(batch_size, derive_seed(seed, "distil")),
+            Training(steps, learning_rate, warmup=min(50, steps // 4)),
+            None if within is None else (lambda tuned: evaluate(tuned, retained).mean()),
+            StopRule(within or 0.0),
+            seed=derive_seed(seed, "train"),
+            on_step=tick,
+        )
+    return student.eval()
+
+
+def attack(
+    model: nn.Module,
+    tokenizer: Any,
+    forget: Texts | Corpus,
+    retain: Texts | None = None,
+    *,
+    learning_rates: Sequence[float] = (1e-3, 3e-4, 1e-4, 3e-5),
+    steps: int = 100,
+    measured: Sequence[int] = (0, 5, 10, 20, 40, 60, 80, 100),
+    rank: int | None = None,
+    batch_size: int = 16,
+    length: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Return forget and retain loss during a relearning attack: fine-tuning on the forget set at each learning rate.
+
+    An attacker is as strong as its best learning rate. So report the lowest forget loss over learning rates at each
+    step: ``found.groupby("step").forget_loss.min()``. The attacked model is a copy.
+
+    Args:
+        model: the model to attack.
+        tokenizer, forget, retain, batch_size, length, seed, progress: as for :func:`unlearn`.
+        learning_rates: AdamW's, constant, one attack each.
+        steps: gradient steps of each attack.
+        measured: steps after which both losses are measured; later ones than ``steps`` are left out.
+        rank: of LoRA adapters that the attacker trains. None: all weights.
+
+    Returns:
+        Columns ``learning_rate``, ``step``, ``forget_loss`` and ``retain_loss`` (nats a token). An attack that
+        diverges ends early.
+
+    Raises:
+        ValueError: for no learning rate or too few documents for one batch.
+    """
+    if not learning_rates:
+        raise ValueError("learning_rates must be one or more, got none")
+    data = _Data(tokenizer, forget, retain, length)
+    kinds = {kind: data.measured(kind) for kind in ("forget", "retain")}
+    source = data.batches("forget", batch_size, derive_seed(seed, "attack"))
+    looks = [step for step in measured if step <= steps]
+    rows: list[dict[str, float]] = []
+    with _progress("attack", steps * len(learning_rates), progress) as tick:
+        for rate in learning_rates:
+            found = relearn(
+                model,
+                source,
+                steps,
+                rate,
+                looks,
+                lambda tuned: {f"{kind}_loss": evaluate(tuned, batches).mean() for kind, batches in kinds.items()},
+                rank=rank,
+                seed=derive_seed(seed, "attack"),
+                on_step=tick,
+            )
+            rows += [{"learning_rate": rate, **row} for row in found]
+    return pd.DataFrame(rows, columns=["learning_rate", "step", "forget_loss", "retain_loss"])
+
+
+class _Data:
+    """Tokenised forget and retain sets, and batches of them."""
+
+    def __init__(self, tokenizer: Any, forget: Texts | Corpus, retain: Texts | None, length: int | None) -> None:
+        self.corpus = forget if isinstance(forget, Corpus) else _corpus(tokenizer, forget, retain)
+        self.documents = {kind: self.corpus.documents("train", kind) for kind in ("forget", "retain")}  # type: ignore[arg-type]
+        self.labelled = self.corpus.labelled(1.0)
+        self.length = length or min(int(np.diff(self.corpus.starts).max()), LONGEST) + 1
+
+    def batches(self, kind: str, batch_size: int, seed: int) -> Batches:
+        return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled)
+
+    def mixture(self, batch_size: int, seed: int) -> Batches:
+        """Both sets, the smaller one repeated until they are about as large (UNDO, section 4)."""
+        largest = max(map(len, self.documents.values()))
+        both = [np.tile(found, max(round(largest / len(found)), 1)) for found in self.documents.values()]
+        return Batches(self.corpus, np.concatenate(both), self.length, batch_size, seed)
+
+    def measured(self, kind: str) -> Batches:
+        return Batches(self.corpus, self.documents[kind][:MEASURED], self.length)
+
+
+def _corpus(tokenizer: Any, forget: Texts, retain: Texts | None) -> Corpus:
+    """Both sets tokenised, in memory; ValueError if one is missing or empty."""
+    if retain is None:
+        raise ValueError("retain is missing: pass documents on which the model should stay as good as before")
+    documents = chain(_documents("forget", forget), _documents("retain", retain))
+    with tempfile.TemporaryDirectory() as folder:
+        found = build_corpus(Path(folder) / "corpus", documents, tokenizer, find_topic("forget"), validation=None)
+        tokens, forgets = np.array(found.tokens), np.array(found.forget)  # the files go with the folder
+        return Corpus(tokens, forgets, np.array(found.starts), np.array(found.validation), found.about)
+
+
+def _documents(kind: str, texts: Texts) -> Iterator[Document]:
+    """The documents of one set; ValueError for a string in place of a list, a row without text, or no document."""
+    if isinstance(texts, str):
+        raise ValueError(f"{kind} must be a list of documents, got one string: {texts[:40]!r}")
+    none = True
+    for i, row in enumerate(texts):
+        text = row.get("text") if isinstance(row, Mapping) else row
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{kind}[{i}] must be a text or a row with a field 'text', got {row!r}"[:200])
+        none = False
+        yield Document(text, kind)
+    if none:
+        raise ValueError(f"{kind} has no documents")
+
+
+def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
+    """A method and its training with these settings; ValueError for those that it does not have."""
+    if method not in SUPPRESSORS:
+        raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
+    suppressor = SUPPRESSORS[method]()
+    known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"{method} has no setting {unknown[0]!r}, but {', '.join(known)}")
+    recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
+    return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe
+
+
+@contextmanager
+def _progress(what: str, total: int, shown: bool) -> Iterator[Callable[..., None]]:
+    with progress_display(disable=not shown) as display:
+        task = display.add_task(what, total=total)
+        yield lambda *_: display.advance(task)

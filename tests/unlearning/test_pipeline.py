@@ -1,0 +1,116 @@
+"""Unlearning in single calls: the user's own model, two lists of strings."""
+
+import datasets
+import pytest
+import torch
+
+from routed_rl.lm import Training, evaluate, train
+from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from routed_rl.unlearning import SUPPRESSORS, attack, undo, unlearn
+from routed_rl.unlearning.pipeline import _Data
+from tests.lm.tiny_models import tiny_model
+
+SMALL = {"batch_size": 4, "length": 33, "progress": False}
+TOPIC = next(story.topic for story in generate_stories(1, 0))
+DEPTH = {"rmu": {"depth": 1}}  # the model has two blocks
+STORIES = list(generate_stories(150, 1))
+FORGET = [story.text for story in STORIES if story.topic == TOPIC]
+RETAIN = [story.text for story in STORIES if story.topic != TOPIC]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return stories_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    """It knows both kinds of stories a little."""
+    model = tiny_model("llama", hidden_size=32)
+    train(model, _Data(tokenizer, FORGET, RETAIN, 33).mixture(8, 0), Training(60, 1e-2, warmup=5))
+    return model.eval()
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def losses(model, tokenizer):
+    data = _Data(tokenizer, FORGET, RETAIN, 33)
+    return [evaluate(model, data.measured(kind)).mean() for kind in ("forget", "retain")]
+
+
+def test_unlearning_raises_the_forget_loss_of_a_copy_and_is_repeatable(model, tokenizer):
+    before = weights(model)
+    options = {"method": "graddiff", "steps": 60, "learning_rate": 3e-3, **SMALL}
+    unlearned = unlearn(model, tokenizer, FORGET, RETAIN, **options)
+    assert torch.equal(weights(model), before)
+    forget, retain = losses(unlearned, tokenizer)
+    forget_before, retain_before = losses(model, tokenizer)
+    assert forget > forget_before + 1 > forget_before + 2 * abs(retain - retain_before)
+    rows = datasets.Dataset.from_dict({"text": FORGET}), datasets.Dataset.from_dict({"text": RETAIN})
+    assert torch.equal(weights(unlearn(model, tokenizer, *rows, **options)), weights(unlearned))
+    corpus = _Data(tokenizer, FORGET, RETAIN, 33).corpus
+    assert torch.equal(weights(unlearn(model, tokenizer, corpus, **options)), weights(unlearned))
+    assert not torch.equal(weights(unlearn(model, tokenizer, *rows, **options, seed=1)), weights(unlearned))
+
+
+@pytest.mark.parametrize("method", SUPPRESSORS)
+def test_every_method_is_one_call(method, model, tokenizer):
+    unlearned = unlearn(model, tokenizer, FORGET, RETAIN, method, steps=2, **SMALL, **DEPTH.get(method, {}))
+    assert not torch.equal(weights(unlearned), weights(model))
+    assert all(parameter.requires_grad for parameter in unlearned.parameters())
+
+
+def test_undo_is_noise_and_then_distillation(model, tokenizer):
+    """Without steps it is the noise alone; with them, it comes nearer to the teacher's losses."""
+    noised = undo(model, tokenizer, FORGET, RETAIN, alpha=1.0, beta=0.0, steps=0, within=None, **SMALL)
+    assert not weights(noised).any()
+    student = undo(model, tokenizer, FORGET, RETAIN, steps=30, within=None, **SMALL)
+    start = undo(model, tokenizer, FORGET, RETAIN, steps=0, within=None, **SMALL)
+    for taught, began, teacher in zip(*(losses(of, tokenizer) for of in (student, start, model)), strict=True):
+        assert abs(taught - teacher) < abs(began - teacher)
+    same = undo(model, tokenizer, FORGET, RETAIN, alpha=0.0, steps=30, **SMALL)
+    assert torch.equal(weights(same), weights(model))  # it is at its teacher's loss from the start
+
+
+def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):
+    before = weights(model)
+    rates = (3e-3, 1e-4)
+    found = attack(model, tokenizer, FORGET, RETAIN, learning_rates=rates, steps=10, measured=(0, 5, 10, 99), **SMALL)
+    assert torch.equal(weights(model), before)
+    assert list(found.columns) == ["learning_rate", "step", "forget_loss", "retain_loss"]
+    assert found.step.tolist() == [0, 5, 10] * 2
+    assert found[found.step == 0].forget_loss.tolist() == pytest.approx([losses(model, tokenizer)[0]] * 2)
+    assert found[(found.step == 10) & (found.learning_rate == 3e-3)].forget_loss.item() < found.forget_loss[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "nqo"}, "method must be one of graddiff.*'nqo'"),
+        ({"strength": 2}, "npo has no setting 'strength', but steps"),
+        ({"retain": None}, "retain is missing"),
+        ({"forget": "one text"}, "forget must be a list of documents, got one string: 'one text'"),
+        ({"forget": []}, "forget has no documents"),
+        ({"retain": [{"question": "?"}]}, r"retain\[0\] must be a text or a row with a field 'text', got {'question'"),
+        ({"forget": ["x", None]}, r"forget\[1\] must be a text"),
+        ({"batch_size": 10**6}, "smaller batches"),
+    ],
+)
+def test_mistakes_are_said(given, said, model, tokenizer):
+    options = {"forget": FORGET, "retain": RETAIN, **SMALL, **given}
+    with pytest.raises(ValueError, match=said):
+        unlearn(model, tokenizer, **options)
+    if "method" not in given and "strength" not in given:
+        with pytest.raises(ValueError, match=said):
+            undo(model, tokenizer, **options)
+        with pytest.raises(ValueError, match=said):
+            attack(model, tokenizer, **options)
+    else:
+        assert given
+
+
+def test_an_attack_needs_a_learning_rate(model, tokenizer):
+    with pytest.raises(ValueError, match="learning_rates must be one or more, got none"):
+        attack(model, tokenizer, FORGET, RETAIN, learning_rates=())
