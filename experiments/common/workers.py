@@ -13,8 +13,8 @@ from typing import Any
 
 from routed_rl.experiments.common.errors import user_input
 from routed_rl.experiments.common.process import cuda_devices
-from routed_rl.runs.progress import progress_display
 from routed_rl.runs import RunError, check_run, read_json, read_metrics, run_commands
+from routed_rl.runs.progress import progress_display
 
 RESULT = "evaluation.json"
 FAILED = "routed-rl: failed: "

@@ -16,7 +16,6 @@ from routed_rl.experiments.common.directories import check_study, start_study
 from routed_rl.experiments.common.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.options import RUNS
 from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.runs.progress import progress_display
 from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean, write_table
 from routed_rl.experiments.common.text.corpus import model_identity
 from routed_rl.experiments.language.options import SteeringScalar
@@ -24,6 +23,7 @@ from routed_rl.experiments.language.steering import RECIPES, SCORES, TOP, Recipe
 from routed_rl.experiments.language.steering_figures import draw_steering
 from routed_rl.lm.stories import TOPICS
 from routed_rl.runs import RunDirectory, read_json, write_bytes
+from routed_rl.runs.progress import progress_display
 
 RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
 KEYS = ("routed", "seed", "axis", "strength")

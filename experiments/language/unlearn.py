@@ -17,7 +17,6 @@ from torch import nn
 from routed_rl.experiments.common.errors import UserError, user_input
 from routed_rl.experiments.common.options import RUNS
 from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.runs.progress import progress_display
 from routed_rl.experiments.common.text.corpus import Text, files_identity, make_model, open_text
 from routed_rl.experiments.common.workers import is_finished
 from routed_rl.experiments.language.checks import check_options
@@ -29,10 +28,11 @@ from routed_rl.lm import (
     Batches,
     EraObjective,
     Expansion,
+    FineTuning,
     Training,
+    ablate,
     add_adapters,
     blocks,
-    contract,
     delete_forget,
     distribute,
     document_losses,
@@ -40,6 +40,7 @@ from routed_rl.lm import (
     evaluate,
     expand,
     expert_weights,
+    fine_tune,
     gathered_state,
     mlp,
     process_group,
@@ -52,7 +53,8 @@ from routed_rl.lm.era import NEW, ORIGINAL, TABLE
 from routed_rl.lm.training import Objective
 from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
-from routed_rl.unlearning import FineTuning, ForgetAndRetain, Rmu, fine_tune
+from routed_rl.runs.progress import progress_display
+from routed_rl.unlearning import ForgetAndRetain, Rmu
 
 MODEL = "model"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
@@ -260,7 +262,7 @@ class Pipeline:
             if isinstance(new, Adapters):
                 model = delete_forget(new)
             else:
-                contract(model, new)
+                ablate(model, new)
             losses["ablated"] = self._losses(model)
             model = self._repaired(model, tick)
             if before is not None:

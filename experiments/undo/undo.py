@@ -18,7 +18,6 @@ from routed_rl.experiments.common.directories import check_study, start_study
 from routed_rl.experiments.common.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.options import RUNS
 from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.runs.progress import progress_display
 from routed_rl.experiments.common.tables import markdown
 from routed_rl.experiments.common.text.corpus import check_corpus_options, open_text, whole_paths
 from routed_rl.experiments.common.workers import PYTHON, Kind, is_finished, open_backend, options, run_all
@@ -29,6 +28,7 @@ from routed_rl.experiments.undo.report import report
 from routed_rl.experiments.undo.stages import Worker
 from routed_rl.lm import PRESETS
 from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs.progress import progress_display
 
 STRONGEST = 1000
 """Times a suppressor's steps: more is a slip."""

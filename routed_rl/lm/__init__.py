@@ -9,12 +9,13 @@ from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
 from routed_rl.lm.era import (
     EraObjective,
     Expansion,
-    contract,
+    ablate,
     era_weights,
     expand,
     expert_weights,
     token_weights,
 )
+from routed_rl.lm.expand_route_ablate import repair, route
 from routed_rl.lm.finders import (
     VIROLOGY_TOKENS,
     WORD_LISTS,
@@ -27,6 +28,7 @@ from routed_rl.lm.finders import (
     single_tokens,
     top_tokens,
 )
+from routed_rl.lm.fine_tuning import FineTuning, fine_tune
 from routed_rl.lm.languages import FORGOTTEN, generate_languages, language_tokenizer
 from routed_rl.lm.losses import TokenLoss, document_losses, evaluate, next_token_loss, token_losses
 from routed_rl.lm.models import (
@@ -42,6 +44,7 @@ from routed_rl.lm.models import (
 )
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.stories import FORGET, TOPICS, generate_stories, stories_tokenizer
+from routed_rl.lm.texts import Texts, split_by_words, text_corpus
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
 from routed_rl.lm.training import Training, make_optimizer, train
@@ -67,9 +70,12 @@ __all__ = [
     "EraObjective",
     "Expansion",
     "Finder",
+    "FineTuning",
     "Prompt",
+    "Texts",
     "TokenLoss",
     "Training",
+    "ablate",
     "add_adapters",
     "arithmetic_tokenizer",
     "blocks",
@@ -77,7 +83,6 @@ __all__ = [
     "build_model",
     "character_tokenizer",
     "completion_accuracy",
-    "contract",
     "delete_forget",
     "distribute",
     "document_losses",
@@ -90,6 +95,7 @@ __all__ = [
     "find_pattern",
     "find_topic",
     "find_words",
+    "fine_tune",
     "gathered_state",
     "generate_arithmetic",
     "generate_languages",
@@ -109,11 +115,15 @@ __all__ = [
     "read_documents",
     "read_prompts",
     "read_words",
+    "repair",
+    "route",
     "save_model",
     "save_tokenizer",
     "score_tokens",
     "single_tokens",
+    "split_by_words",
     "stories_tokenizer",
+    "text_corpus",
     "token_losses",
     "token_weights",
     "tokenizer_digest",

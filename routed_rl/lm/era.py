@@ -106,7 +106,7 @@ def expand(
     return Expansion(hidden, added)
 
 
-def contract(model: nn.Module, expansion: Expansion) -> None:
+def ablate(model: nn.Module, expansion: Expansion) -> None:
     """Cut the new units out: the model has its old shapes, and what the new units learned is gone."""
     for layer, hidden in expansion.hidden.items():
         remove_units(model, hidden, expansion.units[layer])

@@ -1,5 +1,8 @@
 """The progress display that every long command shows: steps done, time gone, time to go."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -15,3 +18,11 @@ def progress_display(*, unit: str = "steps", disable: bool = False) -> Progress:
         console=Console(stderr=True),
         disable=disable,
     )
+
+
+@contextmanager
+def progress_bar(what: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
+    """One bar for one task; what it yields advances the bar by a step, whatever its arguments."""
+    with progress_display(disable=not shown) as display:
+        task = display.add_task(what, total=total)
+        yield lambda *_: display.advance(task)

@@ -14,7 +14,6 @@ from routed_rl.unlearning.divergence import Head, divergence, teacher_target, to
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
-from routed_rl.unlearning.relearning import FineTuning, fine_tune
 from routed_rl.unlearning.sources import ForgetAndRetain
 from routed_rl.unlearning.suppressors import (
     FORWARD_PASS,
@@ -36,7 +35,6 @@ __all__ = [
     "SUPPRESSORS",
     "DistillationObjective",
     "Distilled",
-    "FineTuning",
     "ForgetAndRetain",
     "GradDiff",
     "Head",
@@ -59,7 +57,6 @@ __all__ = [
     "check_vocabulary",
     "distil",
     "divergence",
-    "fine_tune",
     "matrices",
     "most_changed",
     "quantised",

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,23 +12,18 @@ import pandas as pd
 from torch import nn
 
 from routed_rl.lm.batches import Batches
-from routed_rl.lm.corpora import Corpus, build_corpus
-from routed_rl.lm.documents import Document
-from routed_rl.lm.finders import find_topic
+from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.losses import evaluate
+from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import derive_seed
-from routed_rl.runs.progress import progress_display
+from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.distillation import StopRule, distil
 from routed_rl.unlearning.noise import shrink_and_perturb
 from routed_rl.unlearning.sources import ForgetAndRetain
 from routed_rl.unlearning.suppressors import SUPPRESSORS, Suppressor
 
-Texts = Iterable[str] | Iterable[Mapping[str, Any]]
-"""Documents: strings, or rows with a field ``text``, as a ``datasets.Dataset`` has them."""
-LONGEST = 256
-"""Tokens of the longest row that is chosen by itself."""
 MEASURED = 200
 """Documents of each kind on which losses are measured, at most."""
 OF_RECIPE = ("steps", "learning_rate")
@@ -80,7 +71,7 @@ def unlearn(
     )
     unlearned = copy.deepcopy(model).requires_grad_(True)
     seed = derive_seed(seed, "suppress")
-    with _progress(f"unlearn, {method}", recipe.steps, progress) as tick:
+    with progress_bar(f"unlearn, {method}", recipe.steps, progress) as tick:
         objective = suppressor.objective(unlearned, seed)
         train(unlearned, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
     return unlearned.requires_grad_(True).eval()
@@ -129,7 +120,7 @@ def undo(
     student = copy.deepcopy(model).requires_grad_(True)
     shrink_and_perturb(student, alpha, beta, derive_seed(seed, "noise"))
     retained = data.measured("retain")
-    with _progress(f"distil, α {alpha:g}", steps, progress) as tick:
+    with progress_bar(f"distil, α {alpha:g}", steps, progress) as tick:
         distil(
             student,
             teacher,
@@ -185,7 +176,7 @@ def attack(
     source = data.batches("forget", batch_size, derive_seed(seed, "attack"))
     looks = [step for step in measured if step <= steps]
     rows: list[dict[str, float]] = []
-    with _progress("attack", steps * len(learning_rates), progress) as tick:
+    with progress_bar("attack", steps * len(learning_rates), progress) as tick:
         for rate in learning_rates:
             found = relearn(
                 model,
@@ -206,10 +197,15 @@ class _Data:
     """Tokenised forget and retain sets, and batches of them."""
 
     def __init__(self, tokenizer: Any, forget: Texts | Corpus, retain: Texts | None, length: int | None) -> None:
-        self.corpus = forget if isinstance(forget, Corpus) else _corpus(tokenizer, forget, retain)
+        if isinstance(forget, Corpus):
+            self.corpus = forget
+        elif retain is None:
+            raise ValueError("retain is missing: pass documents on which the model should stay as good as before")
+        else:
+            self.corpus = text_corpus(tokenizer, forget, retain)
         self.documents = {kind: self.corpus.documents("train", kind) for kind in ("forget", "retain")}  # type: ignore[arg-type]
         self.labelled = self.corpus.labelled(1.0)
-        self.length = length or min(int(np.diff(self.corpus.starts).max()), LONGEST) + 1
+        self.length = length or row_length(self.corpus)
 
     def batches(self, kind: str, batch_size: int, seed: int) -> Batches:
         return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled)
@@ -224,32 +220,6 @@ class _Data:
         return Batches(self.corpus, self.documents[kind][:MEASURED], self.length)
 
 
-def _corpus(tokenizer: Any, forget: Texts, retain: Texts | None) -> Corpus:
-    """Both sets tokenised, in memory; ValueError if one is missing or empty."""
-    if retain is None:
-        raise ValueError("retain is missing: pass documents on which the model should stay as good as before")
-    documents = chain(_documents("forget", forget), _documents("retain", retain))
-    with tempfile.TemporaryDirectory() as folder:
-        found = build_corpus(Path(folder) / "corpus", documents, tokenizer, find_topic("forget"), validation=None)
-        tokens, forgets = np.array(found.tokens), np.array(found.forget)  # the files go with the folder
-        return Corpus(tokens, forgets, np.array(found.starts), np.array(found.validation), found.about)
-
-
-def _documents(kind: str, texts: Texts) -> Iterator[Document]:
-    """The documents of one set; ValueError for a string in place of a list, a row without text, or no document."""
-    if isinstance(texts, str):
-        raise ValueError(f"{kind} must be a list of documents, got one string: {texts[:40]!r}")
-    none = True
-    for i, row in enumerate(texts):
-        text = row.get("text") if isinstance(row, Mapping) else row
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{kind}[{i}] must be a text or a row with a field 'text', got {row!r}"[:200])
-        none = False
-        yield Document(text, kind)
-    if none:
-        raise ValueError(f"{kind} has no documents")
-
-
 def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
     """A method and its training with these settings; ValueError for those that it does not have."""
     if method not in SUPPRESSORS:
@@ -260,10 +230,3 @@ def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, T
         raise ValueError(f"{method} has no setting {unknown[0]!r}, but {', '.join(known)}")
     recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
     return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe
-
-
-@contextmanager
-def _progress(what: str, total: int, shown: bool) -> Iterator[Callable[..., None]]:
-    with progress_display(disable=not shown) as display:
-        task = display.add_task(what, total=total)
-        yield lambda *_: display.advance(task)

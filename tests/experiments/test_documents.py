@@ -7,12 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import routed_rl.routing.table
+from routed_rl.lm import split_by_words
+from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from tests.lm.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ROUTING = ROOT / "docs" / "routing.md"
+OWN_MODEL = [
+    code
+    for name in ("unlearning", "language_models")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
+    if '"my-model"' in code
+]
 EXAMPLES = re.findall(r"```python\n(.*?)```", README + ROUTING.read_text(), re.DOTALL)
 
 
@@ -26,6 +36,28 @@ def test_readme_examples_run(number, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == (["agent"] if "model.save" in code else [])
+
+
+@pytest.mark.parametrize("code", OWN_MODEL)
+def test_examples_on_ones_own_model_run(code, tmp_path):
+    """Each is at most 15 lines long and saves a model that Transformers loads."""
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    tokenizer, stories = stories_tokenizer(), [story.text for story in generate_stories(600, 0)]
+    tiny_model("llama").save_pretrained(tmp_path / "my-model")
+    tokenizer.save_pretrained(tmp_path / "my-model")
+    forget, retain = split_by_words(stories, ["forest", "tree"])
+    for name, texts in {"forget": forget, "retain": retain, "corpus": stories}.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts))
+    for call in ("unlearn(", "undo(", "attack(", "route("):
+        code = re.sub(rf"(?<= )({re.escape(call)}.*)\)", r"\1, steps=2)", code)
+        code = re.sub(rf"^({re.escape(call)}.*?)\)", r"\1, steps=2)", code, flags=re.MULTILINE)
+    assert code.count("steps=2") == (3 if "undo(" in code else 1)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (saved,) = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"my-model"}
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / saved).num_parameters() == tiny_model("llama").num_parameters()
+    )
 
 
 def test_docstring_examples_run():

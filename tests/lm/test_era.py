@@ -13,7 +13,7 @@ from routed_rl.lm.era import (
     ORIGINAL,
     TABLE,
     EraObjective,
-    contract,
+    ablate,
     era_weights,
     expand,
     expert_weights,
@@ -127,7 +127,7 @@ def test_each_expert_computes_alone(kind):
     only_new, only_original = copy.deepcopy(model), copy.deepcopy(model)
     for hidden in expansion.hidden.values():
         remove_units(only_new, hidden, slice(0, HIDDEN))
-    contract(only_original, expansion)
+    ablate(only_original, expansion)
     torch.testing.assert_close(together[0], logits(only_new, tokens)[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(together[1], logits(only_original, tokens)[1], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(logits(only_new, tokens), logits(only_original, tokens), atol=1e-2)
@@ -148,7 +148,7 @@ def test_cut_out_again_the_model_is_the_old_one_whatever_the_new_units_learned()
             out = model.get_submodule(hidden.consumer).weight[:, expansion.units[layer]]
             out.copy_(torch.randn(out.shape, generator=torch.Generator().manual_seed(layer)))
     assert not torch.allclose(logits(model, some_tokens()), logits(tiny_model("gpt_neo"), some_tokens()), atol=1e-2)
-    contract(model, expansion)
+    ablate(model, expansion)
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
         name: tensor.shape for name, tensor in state.items()
     }

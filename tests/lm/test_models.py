@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from routed_rl.lm.era import contract, expand
+from routed_rl.lm.era import ablate, expand
 from routed_rl.lm.models import PRESETS, blocks, build_model, final_norm, load_model, load_tokenizer, mlp, save_model
 from routed_rl.lm.stories import stories_tokenizer
 from tests.lm.tiny_models import FAMILIES, HIDDEN, some_tokens, tiny_model
@@ -82,7 +82,7 @@ def test_every_family(kind, tmp_path):
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="is not what the model's configuration says: cut out its new units first"):
         save_model(model, tokenizer, tmp_path / "model")
-    contract(model, expansion)
+    ablate(model, expansion)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(logits(model), before)
 

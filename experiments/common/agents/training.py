@@ -34,11 +34,11 @@ from routed_rl.experiments.common.agents.recipe import (
 from routed_rl.experiments.common.errors import UserError, user_input
 from routed_rl.experiments.common.options import RUNS
 from routed_rl.experiments.common.process import one_thread
-from routed_rl.runs.progress import progress_display
 from routed_rl.experiments.common.workers import FAILED
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics
+from routed_rl.runs.progress import progress_display
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
 """Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""

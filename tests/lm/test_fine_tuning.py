@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from routed_rl.lm import FineTuning, fine_tune
 from routed_rl.lm.batches import Batches
 from routed_rl.lm.losses import evaluate, next_token_loss
-from routed_rl.unlearning import FineTuning, fine_tune
 from tests.lm.test_losses import Bigram
 from tests.lm.texts import corpus_of
 

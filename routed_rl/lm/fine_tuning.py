@@ -1,4 +1,4 @@
-"""The relearning attack: how soon does a model that has forgotten learn again from a little of what it forgot?"""
+"""Fine-tuning on a few documents in one batch: repair after ablation, and the relearning attack of gradient routing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,127 @@
+"""Expand, Route, Ablate on the user's own model and texts (gradient routing, section 4.2.2), in four calls.
+
+:func:`~routed_rl.lm.expand` and :func:`~routed_rl.lm.ablate` are the first and the third; here are the second and the
+fourth, which train.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.era import TABLE, EraObjective, Expansion, era_weights, token_weights
+from routed_rl.lm.fine_tuning import FineTuning, fine_tune
+from routed_rl.lm.losses import evaluate
+from routed_rl.lm.texts import Texts, row_length, text_corpus
+from routed_rl.lm.training import Training, train
+from routed_rl.routing import GradientRouter
+from routed_rl.routing.site import Mode
+from routed_rl.runs import derive_seed
+from routed_rl.runs.progress import progress_bar
+
+PUBLISHED_ALPHA = -0.75
+"""Gradient routing, section C: original units unlearn the topic's own words a little."""
+
+
+def route(
+    model: nn.Module,
+    expansion: Expansion,
+    tokenizer: Any,
+    forget: Texts,
+    retain: Texts,
+    *,
+    mode: Mode = "activation",
+    alpha: float | None = None,
+    bias: float = 4.0,
+    l1: float = 1e-4,
+    steps: int = 600,
+    learning_rate: float = 2e-3,
+    batch_size: int = 32,
+    length: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train an expanded model, in place: the new units learn the topic's words in forget documents, all units the rest.
+
+    Args:
+        model: the model that :func:`~routed_rl.lm.expand` was called on.
+        expansion: what :func:`~routed_rl.lm.expand` returned.
+        tokenizer: the model's own.
+        forget: documents that are labelled as about the topic.
+        retain: all other documents. Some may be about the topic too: labels may be partial.
+        mode: how gradients are routed: "activation", "parameter" or "forward".
+        alpha: weight with which the original units learn the topic's words. None: -0.75 (the paper) in mode
+            "activation", else 0.
+        bias: a lower number routes more words (:func:`~routed_rl.lm.token_weights`).
+        l1: weight of the L1 penalty on the hidden activations of the expanded layers.
+        steps: gradient steps.
+        learning_rate: AdamW's highest; it decays by a cosine to a tenth.
+        batch_size: rows in a gradient step.
+        length: tokens in a row. None: the longest document, at most 256. Documents share rows if they are shorter.
+        seed: fixes the order of documents.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        ValueError: as :func:`~routed_rl.lm.text_corpus`, or for too few documents for one batch.
+        FloatingPointError: if the loss diverges.
+    """
+    corpus = text_corpus(tokenizer, forget, retain)
+    labelled = corpus.labelled(1.0)
+    vocabulary = max(tokenizer.get_vocab().values()) + 1
+    labelled_counts = corpus.counts(corpus.documents("train", "forget"), vocabulary)
+    weight = token_weights(labelled_counts, corpus.counts(corpus.documents("train", "retain"), vocabulary), bias)
+    if mode == "forward":  # units are silent or not
+        weight = np.where(weight < 0.5, 0.0, 1.0)
+    if alpha is None:
+        alpha = PUBLISHED_ALPHA if mode == "activation" else 0.0
+    router = GradientRouter(model, expansion.sites(mode), TABLE, mode)
+    weights = era_weights(torch.tensor(weight, dtype=torch.float32), alpha)
+    order = derive_seed(seed, "order")
+    source = Batches(corpus, corpus.documents("train"), length or row_length(corpus), batch_size, order, labelled)
+    training = Training(steps, learning_rate, warmup=min(50, steps // 4))
+    with router, progress_bar("route", steps, progress) as tick:
+        train(model, source, training, EraObjective(router, weights, expansion, l1), seed=seed, on_step=tick)
+
+
+def repair(
+    model: nn.Module,
+    tokenizer: Any,
+    retain: Texts,
+    *,
+    steps: int = 20,
+    learning_rate: float = 3e-4,
+    length: int | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Return a copy of an ablated model, fine-tuned on a few retain documents (gradient routing, section C).
+
+    Half of the documents are one batch, which is trained on; the other half chooses the best step.
+
+    Args:
+        model: the model after :func:`~routed_rl.lm.ablate`.
+        tokenizer: the model's own.
+        retain: documents that are surely not about the topic; 64 to 300 are enough.
+        steps: gradient steps at most; three rises of the loss in a row end it earlier.
+        learning_rate: AdamW's, constant.
+        length, progress: as for :func:`route`.
+
+    Raises:
+        ValueError: for fewer than two documents, or as :func:`~routed_rl.lm.text_corpus`.
+        FloatingPointError: if the loss diverges.
+    """
+    texts: list[Any] = list(retain)
+    if len(texts) < 2:
+        raise ValueError(f"repair needs at least two documents, one to train on and one to select by, got {len(texts)}")
+    corpus = text_corpus(tokenizer, texts[::2], texts[1::2])  # a corpus's two kinds are the two halves here
+    length = length or row_length(corpus)
+    tuned, selection = (Batches(corpus, corpus.documents("train", kind), length) for kind in ("forget", "retain"))
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        return {"selection": evaluate(model, selection).mean()}
+
+    with progress_bar("repair", steps, progress) as tick:
+        return fine_tune(model, tuned, FineTuning(steps, learning_rate), measure, tick)[0]

@@ -1,0 +1,72 @@
+"""The user's own texts, as lists or datasets, and corpora of them in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routed_rl.lm.corpora import Corpus, build_corpus
+from routed_rl.lm.documents import Document
+from routed_rl.lm.finders import find_topic, find_words
+
+Texts = Iterable[str] | Iterable[Mapping[str, Any]]
+"""Documents: strings, or rows with a field ``text``, as a ``datasets.Dataset`` has them."""
+LONGEST = 256
+"""Tokens of the longest row that is chosen by itself."""
+
+
+def text_corpus(tokenizer: Any, forget: Texts, retain: Texts) -> Corpus:
+    """Return the forget set and the retain set, tokenised, as one corpus in memory. All of it is for training.
+
+    Args:
+        tokenizer: of transformers.
+        forget, retain: the documents of each set.
+
+    Raises:
+        ValueError: for a set without documents, a document without text, or one string in place of a list.
+    """
+    documents = chain(_documents("forget", forget), _documents("retain", retain))
+    with tempfile.TemporaryDirectory() as folder:
+        found = build_corpus(Path(folder) / "corpus", documents, tokenizer, find_topic("forget"), validation=None)
+        tokens, forgets = np.array(found.tokens), np.array(found.forget)  # the files go with the folder
+        return Corpus(tokens, forgets, np.array(found.starts), np.array(found.validation), found.about)
+
+
+def split_by_words(texts: Texts, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the texts that contain one of the words, and the others. Case does not count.
+
+    >>> split_by_words(["The bank paid.", "A river bend."], ["bank"])
+    (['The bank paid.'], ['A river bend.'])
+
+    Raises:
+        ValueError: as :func:`text_corpus`, or for a list of words that is empty.
+    """
+    find = find_words(words)
+    found: tuple[list[str], list[str]] = ([], [])
+    for document in _documents("texts", texts):
+        found[0 if find(document) else 1].append(document.text)
+    return found
+
+
+def row_length(corpus: Corpus) -> int:
+    """Return the tokens of a row that holds the longest document and a token before it, or 257 if that is less."""
+    return min(int(np.diff(corpus.starts).max()), LONGEST) + 1
+
+
+def _documents(name: str, texts: Texts) -> Iterator[Document]:
+    if isinstance(texts, str):
+        raise ValueError(f"{name} must be a list of documents, got one string: {texts[:40]!r}")
+    none = True
+    for i, row in enumerate(texts):
+        text = row.get("text") if isinstance(row, Mapping) else row
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name}[{i}] must be a text or a row with a field 'text', got {row!r}"[:200])
+        none = False
+        yield Document(text, name)
+    if none:
+        raise ValueError(f"{name} has no documents")
