@@ -12,25 +12,24 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
-from torch.nn import functional as F
 
+from routed_rl.rl.losses import RoutedLosses
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
-from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, Replayed, RolloutEnds
+from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
 from routed_rl.rl.saving import Saveable
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
 from routed_rl.runs import check_seed, derive_seed
 
 
-class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
+class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
     """An on-policy algorithm of Stable-Baselines3 whose steps are labelled by an overseer.
 
     Subclasses implement :meth:`policy_loss` and name their own hyperparameters in ``saved_arguments``.
@@ -279,18 +278,6 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
     statistics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy", "gate_loss", "replay_loss")
     """What an update logs, means over its gradient steps: 0 where there were none."""
 
-    def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the subclass learns by: a loss per step, and further statistics.
-
-        Args:
-            batch: ``N`` steps.
-            log_probs: ``(N,)`` under the policy that learns.
-
-        Returns:
-            ``(N,)`` losses, before they are weighed by label, and scalars named in ``statistics``.
-        """
-        raise NotImplementedError
-
     def train(self) -> None:
         """Learn from the steps whose labels have arrived, then replay labelled ones."""
         self.policy.set_training_mode(True)
@@ -337,36 +324,6 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
         return {name: value.detach() for name, value in stats.items()}
 
-    def loss(self, batch: Batch, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What samples of every label teach.
-
-        Args:
-            batch: ``N`` steps.
-            ent_coef: weight of the entropy bonus now.
-
-        Returns:
-            The loss, a scalar; ``(M + 1,)``, true for each module, and last the gate, that it teaches; scalars to log.
-        """
-        routes, labelled = self._table.routes[batch.labels], self.overseer.is_labelled(batch.labels)
-        values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes)
-        losses, details = self.policy_loss(batch, log_probs)
-        stats = details | {
-            "policy_loss": (self._table.loss[batch.labels] * losses).mean(),
-            "value_loss": F.mse_loss(values, batch.returns),
-            "entropy": (self._table.entropy[batch.labels] * entropy).mean(),
-        }
-        loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]
-        taught = (routes != 0).any(dim=0)
-        if gate_logits is not None and not self._replays:
-            # The mean over this batch's labelled steps, so that the gate learns as fast where they are few
-            # (docs/log.md); a batch without any contributes 0, never 0 / 0.
-            taught[-1] |= labelled.any()
-            targets = torch.where(labelled, batch.labels, 0)
-            cross_entropy = F.cross_entropy(gate_logits, targets, reduction="none")
-            stats["gate_loss"] = (labelled * cross_entropy).sum() / labelled.sum().clamp(min=1)
-            loss = loss + self.gate_coef * stats["gate_loss"]
-        return loss, taught, stats
-
     def _learn_replayed(self, generator: torch.Generator) -> dict[str, Tensor]:
         """One gradient step on labelled steps alone; returns what to log."""
         sample = self.replay.sample(self.replay_batch, generator)
@@ -377,29 +334,6 @@ class RoutedAlgorithm(Steerable, Saveable, OnPolicyAlgorithm):
         untaught = [name for name, on in zip(self.overseer.outcomes, stored, strict=True) if not on]
         self._step(loss, untaught if self.overseer.method.routed else [])
         return {name: value.detach() for name, value in stats.items()}
-
-    def replay_loss(self, sample: Replayed) -> tuple[Tensor, dict[str, Tensor]]:
-        """What labelled steps alone teach: each module, acting by itself, to repeat what led to its outcome, in
-        proportion to the discounted return; the gate, to tell the labels apart. What is not in this graph gets no
-        gradient, and so does not move.
-
-        Returns:
-            The loss, a scalar that counts only labels with ``stored`` steps, and scalars to log.
-        """
-        counts = sample.stored[:, None].expand(sample.returns.shape).to(sample.returns.dtype)
-        n = counts.sum().clamp(min=1)
-        loss, stats = torch.zeros((), device=self.device), {}
-        if self.overseer.method.routed:
-            log_probs = self.policy.log_prob_of_modules(sample.obs, sample.actions)
-            stats["replay_loss"] = -(counts * sample.returns * log_probs).sum() / n
-            loss = loss + stats["replay_loss"]
-        if self.policy.mlp_extractor.gate is not None:
-            labels = torch.arange(len(counts), device=self.device).repeat_interleave(counts.shape[1])
-            gate_logits = self.policy.gate_logits(sample.obs.flatten(0, 1))
-            cross_entropy = F.cross_entropy(gate_logits, labels, reduction="none")
-            stats["gate_loss"] = (counts.flatten() * cross_entropy).sum() / n
-            loss = loss + self.gate_coef * stats["gate_loss"]
-        return loss, stats
 
     def _step(self, loss: Tensor, untaught: Sequence[str] = ()) -> None:
         self.policy.optimizer.zero_grad(set_to_none=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import (
@@ -29,10 +30,7 @@ from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 
-if TYPE_CHECKING:
-    from routed_rl.rl.algorithm import RoutedAlgorithm
-
-Model = TypeVar("Model", bound="RoutedAlgorithm")
+Model = TypeVar("Model", bound="Saveable")
 
 SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
 """Schedule classes by name; add yours, whose attributes must be its constructor's arguments."""
@@ -142,7 +140,7 @@ def decode_space(data: Mapping[str, Any]) -> spaces.Space[Any]:
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 
-def model_meta(model: RoutedAlgorithm) -> dict[str, Any]:
+def model_meta(model: Saveable) -> dict[str, Any]:
     """Everything about a model that is not a tensor, as JSON."""
     policy_kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("modules", "learned_gate")}
     arguments = {name: getattr(model, name) for name in model.saved_arguments} | {"policy_kwargs": policy_kwargs}
@@ -200,7 +198,7 @@ def build(
     return model
 
 
-def model_tensors(model: RoutedAlgorithm) -> dict[str, Tensor]:
+def model_tensors(model: Saveable) -> dict[str, Tensor]:
     """Everything that continuing needs: weights, optimizer, waiting steps, replay, environment state."""
     tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
     for index, state in model.policy.optimizer.state_dict()["state"].items():
@@ -213,7 +211,7 @@ def model_tensors(model: RoutedAlgorithm) -> dict[str, Tensor]:
     return tensors
 
 
-def restore_tensors(model: RoutedAlgorithm, tensors: Mapping[str, Tensor], path: str | Path, *, rollout: bool) -> None:
+def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: str | Path, *, rollout: bool) -> None:
     """Put back weights, optimizer and replay, and with ``rollout`` the steps that wait for their label.
 
     Raises:
@@ -255,7 +253,7 @@ def environment_state(env: VecEnv | None) -> dict[str, np.ndarray]:
     return {name: np.stack([state[name] for state in states]) for name in states[0]}
 
 
-def restore_environment(model: RoutedAlgorithm, tensors: Mapping[str, Tensor]) -> None:
+def restore_environment(model: Saveable, tensors: Mapping[str, Tensor]) -> None:
     """Put the environment back where it was, if the checkpoint has its state and the environment can take it."""
     saved = {name: tensor.numpy() for name, tensor in _under(tensors, "env.").items()}
     env = model.env
@@ -277,8 +275,8 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-class Saveable:
-    """``save`` and ``load`` of a :class:`RoutedAlgorithm`, in the place of Stable-Baselines3's, which pickle."""
+class Saveable(OnPolicyAlgorithm):
+    """A routed algorithm that ``save`` and ``load`` without pickle, unlike Stable-Baselines3's own."""
 
     def save(
         self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -294,9 +292,8 @@ class Saveable:
         """
         if exclude or include:
             raise ValueError("a checkpoint is always whole: exclude and include are not supported")
-        model = cast("RoutedAlgorithm", self)
         _directory(path).parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(_directory(path), model_tensors(model), model_meta(model))
+        write_checkpoint(_directory(path), model_tensors(self), model_meta(self))
 
     @classmethod
     def load(
@@ -324,7 +321,7 @@ class Saveable:
             ValueError: if the environment's spaces or outcomes are not the model's.
         """
         checkpoint = read_checkpoint(_directory(path))
-        return build(cls, checkpoint, path, env, device, force_reset, kwargs)  # type: ignore[type-var]
+        return build(cls, checkpoint, path, env, device, force_reset, kwargs)
 
 
 def _directory(path: str | Path) -> Path:
