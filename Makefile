@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
 export OMP_NUM_THREADS := 1
 
 .PHONY: run test check venv lint clean
 
-run: venv  ## train a routed and a naive agent, print a table, draw a figure
+run: $(BASE)  ## train a routed and a naive agent, print a table, draw a figure
 	$(BIN)/routed-rl quickstart
 
 test: venv lint  ## fast tests, lint, types, import contracts
@@ -22,13 +23,13 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-venv: $(STAMP)
+venv: $(DEV)
 
-$(STAMP): pyproject.toml constraints.txt
+$(BASE) $(DEV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "routed_rl needs Python 3.11 or later, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '$(if $(filter $(DEV),$@),.[dev],.)'
+	touch $(BASE) $@
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,6 +25,7 @@ from routed_rl.experiments.language.options import Era, SteeringScalar, Unlearn
 from routed_rl.experiments.oversight.options import Oversight
 from routed_rl.experiments.undo.options import TASKS, Undo
 from routed_rl.experiments.vision.options import Cifar, Mnist
+from routed_rl.extras import MissingExtraError
 
 MODULES = {
     Quickstart: "gridworld.quickstart",
@@ -59,7 +60,7 @@ def guarded(run: Callable[[], None]) -> None:
     warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
     try:
         run()
-    except UserError as error:
+    except (UserError, MissingExtraError) as error:
         sys.exit(_fail(str(error)))
     except MemoryError as error:
         sys.exit(_fail(f"there is not enough memory for this: {error}"))

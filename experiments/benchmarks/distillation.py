@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from routed_rl.experiments.benchmarks.timing import take_turns
 from routed_rl.lm import Batch
@@ -32,6 +31,8 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
     """By form of the loss: the time and the peak of memory of a step, forward and backward, also relative to the plain
     form's, and the largest difference of a parameter's gradient from it, as a share of the gradient's largest entry.
     Memory is what the step allocates beside the models."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,

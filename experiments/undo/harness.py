@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from routed_rl.extras import require
+
 
 def check_task(task: str, include: Path | None = None) -> None:
-    """OSError, saying how to install it, if lm-eval is not; ValueError if it has no such task."""
+    """Raise MissingExtraError if lm-eval is not installed, and ValueError if it has no such task."""
     if task not in _tasks(include).all_tasks:
         raise ValueError(f"lm-eval has no task {task!r}")
 
@@ -20,10 +22,9 @@ def check_task(task: str, include: Path | None = None) -> None:
 @cache
 def _tasks(include: Path | None) -> Any:
     """All tasks that there are; reading through them takes seconds."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise OSError("lm-eval is not installed: pip install lm-eval") from None
+    require("eval", "lm_eval")
+    from lm_eval.tasks import TaskManager
+
     return TaskManager(include_path=None if include is None else str(include))
 
 
@@ -38,8 +39,8 @@ def harness_value(
         include: a folder with tasks of one's own.
 
     Raises:
-        OSError: as :func:`check_task`, or if a task's data cannot be had.
-        ValueError: as :func:`check_task`, or if the results have no such value.
+        OSError: if a task's data cannot be had.
+        MissingExtraError, ValueError: as :func:`check_task`, or if the results have no such value.
         FloatingPointError: if it is no number.
     """
     check_task(task, include)

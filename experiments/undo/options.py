@@ -75,7 +75,7 @@ class Relearn:
 
 @dataclass(frozen=True)
 class LmEval:
-    """Where the metric is lm-eval's (pip install lm-eval)."""
+    """Where the metric is lm-eval's (pip install 'routed-rl[eval]')."""
 
     retain: str = "mmlu"
     """the task or group of tasks that measures what is retained"""

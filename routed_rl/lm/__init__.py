@@ -1,5 +1,9 @@
 """Language models: corpora with labels, a training loop, routing, ablation, steering."""
 
+from routed_rl.extras import require
+
+require("lm", "transformers", "tokenizers", "datasets", "peft", "accelerate")
+
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
 from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_arithmetic
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches

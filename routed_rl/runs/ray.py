@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from routed_rl.extras import require
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.pool import CANNOT_START, Queue, start_command
 
@@ -39,13 +40,13 @@ def ray_pool(
         gpus: how many each command has to itself.
 
     Raises:
-        ValueError: if Ray is not installed, the address does not answer, or a machine does not see ``shared``.
+        MissingExtraError: if Ray is not installed.
+        ValueError: if the address does not answer, or a machine does not see ``shared``.
     """
     os.environ.update(NO_TELEMETRY if address else NO_TELEMETRY | LOOPBACK_ONLY)
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError("Ray is not installed: pip install 'routed-rl[ray]'") from error
+    require("ray", "ray")
+    import ray
+
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if address is None:
         options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}

@@ -1,5 +1,6 @@
 """Unlearning: methods that suppress what a model knows, noise, distillation, and attacks that bring it back."""
 
+import routed_rl.lm  # noqa: F401 (says which extra is missing)
 from routed_rl.unlearning.attacks import (
     WorstCase,
     barrier,

@@ -14,6 +14,7 @@ import torch
 from routed_rl.experiments import cli
 from routed_rl.experiments.undo import harness
 from routed_rl.experiments.undo.harness import harness_value
+from routed_rl.extras import MissingExtraError
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
 from tests.experiments.killed_undo import make_small
@@ -124,5 +125,5 @@ def test_without_it_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(harness, "_tasks", TASKS.__wrapped__)
     for name in ("lm_eval", "lm_eval.tasks"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(OSError, match="lm-eval is not installed: pip install lm-eval"):
+    with pytest.raises(MissingExtraError, match=r"lm_eval is not installed: pip install 'routed-rl\[eval\]'"):
         harness_value(None, None, "some", "acc,none")

@@ -13,9 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub.utils import logging as hub_logging
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from routed_rl.experiments.common.errors import at_least
 from routed_rl.experiments.common.text.options import CorpusOptions
@@ -107,10 +105,17 @@ class Text:
     digest: str
 
 
-# What is loading or being saved is said by our own displays, and what cannot be loaded by one line.
-transformers_logging.disable_progress_bar()
-transformers_logging.set_verbosity_error()
-hub_logging.set_verbosity_error()
+def _silence() -> None:
+    """Our own displays show what is loading or being saved, and one line says what cannot be loaded."""
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
+
+
+_silence()
 
 
 def check_corpus_options(options: CorpusOptions) -> None:
