@@ -68,3 +68,14 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
         python, "-c", "import gymnasium as gym; gym.make('routed_rl.envs:RoutedRL/DiamondGhost-v0').reset(seed=0)"
     )
     assert made.returncode == 0, made.stderr
+    entry = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "1",
+        "-m",
+        "routed_rl.experiments.cli",
+        "train",
+        "--help",
+    ]
+    assert "--oversight" in run(python, *entry).stdout
