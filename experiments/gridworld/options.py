@@ -14,8 +14,8 @@ from routed_rl.experiments.common.options import RUNS
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Play a trained agent in fresh environments and print its true returns and outcomes."""
+class Steered:
+    """A trained agent, and how it is steered."""
 
     directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
     """run directory"""
@@ -29,6 +29,12 @@ class Evaluate:
     """how strongly --avoid pushes"""
     greedy: bool = False
     """take the most likely action instead of sampling"""
+
+
+@dataclass(frozen=True)
+class Evaluate(Steered):
+    """Play a trained agent in fresh environments and print its true returns and outcomes."""
+
     seed: int = 0
     """fixes the environments and the actions"""
     n_envs: int | None = None
@@ -38,21 +44,9 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Steered):
     """Watch a trained agent play, in the terminal or as a GIF."""
 
-    directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
-    """run directory"""
-    steer: str | None = None
-    """act with this module alone"""
-    ablate: str | None = None
-    """delete this module"""
-    avoid: str | None = None
-    """with --steer: stay away from what this module would do (contrastive steering)"""
-    strength: float = CONTRAST
-    """how strongly --avoid pushes"""
-    greedy: bool = False
-    """take the most likely action instead of sampling"""
     gif: Path | None = None
     """write an animation here instead of printing"""
     episodes: int = 5

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from routed_rl.experiments.gridworld.options import Evaluate, Watch
+from routed_rl.experiments.gridworld.options import Steered
 from routed_rl.rl import RoutedAlgorithm
 
 
-def steer(model: RoutedAlgorithm, command: Evaluate | Watch) -> str:
+def steer(model: RoutedAlgorithm, command: Steered) -> str:
     """Steer a loaded model as the command line says and return the policy's name.
 
     Raises:

@@ -53,12 +53,11 @@ from routed_rl.lm.era import NEW, ORIGINAL, TABLE
 from routed_rl.lm.training import Objective
 from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
-from routed_rl.runs.progress import progress_display
+from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning import ForgetAndRetain, Rmu
 
 MODEL = "model"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
-
 
 Trained = tuple[nn.Module, Expansion | Adapters | None, GradientRouter | None]
 """A model, what it has for the topic, and the router of both."""
@@ -172,10 +171,9 @@ class Pipeline:
     def _progress(self, total: int, disable: bool = False) -> Iterator[Callable[..., None]]:
         """Shows how far the steps are; what diverges is the user's to hear."""
         command = self.command
-        with progress_display(disable=disable) as display:
-            task = display.add_task(f"{command.method}, {command.labelled:.0%} labelled", total=total)
+        with progress_bar(f"{command.method}, {command.labelled:.0%} labelled", total, not disable) as tick:
             try:
-                yield lambda *_: display.advance(task)
+                yield tick
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
             except torch.OutOfMemoryError as error:
