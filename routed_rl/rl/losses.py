@@ -1,6 +1,6 @@
-"""What routed agents learn by: the loss of fresh samples, and the loss of replayed ones.
+"""The losses of routed agents: one for the steps of a rollout, one for replayed steps.
 
-``N`` steps, ``M`` modules.
+Shapes: ``N`` steps, ``M`` modules.
 """
 
 from __future__ import annotations
@@ -14,29 +14,33 @@ from routed_rl.rl.rollout import Batch, Replayed
 
 
 class RoutedLosses(OnPolicyAlgorithm):
-    """The losses of :class:`~routed_rl.rl.RoutedAlgorithm`; a subclass adds its :meth:`policy_loss`."""
+    """The losses of :class:`~routed_rl.rl.RoutedAlgorithm`, which sets every attribute that they read.
+
+    Subclasses implement :meth:`policy_loss`.
+    """
 
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the subclass learns by: a loss per step, and further statistics.
+        """Return the policy loss of each step, and further statistics.
 
         Args:
             batch: ``N`` steps.
-            log_probs: ``(N,)`` under the policy that learns.
+            log_probs: ``(N,)`` log-probabilities of the actions under the current policy.
 
         Returns:
-            ``(N,)`` losses, before they are weighed by label, and scalars named in ``statistics``.
+            ``(N,)`` losses, which :meth:`loss` weights by label, and scalars to log, named as in ``statistics``.
         """
         raise NotImplementedError
 
     def loss(self, batch: Batch, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What samples of every label teach.
+        """Return the loss of a batch from the rollout, with any labels.
 
         Args:
             batch: ``N`` steps.
-            ent_coef: weight of the entropy bonus now.
+            ent_coef: current weight of the entropy bonus.
 
         Returns:
-            The loss, a scalar; ``(M + 1,)``, true for each module, and last the gate, that it teaches; scalars to log.
+            The loss, a scalar. Then ``(M + 1,)`` booleans: true for each module that this loss trains; the last
+            entry is the gate. Then scalars to log.
         """
         routes, labelled = self._table.routes[batch.labels], self.overseer.is_labelled(batch.labels)
         values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes)
@@ -49,8 +53,8 @@ class RoutedLosses(OnPolicyAlgorithm):
         loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]
         taught = (routes != 0).any(dim=0)
         if gate_logits is not None and not self._replays:
-            # The mean over this batch's labelled steps, so that the gate learns as fast where they are few
-            # (docs/log.md); a batch without any contributes 0, never 0 / 0.
+            # The mean is over the labelled steps only, so the gate learns equally fast when few steps have labels
+            # (docs/log.md). A batch without labelled steps adds 0, not 0 / 0.
             taught[-1] |= labelled.any()
             targets = torch.where(labelled, batch.labels, 0)
             cross_entropy = F.cross_entropy(gate_logits, targets, reduction="none")
@@ -59,12 +63,14 @@ class RoutedLosses(OnPolicyAlgorithm):
         return loss, taught, stats
 
     def replay_loss(self, sample: Replayed) -> tuple[Tensor, dict[str, Tensor]]:
-        """What labelled steps alone teach: each module, acting by itself, to repeat what led to its outcome, in
-        proportion to the discounted return; the gate, to tell the labels apart. What is not in this graph gets no
-        gradient, and so does not move.
+        """Return the loss of replayed steps, which all have labels.
+
+        Each module, acting alone, learns to repeat the actions that led to its outcome. The discounted return weights
+        each action. The gate learns to classify the labels. Parameters outside this loss get no gradient and do not
+        change.
 
         Returns:
-            The loss, a scalar that counts only labels with ``stored`` steps, and scalars to log.
+            The loss, a scalar, and scalars to log. Only labels with ``stored`` steps count.
         """
         counts = sample.stored[:, None].expand(sample.returns.shape).to(sample.returns.dtype)
         n = counts.sum().clamp(min=1)

@@ -276,7 +276,10 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Saveable(OnPolicyAlgorithm):
-    """A routed algorithm that ``save`` and ``load`` without pickle, unlike Stable-Baselines3's own."""
+    """``save`` and ``load`` without pickle, in place of Stable-Baselines3's own.
+
+    :class:`~routed_rl.rl.RoutedAlgorithm` inherits them, and sets every attribute that they read.
+    """
 
     def save(
         self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
