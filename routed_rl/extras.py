@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib.util import find_spec
 
 
 class MissingExtraError(ImportError):
@@ -10,7 +10,7 @@ class MissingExtraError(ImportError):
 
 
 def require(extra: str, *packages: str) -> None:
-    """Import packages of an extra.
+    """Check that packages of an extra are installed, without importing them.
 
     Args:
         extra: a name in ``[project.optional-dependencies]``.
@@ -20,9 +20,5 @@ def require(extra: str, *packages: str) -> None:
         MissingExtraError: if a package is not installed.
     """
     for package in packages:
-        try:
-            import_module(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-            raise MissingExtraError(f"{package} is not installed: pip install 'routed-rl[{extra}]'") from None
+        if find_spec(package) is None:
+            raise MissingExtraError(f"{package} is not installed: pip install 'routed-rl[{extra}]'")

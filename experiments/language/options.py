@@ -1,4 +1,4 @@
-"""The commands on language models and their options; as in :mod:`routed_rl.experiments.common.agents.options`."""
+"""Options of ``routed-rl era``, ``unlearn`` and ``steering-scalar``: a field is an option, its docstring the help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``routed-rl undo`` and its options; as in :mod:`routed_rl.experiments.common.agents.options`."""
+"""Options of ``routed-rl undo``: a field is an option, its docstring the help."""
 
 from __future__ import annotations
 

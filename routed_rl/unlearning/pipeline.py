@@ -198,6 +198,8 @@ class _Data:
 
     def __init__(self, tokenizer: Any, forget: Texts | Corpus, retain: Texts | None, length: int | None) -> None:
         if isinstance(forget, Corpus):
+            if retain is not None:
+                raise ValueError("a Corpus has both sets: leave out retain")
             self.corpus = forget
         elif retain is None:
             raise ValueError("retain is missing: pass documents on which the model should stay as good as before")

@@ -37,6 +37,15 @@ def test_the_wheel_holds_one_package_with_environments_and_experiments_in_it(whe
     assert {f"routed_rl/{path}" for path in kept} <= set(names)
 
 
+def test_the_wheel_made_from_the_sdist_holds_the_same(wheel, tmp_path):
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path], cwd=ROOT, check=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(sdist)], check=True)
+    (made,) = tmp_path.glob("*.whl")
+    assert sorted(zipfile.ZipFile(made).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_installed_wheel_runs(wheel, tmp_path):
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)

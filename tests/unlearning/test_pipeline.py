@@ -4,7 +4,7 @@ import datasets
 import pytest
 import torch
 
-from routed_rl.lm import Training, evaluate, train
+from routed_rl.lm import Training, evaluate, text_corpus, train
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from routed_rl.unlearning import SUPPRESSORS, attack, undo, unlearn
 from routed_rl.unlearning.pipeline import _Data
@@ -109,6 +109,13 @@ def test_mistakes_are_said(given, said, model, tokenizer):
             attack(model, tokenizer, **options)
     else:
         assert given
+
+
+def test_a_corpus_and_a_retain_set_exclude_each_other(model, tokenizer):
+    corpus = text_corpus(tokenizer, FORGET, RETAIN)
+    for call in (unlearn, undo, attack):
+        with pytest.raises(ValueError, match="a Corpus has both sets: leave out retain"):
+            call(model, tokenizer, corpus, RETAIN, **SMALL)
 
 
 def test_an_attack_needs_a_learning_rate(model, tokenizer):
