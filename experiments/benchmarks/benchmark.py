@@ -9,12 +9,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from routed_rl.experiments.benchmarks import distillation, environments, language, learning, routing, training
+from routed_rl.experiments.benchmarks import (
+    accelerator,
+    distillation,
+    environments,
+    language,
+    learning,
+    routing,
+    training,
+)
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.benchmarks.timing import as_json, machine
 from routed_rl.experiments.common.agents.options import PRESETS, Learner
 from routed_rl.experiments.common.errors import at_least, user_input
-from routed_rl.experiments.common.process import one_thread
+from routed_rl.experiments.common.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
@@ -39,6 +47,11 @@ DISTILLATION_COLUMNS = {
 def main(command: Benchmark) -> None:
     one_thread()
     at_least(1, repeats=command.repeats)
+    with user_input():
+        check_device(command.device)
+    if command.device == "cuda":
+        accelerator.main(command.device, command.minutes)
+        return
     with user_input():
         compared = [learning.steps_to_target(run) for run in command.runs]
     total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,20 +44,28 @@ def calls(repeats: int) -> int:
 def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
     """By preset: our loop beside a bare one, an expanded model with and without routing, and the share of the machine's
     rate of matrix products that ours reaches."""
-    return {preset: _measure(preset, repeats, tick) for preset in SHAPES}
+    return {preset: measure_preset(preset, *shape, repeats, tick) for preset, shape in SHAPES.items()}
 
 
-def _measure(preset: str, repeats: int, tick: Callable[[], None]) -> dict[str, Any]:
-    rows, length = SHAPES[preset]
+def measure_preset(
+    preset: str,
+    rows: int,
+    length: int,
+    repeats: int,
+    tick: Callable[[], None] = lambda: None,
+    device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> dict[str, Any]:
+    """As :func:`measure`, of one preset with batches of ``rows`` rows of ``length`` tokens."""
     tokenizer = stories_tokenizer()
     rng = np.random.default_rng(0)
-    starts = np.arange(0, 40 * 2000 + 1, 40)
+    starts = np.arange(0, 40 * max(2000, rows * length * STEPS // 40 + 1) + 1, 40)
     tokens, documents = rng.integers(2, len(tokenizer), starts[-1]), np.arange(len(starts) - 1)
     forget = np.repeat(rng.random(len(documents)) < 0.2, 40)
     corpus = Corpus(tokens, forget, starts, np.zeros(len(documents), dtype=bool), {})
     batches = Batches(corpus, documents, length, rows, 0, corpus.to_forget)
-    settings = Training(steps=STEPS, warmup=0)
-    plain = build_model(preset, tokenizer, 0)
+    settings = Training(steps=STEPS, warmup=0, precision=precision)
+    plain = build_model(preset, tokenizer, 0).to(device)
     expanded = copy.deepcopy(plain)
     expansion = expand(expanded, range(3), 32, 0)
     weights = era_weights(torch.rand(len(tokenizer)), -0.75)
@@ -75,8 +83,10 @@ def _measure(preset: str, repeats: int, tick: Callable[[], None]) -> dict[str, A
     return {
         "milliseconds": 1000 * measured[OURS].median,
         "tokens_per_second": rows * length * measured[OURS].rate,
+        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
         "times_bare": measured[BARE].median / measured[OURS].median,
-        "share_of_matmul_rate": flops / matmul_rate(torch.device("cpu"), torch.float32),
+        "share_of_matmul_rate": flops
+        / matmul_rate(torch.device(device), torch.float32 if precision == "fp32" else torch.bfloat16),
         **{
             f"times_unrouted_{mode}": measured[mode].median / measured[UNROUTED].median
             for mode in ("activation", "parameter")
@@ -93,10 +103,13 @@ def _bare(model: nn.Module, batches: Batches, settings: Training) -> None:
     """What one would write by hand for the same steps."""
     optimizer = make_optimizer(model, settings)
     model.train()
+    device = next(model.parameters()).device
     for step in range(settings.steps):
-        tokens = batches.batch(step).tokens
-        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        tokens = batches.batch(step).tokens.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from routed_rl.experiments.benchmarks import distillation, environments, language, learning, routing, timing, training
+from routed_rl.experiments.benchmarks import (
+    accelerator,
+    distillation,
+    environments,
+    language,
+    learning,
+    routing,
+    timing,
+    training,
+)
 from routed_rl.experiments.cli import main
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.recipe import learning_curve
@@ -132,3 +141,28 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     main(["benchmark", "--repeats", "1"])
     shown = capsys.readouterr().out
     assert "not measured" in shown and "x MiniGrid" in shown
+
+
+def test_the_accelerators_script_measures_every_row(capsys):
+    """On a processor, in small; each row is a line as soon as it is there, and no row fails."""
+    accelerator.main("cpu", minutes=10)
+    machine, *lines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert machine["row"] == "machine" and [line["row"] for line in lines] == [
+        name for name, _ in accelerator.rows("cpu")
+    ]
+    assert not [line for line in lines if "failed" in line or "skipped" in line]
+    assert all(line.get("steps_per_second", line.get("tokens_per_second", 1)) > 0 for line in lines)
+
+
+def test_a_row_that_fails_or_has_no_time_costs_only_itself(capsys, monkeypatch):
+    def fails():
+        raise ValueError("no memory")
+
+    monkeypatch.setattr(accelerator, "rows", lambda device: iter([("a", fails), ("b", lambda: {"rate": 1})]))
+    accelerator.main("cpu", minutes=10)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()[1:]] == [
+        {"row": "a", "failed": "ValueError: no memory"},
+        {"row": "b", "rate": 1},
+    ]
+    accelerator.main("cpu", minutes=-1)
+    assert all("skipped" in line for line in capsys.readouterr().out.splitlines()[1:])

@@ -63,10 +63,3 @@ def test_acting_and_learning_are_captured_in_one_graph_each(kind):
     for model in (plain, compiled):
         model.learn(2 * 256)
     assert same(plain, compiled)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu():
-    model = learner(DiamondGhostTensorVecEnv(64, "cuda", oversight=0.3), RoutedPPO, device="cuda")
-    model.learn(3 * 512)
-    assert all(parameter.is_cuda and parameter.isfinite().all() for parameter in model.policy.parameters())
