@@ -5,27 +5,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import re
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, Union
 
 import tyro
 
 import routed_rl
+from routed_rl.errors import fail, guarded
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.common.agents.options import PRESETS, Train
-from routed_rl.experiments.common.errors import UserError
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
-from routed_rl.experiments.language.options import PRESETS as TEXT_PRESETS
-from routed_rl.experiments.language.options import Era, SteeringScalar, Unlearn
+from routed_rl.experiments.language.options import Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
-from routed_rl.experiments.undo.options import TASKS, Undo
+from routed_rl.experiments.undo.options import Undo
 from routed_rl.experiments.vision.options import Cifar, Mnist
-from routed_rl.extras import MissingExtraError
+from routed_rl.options.era import PRESETS as TEXT_PRESETS
+from routed_rl.options.era import Unlearn
+from routed_rl.options.undo import TASKS
 
 MODULES = {
     Quickstart: "gridworld.quickstart",
@@ -55,24 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     guarded(run)
 
 
-def guarded(run: Callable[[], None]) -> None:
-    """Do something for the user, whose mistakes end it as :func:`main` says."""
-    warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
-    try:
-        run()
-    except (UserError, MissingExtraError) as error:
-        sys.exit(_fail(str(error)))
-    except MemoryError as error:
-        sys.exit(_fail(f"there is not enough memory for this: {error}"))
-    except BrokenPipeError:
-        # Whoever read our output has had enough; nothing may be flushed to it at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; a run continues when its command is started again", status=130))
-
-
 def parse(argv: Sequence[str]) -> Any:
     """The command of a command line."""
     arguments = list(argv) or ["--help"]
@@ -84,7 +65,7 @@ def parse(argv: Sequence[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code:
-            raise SystemExit(_fail(_first_paragraph(said.getvalue()))) from None
+            raise SystemExit(fail(_first_paragraph(said.getvalue()))) from None
         raise
 
 
@@ -127,11 +108,6 @@ def _first_paragraph(box: str) -> str:
             break
         lines.append(text)
     return " ".join(lines) or " ".join(box.split())
-
-
-def _fail(message: str, status: int = 2) -> int:
-    print(f"routed-rl: error: {' '.join(message.split())}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

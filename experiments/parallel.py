@@ -3,7 +3,8 @@
 import shlex
 import sys
 
-from routed_rl.experiments.cli import guarded, parse
+from routed_rl.errors import guarded
+from routed_rl.experiments.cli import parse
 from routed_rl.experiments.common.agents.training import train_runs
 
 if __name__ == "__main__":

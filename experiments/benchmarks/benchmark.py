@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from routed_rl.errors import at_least, user_input
 from routed_rl.experiments.benchmarks import (
     accelerator,
     distillation,
@@ -21,8 +22,7 @@ from routed_rl.experiments.benchmarks import (
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.benchmarks.timing import as_json, machine
 from routed_rl.experiments.common.agents.options import PRESETS, Learner
-from routed_rl.experiments.common.errors import at_least, user_input
-from routed_rl.experiments.common.process import check_device, one_thread
+from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from routed_rl.errors import UserError, user_input
 from routed_rl.experiments.common.agents.recipe import learning_curve
-from routed_rl.experiments.common.errors import UserError, user_input
 from routed_rl.experiments.gridworld.options import Curves
 
 
@@ -30,11 +30,10 @@ def main(command: Curves) -> None:
 
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:
-    import matplotlib.pyplot as plt
-
     from routed_rl.experiments.common.agents import figures
+    from routed_rl.runs.figures import save, subplots
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = subplots(figsize=(7, 4), layout="constrained")
     figures.draw_curves(axes, {name: (*zip(*points, strict=True), None) for name, points in curves.items()})
     with user_input():
-        figures.save(figure, command.figure)
+        save(figure, command.figure)

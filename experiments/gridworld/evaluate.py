@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from routed_rl.errors import at_least, user_input
 from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, load_run, make_env
-from routed_rl.experiments.common.errors import at_least, user_input
-from routed_rl.experiments.common.process import one_thread
 from routed_rl.experiments.gridworld.options import Evaluate
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import evaluate
 from routed_rl.runs import derive_seed
+from routed_rl.runs.process import one_thread
 
 
 def main(command: Evaluate) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from routed_rl.experiments.common.agents.options import CONTRAST
-from routed_rl.experiments.common.options import RUNS
+from routed_rl.options import RUNS
 
 
 @dataclass(frozen=True)

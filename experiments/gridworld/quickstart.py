@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.agents.grid import check_options, train_all
 from routed_rl.experiments.common.agents.options import Train
-from routed_rl.experiments.common.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.workers import is_finished
 from routed_rl.experiments.gridworld.options import Quickstart
 from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
+from routed_rl.runs.grid import is_finished
 
 METHODS = ("routing", "naive")
 FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
@@ -98,16 +98,15 @@ def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
 
 
 def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib.pyplot as plt
-
     from routed_rl.experiments.common.agents import figures
     from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
-    from routed_rl.experiments.common.process import one_thread
+    from routed_rl.runs.figures import save, subplots
+    from routed_rl.runs.process import one_thread
 
     one_thread()
     model, config = load_run(out / "routing")
     world = world_of(make_env(config, 1))
-    figure, (curves, *plots) = plt.subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
+    figure, (curves, *plots) = subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
     shown = {
         ("routing", "steer:diamond"): ("routed, steered to Diamond", figures.COLOURS["diamond"]),
         ("routing", "steer:ghost"): ("routed, steered to Ghost", figures.COLOURS["ghost"]),
@@ -137,7 +136,7 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
         0.995, 0.005, f"configs {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "
         f"seed {read_run(out / 'routing').seed}", ha="right", fontsize=6, color="#6c757d",
     )  # fmt: skip
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def _next_steps(run: Path) -> str:

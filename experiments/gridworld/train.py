@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from routed_rl.errors import at_least
 from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.common.agents.training import train_runs
-from routed_rl.experiments.common.errors import at_least
 
 
 def main(command: Train) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.agents.recipe import ON_MINIGRID, load_run, make_scalar_env
-from routed_rl.experiments.common.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.process import one_thread
 from routed_rl.experiments.gridworld.options import Watch
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import RoutedAlgorithm
 from routed_rl.runs import derive_seed, write_bytes
+from routed_rl.runs.process import one_thread
 
 
 def main(command: Watch) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from routed_rl.experiments.common.tables import write_table
-from routed_rl.experiments.common.text.corpus import STORIES, text_identity
 from routed_rl.lm.batches import Batches
 from routed_rl.lm.corpora import Corpus, build_corpus, tokenizer_digest
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import single_tokens
+from routed_rl.lm.inputs import STORIES, text_identity
 from routed_rl.lm.losses import evaluate, next_token_loss
 from routed_rl.lm.models import PRESETS, build_model, load_model, load_tokenizer, save_model
 from routed_rl.lm.steering import (
@@ -31,6 +30,7 @@ from routed_rl.lm.steering import (
 from routed_rl.lm.stories import TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import RunDirectory, derive_seed
+from routed_rl.runs.tables import write_table
 
 MODEL, SCORES = "model", "scores.csv"
 SAMPLES, TOP = 5, 10

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
-from routed_rl.experiments.common import style as canvas
+from routed_rl.runs.figures import save, subplots
 
 COLOURS = {True: "#2a9d8f", False: "#6c757d"}
 NAMES = {True: "routed", False: "not routed (control)"}
@@ -30,7 +29,7 @@ def draw_steering(
         topics: of each axis, what the tokens of its topic are.
         tokens: the routed token of each.
     """
-    figure, plots = plt.subplots(
+    figure, plots = subplots(
         len(tokens), 2, figsize=(9.6, 0.5 + 3.9 * len(tokens)), squeeze=False, layout="constrained"
     )
     for (left, right), (axis, token) in zip(plots, tokens.items(), strict=True):
@@ -39,7 +38,7 @@ def draw_steering(
         left.set_title(f"Steering towards {token!r}", fontsize=10)
         _scores(right, scores[scores.axis == axis], token, topics[axis])
         right.set_title(f"Tokens along dimension {axis}", fontsize=10)
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def _curves(axes: Any, curves: pd.DataFrame) -> None:

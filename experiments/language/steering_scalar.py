@@ -12,18 +12,18 @@ import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from routed_rl.experiments.common.directories import check_study, start_study
-from routed_rl.experiments.common.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.options import RUNS
-from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean, write_table
-from routed_rl.experiments.common.text.corpus import model_identity
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.language.options import SteeringScalar
 from routed_rl.experiments.language.steering import RECIPES, SCORES, TOP, Recipe, Study
 from routed_rl.experiments.language.steering_figures import draw_steering
+from routed_rl.lm.inputs import model_identity, quiet_libraries
 from routed_rl.lm.stories import TOPICS
+from routed_rl.options import RUNS
 from routed_rl.runs import RunDirectory, read_json, write_bytes
+from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
+from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.tables import aggregate, markdown, shown_mean, write_table
 
 RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
 KEYS = ("routed", "seed", "axis", "strength")
@@ -34,6 +34,7 @@ MEASURES = ("rank", "cosine", "runner_up", "topic_in_top", "others_cosine", "con
 def main(command: SteeringScalar) -> None:
     out, recipe = command.out or RUNS / f"steering-{command.preset}", _recipe(command)
     one_thread()
+    quiet_libraries()
     with user_input():
         check_device(command.device)
         study = Study(recipe, command.device)

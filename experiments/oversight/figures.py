@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pandas as pd
 
 from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.options import CONTRAST, MethodName
 from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
-from routed_rl.experiments.common.tables import aggregate, half_interval
 from routed_rl.experiments.oversight.study import SHOWN, WANTED, Limits, compared
+from routed_rl.runs.figures import save, subplots
+from routed_rl.runs.tables import aggregate, half_interval
 
 EXACT = {"optimal": "optimum", "diamond": "seeks Diamond, blind to Ghost", "any": "any terminal"}
 
@@ -28,7 +29,7 @@ def colour(label: str) -> Any:
     """The colour of a method, the same in all figures of all studies; grey for labels with noise."""
     if label in FIXED:
         return FIXED[label]
-    return plt.get_cmap("tab20")(OTHERS.index(label)) if label in OTHERS else "#6c757d"
+    return matplotlib.colormaps["tab20"](OTHERS.index(label)) if label in OTHERS else "#6c757d"
 
 
 def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
@@ -37,7 +38,7 @@ def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
     if not len(shown):
         return
     levels = np.array(sorted(shown.oversight.unique()))
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure, axes = subplots(figsize=(7.5, 4.8), layout="constrained")
     for label, rows in aggregate(shown, "true_return", ["label", "oversight"]).groupby("label"):
         x, mean, half = 100 * rows.oversight, rows["mean"], rows["half"]
         axes.plot(x, mean, marker="o", markersize=4, color=colour(label), label=label)
@@ -52,7 +53,7 @@ def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
     _finish(axes, "Return against oversight: mean, 95 % interval, 5–95 % quantiles")
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path, exact: Limits | None) -> None:
@@ -61,7 +62,7 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
     Args:
         runs: run directories by method and policy.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure, axes = subplots(figsize=(7.5, 4.8), layout="constrained")
     labels = {key: SHOWN.get(key, key[0]) for key in runs}
     for key, directories in runs.items():
         curves = [learning_curve(run, key[1]) for run in directories]
@@ -80,7 +81,7 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
         )
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
     _finish(axes, f"Learning curves at {focus:.1%} oversight: mean and 95 % interval")
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | None) -> None:
@@ -88,7 +89,7 @@ def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | Non
     shown = compared(frame)
     shown = shown[shown.oversight == focus]
     rows = aggregate(shown, "true_return", ["label"]).sort_values("mean")
-    figure, axes = plt.subplots(figsize=(7.5, 0.6 + 0.34 * len(rows)), layout="constrained")
+    figure, axes = subplots(figsize=(7.5, 0.6 + 0.34 * len(rows)), layout="constrained")
     places = np.arange(len(rows))
     axes.barh(places, rows["mean"], xerr=rows["half"], color=[colour(label) for label in rows.label], alpha=0.75)
     for place, label in enumerate(rows.label):
@@ -102,7 +103,7 @@ def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | Non
     title = f"At {focus:.1%} oversight: mean, 95 % interval, each seed; dotted: seeks Diamond, blind to Ghost"
     axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
@@ -111,9 +112,9 @@ def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
     Args:
         noise: columns ``kind``, ``rate``, ``policy``, ``true_return``.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    figure, axes = subplots(figsize=(7.5, 4.4), layout="constrained")
     noise = noise[noise.policy == f"steer:{WANTED}"]
-    for (kind, rows), line in zip(noise.groupby("kind"), plt.get_cmap("tab10").colors, strict=False):
+    for (kind, rows), line in zip(noise.groupby("kind"), matplotlib.colormaps["tab10"].colors, strict=False):
         cells = aggregate(rows, "true_return", ["rate"])
         axes.errorbar(
             100 * cells.rate, cells["mean"], yerr=cells["half"], marker="o", markersize=4, capsize=2, color=line,
@@ -122,7 +123,7 @@ def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     axes.set(xlabel="rate of lost or wrong labels (%)", ylabel="true return, steered to Diamond")
     _finish(axes, f"Label noise at {focus:.1%} oversight: mean and 95 % interval")
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_arrows(run: Path, path: Path) -> None:
@@ -135,12 +136,12 @@ def draw_arrows(run: Path, path: Path) -> None:
         "steered to Diamond ◆": {"choice": "diamond"},
         "to Diamond, away from Ghost": {"choice": "diamond", "avoid": {"ghost": CONTRAST}},
     }
-    figure, plots = plt.subplots(1, len(views), figsize=(12, 3.3), layout="constrained")
+    figure, plots = subplots(1, len(views), figsize=(12, 3.3), layout="constrained")
     for axes, (title, steering) in zip(plots, views.items(), strict=True):
         with model.steered(**steering):
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
         axes.set_title(title, fontsize=10)
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from routed_rl.experiments.common.agents.options import PresetName, WorldName
-from routed_rl.experiments.common.options import RUNS
+from routed_rl.options import RUNS
 
 
 @dataclass(frozen=True)

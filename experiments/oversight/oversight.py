@@ -12,13 +12,13 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.markdown import Markdown
 
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.agents.grid import check_options, train_all
 from routed_rl.experiments.common.agents.options import EARLY_STOPPED, PRESETS, MethodName, Train
-from routed_rl.experiments.common.directories import check_study, start_study
-from routed_rl.experiments.common.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.workers import is_finished, open_backend
 from routed_rl.experiments.oversight.options import Oversight
 from routed_rl.runs import write_bytes
+from routed_rl.runs.grid import is_finished, open_backend
+from routed_rl.runs.studies import check_study, start_study
 
 RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
 STRICT = "strict"
@@ -120,9 +120,9 @@ def _name(out: Path) -> str:
 def _report(command: Oversight, failed: dict[Path, str]) -> None:
     """Gather all that is finished, also by earlier commands, into tables, summary and figures."""
     from routed_rl.experiments.common.agents.limits import limits
-    from routed_rl.experiments.common.tables import write_table
     from routed_rl.experiments.oversight import figures as study_figures
     from routed_rl.experiments.oversight import study
+    from routed_rl.runs.tables import write_table
 
     rows, timings, runs = [], [], {}
     for out in sorted(result.parent for result in (command.out / "runs").glob("*/*/evaluation.json")):

@@ -11,8 +11,8 @@ import pandas as pd
 
 from routed_rl.experiments.common.agents.options import EARLY_STOPPED
 from routed_rl.experiments.common.agents.recipe import learning_curve
-from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean
 from routed_rl.runs import read_json, read_metrics, read_run
+from routed_rl.runs.tables import aggregate, markdown, shown_mean
 
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 WANTED = "diamond"

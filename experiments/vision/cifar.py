@@ -18,17 +18,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD
 
-from routed_rl.experiments.common.directories import check_study, start_study
-from routed_rl.experiments.common.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.options import RUNS
-from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.vision import figures as vision_figures
 from routed_rl.experiments.vision.images import Images, cifar100, digits
 from routed_rl.experiments.vision.options import Cifar
+from routed_rl.options import RUNS
 from routed_rl.routing import RouteTable
 from routed_rl.runs import RunDirectory, read_json, write_bytes
+from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
+from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.tables import aggregate, markdown, shown_mean, write_table
 from routed_rl.vision import (
     HALVES,
     PartitionedNetwork,

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from routed_rl.experiments.common import style as canvas
-from routed_rl.experiments.common.tables import aggregate
+from routed_rl.runs.figures import save, subplots
+from routed_rl.runs.tables import aggregate
 
 COLOURS = {"decoder": "#6c757d", "top": "#2a9d8f", "bottom": "#e76f51"}
 NAMES = {"decoder": "decoder (whole code)", "top": "certificate, top half", "bottom": "certificate, bottom half"}
@@ -28,7 +27,7 @@ def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int]
     """
     wide = min(2, len(titles))
     tall = -(-len(titles) // wide)
-    figure, plots = plt.subplots(
+    figure, plots = subplots(
         tall, wide, figsize=(5.6 * wide, 0.7 + 2.1 * tall), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (setting, title) in zip(plots.flat, titles.items(), strict=False):
@@ -50,7 +49,7 @@ def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int]
         axes.set_visible(False)
     routed = "; shaded: the digits of the top half" if top else ""
     _legend(figure, plots[0, 0], f"Validation error by digit: mean and 95 % interval{routed}")
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Path) -> None:
@@ -61,9 +60,7 @@ def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Pat
     """
     wide = min(2, len(pictures))
     tall = -(-len(pictures) // wide)
-    figure, plots = plt.subplots(
-        tall, wide, figsize=(5.4 * wide, 0.4 + 2.2 * tall), squeeze=False, layout="constrained"
-    )
+    figure, plots = subplots(tall, wide, figsize=(5.4 * wide, 0.4 + 2.2 * tall), squeeze=False, layout="constrained")
     for axes, (title, parts) in zip(plots.flat, pictures.items(), strict=False):
         _mosaic(axes, [parts[part] for part in PICTURES])
         _rows(axes, list(PICTURES.values()))
@@ -71,7 +68,7 @@ def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Pat
     for axes in plots.flat[len(pictures) :]:
         axes.set_visible(False)
     figure.suptitle("What can be rebuilt: from the whole code, and from each half alone (first seed)", fontsize=10)
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def draw_traversal(traversal: Sequence[Sequence[str]], path: Path) -> None:
@@ -80,12 +77,12 @@ def draw_traversal(traversal: Sequence[Sequence[str]], path: Path) -> None:
     Args:
         traversal: by latent and step, pixels in hex.
     """
-    figure, axes = plt.subplots(figsize=(4.6, 5.6), layout="constrained")
+    figure, axes = subplots(figsize=(4.6, 5.6), layout="constrained")
     _mosaic(axes, traversal)
     _rows(axes, [f"latent {digit}" for digit in range(len(traversal))])
     axes.set_xlabel("from 0 to its 99 % quantile →", fontsize=8)
     axes.set_title("One latent at a time, each taught by one digit (first seed)", fontsize=9)
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> None:
@@ -95,7 +92,7 @@ def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> 
         frame: columns ``routed``, ``part``, ``group``, ``accuracy``.
         titles: of the routed run and its control, as far as there are any.
     """
-    figure, plots = plt.subplots(
+    figure, plots = subplots(
         1, len(titles), figsize=(1.6 + 3.4 * len(titles), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (routed, title) in zip(plots[0], titles.items(), strict=True):
@@ -105,7 +102,7 @@ def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> 
         axes.set_title(title, fontsize=9)
     plots[0, 0].set_ylabel("validation accuracy")
     _legend(figure, plots[0, 0], "Accuracy by group of classes: mean and 95 % interval")
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def _bars(axes: Any, cells: pd.DataFrame, groups: Sequence[str]) -> None:

@@ -11,17 +11,17 @@ import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
-from routed_rl.experiments.common.directories import check_study, start_study
-from routed_rl.experiments.common.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.options import RUNS
-from routed_rl.experiments.common.process import check_device, one_thread
-from routed_rl.experiments.common.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.vision import figures as vision_figures
 from routed_rl.experiments.vision.images import Images, digits, mnist
 from routed_rl.experiments.vision.options import Mnist
 from routed_rl.experiments.vision.splits import CONSTANT, PUBLISHED_ACCURACY, RECIPES, SETTINGS, TEN_WAY, Recipe, Study
+from routed_rl.options import RUNS
 from routed_rl.runs import read_json, write_bytes, write_json
+from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
+from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.tables import aggregate, markdown, shown_mean, write_table
 
 RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
 KEYS = ("setting", "seed", "part", "group")

@@ -19,6 +19,7 @@ from routed_rl.lm.era import (
     expert_weights,
     token_weights,
 )
+from routed_rl.lm.era_study import EraStudy
 from routed_rl.lm.expand_route_ablate import repair, route
 from routed_rl.lm.finders import (
     VIROLOGY_TOKENS,
@@ -72,6 +73,7 @@ __all__ = [
     "Corpus",
     "Document",
     "EraObjective",
+    "EraStudy",
     "Expansion",
     "Finder",
     "FineTuning",

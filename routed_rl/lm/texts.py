@@ -30,7 +30,7 @@ def text_corpus(tokenizer: Any, forget: Texts, retain: Texts) -> Corpus:
     Raises:
         ValueError: for a set without documents, a document without text, or one string in place of a list.
     """
-    documents = chain(_documents("forget", forget), _documents("retain", retain))
+    documents = chain(labelled_documents("forget", forget), labelled_documents("retain", retain))
     with tempfile.TemporaryDirectory() as folder:
         found = build_corpus(Path(folder) / "corpus", documents, tokenizer, find_topic("forget"), validation=None)
         tokens, forgets = np.array(found.tokens), np.array(found.forget)  # the files go with the folder
@@ -48,7 +48,7 @@ def split_by_words(texts: Texts, words: Sequence[str]) -> tuple[list[str], list[
     """
     find = find_words(words)
     found: tuple[list[str], list[str]] = ([], [])
-    for document in _documents("texts", texts):
+    for document in labelled_documents("texts", texts):
         found[0 if find(document) else 1].append(document.text)
     return found
 
@@ -58,7 +58,8 @@ def row_length(corpus: Corpus) -> int:
     return min(int(np.diff(corpus.starts).max()), LONGEST) + 1
 
 
-def _documents(name: str, texts: Texts) -> Iterator[Document]:
+def labelled_documents(name: str, texts: Texts) -> Iterator[Document]:
+    """Yield texts as documents whose topic is ``name``; ValueError as :func:`text_corpus`."""
     if isinstance(texts, str):
         raise ValueError(f"{name} must be a list of documents, got one string: {texts[:40]!r}")
     none = True

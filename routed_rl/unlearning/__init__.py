@@ -1,6 +1,20 @@
 """Unlearning: methods that suppress what a model knows, noise, distillation, and attacks that bring it back."""
 
 import routed_rl.lm  # noqa: F401 (says which extra is missing)
+from routed_rl.lm.forget_and_retain import ForgetAndRetain
+from routed_rl.lm.suppressors import (
+    FORWARD_PASS,
+    SUPPRESSORS,
+    GradDiff,
+    MaxEnt,
+    Npo,
+    RepNoise,
+    Rmu,
+    Sam,
+    SimNpo,
+    Suppressor,
+    Undial,
+)
 from routed_rl.unlearning.attacks import (
     WorstCase,
     barrier,
@@ -15,21 +29,8 @@ from routed_rl.unlearning.divergence import Head, divergence, teacher_target, to
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
-from routed_rl.unlearning.sources import ForgetAndRetain
-from routed_rl.unlearning.suppressors import (
-    FORWARD_PASS,
-    SUPPRESSORS,
-    GradDiff,
-    MaxEnt,
-    Npo,
-    RepNoise,
-    Rmu,
-    Sam,
-    SimNpo,
-    Suppressor,
-    Undial,
-)
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
+from routed_rl.unlearning.undo_study import UndoStudy
 
 __all__ = [
     "FORWARD_PASS",
@@ -50,6 +51,7 @@ __all__ = [
     "Suppressor",
     "TeacherCache",
     "Undial",
+    "UndoStudy",
     "WorstCase",
     "attack",
     "barrier",

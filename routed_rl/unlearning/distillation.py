@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.models import blocks
 from routed_rl.lm.processes import processes, undistributed
+from routed_rl.lm.streams import outputs
 from routed_rl.lm.training import Source, Training, train
 from routed_rl.runs import RunDirectory, read_json, write_json
 from routed_rl.unlearning.divergence import CHUNK, Head, divergence, teacher_target
-from routed_rl.unlearning.streams import outputs
 from routed_rl.unlearning.teacher_cache import TeacherCache
 
 RETAIN = "retain.json"

@@ -13,7 +13,9 @@ from torch import nn
 
 from routed_rl.lm.batches import Batches
 from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
+from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import derive_seed
@@ -21,8 +23,6 @@ from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.distillation import StopRule, distil
 from routed_rl.unlearning.noise import shrink_and_perturb
-from routed_rl.unlearning.sources import ForgetAndRetain
-from routed_rl.unlearning.suppressors import SUPPRESSORS, Suppressor
 
 MEASURED = 200
 """Documents of each kind on which losses are measured, at most."""

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from routed_rl.experiments import cli
-from routed_rl.experiments.common import workers
 from routed_rl.lm import throughput, training
-from routed_rl.runs import rundir
+from routed_rl.runs import grid, rundir
 
 
 def run_in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -35,12 +34,13 @@ def run_in_process(patch: pytest.MonkeyPatch) -> list[list[str]]:
                 contextlib.redirect_stderr(written),
             ):
                 try:
-                    cli.main(command[command.index("routed_rl.experiments.cli") + 1 :])
+                    module, *line = command[command.index("-m") + 1 :]
+                    import_module(module).main(line)
                     codes.append(0)
                 except SystemExit as stop:
                     codes.append(stop.code)
             on_poll()
         return codes
 
-    patch.setattr(workers, "run_commands", pool)
+    patch.setattr(grid, "run_commands", pool)
     return ran

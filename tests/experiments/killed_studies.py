@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common import process
-from routed_rl.experiments.language import division, era_figures, unlearn
 from routed_rl.lm import models
+from routed_rl.lm.era_study import EraStudy, division, pipeline
+from routed_rl.runs import process
 from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked
 
@@ -33,7 +33,7 @@ def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
     tiny = partial(models._gpt_neo(width=16, layers=2, heads=2, length=64), resid_dropout=0.1)
     patch.setitem(models.PRESETS, "tiny", tiny)
     patch.setattr(division, "SAMPLES", 1)
-    patch.setattr(unlearn, "SAMPLE_TOKENS", 3)
+    patch.setattr(pipeline, "SAMPLE_TOKENS", 3)
     return run_in_process(patch)
 
 
@@ -58,6 +58,5 @@ if __name__ == "__main__":
     process.one_thread()
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
-        for name in ("draw_panels", "draw_relearning", "draw_tokens"):
-            patch.setattr(era_figures, name, lambda *_: None)
+        patch.setattr(EraStudy, "FIGURES", ())
         main(Path(sys.argv[1]))

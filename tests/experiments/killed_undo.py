@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common import process
-from routed_rl.experiments.undo import figures as undo_figures
 from routed_rl.lm import models
-from routed_rl.unlearning import MaxEnt
+from routed_rl.runs import process
+from routed_rl.unlearning import MaxEnt, UndoStudy
 from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked
 
@@ -54,5 +53,5 @@ if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
         patch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, steps=6))
-        patch.setattr(undo_figures, "draw", lambda *_: None)
+        patch.setattr(UndoStudy, "FIGURES", ())
         main(Path(sys.argv[1]))

@@ -4,21 +4,22 @@ import os
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.text.corpus import open_text
-from routed_rl.experiments.language.era import AFTER, VARIANTS, _command, _grid
-from routed_rl.experiments.language.options import Attack, Era, EraMethod, Unlearn
-from routed_rl.experiments.language.unlearn import Pipeline
+from routed_rl.lm import EraStudy
+from routed_rl.lm.era_study.pipeline import Pipeline
+from routed_rl.lm.era_study.study import AFTER, VARIANTS
+from routed_rl.lm.inputs import open_text
+from routed_rl.options.era import Attack, EraMethod, Unlearn
 from routed_rl.runs import read_json, write_json
 from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
@@ -246,10 +247,9 @@ def test_a_run_is_its_command_line(method, small, tmp_path):
         "corpora": tmp_path,
         "out": tmp_path / "a b",
     }
-    given = replace(Era(), methods=methods, **usual)
-    for wanted in _grid(given):
-        line = _command([wanted])
-        assert cli.parse(line[line.index("unlearn") :]) == wanted
+    for wanted in EraStudy(methods=methods, **usual)._grid():
+        line = EraStudy.KIND.command([wanted])
+        assert tyro.cli(Unlearn, args=line[line.index("-m") + 2 :]) == wanted
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.process import one_thread
 from routed_rl.experiments.vision import cifar, images, splits
 from routed_rl.experiments.vision.images import digits
 from routed_rl.experiments.vision.splits import RECIPES, SETTINGS, Study, groups_of
 from routed_rl.runs import RunDirectory, read_json
+from routed_rl.runs.process import one_thread
 from tests.experiments.mistakes import complaints
 from tests.experiments.test_images import cifar_files, write_npz
 

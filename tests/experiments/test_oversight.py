@@ -13,13 +13,12 @@ import tyro
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.cli import commands as all_commands
-from routed_rl.experiments.common import tables, workers
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents import recipe as gridworld
 from routed_rl.experiments.common.agents.grid import arguments, train_all
 from routed_rl.experiments.common.agents.options import Learner, Train
 from routed_rl.experiments.oversight import oversight, study
-from routed_rl.runs import write_json
+from routed_rl.runs import grid, tables, write_json
 
 TINY = replace(
     commands.PRESETS["quick"],
@@ -49,7 +48,7 @@ def in_process(monkeypatch):
             on_poll()
         return codes
 
-    monkeypatch.setattr(workers, "run_commands", pool)
+    monkeypatch.setattr(grid, "run_commands", pool)
     return ran
 
 
@@ -98,7 +97,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
     # Broken off after three runs, and in a run; and asked for in two portions.
     in_process.clear()
     ran = []
-    real = workers.run_commands
+    real = grid.run_commands
 
     def broken(argvs, workers, logs, **options):
         ran.append(len(argvs))
@@ -106,7 +105,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "run_commands", broken)
+        patch.setattr(grid, "run_commands", broken)
         with pytest.raises(SystemExit) as stop:
             run_study(tmp_path / "again")
     assert stop.value.code == 130 and ran == [2 * len(NAMES)]

@@ -14,9 +14,9 @@ from routed_rl.experiments.common.agents import recipe as gridworld
 from routed_rl.experiments.common.agents import training
 from routed_rl.experiments.common.agents.grid import _batches, _command, train_all
 from routed_rl.experiments.common.agents.options import PRESETS, Learner
-from routed_rl.experiments.common.workers import FAILED
 from routed_rl.rl import ParallelLearner
 from routed_rl.runs import read_json, read_metrics
+from routed_rl.runs.grid import FAILED
 
 LEARNER = Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2)
 TINY = replace(PRESETS["quick"], total_steps=2560, learner=LEARNER)

@@ -13,17 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.text.corpus import open_text, whole_paths
-from routed_rl.experiments.undo.domains import Domains
-from routed_rl.experiments.undo.members import make_suppressor, suppression_parts
-from routed_rl.experiments.undo.options import TASKS, Relearn, SuppressorName, Undo
-from routed_rl.experiments.undo.undo import StageRun, _command, _whole
+from routed_rl.experiments.undo.options import Undo
 from routed_rl.lm import character_tokenizer, save_model
+from routed_rl.lm.inputs import open_text, whole_paths
+from routed_rl.options.undo import TASKS, Relearn, SuppressorName, UndoOptions
 from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
+from routed_rl.unlearning.undo_study.domains import Domains
+from routed_rl.unlearning.undo_study.members import make_suppressor, suppression_parts
+from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
+from routed_rl.unlearning.undo_study.worker import OneStage
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
 from tests.lm.tiny_models import tiny_model
@@ -166,9 +169,9 @@ def test_no_folder_takes_the_place_of_a_name(small, tmp_path, monkeypatch):
     for name in ("keep.txt", "words.txt", "forest"):
         (tmp_path / name).touch()
     given = Undo(corpus="keep.txt", tokenizer="gemma2-tiny", words=("words.txt",), tokens=("a", "b"))
-    whole = whole_paths(given)
+    whole = replace(given, **whole_paths(given))
     assert (whole.corpus, whole.words, whole.tokens) == (f"{tmp_path}/keep.txt", (f"{tmp_path}/words.txt",), ("a", "b"))
-    assert whole_paths(Undo(words=("forest",))).words == ("forest",), "a list's name"
+    assert "words" not in whole_paths(Undo(words=("forest",))), "a list's name"
 
 
 def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
@@ -437,18 +440,20 @@ def test_a_batch_of_suppression_is_divided_into_parts_with_two_rows_of_both_kind
 
 
 def test_a_presets_settings_stay_where_others_are_given(tmp_path):
-    command = _whole(Undo(task="wmdp", preset="paper", settings=("rmu.steps=50", "maxent.retain-weight=2")))
-    assert "rmu.steps=90" not in command.settings and "maxent.retain_weight=0.25" not in command.settings
-    assert {"rmu.steps=50", "maxent.retain-weight=2", "maxent.learning_rate=2e-5"} <= set(command.settings)
-    assert _whole(command) == command
+    study = UndoStudy(task="wmdp", preset="paper", settings=["rmu.steps=50", "maxent.retain-weight=2"])
+    assert "rmu.steps=90" not in study.settings and "maxent.retain_weight=0.25" not in study.settings
+    assert {"rmu.steps=50", "maxent.retain-weight=2", "maxent.learning_rate=2e-5"} <= set(study.settings)
+    assert vars(UndoStudy(**vars(study))) == vars(study)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_stage_is_its_command_line(task, tmp_path):
-    given = replace(Undo(task=task[0], preset=task[1], **TASKS[task]), alphas=(0.5, 0.25), forget="a b", out=tmp_path)
+    given = UndoOptions(**{**TASKS[task], "task": task[0], "preset": task[1], "forget": "a b", "out": tmp_path})
     given = replace(given, teachers=("-a=/b",), also=None, text_field="{q}\n{a}", settings=("rmu.norm=3",))
-    line = _command([StageRun(None, given, tmp_path / "distil-1", 0)])
-    assert cli.parse(line[line.index("undo") :]) == replace(given, only="distil-1")
+    given = replace(given, alphas=(0.5, 0.25))
+    line = UndoStudy.KIND.command([StageRun(None, given, tmp_path / "distil-1", 0)])
+    parsed = tyro.cli(OneStage, args=line[line.index("-m") + 2 :])
+    assert vars(parsed) == {**vars(given), "only": "distil-1"}
 
 
 @pytest.mark.slow

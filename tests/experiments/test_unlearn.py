@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from routed_rl.errors import UserError
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.errors import UserError
-from routed_rl.experiments.common.text.corpus import open_text
-from routed_rl.experiments.language import unlearn
-from routed_rl.experiments.language.checks import check_options
-from routed_rl.experiments.language.methods import METHODS
-from routed_rl.experiments.language.options import TextOptions, Unlearn
-from routed_rl.experiments.language.unlearn import Pipeline
 from routed_rl.lm import save_model, stories_tokenizer
+from routed_rl.lm.era_study import pipeline
+from routed_rl.lm.era_study.checks import check_options
+from routed_rl.lm.era_study.methods import METHODS
+from routed_rl.lm.era_study.pipeline import Pipeline
+from routed_rl.lm.inputs import open_text
+from routed_rl.options.era import TextOptions, Unlearn
 from routed_rl.runs import RunDirectory, read_json, read_metrics
 from tests.experiments.killed_studies import OPTIONS, make_small
 from tests.experiments.mistakes import complaints
@@ -101,7 +101,7 @@ def test_a_run_and_the_same_run_elsewhere(corpora, tmp_path, capsys):
 
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unlearn, "train", None)
+        patch.setattr(pipeline, "train", None)
         run(corpora, "--out", tmp_path / "a")
     captured = capsys.readouterr()
     assert "is finished; this is its result" in captured.err
@@ -142,8 +142,8 @@ def test_killed_in_training_in_repair_and_in_the_attack(corpora, texts, tmp_path
     assert sorted(path.name for path in (again / "checkpoints").iterdir())[-1] == "step-000000000004"
     die(again, corpora, Pipeline, "_losses", 2, *options)
     assert sorted(path.name for path in (again / "checkpoints").iterdir())[-1] == "step-000000000006"
-    die(again, corpora, unlearn, "fine_tune", 1, *options)
-    die(again, corpora, unlearn, "save_model", 1, *options)
+    die(again, corpora, pipeline, "fine_tune", 1, *options)
+    die(again, corpora, pipeline, "save_model", 1, *options)
     assert (again / "model").is_dir() and not (again / "evaluation.json").exists()
     run(corpora, "--out", again, *options)
     assert contents(again) == contents(tmp_path / "whole")
@@ -302,7 +302,7 @@ def test_bad_options_end_in_one_line_and_leave_nothing(options, message, corpora
 
 
 def test_what_many_processes_cannot_share_is_refused(corpora, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(unlearn, "processes", lambda: 2)
+    monkeypatch.setattr(pipeline, "processes", lambda: 2)
     for options, message in (
         (["--accumulate", "4"], "--batch-size 4 cannot be shared evenly by 2 processes, in 4 parts"),
     ):

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from routed_rl.experiments.common import process, workers
-from routed_rl.experiments.common.workers import Kind, is_finished, open_backend, options, run_all
-from routed_rl.runs import RunDirectory, run_commands
+from routed_rl.runs import RunDirectory, grid, process, run_commands
+from routed_rl.runs.grid import Kind, is_finished, open_backend, options, run_all
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def test_how_far_runs_are(tmp_path, monkeypatch):
         def update(self, task, description, completed):
             shown.append((description, completed))
 
-    monkeypatch.setattr(workers, "progress_display", lambda **_: Display())
+    monkeypatch.setattr(grid, "progress_display", lambda **_: Display())
 
     def backend(commands, workers, logs, *, after, on_poll, poll_seconds):
         on_poll()

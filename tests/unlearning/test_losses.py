@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routed_rl.lm.batches import Batch
+from routed_rl.lm.suppressors.maxent import divergence, divergence_from_uniform
+from routed_rl.lm.suppressors.npo import npo
 from routed_rl.unlearning import GradDiff, MaxEnt, Npo, SimNpo, Undial
-from routed_rl.unlearning.suppressors.maxent import divergence, divergence_from_uniform
-from routed_rl.unlearning.suppressors.npo import npo
 from tests.lm.test_losses import VOCABULARY, Bigram
 
 A = 0.7

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch
 from routed_rl.lm.models import blocks, final_norm, mlp
+from routed_rl.lm.suppressors.repnoise import squared_mmd
 from routed_rl.unlearning import MaxEnt, RepNoise
-from routed_rl.unlearning.suppressors.repnoise import squared_mmd
 from tests.lm.tiny_models import tiny_model
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from routed_rl.envs import World, dynamics
-from routed_rl.experiments.common.style import save as save
 from routed_rl.rl import RoutedActorCriticPolicy
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from routed_rl.errors import UserError, user_input
 from routed_rl.experiments.common.agents.options import PRESETS, Train
-from routed_rl.experiments.common.errors import UserError, user_input
-from routed_rl.experiments.common.workers import PYTHON, Backend, Kind, options, run_all
 from routed_rl.runs import config_hash, run_commands
+from routed_rl.runs.grid import PYTHON, Backend, Kind, options, run_all
 
 
 def train_all(
     runs: Sequence[Train], workers: int, backend: Backend = run_commands, parallel_seeds: int = 1
 ) -> dict[Path, str]:
-    """Train every run that is not finished, as :func:`~routed_rl.experiments.common.workers.run_all` does.
+    """Train every run that is not finished, as :func:`~routed_rl.runs.grid.run_all` does.
 
     Args:
         parallel_seeds: how many runs, alike but for seed and oversight, a process trains at once.

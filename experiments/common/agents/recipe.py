@@ -23,7 +23,6 @@ from routed_rl.envs import (
 )
 from routed_rl.experiments.common.agents.options import CONTRAST
 from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
-from routed_rl.experiments.common.process import check_device
 from routed_rl.rl import (
     Overseer,
     RoutedActorCriticPolicy,
@@ -39,6 +38,7 @@ from routed_rl.rl import (
 )
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
+from routed_rl.runs.process import check_device
 
 MODEL = "model"
 """The final checkpoint's name in a run directory."""

@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
+from routed_rl.errors import UserError, user_input
 from routed_rl.experiments.common.agents.grid import check_options
 from routed_rl.experiments.common.agents.options import EARLY_STOPPED, Train
 from routed_rl.experiments.common.agents.recipe import (
@@ -31,13 +32,12 @@ from routed_rl.experiments.common.agents.recipe import (
     policies,
     world_options,
 )
-from routed_rl.experiments.common.errors import UserError, user_input
-from routed_rl.experiments.common.options import RUNS
-from routed_rl.experiments.common.process import one_thread
-from routed_rl.experiments.common.workers import FAILED
+from routed_rl.options import RUNS
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics
+from routed_rl.runs.grid import FAILED
+from routed_rl.runs.process import one_thread
 from routed_rl.runs.progress import progress_display
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200

@@ -1,0 +1,36 @@
+"""What every command that runs a study does: run it, show what came of it, say what failed."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from routed_rl.options import Workers
+from routed_rl.runs.studies import RunsFailedError, Study
+
+
+def run_and_show(study: Study, where: Workers) -> None:
+    """Run a study, print its summary, and a line for each failed run.
+
+    Raises:
+        UserError: as :meth:`~routed_rl.runs.studies.Study.run`.
+    """
+    try:
+        study.run(workers=where.workers, backend=where.backend, ray_address=where.ray_address)
+    except RunsFailedError as error:
+        _show(study)
+        for out, reason in error.failed.items():
+            print(f"routed-rl: failed: {out.relative_to(study.out).as_posix()}: {reason}", file=sys.stderr)
+        raise
+    _show(study)
+
+
+def _show(study: Study) -> None:
+    console = Console()
+    try:
+        console.print(Markdown(study.summary()))
+    except ValueError:  # nothing is finished
+        return
+    console.print(f"Tables and figures: {study.out}")

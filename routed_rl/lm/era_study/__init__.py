@@ -1,0 +1,5 @@
+"""A study of Expand-Route-Ablate: its runs, tables and figures."""
+
+from routed_rl.lm.era_study.study import EraStudy
+
+__all__ = ["EraStudy"]

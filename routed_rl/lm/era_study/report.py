@@ -1,0 +1,149 @@
+"""What came of a study of Expand-Route-Ablate: tables, a summary, figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from routed_rl.lm.era_study.figures import ORDER, UNLABELLED, draw_panels, draw_relearning, draw_tokens
+from routed_rl.options.era import EraOptions
+from routed_rl.runs import read_json, read_metrics
+from routed_rl.runs.studies import Findings
+from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
+
+KEYS = ("method", "labelled", "seed")
+HEADLINE = 16
+"""Documents of the attack that robust unlearning is measured by, if there is one of so many; else the hardest."""
+Key = tuple[str, float, int]
+"""Method, share of labels and seed of a model."""
+Result = Mapping[str, Any]
+
+
+def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
+    """Return what came of all finished runs, also of earlier starts; None if there are none to compare."""
+    failed = dict(failed)
+    results: dict[Key, Result] = {}
+    timings = []
+    for path in sorted((options.out / "runs").glob("*/*/evaluation.json")):
+        run = path.parent
+        named = re.fullmatch(r"([\d.e-]+)-s(\d+)", run.name)
+        if run.parent.name not in ORDER or named is None:
+            continue  # not of a study: perhaps set aside
+        try:
+            key = (run.parent.name, float(named[1]), int(named[2]))
+            result = _whole(read_json(path))
+            seconds = sum(float(row["seconds"]) for row in read_metrics(run / "timings.csv"))
+        except (ValueError, LookupError, TypeError, OSError) as error:
+            failed[run] = f"its files are not sound: {error}"
+            continue
+        results[key] = result
+        timings.append({**dict(zip(KEYS, key, strict=True)), "training_seconds": seconds})
+    rows = [row for key in results if (row := _row(key, results)) is not None]
+    if not rows:  # nothing is finished, or what the finished runs are compared with has failed
+        return None
+    frame = tidy(rows, KEYS)
+    focus = min(options.labelled, key=lambda share: abs(share - 0.5))
+    text = summary(frame, focus) + _samples(results, focus)
+    text += "".join(f"\n{out.parent.name}/{out.name} failed: {reason}\n" for out, reason in failed.items())
+    curves = {key: result["relearning"] for key, result in results.items() if key[0] in UNLABELLED or key[1] == focus}
+    drawn: dict[str, Callable[[], Figure]] = {"unlearning": lambda: draw_panels(frame)}
+    if any(curves.values()):
+        drawn["relearning"] = lambda: draw_relearning(curves, focus)
+    drawn["tokens"] = lambda: draw_tokens(frame)
+    return Findings(frame, tidy(timings, KEYS), KEYS, text, drawn, failed)
+
+
+def _whole(result: Any) -> Result:
+    """A run's result; LookupError or TypeError if something that is reported on is missing."""
+    for stage in ("trained", "finished"):
+        for kind in ("forget", "retain", "forget_routed", "forget_rest"):
+            result["losses"][stage][kind]
+        result["samples"][stage][0]
+    for name in ("relearning", "labelled_documents", "routed_tokens", "parameters"):
+        result[name]
+    return result  # type: ignore[no-any-return]
+
+
+def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
+    """A model's losses, and how they compare with what they were before; None until what it is compared with is there.
+
+    Before: of a model that has units or an expert of its own for the topic, with these; of any other, base.
+    """
+    method, share, seed = key
+    result = results[key]
+    own = "ablated" in result["losses"]
+    bases = [other for other in results if other[0] == "base" and other[2] == seed]
+    origin = key if own else ("era", share, seed) if method == "era+rmu" else bases[0] if bases else None
+    if origin is None or origin not in results:
+        return None
+    before, after = results[origin]["losses"]["trained"], result["losses"]["finished"]
+    row = dict(zip(KEYS, key, strict=True))
+    row |= {"before": before["forget"], "forget": after["forget"], "unlearning": after["forget"] - before["forget"]}
+    lowest = {}
+    for documents, curves in result["relearning"].items():
+        lowest[documents] = float(np.mean([min(loss for _, loss in curve) for curve in curves]))
+        row[f"relearned_{documents}"] = lowest[documents]
+    row |= {
+        "robust": row.get(f"relearned_{HEADLINE}", min(lowest.values())) - before["forget"],
+        "retain": after["retain"],
+    }
+    if bases:
+        row["retain_cost"] = after["retain"] - results[bases[0]]["losses"]["finished"]["retain"]
+    row |= {name: np.nan if after[name] is None else after[name] for name in ("forget_routed", "forget_rest")}
+    for stage, losses in result["losses"].items():
+        row |= {f"{stage}_{kind}": losses[kind] for kind in ("forget", "retain")}
+    return row | {name: result[name] for name in ("labelled_documents", "routed_tokens", "parameters")}
+
+
+def summary(frame: pd.DataFrame, focus: float) -> str:
+    """The study in Markdown.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        focus: the share of labels whose samples are shown.
+    """
+    seeds = frame.groupby(["method", "labelled"]).seed.nunique()
+    parts = ["# A topic taken out of a language model"]
+    parts.append(
+        "Nats per token on held-out documents: mean ± half a 95 % interval over seeds "
+        f"({seeds.min()} to {seeds.max()} a row). *Unlearning*: how much the loss on the topic has risen; *robust*: "
+        f"how much of that is left at the best step of an attack with {HEADLINE} documents; *retain*: the loss on all "
+        "else, and what it cost."
+    )
+    measures = [name for name in ("unlearning", "robust", "retain", "retain_cost") if name in frame]
+    cells = {name: _cells(frame, name) for name in measures}
+    keys = sorted(seeds.index, key=lambda key: (ORDER.index(key[0]), key[1]))
+    rows = [[method, f"{share:.0%}", *(cells[name][method, share] for name in measures)] for method, share in keys]
+    parts.append(markdown(["method", "labelled", *(name.replace("_", " ") for name in measures)], rows))
+    tokens = frame[frame.labelled == focus]
+    if len(tokens):
+        cells = {name: _cells(tokens, name) for name in ("forget_routed", "forget_rest")}
+        methods = sorted(set(tokens.method), key=ORDER.index)
+        parts.append(f"## Loss on the topic's documents at {focus:.0%} labelled")
+        rows = [[method, *(found[method, focus] for found in cells.values())] for method in methods]
+        parts.append(markdown(["method", "words that are routed", "other words"], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(frame: pd.DataFrame, measure: str) -> dict[tuple[str, float], str]:
+    found = aggregate(frame, measure, KEYS[:2]).to_dict("records")
+    return {(row["method"], row["labelled"]): shown_mean(row) for row in found}
+
+
+def _samples(results: Mapping[Key, Result], focus: float) -> str:
+    """What some models make of the beginning of a document of the topic, before and after."""
+    parts = ["\n## Samples, from the beginnings of held-out documents of the topic"]
+    for key in sorted(results, key=lambda key: (ORDER.index(key[0]), key[1:])):
+        method, share, seed = key
+        if seed == 0 and (share == focus or method in UNLABELLED):
+            samples = results[key]["samples"]
+            parts.append(f"**{method}**, trained: {samples['trained'][0]}")
+            if "ablated" in results[key]["losses"] or "rmu" in method:
+                parts.append(f"**{method}**, finished: {samples['finished'][0]}")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,398 @@
+"""From options to a corpus, a tokenizer and a model; and from the user's own objects to options that name them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import string
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import metadata
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from routed_rl.errors import at_least, user_input
+from routed_rl.lm.arithmetic import arithmetic_tokenizer, generate_arithmetic
+from routed_rl.lm.corpora import Corpus, build_corpus
+from routed_rl.lm.documents import PACKAGED_TEXT, Document, read_documents
+from routed_rl.lm.finders import (
+    VIROLOGY_TOKENS,
+    WORD_LISTS,
+    Finder,
+    find_pattern,
+    find_topic,
+    find_words,
+    read_words,
+    single_tokens,
+)
+from routed_rl.lm.languages import FORGOTTEN, generate_languages, language_tokenizer
+from routed_rl.lm.models import (
+    PACKAGED_MODELS,
+    PRESETS,
+    build_model,
+    load_model,
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+)
+from routed_rl.lm.stories import FORGET, generate_stories, stories_tokenizer
+from routed_rl.lm.texts import Texts, labelled_documents
+from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
+from routed_rl.lm.word_problems import generate_word_problems
+from routed_rl.options.text import CorpusOptions
+from routed_rl.runs import config_hash, derive_seed, write_bytes
+
+TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
+TEXT_SEED = 0
+"""Generated texts are the same in every study; seeds are of models and labels."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A corpus that is made up.
+
+    Attributes:
+        documents: as many as are asked for, or as is usual.
+        topic: what of it is to be forgotten.
+        tokenizer: makes its tokenizer.
+    """
+
+    documents: Callable[[int | None], Iterator[Document]]
+    topic: str
+    tokenizer: Callable[[], Any]
+
+
+STORIES = "stories"
+GENERATED = {
+    STORIES: Generated(lambda n: generate_stories(n or 15_000, TEXT_SEED), FORGET, stories_tokenizer),
+    "arithmetic": Generated(lambda n: islice(generate_arithmetic(), n), "multiplication", arithmetic_tokenizer),
+    "word-problems": Generated(
+        lambda n: generate_word_problems(n or 20_000, TEXT_SEED),
+        "multiplication",
+        partial(character_tokenizer, f" {string.printable.strip()}"),
+    ),
+    "languages": Generated(
+        lambda n: generate_languages(n or 20_000, TEXT_SEED), FORGOTTEN, partial(language_tokenizer, shared=False)
+    ),
+    "languages-shared": Generated(
+        lambda n: generate_languages(n or 20_000, TEXT_SEED, True), FORGOTTEN, partial(language_tokenizer, shared=True)
+    ),
+}
+
+
+OWN_TEXTS = (*GENERATED, *PACKAGED_TEXT)
+OWN_MODELS = (*PRESETS, *PACKAGED_MODELS)
+"""Names that no folder of a user's takes away."""
+Source = str | Texts
+"""What options call a text, or the documents themselves."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenised corpus, its tokenizer, and a hash of what it was made from."""
+
+    corpus: Corpus
+    tokenizer: Any
+    digest: str
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and warnings of libraries in a process that has displays of its own."""
+    import huggingface_hub
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def check_corpus_options(options: CorpusOptions) -> None:
+    """UserError for a number of a corpus that nothing can be made of."""
+    names = (
+        "documents",
+        "also_documents",
+        "max_characters",
+        "max_tokens",
+        "vocabulary",
+        "test_documents",
+        "accumulate",
+    )
+    at_least(1, **{name: count for name in names if (count := getattr(options, name)) is not None})
+    at_least(2, length=options.length)
+
+
+def open_text(options: CorpusOptions) -> Text:
+    """The corpus of the options, tokenised now or before.
+
+    Raises:
+        ValueError: for options that do not go together, or as the corpus, the finders and the tokenizers do.
+        OSError: if files or the hub cannot be read.
+    """
+    finder, what = _finder(options)
+    tokenizer = _tokenizer(options)
+    tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []
+    about: dict[str, Any] = {"documents": options.documents, "forget": what}
+    of = {name: _identity(source) for name in ("corpus", "also", "forget") if (source := getattr(options, name))}
+    about |= dict(zip(("source", "content"), of["corpus"], strict=True))
+    if options.text_field != CorpusOptions.text_field:
+        about["text_field"] = options.text_field
+    if options.also_documents is not None and options.also is None:
+        raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
+    if options.also is not None:
+        if options.words or options.pattern is not None or options.tokens:
+            raise ValueError(f"--also {options.also} is all retained, so say what to forget by --forget or the corpus")
+        if of["also"] == of.get("forget"):
+            raise ValueError(f"--also {options.also} and --forget {options.forget} are the same")
+        about |= dict(zip(("also_source", "also_content"), of["also"], strict=True))
+        about["also_documents"] = options.also_documents
+    if options.forget is not None:
+        about |= dict(zip(("forget_source", "forget_content"), of["forget"], strict=True))
+        if of["forget"] == of["corpus"]:
+            raise ValueError(
+                f"--corpus {options.corpus} and --forget {options.forget} are the same: nothing is retained"
+            )
+    how: dict[str, Any] = {
+        "per": options.per,
+        "forget_tokens": tokens,
+        "validation": options.validation,
+        "max_characters": options.max_characters,
+        "max_tokens": options.max_tokens,
+    }
+    digest = config_hash({**about, **how, "tokenizer": tokenizer_digest(tokenizer)})
+    name = Path(options.corpus).stem.replace("/", "-")
+    corpus = build_corpus(
+        options.corpora / f"{name}-{digest}",
+        _documents(options),
+        tokenizer,
+        finder,
+        **how,
+        about=about,
+    )
+    return Text(corpus, tokenizer, digest)
+
+
+def whole_paths(options: CorpusOptions) -> dict[str, Any]:
+    """Return the options that name files or folders, by absolute paths: processes elsewhere understand them."""
+    paths: dict[str, Any] = {"corpora": Path(os.path.abspath(options.corpora))}
+    for names, own in ((("model", "tokenizer"), OWN_MODELS), (("corpus", "forget", "also"), OWN_TEXTS)):
+        for name in names:
+            source = getattr(options, name)
+            if source not in (None, *own) and Path(source).exists():
+                paths[name] = os.path.abspath(source)
+    for name, lists in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
+        given = getattr(options, name)
+        if len(given) == 1 and given[0] not in lists and Path(given[0]).is_file():
+            paths[name] = (os.path.abspath(given[0]),)
+    return paths
+
+
+def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of every option: what is given, else what is usual, else the default.
+
+    A model or texts that are objects are saved in the folder ``corpora``, and their value is the name of the file.
+
+    Raises:
+        TypeError: for something given that is no option.
+        UserError: for a model or texts that cannot be saved.
+    """
+    values = {**vars(kind()), **usual}
+    if unknown := sorted(set(given) - set(values)):
+        raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}")
+    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
+    with user_input():
+        if not isinstance(values["model"], str):
+            values["model"] = saved_model(values["model"], values["tokenizer"], folder)
+            values["tokenizer"] = None
+        for name in ("corpus", "forget", "also"):
+            if (source := given.get(name)) is not None and not isinstance(source, str):
+                values[name] = saved_texts(name, source, folder)
+    return values
+
+
+def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
+    """Save the user's model and tokenizer below a folder, named by the hash of the files, and return where.
+
+    Raises:
+        ValueError: if no tokenizer is given.
+    """
+    if tokenizer is None or isinstance(tokenizer, str):
+        raise ValueError(f"give the tokenizer of the model as an object too, got tokenizer={tokenizer!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as saved:
+        save_model(model, tokenizer, Path(saved) / "model")
+        place = folder / f"model-{model_identity(str(Path(saved) / 'model')).removeprefix('sha256:')}"
+        if not place.exists():
+            (Path(saved) / "model").rename(place)
+    return str(place)
+
+
+def saved_texts(name: str, texts: Texts, folder: Path) -> str:
+    """Save the user's texts as a .jsonl file in a folder, named by the hash of the texts, and return where.
+
+    Raises:
+        ValueError: as :func:`~routed_rl.lm.text_corpus`.
+    """
+    documents = labelled_documents(name, texts)
+    lines = "".join(json.dumps({"text": document.text}, ensure_ascii=False) + "\n" for document in documents)
+    place = folder / f"texts-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        write_bytes(place, lines.encode())
+    return str(place)
+
+
+def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
+    """A new model of a preset, or a trained one; ValueError or OSError as they are made, or if it cannot take as many
+    tokens as the rows have."""
+    if options.model in PRESETS:
+        model = build_model(options.model, tokenizer, derive_seed(seed, "model"))
+    else:
+        model = load_model(options.model)
+    check_fits(options, tokenizer, model, options.model)
+    return model
+
+
+def check_fits(options: CorpusOptions, tokenizer: Any, model: nn.Module, name: str) -> None:
+    """ValueError if a model cannot take as many tokens as the rows have, or the tokenizer's."""
+    limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
+    if options.length > limit:
+        raise ValueError(f"--length {options.length} is more than the {limit} positions that {name!r} has")
+    known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    unused = {*tokenizer.all_special_ids} - {tokenizer.bos_token_id, tokenizer.eos_token_id}  # in texts
+    needed = max(token for token in tokenizer.get_vocab().values() if token not in unused) + 1
+    if needed > known:
+        raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} that {name!r} knows")
+
+
+def files_identity(options: CorpusOptions) -> dict[str, Any]:
+    """What in a configuration stands for options that name files or folders: what is in them."""
+    found: dict[str, Any] = {"model": model_identity(options.model)}
+    if options.tokenizer is not None:
+        found["tokenizer"] = model_identity(options.tokenizer)
+    for name in ("corpus", "forget", "also"):
+        source = getattr(options, name)
+        if source not in (None, *PACKAGED_TEXT) and (content := text_identity(source)) is not None:
+            found[name] = f"sha256:{content[:16]}"
+    for name, known in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
+        given = getattr(options, name)
+        if len(given) == 1 and given[0] not in known:
+            found[name] = list(_listed(given, known))
+    return found
+
+
+def model_identity(name: str) -> str:
+    """What stands for a model in a configuration: its name, or of a folder the hash of its files."""
+    folder = Path(name)
+    if name in PRESETS or not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors"):
+            digest.update(file.name.encode())
+            with file.open("rb") as opened:
+                while part := opened.read(1 << 20):
+                    digest.update(part)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _documents(options: CorpusOptions) -> Iterator[Document]:
+    if options.corpus in GENERATED:
+        documents = GENERATED[options.corpus].documents(options.documents)
+    else:
+        documents = read_documents(options.corpus, options.documents, options.text_field)
+    if options.also is not None:
+        also = read_documents(options.also, options.also_documents or options.documents, options.text_field)
+        documents = chain(documents, (replace(document, topic=None) for document in also))
+    if options.forget is None:
+        return documents
+    return chain((replace(document, topic=None) for document in documents), _to_forget(options))
+
+
+def _to_forget(options: CorpusOptions) -> Iterator[Document]:
+    assert options.forget is not None
+    none = True
+    for document in read_documents(options.forget, options.documents, options.text_field):
+        none = False
+        yield replace(document, topic=FORGOTTEN)
+    if none:
+        raise ValueError(f"--forget {options.forget} has no documents")
+
+
+def _identity(source: str) -> tuple[str | None, str | None]:
+    """The name of a source, where that says what it is, and what changes when its text does."""
+    is_file = source not in OWN_TEXTS and Path(source).exists()
+    return None if is_file else source, text_identity(source)
+
+
+def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
+    """What finds the topic, and a name for it."""
+    given = [name for name in ("words", "pattern", "tokens", "forget") if getattr(options, name)]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} both say what is to be forgotten; give one")
+    if options.words:
+        words = _listed(options.words, WORD_LISTS)
+        phrases = any(len(word.split()) > 1 for word in words)  # whose words are not to be taken for words
+        return find_words(words), f"words {sorted(words) if phrases else ' '.join(sorted(words))}"
+    if options.pattern is not None:
+        return find_pattern(options.pattern), f"pattern {options.pattern}"
+    if options.tokens:
+        return None, None
+    if options.forget is None and options.corpus not in GENERATED:
+        raise ValueError("say what is to be forgotten: --words, --pattern, --tokens or --forget")
+    topic = FORGOTTEN if options.forget is not None else GENERATED[options.corpus].topic
+    return find_topic(topic), f"topic {topic}"
+
+
+def _listed(given: Sequence[str], known: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Words as they are, of a list with a name, or of a file."""
+    if len(given) == 1:
+        if given[0] in known:
+            return known[given[0]]
+        if Path(given[0]).is_file():
+            return read_words(Path(given[0]))
+    return given
+
+
+def _tokenizer(options: CorpusOptions) -> Any:
+    if options.tokenizer is not None:
+        return load_tokenizer(options.tokenizer)
+    if options.model not in PRESETS:
+        return load_tokenizer(options.model)
+    if options.corpus in GENERATED:
+        return GENERATED[options.corpus].tokenizer()
+    about = [options.corpus, text_identity(options.corpus), options.documents, options.text_field, options.vocabulary]
+    if options.forget is not None:
+        about += [options.forget, text_identity(options.forget)]
+    if options.also is not None:
+        about += ["also", options.also, text_identity(options.also), options.also_documents]
+    folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
+    if not folder.is_dir():
+        save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)
+    return load_tokenizer(str(folder))
+
+
+def text_identity(source: str) -> str | None:
+    """What changes when the text does: a package's version, or the hash of files."""
+    path = Path(source)
+    if source in GENERATED:
+        return None
+    if source in PACKAGED_TEXT:
+        try:
+            return metadata.version(PACKAGED_TEXT[source][0])
+        except metadata.PackageNotFoundError:
+            return None
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,42 @@
+"""Methods that suppress what a model knows of a topic and hold the rest, each a short loss or gradient transform.
+
+One more is a file with a subclass of :class:`Suppressor`, and a line here.
+"""
+
+from collections.abc import Mapping
+
+from routed_rl.lm.suppressors.graddiff import GradDiff
+from routed_rl.lm.suppressors.maxent import MaxEnt
+from routed_rl.lm.suppressors.npo import Npo
+from routed_rl.lm.suppressors.repnoise import RepNoise
+from routed_rl.lm.suppressors.rmu import Rmu
+from routed_rl.lm.suppressors.sam import Sam
+from routed_rl.lm.suppressors.simnpo import SimNpo
+from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
+from routed_rl.lm.suppressors.undial import Undial
+
+SUPPRESSORS: Mapping[str, type[Suppressor]] = {
+    "graddiff": GradDiff,
+    "maxent": MaxEnt,
+    "rmu": Rmu,
+    "npo": Npo,
+    "simnpo": SimNpo,
+    "undial": Undial,
+    "repnoise": RepNoise,
+    "sam": Sam,
+}
+"""The methods by name; called without arguments, with the settings of the small protocol."""
+
+__all__ = [
+    "FORWARD_PASS",
+    "SUPPRESSORS",
+    "GradDiff",
+    "MaxEnt",
+    "Npo",
+    "RepNoise",
+    "Rmu",
+    "Sam",
+    "SimNpo",
+    "Suppressor",
+    "Undial",
+]

@@ -1,0 +1,92 @@
+"""RMU (Li et al. 2024): push what a model thinks of the topic to one random direction, and hold the rest where it was.
+
+``B`` rows, ``T`` tokens a row, ``D`` residual dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.lm.batches import Batch
+from routed_rl.lm.models import blocks, mlp
+from routed_rl.lm.processes import undistributed
+from routed_rl.lm.streams import outputs
+from routed_rl.lm.suppressors.suppressor import (
+    FORWARD_PASS,
+    Reference,
+    Suppressor,
+    brief,
+    forget_targets,
+    mean,
+    retain_targets,
+)
+from routed_rl.lm.training import Objective
+
+
+def squared_distance(stream: Tensor, other: Tensor) -> Tensor:
+    """``|h - h'|²``, the mean over the last dimension."""
+    return (stream - other).square().mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class Rmu(Suppressor):
+    """``|h(x_forget) - c u|² + a |h(x_retain) - h_before(x_retain)|²``, at the positions that predict targets: ``h`` is
+    the residual stream after some blocks, ``u`` one random unit vector, fixed.
+
+    (The public code of gradient routing and UNDO reads the stream a block too early, so that the last of them learns
+    nothing; that of gradient routing draws ``u`` anew in each step.)
+    """
+
+    depth: int = 3
+    """how many blocks are before the stream that is pushed"""
+    norm: float = 6.5
+    """how far it is pushed (gradient routing, section C: 100)"""
+    retain_weight: float = 3.0
+    """weight of holding it where it was on what is retained (there: 200)"""
+    trained: Literal["projections", "all"] = "projections"
+    """what learns: the output projections of the MLPs in these blocks, all else being frozen from then on; or all, but
+    not in replicas, which want a gradient of every weight"""
+    projections: str | None = None
+    """where the MLPs are in a model of an unknown type, as routed_rl.lm.mlp takes it"""
+
+    recipe = brief(steps=100, learning_rate=1e-3)
+
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        return 1 + FORWARD_PASS
+
+    def loss(self, model: nn.Module, seed: int) -> Objective:
+        """:meth:`Suppressor.loss`; freezes what is not to learn.
+
+        Raises:
+            ValueError: for more blocks than the model has, or as :func:`~routed_rl.lm.mlp`.
+        """
+        names = blocks(model)
+        if not 1 <= self.depth <= len(names):
+            raise ValueError(f"depth must be within 1 … {len(names)} blocks, got {self.depth}")
+        block = names[self.depth - 1]
+        learning = []
+        if self.trained == "projections":
+            learning = [mlp(model, layer, self.projections).consumer for layer in range(self.depth)]
+        reference = Reference(model)
+        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        direction = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+        aim = self.norm * direction / direction.norm()
+        model.requires_grad_(not learning)
+        for name in learning:
+            model.get_submodule(name).requires_grad_(True)
+
+        def loss(trained: nn.Module, batch: Batch) -> Tensor:
+            with outputs(undistributed(trained).get_submodule(block)) as seen:
+                trained(input_ids=batch.tokens, use_cache=False)
+            stream, before = seen[0][:, :-1], reference.output(block, batch)[:, :-1]
+            pushed = mean(squared_distance(stream, aim.to(stream)), forget_targets, batch)
+            held = mean(squared_distance(stream, before), retain_targets, batch)
+            return pushed + self.retain_weight * held
+
+        return loss

@@ -1,0 +1,55 @@
+"""SimNPO (Fan et al. 2024): negative preference optimisation by the loss per token, without a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routed_rl.lm.batches import Batch
+from routed_rl.lm.losses import token_losses
+from routed_rl.lm.suppressors.suppressor import (
+    Suppressor,
+    brief,
+    forget_rows,
+    forget_targets,
+    mean,
+    retain_targets,
+)
+from routed_rl.lm.training import Objective
+
+
+def simnpo(nll: Tensor, beta: float, margin: float) -> Tensor:
+    """``- 2/b * log sigmoid(b * (nll - d))``, of each row's loss per token ``(B,)``."""
+    return -2 / beta * F.logsigmoid(beta * (nll - margin))
+
+
+@dataclass(frozen=True)
+class SimNpo(Suppressor):
+    """:func:`simnpo` of rows to forget, and ``a * CE_retain``."""
+
+    retain_weight: float = 1.0
+    """weight of the loss on what is retained"""
+    beta: float = 4.5
+    """how sharply a row is unlikely enough"""
+    margin: float = 0.75
+    """the loss per token around which it is, in nats; with 0, a row that is known well has little to teach"""
+
+    recipe = brief(steps=60, learning_rate=3e-4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta:
+            raise ValueError("beta of SimNpo must be more than 0")
+
+    def loss(self, model: nn.Module, seed: int) -> Objective:
+        """:meth:`Suppressor.loss`."""
+
+        def loss(trained: nn.Module, batch: Batch) -> Tensor:
+            losses, forget = token_losses(trained, batch), forget_targets(batch)
+            per_token = losses.masked_fill(~forget, 0.0).sum(dim=1) / forget.sum(dim=1).clamp_min(1)
+            held = mean(losses, retain_targets, batch)
+            return mean(simnpo(per_token, self.beta, self.margin), forget_rows, batch) + self.retain_weight * held
+
+        return loss

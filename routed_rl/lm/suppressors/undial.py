@@ -1,0 +1,62 @@
+"""UNDIAL (Dong et al. 2024): the model's own distribution of what is to be forgotten, with the true token lowered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from routed_rl.lm.batches import Batch
+from routed_rl.lm.losses import target_logits, target_losses
+from routed_rl.lm.suppressors.suppressor import (
+    FORWARD_PASS,
+    Reference,
+    Suppressor,
+    brief,
+    forget_targets,
+    mean,
+    retain_targets,
+)
+from routed_rl.lm.training import Objective
+
+
+def undial(logits: Tensor, reference: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """``(B, T - 1)``: the cross-entropy of logits against ``softmax(reference - s * onehot(target))``.
+
+    Args:
+        logits: ``(B, T - 1, V)``, as the reference's.
+        targets: ``(B, T - 1)``.
+    """
+    lowered = torch.full_like(reference[..., :1], -strength)
+    aim = reference.scatter_add(-1, targets[..., None], lowered).softmax(dim=-1)
+    return -(aim * logits.log_softmax(dim=-1)).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class Undial(Suppressor):
+    """:func:`undial` of what is forgotten, against the model as it was, and ``a * CE_retain``."""
+
+    retain_weight: float = 1.0
+    """weight of the loss on what is retained"""
+    strength: float = 10.0
+    """how far the true token's logit is lowered"""
+
+    recipe = brief(steps=60, learning_rate=3e-4)
+
+    @property
+    def cost(self) -> float:
+        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        return 1 + FORWARD_PASS
+
+    def loss(self, model: nn.Module, seed: int) -> Objective:
+        """:meth:`Suppressor.loss`."""
+        reference = Reference(model)
+
+        def loss(trained: nn.Module, batch: Batch) -> Tensor:
+            logits = target_logits(trained, batch)
+            forgotten = undial(logits, reference.logits(batch), batch.targets, self.strength)
+            held = mean(target_losses(logits, batch), retain_targets, batch)
+            return mean(forgotten, forget_targets, batch) + self.retain_weight * held
+
+        return loss

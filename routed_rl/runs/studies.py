@@ -1,0 +1,206 @@
+"""Studies: many runs that share a directory, a table and figures."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.runs import read_json, write_bytes, write_json
+from routed_rl.runs.figures import save
+from routed_rl.runs.files import plain_json
+from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
+from routed_rl.runs.process import check_device, usual_workers
+from routed_rl.runs.tables import write_table
+
+STUDY = "study.json"
+RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
+
+
+class RunsFailedError(UserError):
+    """Some runs of a study failed. The others are finished, and are in its table.
+
+    Attributes:
+        failed: the reason for each failed run, by its directory.
+    """
+
+    def __init__(self, message: str, failed: Mapping[Path, str]) -> None:
+        super().__init__(message)
+        self.failed = dict(failed)
+
+
+@dataclass
+class Findings:
+    """What came of the finished runs of a study.
+
+    Attributes:
+        results: a row per model, tidy, as in ``results.csv``.
+        timings: seconds per run, as in ``timings.csv``.
+        keys: the columns by which both tables are sorted.
+        summary: the study in Markdown.
+        figures: what draws each figure, by name. Figures for which no run is there are left out.
+        failed: the reason for each run that failed or whose files are not sound, by its directory.
+    """
+
+    results: pd.DataFrame
+    timings: pd.DataFrame
+    keys: Sequence[str]
+    summary: str
+    figures: Mapping[str, Callable[[], Figure]]
+    failed: dict[Path, str] = field(default_factory=dict)
+
+
+class Study(ABC):
+    """Many runs in one directory, with a table and figures. Subclasses are dataclasses of options.
+
+    A study goes on where it stopped: finished runs are not done again. The same options give the same directory and
+    the same bytes, whether a command or Python starts them.
+    """
+
+    KIND: ClassVar[Kind]
+    FIGURES: ClassVar[tuple[str, ...]]
+    """names of all figures that a study may have"""
+    out: Path
+    device: str
+
+    @abstractmethod
+    def plan(self) -> pd.DataFrame:
+        """Return what :meth:`run` would do: a row per run, with the reason. Nothing is run."""
+
+    @abstractmethod
+    def _prepare(self, here: bool) -> Sequence[Any]:
+        """Check all options and return the runs, for :attr:`KIND`.
+
+        Args:
+            here: whether runs are processes on this machine.
+
+        Raises:
+            ValueError, OSError: for what the user has to change.
+        """
+
+    @abstractmethod
+    def _identity(self) -> Mapping[str, Any]:
+        """What all runs in the directory share."""
+
+    @abstractmethod
+    def _find(self, failed: Mapping[Path, str]) -> Findings | None:
+        """What came of the finished runs; None if there are none."""
+
+    @abstractmethod
+    def _failure(self, failed: Mapping[Path, str], runs: Sequence[Any]) -> str:
+        """One sentence that counts the failed runs."""
+
+    def run(
+        self,
+        out: Path | str | None = None,
+        workers: int | None = None,
+        backend: Literal["local", "ray"] = "local",
+        ray_address: str | None = None,
+    ) -> pd.DataFrame:
+        """Do every run that is not finished, write tables and figures, and return :meth:`results`.
+
+        Each run is a process of its own. Interrupted, the study goes on where it stopped when it is run again.
+
+        Args:
+            out: the study's directory from now on; None: :attr:`out`.
+            workers: processes at once, one thread each; None: 2, or one per GPU.
+            backend: "local", processes on this machine; or "ray", tasks of a Ray cluster.
+            ray_address: address of a running Ray cluster; None: start Ray on this machine.
+
+        Raises:
+            UserError: for options, a model or texts that the study cannot use, before anything is run.
+            RunsFailedError: if a run failed. All others have been done.
+        """
+        if out is not None:
+            object.__setattr__(self, "out", Path(os.path.abspath(out)))  # options are frozen, where they go is not
+        if workers is not None:
+            at_least(1, workers=workers)
+        workers = workers or usual_workers(self.device)
+        with user_input():
+            if backend == "local":
+                check_device(self.device)
+            check_study(self.out, self._identity())
+            runs = self._prepare(backend == "local")
+        needed = not all(is_finished(run.out) for run in runs)
+        with open_backend(backend, ray_address, workers, self.out, needed, self.device) as processes:
+            start_study(self.out, self._identity())
+            failed = run_all(runs, self.KIND, workers, processes)
+        with user_input():
+            found = self._find(failed)
+            if found is not None:
+                self._write(found)
+                failed = found.failed
+        if failed:
+            raise RunsFailedError(self._failure(failed, runs), failed)
+        assert found is not None
+        return found.results
+
+    def results(self) -> pd.DataFrame:
+        """Return the table of all finished runs: a row per model, as in ``results.csv``.
+
+        Raises:
+            ValueError: if no run is finished.
+        """
+        return self._found().results
+
+    def summary(self) -> str:
+        """Return the study in Markdown, as in ``summary.md``; ValueError if no run is finished."""
+        return self._found().summary
+
+    def figure(self, name: str) -> Figure:
+        """Return one of :attr:`FIGURES`.
+
+        Raises:
+            ValueError: for another name, or if the runs that the figure shows are not there.
+        """
+        if name not in self.FIGURES:
+            raise ValueError(f"there is no figure {name!r}; the figures are {', '.join(self.FIGURES)}")
+        found = self._found()
+        if name not in found.figures:
+            raise ValueError(f"no finished run is shown in {name!r}; there are {', '.join(found.figures)}")
+        return found.figures[name]()
+
+    def _found(self) -> Findings:
+        found = self._find({})
+        if found is None:
+            raise ValueError(f"nothing is finished in {str(self.out)!r}: call run() first")
+        return found
+
+    def _write(self, found: Findings) -> None:
+        write_table(found.results, self.out / RESULTS, found.keys)
+        write_table(found.timings, self.out / TIMINGS, found.keys)
+        write_bytes(self.out / SUMMARY, found.summary.encode())
+        for name in self.FIGURES:
+            path = self.out / f"{name}.png"
+            path.unlink(missing_ok=True)  # an earlier start may have had models that this one has not
+            if name in found.figures:
+                save(found.figures[name](), path)
+
+
+def check_study(out: Path, identity: Mapping[str, Any]) -> None:
+    """ValueError unless the study of this identity may be started in the directory, or gone on with."""
+    if (out / STUDY).exists():
+        found = read_json(out / STUDY)
+        if not isinstance(found, dict):
+            raise ValueError(f"{str(out / STUDY)!r} says nothing of a study; name another --out")
+        there = {"device": "cpu", **found}  # older ones do not say so
+        here = plain_json(identity, "study")
+        if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+            of = [{name: study[name] for name in other if name in study} for study in (there, here)]
+            raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
+
+
+def start_study(out: Path, identity: Mapping[str, Any]) -> None:
+    """Mark the directory as this study's, unless it is already; :func:`check_study` comes first."""
+    if not (out / STUDY).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / STUDY, identity)

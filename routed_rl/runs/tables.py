@@ -1,0 +1,62 @@
+"""Tables of results over seeds: means with intervals, CSV files, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from routed_rl.runs import write_bytes
+
+T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Student's t, 97.5 % quantile, by degrees of freedom from 1."""
+
+
+def half_interval(values: np.ndarray | pd.Series, axis: int = 0) -> Any:
+    """Half the width of the 95 % interval of a mean over ``axis``, by Student's t; NaN for a single value."""
+    n = values.shape[axis]
+    if n < 2:
+        return np.full(np.delete(values.shape, axis), np.nan)[()]
+    t = T_95[n - 2] if n - 2 < len(T_95) else 1.96 + 2.5 / (n - 1)
+    return t * np.std(np.asarray(values), axis=axis, ddof=1) / np.sqrt(n)
+
+
+def spread(values: pd.Series) -> dict[str, float]:
+    """Mean, half the width of its 95 % interval, and the 5 and 95 % quantiles."""
+    low, high = values.quantile(0.05), values.quantile(0.95)
+    return {"mean": values.mean(), "half": half_interval(values), "low": low, "high": high}
+
+
+def shown_mean(cell: Any) -> str:
+    """A mean with half its interval, of a row of :func:`aggregate`."""
+    return f"{cell['mean']:.3f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.3f}")
+
+
+def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
+    """:func:`spread` of a metric over seeds, a row for each value of ``by``."""
+    groups = [{**dict(zip(by, key, strict=True)), **spread(rows)} for key, rows in frame.groupby(list(by))[metric]]
+    return pd.DataFrame(groups, columns=[*by, "mean", "half", "low", "high"])
+
+
+def tidy(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return rows as a frame, sorted by those of the key columns that it has, which come first."""
+    frame = pd.DataFrame(rows)
+    present = [key for key in keys if key in frame]
+    frame = frame[[*present, *(column for column in frame if column not in present)]]
+    return frame.sort_values(present, kind="stable").reset_index(drop=True)
+
+
+def write_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, path: Path, keys: Sequence[str]) -> pd.DataFrame:
+    """Write rows as CSV in the order of :func:`tidy`, and return them as a frame."""
+    frame = tidy(rows, keys)
+    write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    return frame
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))

@@ -1,0 +1,83 @@
+"""Checks of the options of an UNDO study, before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+
+from routed_rl.errors import UserError, at_least
+from routed_rl.lm import PRESETS
+from routed_rl.lm.inputs import check_corpus_options
+from routed_rl.options.undo import TASKS, UndoOptions
+
+STRONGEST = 1000
+"""Times a suppressor's steps: more is a slip."""
+
+
+def check_options(command: UndoOptions) -> None:
+    """Raise UserError for the first option that no study can have."""
+    if (command.task, command.preset) not in TASKS:
+        there = next(preset for task, preset in TASKS if task == command.task)
+        raise UserError(f"there is no --preset {command.preset} of --task {command.task}, only {there}")
+    check_corpus_options(command)
+    pretrain, distilling, relearning = command.pretrain, command.distil, command.relearn
+    rows = {"batch_size": command.batch_size, "suppress_rows": command.suppress_rows}
+    at_least(1, seeds=command.seeds, **rows)
+    at_least(1, answer=command.answer)
+    at_least(1, **{"distil.every": distilling.every, "relearn.steps": relearning.steps})
+    at_least(1, **{"relearn.batch-size": relearning.batch_size})
+    counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
+    counts |= {"lm-eval.limit": command.lm_eval.limit}
+    at_least(1, **{name: count for name, count in counts.items() if count is not None})
+    at_least(
+        0, **{"pretrain.steps": pretrain.steps, "pretrain.warmup": pretrain.warmup, "first-seed": command.first_seed}
+    )
+    at_least(0, **{"distil.steps": distilling.steps, "distil.warmup": distilling.warmup})
+    if command.tokens or command.per != "document":
+        raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
+    if command.batch_size % command.accumulate:
+        raise UserError(
+            f"--batch-size {command.batch_size} cannot be computed in --accumulate {command.accumulate} even parts"
+        )
+    for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
+        given = getattr(command, name)
+        if not given and name not in ("strengths", "students"):
+            raise UserError(f"--{name} must be one or more, got none")
+        if len(set(given)) < len(given):
+            raise UserError(f"--{name} must be each once, got {' '.join(map(str, given))}")
+    if bad := [alpha for alpha in command.alphas if not 0 <= alpha <= 1]:
+        raise UserError(f"--alphas must lie within 0 … 1, got {bad[0]}")
+    if bad := [share for share in command.labelled if not 0 < share <= 1]:
+        raise UserError(f"--labelled must be above 0 and at most 1, got {bad[0]}")
+    if bad := [strength for strength in command.strengths if not 0 < strength <= STRONGEST]:
+        raise UserError(f"--strengths must be above 0 and at most {STRONGEST}, got {bad[0]}")
+    if not 0 < command.localised <= 1:
+        raise UserError(f"--localised must be above 0 and at most 1, got {command.localised}")
+    numbers = {
+        "betas": command.betas,
+        "pretrain.learning-rate": [pretrain.learning_rate],
+    }
+    numbers |= {"pretrain.weight-decay": [pretrain.weight_decay], "distil.learning-rate": [distilling.learning_rate]}
+    numbers |= {"distil.within": [distilling.within or 0], "distil.hidden-weight": [distilling.hidden_weight]}
+    for name, values in numbers.items():
+        if bad := [value for value in values if not 0 <= value < math.inf]:
+            raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {bad[0]}")
+    if not relearning.learning_rates or not all(0 < rate < math.inf for rate in relearning.learning_rates):
+        given = " ".join(map(str, relearning.learning_rates)) or "none"
+        raise UserError(f"--relearn.learning-rates must be one or more above 0, got {given}")
+    if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
+        given = " ".join(map(str, relearning.measured)) or "none"
+        raise UserError(f"--relearn.measured must be steps within 1 … {relearning.steps}, got {given}")
+    if not 0 <= relearning.retain_share <= 1:
+        raise UserError(f"--relearn.retain-share must lie within 0 … 1, got {relearning.retain_share}")
+    if command.model not in PRESETS and (command.filtered or "new" in command.students):
+        raise UserError(
+            f"--model {command.model} is trained: there is no model that never saw anything, so say "
+            "--no-filtered and leave out --students new"
+        )
+    include = command.lm_eval.include
+    if include is not None and not include.is_dir():
+        raise UserError(f"--lm-eval.include {str(include)!r} is no folder")
+    if command.oracle and not command.filtered:
+        raise UserError("--oracle distils the filtered model: leave out --no-filtered")
+    if command.model in PRESETS and not pretrain.steps:
+        raise UserError(f"--pretrain.steps 0 leaves a new {command.model} that knows nothing: name a trained --model")

@@ -1,0 +1,228 @@
+"""The models of ``routed-rl undo``, and the stages that make and attack them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from routed_rl.errors import at_least
+from routed_rl.lm import Training
+from routed_rl.lm.inputs import Text, model_identity, text_identity
+from routed_rl.lm.suppressors import SUPPRESSORS
+from routed_rl.lm.suppressors.sam import Sam
+from routed_rl.lm.suppressors.suppressor import Suppressor
+from routed_rl.options.undo import UndoOptions
+from routed_rl.runs import Stage
+
+STAGES = "stages"
+BETAS_AT = 0.6
+"""Further betas are tried at the alpha that is nearest to this, which UNDO recommends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A model of the study: what it is called, the stage that makes it and the one that attacks it."""
+
+    model: str
+    seed: int
+    stage: Stage
+    attack: Stage
+    suppressor: str | None = None
+    strength: float | None = None
+    labelled: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and figures."""
+        parts = [self.model, self.suppressor]
+        if self.alpha is not None:
+            parts += [f"α {self.alpha:g}", f"β {self.beta:g}"]
+        if self.strength not in (None, 1.0):
+            parts.append(f"strength {self.strength:g}")
+        if self.labelled not in (None, 1.0):
+            parts.append(f"{100 * self.labelled:g} % labelled")
+        return ", ".join(part for part in parts if part)
+
+    def keys(self) -> dict[str, Any]:
+        """Its columns in the table of results."""
+        keys = {field.name: getattr(self, field.name) for field in fields(self)}
+        stages = {name: f"{stage.kind}-{stage.key}" for name in ("stage", "attack") if (stage := keys.pop(name))}
+        return {"name": self.name, **keys, **stages}
+
+
+def members(command: UndoOptions, text: Text) -> list[Member]:
+    """All models of a study, each after those that it goes on from.
+
+    The first suppressor, with the first share of labels and at strength 1, is the main one: of those that are made here
+    its teacher alone is noised, and in its stead alone there are others with fewer labels or of another strength.
+    """
+    common = {
+        name: getattr(command, name) for name in ("length", "precision", "batch_size", "metric", "test_documents")
+    }
+    common |= {"text": text.digest, "model": model_identity(command.model)}
+    if command.metric in ("answers", "completions"):
+        common["answer"] = command.answer
+    if command.metric == "completions":
+        common["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
+    if command.metric == "lm-eval":
+        tasks = command.lm_eval
+        include = None if tasks.include is None else text_identity(str(tasks.include))
+        common["lm_eval"] = [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]
+    errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
+    distilled = {"distil": asdict(command.distil), "stops": command.distil.within is not None}
+    pretrained = {"pretrain": asdict(command.pretrain)}
+    main_beta, *other_betas = command.betas
+    noises = [(alpha, main_beta) for alpha in command.alphas]
+    noises += [(min(command.alphas, key=lambda alpha: abs(alpha - BETAS_AT)), beta) for beta in other_betas]
+    main, most = command.suppress[0], command.labelled[0]
+    teachers = [(method, 1.0, most) for method in command.suppress]
+    teachers += [(main, 1.0, other) for other in command.labelled[1:]]
+    teachers = list(dict.fromkeys(teachers + [(main, strength, most) for strength in command.strengths]))
+    found: list[Member] = []
+
+    def add(
+        reference: Stage, model: str, kind: str, config: Mapping[str, Any], parents: Mapping[str, Stage], **keys: Any
+    ) -> Stage:
+        seed = reference.seed
+        stage = Stage(kind, {**common, **config}, seed, parents)
+        of = {"model": stage, "reference": reference}
+        attack = Stage("attack", {**common, "relearn": asdict(command.relearn)}, seed, of)
+        found.append(Member(model, seed, stage, attack, **keys))
+        return stage
+
+    def distil(reference: Stage, teacher: Stage, noised: bool, **keys: Any) -> None:
+        parents = {"teacher": teacher, "reference": reference}
+        if "new" in command.students:
+            add(reference, "distilled", "distil", {**distilled, "student": "new"}, parents, **keys)
+        if "noised" in command.students and noised:
+            for alpha, beta in noises:
+                config = {**distilled, "student": "noised", "alpha": alpha, "beta": beta}
+                if command.localised < 1:
+                    config["localised"] = command.localised
+                if command.touched != "all":
+                    config["touched"] = command.touched
+                add(reference, "undo", "distil", config, parents, **keys, alpha=alpha, beta=beta)
+
+    for seed in range(command.first_seed, command.first_seed + command.seeds):
+        whole = {**pretrained, "left_out": 0.0}
+        reference = Stage("pretrain", {**common, **whole}, seed, {})
+        add_to = partial(add, reference)
+        add_to("reference", "pretrain", whole, {})
+        if command.filtered:
+            filtered = add_to("filtered", "pretrain", {**pretrained, "left_out": 1.0}, {})
+            for left_out in command.labelled:
+                if left_out < 1:
+                    add_to(
+                        "filtered", "pretrain", {**pretrained, **errors, "left_out": left_out}, {}, labelled=left_out
+                    )
+        for method, strength, labelled in teachers:
+            keys = {"suppressor": method, "strength": strength, "labelled": labelled}
+            suppressor, recipe = make_suppressor(command.settings, method)
+            recipe = replace(recipe, steps=max(round(strength * recipe.steps), 1), precision=command.precision)
+            steps = asdict(recipe)
+            del steps["accumulate"]  # which changes rounding alone, but where a part has a loss of its own
+            config: dict[str, Any] = {"method": method, "settings": asdict(suppressor), "recipe": steps}
+            config["labelled"] = labelled
+            if method == "repnoise":
+                config["parts"] = suppression_parts(command)
+            config |= {"rows": command.suppress_rows, **errors}
+            teacher = add_to("suppressed", "suppress", config, {"reference": reference}, **keys)
+            distil(reference, teacher, (method, strength, labelled) == teachers[0], **keys)
+        for name, folder in given_teachers(command, seed).items():
+            teacher = add_to("suppressed", "given", {"given": model_identity(folder)}, {}, suppressor=name)
+            distil(reference, teacher, True, suppressor=name)
+        if command.oracle:
+            parents = {"teacher": filtered, "reference": reference}
+            slower = replace(command.distil, learning_rate=command.distil.learning_rate / 2)
+            for student, settings in (("new", command.distil), ("reference", slower)):
+                config = {"distil": asdict(settings), "stops": False, "student": student}
+                add_to(f"matched, {student}", "distil", config, parents)
+    return found
+
+
+def even_parts(rows: int, accumulate: int, least: int = 1) -> int:
+    """In how many even parts a batch is computed: as many as are asked for, or fewer, with so many rows each."""
+    return max((n for n in range(2, accumulate + 1) if rows % n == 0 and rows // n >= least), default=1)
+
+
+def suppression_parts(command: UndoOptions) -> int:
+    """Those of a batch of suppression: each has two rows of both kinds."""
+    return even_parts(2 * command.suppress_rows, command.accumulate, least=4)
+
+
+def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
+    """A suppressor and how it is trained, as the options say, SAM of MaxEnt as they have that; ValueError for settings
+    that it does not have."""
+    suppressor = SUPPRESSORS[method]()
+    recipe = suppressor.recipe
+    if isinstance(suppressor, Sam):
+        inner, recipe = make_suppressor(settings, "maxent")
+        suppressor = replace(suppressor, of=inner)
+    usual = {field.name: getattr(suppressor, field.name) for field in fields(suppressor) if field.name != "of"}
+    of_recipe = {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
+    usual |= of_recipe
+    given: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        whose, _, name = name.replace("-", "_").partition(".")
+        if whose not in SUPPRESSORS:
+            raise ValueError(f"--settings must be METHOD.NAME=VALUE, of {', '.join(SUPPRESSORS)}, got {setting!r}")
+        if whose != method:
+            continue
+        if name not in usual:
+            raise ValueError(f"--settings {setting}: {method} has {', '.join(usual)}")
+        kind_of = str if usual[name] is None else type(usual[name])
+        try:
+            given[name] = kind_of(value)
+        except ValueError:
+            raise ValueError(f"--settings {setting}: {value!r} is no {kind_of.__name__}") from None
+    at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
+    if not 0 < given.get("learning_rate", 1.0) < math.inf:
+        raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
+    recipe = replace(recipe, **{name: given.pop(name) for name in of_recipe if name in given})
+    return replace(suppressor, **given), recipe
+
+
+def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
+    """Folders of the teachers that were made elsewhere, by name.
+
+    Raises:
+        ValueError: for what is no name and folder, or no name of its own.
+    """
+    found: dict[str, str] = {}
+    for given in command.teachers:
+        name, _, folder = given.partition("=")
+        if not name or not folder or name in found or name in SUPPRESSORS:
+            raise ValueError(f"--teachers must be NAME=FOLDER, with a new name each, got {given!r}")
+        found[name] = folder.replace("{seed}", str(seed))
+        if not Path(found[name], "config.json").is_file():
+            raise ValueError(f"--teachers {given}: there is no model in {found[name]!r}")
+    return found
+
+
+def training_of(stage: Stage, accumulate: int) -> Training:
+    """How the model of a stage is trained."""
+    config: Mapping[str, Any] = stage.config
+    if stage.kind == "suppress":
+        return Training(**config["recipe"], accumulate=accumulate)
+    common = {"accumulate": accumulate, "precision": config["precision"]}
+    if stage.kind == "pretrain":
+        return Training(**config["pretrain"], **common)
+    names = ("steps", "learning_rate", "warmup")
+    return Training(**{name: config["distil"][name] for name in names}, weight_decay=0.0, **common)
+
+
+def total_steps(stage: Stage) -> int:
+    """How many gradient steps a stage has at most."""
+    config: Mapping[str, Any] = stage.config
+    if stage.kind == "attack":
+        return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))
+    if stage.kind == "given":
+        return 0
+    return training_of(stage, 1).steps

@@ -1,0 +1,151 @@
+"""What came of an UNDO study: tables, a summary, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from routed_rl.errors import UserError
+from routed_rl.lm.inputs import Text
+from routed_rl.options.undo import UndoOptions
+from routed_rl.runs import Stage, read_metrics, with_ancestors
+from routed_rl.runs.studies import Findings
+from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
+from routed_rl.unlearning.attacks import WorstCase, robustness, worst_case
+from routed_rl.unlearning.undo_study.domains import higher_is_better
+from routed_rl.unlearning.undo_study.figures import UNITS, figures
+from routed_rl.unlearning.undo_study.members import STAGES, Member
+from routed_rl.unlearning.undo_study.stages import TEACHERS, check_teacher, ignorance
+
+KEYS = ("model", "suppressor", "strength", "labelled", "alpha", "beta", "seed")
+KEPT = 0.9
+"""Share of what is retained that the second kind of attacker must keep."""
+
+
+def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Mapping[Path, str]) -> Findings | None:
+    """Return what came of all members whose stages are finished; None if there are none."""
+    assert options.out is not None
+    root, higher = options.out / STAGES, higher_is_better(options)
+    rows: list[dict[str, Any]] = []
+    timings: list[dict[str, Any]] = []
+    curves: dict[Member, WorstCase] = {}
+    kept: dict[Member, WorstCase] = {}
+    matching: dict[str, Any] = {}
+    for member in members:
+        made, attacked = member.stage.result(root), member.attack.result(root)
+        if made is None or attacked is None:
+            continue
+        found = {float(rate): curve for rate, curve in attacked["curves"].items()}
+        cases = {"forget": worst_case(found, higher), "forget_kept": worst_case(found, higher, KEPT)}
+        curves[member], kept[member] = cases.values()
+        row = {**member.keys(), **made["measures"]}
+        for prefix, case in cases.items():
+            row |= {f"{prefix}_{step}": value for step, value in zip(case.steps, case.forget, strict=True)}
+        row |= {"worst_learning_rate": curves[member].learning_rate[-1], "inside_grid": curves[member].inside}
+        row |= {f"forget_int{bits}": value for bits, value in attacked["quantised"].items()}
+        row |= {name: attacked[name] for name in ("distance", "barrier")}
+        row |= {name: made[name] for name in ("steps", "tokens", "flops")} | {"reached": made.get("reached")}
+        teacher = next((s for s in with_ancestors([member.stage]) if s.kind in TEACHERS), None)
+        if teacher is not None:
+            row |= _of_teacher(teacher, member.attack.parents["reference"], options, text, root)
+        rows.append(row)
+        if member.model.startswith("matched") and member.seed == options.first_seed:
+            matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
+        for stage in (member.stage, member.attack):
+            seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
+            timings.append({**member.keys(), "part": stage.kind, "seconds": seconds})
+    if not rows:
+        return None
+    frame = tidy(_compared(rows, max(options.relearn.measured)), KEYS)
+    keys = (*KEYS, "part")
+    words = summary(frame, options, list(dict.fromkeys(member.name for member in curves)))
+    drawn = figures(frame, curves, kept, matching, options)
+    return Findings(frame, tidy(timings, keys), keys, words, drawn, dict(failed))
+
+
+def _of_teacher(teacher: Stage, reference: Stage, options: UndoOptions, text: Text, root: Path) -> dict[str, Any]:
+    """What there is to say of a suppressed model and all that comes of it."""
+    made, before = teacher.result(root), reference.result(root)
+    assert made is not None and before is not None
+    try:
+        check_teacher(made["measures"], before["measures"], ignorance(options, text))
+        weak = False
+    except UserError:
+        weak = True
+    return {"weak_teacher": weak, "labelled_documents": made["labelled_documents"]}
+
+
+def _compared(rows: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]:
+    """The rows with robustness and compute, where the models that they are compared with are there (UNDO).
+
+    Args:
+        last: the attack's last step.
+    """
+    attacked = f"forget_{last}"
+
+    def find(**keys: Any) -> dict[str, Any] | None:
+        return next((row for row in rows if all(row[name] == value for name, value in keys.items())), None)
+
+    compared = []
+    for row in rows:
+        of: dict[str, float | None] = {"robustness": None, "compute": None, "compute_flops": None}
+        filtered = find(model="filtered", labelled=None, seed=row["seed"])
+        same = {name: row[name] for name in ("seed", "suppressor", "strength", "labelled")}
+        teacher = find(model="suppressed", **same)
+        if filtered is not None and teacher is not None:
+            if all(attacked in each for each in (row, teacher, filtered)):  # an attack may have diverged
+                of["robustness"] = robustness(row[attacked], teacher[attacked], filtered[attacked])
+            if row is not teacher:
+                of["compute"] = row["steps"] / filtered["steps"]
+                if teacher["flops"] is not None:  # nobody knows what one that was made elsewhere cost
+                    of["compute_flops"] = (row["flops"] + teacher["flops"]) / filtered["flops"]
+        compared.append({**row, **of})
+    return compared
+
+
+def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> str:
+    """The study in Markdown.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        names: of its models, in the order in which they are to be shown.
+    """
+    last = max(options.relearn.measured)
+    measures = {
+        "retain": "retain",
+        "forget": "forget",
+        f"forget_{last}": f"after {last} steps of attack",
+        "robustness": "robustness",
+        "compute": "steps / filtered",
+        "compute_flops": "FLOPs / filtered",
+    }
+    cells = {
+        (name, row["name"]): shown_mean(row)
+        for name in measures
+        if name in frame
+        for row in aggregate(frame.dropna(subset=[name]), name, ["name"]).to_dict("records")
+    }
+    table = [[model, *(cells.get((name, model), "") for name in measures)] for model in names]
+    what = UNITS[options.metric]
+    rates = len(options.relearn.learning_rates)
+    parts = [
+        "# What is forgotten, and how soon it is back",
+        f"{what[0].upper()}{what[1:]}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The worst attack "
+        f"of {rates} learning rates. *Robustness*: 0 for the suppressed model, 1 for one "
+        "that never saw what is forgotten.",
+        markdown(["model", *measures.values()], table),
+    ]
+    if not frame.inside_grid.all():
+        outside = sorted(set(frame.name[~frame.inside_grid]))
+        parts.append(
+            "The worst learning rate is the lowest or highest that was tried, so that one beyond it may be worse "
+            f"(--relearn.learning-rates): {'; '.join(outside)}."
+        )
+    if "reached" in frame and (short := sorted(set(frame.name[frame.reached == False]))):  # noqa: E712
+        parts.append(f"What is retained was not within reach of the teacher's at the last step: {'; '.join(short)}.")
+    if "weak_teacher" in frame and (weak := sorted(set(frame.name[frame.weak_teacher == True]))):  # noqa: E712
+        parts.append(f"Their teacher had not forgotten, or had forgotten everything: {'; '.join(weak)}.")
+    return "\n\n".join(parts) + "\n"

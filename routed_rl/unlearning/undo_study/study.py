@@ -1,0 +1,172 @@
+"""An UNDO study as an object: unlearn, noise, distil, and attack what came of it. Only what has changed is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from routed_rl.errors import user_input
+from routed_rl.lm import PRESETS
+from routed_rl.lm.inputs import Source, Text, named, open_text, whole_paths
+from routed_rl.options import RUNS
+from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
+from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
+from routed_rl.runs.studies import Findings, Study, check_study
+from routed_rl.unlearning.undo_study import report
+from routed_rl.unlearning.undo_study.checks import check_options
+from routed_rl.unlearning.undo_study.domains import Domains
+from routed_rl.unlearning.undo_study.figures import FIGURES
+from routed_rl.unlearning.undo_study.harness import check_task
+from routed_rl.unlearning.undo_study.members import STAGES, Member, members, total_steps
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage, as a run of a grid."""
+
+    stage: Stage
+    options: UndoOptions
+    out: Path
+    seed: int
+    force: bool = False
+
+
+def _command(batch: Sequence[StageRun]) -> list[str]:
+    (run,) = batch
+    return [
+        *PYTHON,
+        "routed_rl.unlearning.undo_study.worker",
+        *("--only", run.out.name),
+        *options(run.options, UndoOptions()),
+    ]
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class UndoStudy(UndoOptions, Study):
+    """Teachers that forget, students distilled from noised copies of them (UNDO), and a relearning attack on each.
+
+    >>> study = UndoStudy(model=model, tokenizer=tokenizer, forget=forget, retain=retain)  # doctest: +SKIP
+    >>> study.run("runs/mine")  # doctest: +SKIP
+
+    Every field of :class:`~routed_rl.options.undo.UndoOptions`, that is every option of ``routed-rl undo``, is an
+    argument with the same name and default. A study of this class and a command with the same options share their
+    directory and their bytes.
+
+    Args:
+        task: a published task, whose values are the other options' defaults. None: "custom" if a forget set is given,
+            else "arithmetic".
+        preset: "quick" or "paper".
+        retain: the retain set; another name of ``corpus``.
+        **given: the other options. ``model`` may be a Hugging Face causal language model, with its ``tokenizer``.
+            ``forget`` and ``retain`` may be lists of strings, or datasets with a column ``text``. A trained model of a
+            "custom" task is studied as it is: unless options say otherwise, it is not pretrained further
+            (``pretrain``), and no filtered model is trained (``filtered``).
+
+    Models and texts that are objects are saved in the folder ``corpora`` first; the study's processes read them there.
+
+    Raises:
+        TypeError: for an argument that is no option.
+        UserError: for texts or a model that cannot be saved.
+    """
+
+    out: Path = RUNS
+    KIND = Kind(
+        config=lambda run: run.stage.record.config,
+        command=_command,
+        total=lambda run: total_steps(run.stage),
+        counter="step",
+        after=lambda run: [parent.path(run.out.parent) for parent in run.stage.parents.values()],
+    )
+    FIGURES = FIGURES
+
+    def __init__(self, *, task: str | None = None, preset: str = "quick", retain: Source | None = None, **given: Any):
+        if retain is not None:
+            given["corpus"] = retain
+        task = task or ("custom" if "forget" in given else "arithmetic")
+        usual = dict(TASKS.get((task, preset), {}))  # type: ignore[arg-type]
+        if task == "custom" and given.get("model", UndoOptions.model) not in PRESETS:
+            usual |= {"filtered": False, "pretrain": Pretrain(steps=0)}
+        UndoOptions.__init__(self, **named(UndoOptions, usual, {**given, "task": task, "preset": preset}))
+        for name, value in _whole(self).items():
+            object.__setattr__(self, name, value)
+
+    def plan(self) -> pd.DataFrame:
+        """Return what :meth:`run` would do, without doing it.
+
+        Returns:
+            A row per stage: ``stage``, its directory's name; ``model``; ``seed``; ``reason``, why it would run, or "is
+            finished".
+
+        Raises:
+            UserError: for options, a model or texts that the study cannot use.
+        """
+        with user_input():
+            runs = self._prepare(True)
+            check_study(self.out, self._identity())
+            reasons = {stage.key: reason for stage, reason in plan([run.stage for run in runs], self.root)}
+        names = {stage.key: member.name for member in self.members for stage in (member.stage, member.attack)}
+        rows = [(run.out.name, names[run.stage.key], run.seed, reasons[run.stage.key] or "is finished") for run in runs]
+        return pd.DataFrame(rows, columns=["stage", "model", "seed", "reason"])
+
+    @property
+    def root(self) -> Path:
+        """The directory of all stages."""
+        return self.out / STAGES
+
+    @cached_property
+    def text(self) -> Text:
+        """The tokenised corpus and its tokenizer."""
+        return open_text(self)
+
+    @cached_property
+    def members(self) -> list[Member]:
+        """All models of the study."""
+        return members(self, self.text)
+
+    def _identity(self) -> Mapping[str, Any]:
+        return {"task": self.task, "device": self.device}
+
+    def _prepare(self, here: bool) -> Sequence[StageRun]:
+        check_options(self)
+        domains = Domains(self, self.text)
+        for seed in {member.seed for member in self.members}:
+            domains.attacker(seed)
+            for share in self.labelled:
+                domains.labelled(share, seed)
+        if self.metric == "lm-eval":
+            for task in (self.lm_eval.retain, self.lm_eval.forget):
+                check_task(task, self.lm_eval.include)
+        options = UndoOptions(**{field.name: getattr(self, field.name) for field in fields(UndoOptions)})
+        stages = with_ancestors(stage for member in self.members for stage in (member.stage, member.attack))
+        return [StageRun(stage, options, stage.path(self.root), stage.seed) for stage in stages]
+
+    def _find(self, failed: Mapping[Path, str]) -> Findings | None:
+        return report.find(self, self.text, self.members, failed)
+
+    def _failure(self, failed: Mapping[Path, str], runs: Sequence[StageRun]) -> str:
+        waiting = sum(run.out not in failed and not is_finished(run.out) for run in runs)
+        return f"of {len(runs)} stages {len(failed)} failed, and {waiting} wait for them"
+
+
+def _whole(options: UndoOptions) -> dict[str, Any]:
+    """Options with absolute paths, and the task's settings of suppressors where none are given."""
+    paths: dict[str, Any] = {"out": Path(os.path.abspath(options.out or RUNS / f"undo-{options.task}"))}
+    if options.prompts is not None:
+        paths["prompts"] = Path(os.path.abspath(options.prompts))
+    if options.lm_eval.include is not None:
+        paths["lm_eval"] = replace(options.lm_eval, include=Path(os.path.abspath(options.lm_eval.include)))
+    named = [given.partition("=") for given in options.teachers]
+    paths["teachers"] = tuple(
+        f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
+    )
+    usual = TASKS.get((options.task, options.preset), {}).get("settings", ())
+    given = [setting.partition("=")[0].replace("-", "_") for setting in options.settings]
+    paths["settings"] = tuple(s for s in usual if s.partition("=")[0] not in given) + options.settings
+    return {**whole_paths(options), **paths}
