@@ -1,0 +1,138 @@
+"""Studies as objects: the same directory and bytes as the commands', on the user's own models and texts."""
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from routed_rl.errors import UserError
+from routed_rl.experiments import cli
+from routed_rl.lm import EraStudy, load_model, stories_tokenizer
+from routed_rl.options.era import Attack, Repair
+from routed_rl.options.undo import Distil, Pretrain, Relearn
+from routed_rl.runs.studies import RunsFailedError
+from routed_rl.unlearning import UndoStudy
+from tests.experiments import killed_studies, killed_undo
+from tests.lm.tiny_models import tiny_model
+
+TEXTS = {
+    "forget": [f"the {word} tree stood in the forest" for word in ("old", "tall", "green", "wet", "dark") * 8],
+    "retain": [f"the {word} boat came to the harbour" for word in ("old", "tall", "green", "wet", "dark") * 8],
+}
+
+
+@pytest.fixture
+def undo(tmp_path, monkeypatch):
+    """The options of a small UNDO study, in Python's form and in the shell's; and what has been run."""
+    ran = killed_undo.make_small(monkeypatch)
+    options = {
+        "task": "languages",
+        "documents": 200,
+        "pretrain": Pretrain(steps=6, warmup=2),
+        "distil": Distil(steps=6, warmup=2, every=2),
+        "batch_size": 4,
+        "suppress_rows": 2,
+        "test_documents": 4,
+        "relearn": Relearn(learning_rates=(1e-3, 1e-4), steps=3, measured=(1, 3)),
+        "allow_weak_teacher": True,
+        "settings": ["maxent.steps=2"],
+        "alphas": [0.2, 0.5],
+        "corpora": tmp_path / "corpora",
+        "out": tmp_path / "study",
+    }
+    shell = [*killed_undo.OPTIONS, "--settings", "maxent.steps=2", "--alphas", "0.2", "0.5"]
+    yield options, [*shell, "--corpora", str(tmp_path / "corpora"), "--out", str(tmp_path / "study")], ran
+    torch.set_flush_denormal(False)
+
+
+def contents(out):
+    return {str(path): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
+    options, shell, ran = undo
+    study = UndoStudy(**options)
+    plan = study.plan()
+    assert list(plan) == ["stage", "model", "seed", "reason"] and set(plan.reason) == {"is new"}
+    assert set(plan.model) == {
+        "reference", "filtered", "suppressed, maxent", "undo, maxent, α 0.2, β 0.1", "undo, maxent, α 0.5, β 0.1",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="nothing is finished in"):
+        study.results()
+    found = study.run()
+    assert len(found) == 5 and len(ran) == len(plan)
+    before = contents(tmp_path / "study")
+    cli.main(["undo", *shell])
+    assert len(ran) == len(plan) and contents(tmp_path / "study") == before
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "study" / "results.csv"), found, check_dtype=False)
+    again = UndoStudy(**options)
+    assert set(again.plan().reason) == {"is finished"}
+    pd.testing.assert_frame_equal(again.results(), found)
+    for name in ("relearning", "compute", "front"):
+        assert isinstance(again.figure(name), Figure)
+    with pytest.raises(ValueError, match="no finished run is shown in 'oracle'; there are relearning, compute, front"):
+        again.figure("oracle")
+    with pytest.raises(ValueError, match="there is no figure 'loss'; the figures are relearning, "):
+        again.figure("loss")
+
+
+def test_an_era_study_from_python_is_the_commands(tmp_path, monkeypatch):
+    ran = killed_studies.make_small(monkeypatch)
+    study = EraStudy(
+        documents=300, steps=6, warmup=2, batch_size=4, layers=[0, 1], units=4, test_documents=10,
+        attack=Attack(documents=(2,), repeats=1, steps=3),
+        repair=Repair(documents=8, selection=8, steps=3, chosen_steps=3),
+        methods=["base", "era"], labelled=[0.5], seeds=1, corpora=tmp_path / "corpora",
+    )  # fmt: skip
+    found = study.run(tmp_path / "study")
+    assert set(found.method) == {"base", "era"} and set(study.plan().reason) == {"is finished"}
+    before, count = contents(tmp_path / "study"), len(ran)
+    shell = " ".join(killed_studies.OPTIONS).replace("--rmu.depth 2 --rmu.steps 3 --rmu.batch-size 4 ", "").split()
+    shell += ["--methods", "base", "era", "--labelled", "0.5", "--seeds", "1", "--corpora", tmp_path / "corpora"]
+    cli.main(["era", *map(str, shell), "--out", str(tmp_path / "study")])
+    assert len(ran) == count and contents(tmp_path / "study") == before
+    assert all(isinstance(study.figure(name), Figure) for name in EraStudy.FIGURES)
+    torch.set_flush_denormal(False)
+
+
+def test_own_models_and_texts_are_saved_under_the_hash_of_what_is_in_them(tmp_path):
+    tokenizer, model = stories_tokenizer(), tiny_model("llama")
+    given = {"model": model, "tokenizer": tokenizer, "corpora": tmp_path}
+    first = UndoStudy(**given, **TEXTS)
+    rows = [{"text": text} for text in TEXTS["forget"]]
+    second = UndoStudy(**given, forget=rows, retain=tuple(TEXTS["retain"]))
+    assert vars(first) == vars(second) and first.task == "custom"
+    assert not first.filtered and first.pretrain.steps == 0, "a trained model is studied as it is"
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(load_model(first.model).parameters(), model.parameters(), strict=True)
+    )
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert UndoStudy(**given, **TEXTS).model != first.model
+    assert EraStudy(corpus=TEXTS["retain"], corpora=tmp_path).corpus == first.corpus
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", "", ".jsonl", ".jsonl"]
+
+
+@pytest.mark.parametrize("study", [UndoStudy, EraStudy])
+def test_what_a_study_cannot_use_is_refused_before_anything_is_run(study, tmp_path):
+    with pytest.raises(TypeError, match="there is no option 'alfa'; the options are model, corpus, "):
+        study(alfa=3)
+    with pytest.raises(UserError, match="give the tokenizer of the model as an object too, got tokenizer=None"):
+        study(model=tiny_model("llama"), corpora=tmp_path)
+    with pytest.raises(UserError, match="forget has no documents"):
+        study(forget=[], corpora=tmp_path)
+    with pytest.raises(UserError, match=r"corpus\[1\] must be a text or a row with a field 'text', got 3"):
+        study(corpus=["a", 3], corpora=tmp_path)
+    with pytest.raises(UserError, match="--seeds must be at least 1, got 0"):
+        study(seeds=0, corpora=tmp_path).run(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path, monkeypatch):
+    options, _, _ = undo
+    study = UndoStudy(**{**options, "allow_weak_teacher": False, "settings": ["maxent.learning_rate=1e-30"]})
+    with pytest.raises(RunsFailedError, match="of 10 stages 2 failed, and 2 wait for them") as raised:
+        study.run()
+    assert {out.name.partition("-")[0] for out in raised.value.failed} == {"distil"}
+    assert len(study.results()) == 3
