@@ -41,7 +41,7 @@ MODULES = {
     SteeringScalar: "language.steering_scalar",
     Undo: "undo.undo",
 }
-"""The module whose ``main`` carries out each command, in the order of ``--help``; imported when it is needed."""
+"""The module of each command, in the order of ``--help``. Its ``main`` runs the command. It is imported only then."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,8 +54,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     guarded(run)
 
 
+def guarded(run: Callable[[], None]) -> None:
+    """Call ``run``. A user's mistake ends with one line on standard error and exit status 2, as in :func:`main`."""
+    warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
+    try:
+        run()
+    except (UserError, MissingExtraError) as error:
+        sys.exit(_fail(str(error)))
+    except MemoryError as error:
+        sys.exit(_fail(f"not enough memory: {error}"))
+    except BrokenPipeError:
+        # The reader of our output has closed the pipe. Python must not flush to the pipe at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; start the same command again to continue", status=130))
+
+
 def parse(argv: Sequence[str]) -> Any:
-    """The command of a command line."""
+    """The command, with its options, that a command line asks for."""
     arguments = list(argv) or ["--help"]
     said = io.StringIO()
     try:
@@ -70,7 +88,7 @@ def parse(argv: Sequence[str]) -> Any:
 
 
 def commands(preset: str | None = None, task: str | None = None) -> Any:
-    """The type of all commands, for tyro, with the defaults of a preset and a task, of the commands that have them."""
+    """The union of all commands, for tyro. A preset and a task set the defaults of the commands that have them."""
     text = {"preset": preset, **TEXT_PRESETS[preset]} if preset in TEXT_PRESETS else {}
     asked = (task or Undo.task, preset or Undo.preset)
     undo = {"task": asked[0], "preset": asked[1], **TASKS[asked]} if asked in TASKS else {}
@@ -90,8 +108,10 @@ def _subcommand(of: type, defaults: Mapping[type, Any]) -> Any:
 
 
 def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:
-    """The preset and the task named on the command line, whose values are the other options' defaults; tyro refuses
-    unknown ones."""
+    """The preset and the task that the command line names. They set the defaults of other options.
+
+    An unknown name is returned as it is. Tyro refuses it later.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
     parser.add_argument("--task", nargs="?")
@@ -100,7 +120,7 @@ def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:
 
 
 def _first_paragraph(box: str) -> str:
-    """The message of tyro's error box on one line: what is framed, up to the first rule."""
+    """The message in tyro's error box, on one line: the framed text up to the first horizontal rule."""
     lines = []
     for line in box.splitlines()[1:]:
         text = line.strip(" │")

@@ -1,4 +1,4 @@
-"""``routed-rl curves``: the learning curves of several runs, in one figure and one table."""
+"""``routed-rl curves``: draws the learning curves of several runs in one figure and prints one table."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def main(command: Curves) -> None:
     if command.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--figure must end in .png, .pdf or .svg, got {str(command.figure)!r}")
     if not command.directories:
-        raise UserError("name at least one run directory")
+        raise UserError("no run directory is given; name at least one run directory")
     with user_input():
         curves = {str(run): learning_curve(run, command.policy) for run in command.directories}
     _draw(curves, command)
-    table = Table(title=f"true return, {command.policy or 'as each method is used'}", title_justify="left")
-    for column in ("run", "best", "at step", "last", "at step"):
+    policy = command.policy or "steer:diamond, or unsteered where a run has one module"
+    table = Table(title=f"True return (policy: {policy})", title_justify="left")
+    for column in ("run", "best return", "at step", "last return", "at step"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for name, points in curves.items():
         best, last = max(points, key=lambda point: point[1]), points[-1]
@@ -33,7 +34,7 @@ def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None
     from routed_rl.experiments.common.agents import figures
     from routed_rl.runs.figures import save, subplots
 
-    figure, axes = subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 3.8 + 0.18 * len(curves)), layout="constrained")
     figures.draw_curves(axes, {name: (*zip(*points, strict=True), None) for name, points in curves.items()})
     with user_input():
         save(figure, command.figure)

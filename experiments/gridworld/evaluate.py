@@ -1,4 +1,4 @@
-"""``routed-rl evaluate``: a trained agent's true returns and outcomes in fresh environments."""
+"""``routed-rl evaluate``: the true return of a trained agent in new environments, and where its episodes end."""
 
 from __future__ import annotations
 
@@ -34,16 +34,25 @@ def main(command: Evaluate) -> None:
     if command.json:
         print(json.dumps({"policy": name, "greedy": command.greedy, **result}, indent=2))
     else:
-        Console().print(_table(f"{command.directory}, {name}", result))
+        Console().print(_table(f"{command.directory}, policy: {name}", result))
 
 
 def _table(title: str, result: dict[str, Any]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("measure")
     table.add_column("value", justify="right")
-    for name in ("true_return", "episode_return", "episode_length", "entropy"):
-        table.add_row(name.replace("_", " "), f"{result[name]:.3f}")
+    measures = {
+        "true_return": "true return (discounted)",
+        "episode_return": "episode return (not discounted)",
+        "episode_length": "episode length (steps)",
+        "entropy": "entropy of the policy (nats)",
+    }
+    for name, measure in measures.items():
+        table.add_row(measure, f"{result[name]:.3f}")
     for outcome, share in result["outcomes"].items():
-        overseen = result["outcomes_overseen"][outcome]
-        table.add_row(f"episodes ending in {outcome}", f"{share:.1%} ({overseen:.1%} overseen)")
+        if outcome == "none":
+            table.add_row("episodes that reach no terminal state", f"{share:.1%}")
+        else:
+            table.add_row(f"episodes that end on {outcome}", f"{share:.1%}")
+            table.add_row(f"episodes that end on {outcome}, overseen", f"{result['outcomes_overseen'][outcome]:.1%}")
     return table

@@ -1,4 +1,4 @@
-"""Options of quickstart, evaluate, watch and curves: a class is a command, a field an option."""
+"""Options of quickstart, evaluate, watch and curves. A class is a command, a field is an option."""
 
 from __future__ import annotations
 
@@ -15,73 +15,76 @@ from routed_rl.options import RUNS
 
 @dataclass(frozen=True)
 class Steered:
-    """A trained agent, and how it is steered."""
+    """A trained agent, and how to steer it."""
 
     directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
-    """run directory"""
+    """run directory of the trained agent"""
     steer: str | None = None
-    """act with this module alone"""
+    """act with this module only; None: the gate mixes the modules"""
     ablate: str | None = None
-    """delete this module"""
+    """delete this module and act with the others; None: delete none"""
     avoid: str | None = None
-    """with --steer: stay away from what this module would do (contrastive steering)"""
+    """with --steer: avoid the actions that this module prefers (contrastive steering); None: avoid none"""
     strength: float = CONTRAST
-    """how strongly --avoid pushes"""
+    """weight of the actions to avoid, for --avoid; a larger number avoids them more"""
     greedy: bool = False
-    """take the most likely action instead of sampling"""
+    """take the most likely action instead of a sampled one"""
 
 
 @dataclass(frozen=True)
 class Evaluate(Steered):
-    """Play a trained agent in fresh environments and print its true returns and outcomes."""
+    """Evaluate a trained agent in new environments: print its true return and where its episodes end."""
 
     seed: int = 0
-    """fixes the environments and the actions"""
+    """random seed of the environments and the actions"""
     n_envs: int | None = None
-    """fresh environments; None: 2048 in the gridworld, 256 on MiniGrid"""
+    """number of new environments; None: 2048, or 256 on MiniGrid"""
     json: bool = False
-    """print JSON"""
+    """print JSON instead of a table"""
 
 
 @dataclass(frozen=True)
 class Watch(Steered):
-    """Watch a trained agent play, in the terminal or as a GIF."""
+    """Show a trained agent while it plays, as text in the terminal or as a GIF."""
 
     gif: Path | None = None
-    """write an animation here instead of printing"""
+    """write an animation to this .gif file; None: print the episodes as text"""
     episodes: int = 5
-    """how many episodes to play"""
+    """number of episodes to play"""
     fps: float = 4.0
     """frames per second"""
     seed: int = 0
-    """fixes the episodes and the actions"""
+    """random seed of the episodes and the actions"""
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """See the idea in two minutes: train a routed and a naive agent, compare them, draw what they do."""
+    """See the idea in two minutes: train a routed and a naive agent, compare their returns, draw their policies."""
 
     oversight: float = 0.05
-    """probability that a terminal is overseen"""
+    """oversight level: probability that a terminal state is overseen"""
     seed: int = 0
-    """fixes everything random"""
+    """random seed of both runs"""
     total_steps: int = 2_000_000
-    """environment steps of each agent"""
+    """environment steps per agent"""
     out: Path = RUNS / "quickstart"
-    """where runs and figure go"""
+    """directory of the two runs and the figure"""
     workers: int = min(2, os.cpu_count() or 1)
-    """agents trained at once, one process and one thread each"""
+    """agents trained in parallel; each has one process with one thread"""
     force: bool = False
-    """start over; the old runs are kept under another name"""
+    """start again from zero; the old runs are renamed, not deleted"""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Draw the learning curves of runs, finished or not, in one figure; oracle-filtered's steps over its oversight."""
+    """Draw the learning curves of several runs in one figure.
+
+    Unfinished runs are drawn too. The steps of an oracle-filtered run are divided by its oversight level.
+    """
 
     directories: Annotated[tuple[Path, ...], tyro.conf.arg(name="dirs"), tyro.conf.Positional]
-    """run directories"""
+    """run directories, one curve each"""
     figure: Path = Path("curves.png")
-    """where the figure goes"""
+    """file of the figure, ending in .png, .pdf or .svg"""
     policy: str | None = None
-    """steer:NAME or unsteered; None: steered to Diamond where a run can be, else unsteered"""
+    """policy to draw, steer:NAME or unsteered; None: steer:diamond for runs that have it, else unsteered"""

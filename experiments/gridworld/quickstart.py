@@ -1,4 +1,4 @@
-"""``routed-rl quickstart``: the idea in two minutes. What ``make run`` runs."""
+"""``routed-rl quickstart``: the idea in two minutes. ``make run`` runs this command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(command: Quickstart) -> None:
         check_options(list(commands.values()))
         (command.out / SUMMARY).unlink(missing_ok=True)
         for reason in train_all(list(commands.values()), command.workers).values():
-            raise UserError(f"training failed: {reason}")
+            raise UserError(f"a training run failed: {reason}")
     figure, summary = command.out / FIGURE, command.out / SUMMARY
     runs = {method: [config_hash(train.config()), train.seed] for method, train in commands.items()}
     if not figure.exists() or not summary.exists() or read_json(summary)["runs"] != runs:
@@ -54,7 +54,7 @@ def main(command: Quickstart) -> None:
 
 
 def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
-    """The table's rows: what each policy is worth, beside the exact value of the policy it comes close to."""
+    """The rows of the table: the return of each policy, and the exact return of the ideal policy that it approaches."""
     from routed_rl.experiments.common.agents.limits import limits
 
     exact = limits(oversight)
@@ -83,11 +83,15 @@ def _share(shares: dict[str, float], name: str) -> float:
 
 
 def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
-    title = f"{oversight:.1%} of terminals overseen, {steps:,} environment steps per agent"
-    caption = "return: true, discounted; on Ghost: share of episodes ending there, and of those nobody saw end"
+    title = f"{oversight:.1%} of terminal states overseen, {steps:,} environment steps per agent"
+    caption = (
+        "true return: discounted return of the true reward\n"
+        "exact limit: true return of the ideal policy that this policy approaches\n"
+        "ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen"
+    )
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("policy", no_wrap=True)
-    for column in ("return", "exact limit", "on Ghost", "unseen"):
+    for column in ("true return", "exact limit", "ends on Ghost", "unseen"):
         table.add_column(column, justify="right")
     for row in rows:
         shares = (f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen"))
@@ -122,18 +126,19 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
     )
     for row, (_, colour) in zip(rows, shown.values(), strict=True):
         curves.axhline(row["exact_limit"], color=colour, linestyle=":", linewidth=1)
-    curves.set_title(f"{oversight:.1%} oversight (dotted: exact limits)", fontsize=10)
+    curves.set_title(f"Learning curves, oversight level {oversight:.1%} (dotted: exact limits)", fontsize=9)
     for axes, choice, title in zip(
         plots,
         (None, "diamond", "ghost"),
-        ("unsteered", "steered to Diamond ◆", "steered to Ghost ✖"),
+        ("routed, unsteered", "routed, steered to Diamond ◆", "routed, steered to Ghost ✖"),
         strict=True,
     ):
         with model.steered(choice):
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=9)
+    plots[1].set_xlabel("arrow length: probability of the action; nothing is overseen", fontsize=8)
     figure.text(
-        0.995, 0.005, f"configs {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "
+        0.995, 0.005, f"config hashes {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "
         f"seed {read_run(out / 'routing').seed}", ha="right", fontsize=6, color="#6c757d",
     )  # fmt: skip
     save(figure, path)
@@ -141,8 +146,8 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
 
 def _next_steps(run: Path) -> str:
     return f"""
-The routed agent was paid for reaching anything. Labels on a few percent of its
-episodes decided which module learned to reach what; steering keeps one module.
+The routed agent gets the same reward for Diamond and for Ghost. The labels of the
+overseen episodes decide which module learns which goal. Steering uses one module.
 Try next:
   routed-rl watch {run} --steer diamond
   routed-rl evaluate {run} --ablate diamond

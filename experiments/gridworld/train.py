@@ -1,4 +1,4 @@
-"""``routed-rl train``: one run in its directory, or several with other seeds as one batch."""
+"""``routed-rl train``: trains one run in its directory, or several seeds as one batch."""
 
 from __future__ import annotations
 

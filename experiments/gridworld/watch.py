@@ -1,4 +1,4 @@
-"""``routed-rl watch``: a trained agent plays, in the terminal or as a GIF."""
+"""``routed-rl watch``: shows a trained agent while it plays, as text in the terminal or as a GIF."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(command: Watch) -> None:
         if command.gif is not None:
             _check_writable(command.gif)
     if command.gif is None and config["world"] in ON_MINIGRID:
-        raise UserError("MiniGrid draws no text; name a file with --gif")
+        raise UserError(f"the world {config['world']!r} cannot be shown as text; name a file with --gif")
     env = make_scalar_env(config, "rgb_array" if command.gif else "ansi", test=True)
     if command.gif is None:
 
@@ -47,7 +47,7 @@ def main(command: Watch) -> None:
     _play(model, env, command, lambda caption: frames.append(Image.fromarray(env.render())))
     with user_input():
         write_bytes(command.gif, _animation(frames, 1 / command.fps))
-    print(f"{len(frames)} frames of {command.episodes} episodes ({name}) in {command.gif}")
+    print(f"Wrote {len(frames)} frames of {command.episodes} episodes (policy: {name}) to {command.gif}")
 
 
 def _animation(frames: list[Image.Image], seconds: float) -> bytes:
@@ -74,5 +74,5 @@ def _play(model: RoutedAlgorithm, env: gym.Env, command: Watch, show: Callable[[
             action, _ = model.predict(obs, deterministic=command.greedy)
             obs, _, terminated, truncated, info = env.step(int(np.asarray(action)))
             done, steps = terminated or truncated, steps + 1
-            end = f": {info['outcome'] or 'time is up'}" if done else ""
+            end = f": {info['outcome'] or 'step limit reached'}" if done else ""
             show(f"episode {episode + 1}, step {steps}{end}")

@@ -1,7 +1,8 @@
-"""The figures of a study: return against oversight, learning curves, methods as bars, label noise, arrows."""
+"""The figures of a study: true return by oversight level, learning curves, bars, label noise, arrow plots."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -13,56 +14,62 @@ import pandas as pd
 from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.options import CONTRAST, MethodName
 from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
-from routed_rl.experiments.oversight.study import SHOWN, WANTED, Limits, compared
-from routed_rl.runs.figures import save, subplots
-from routed_rl.runs.tables import aggregate, half_interval
+from routed_rl.experiments.common.tables import aggregate, half_interval
+from routed_rl.experiments.oversight.study import REFERENCES, SHOWN, WANTED, Limits, compared
 
-EXACT = {"optimal": "optimum", "diamond": "seeks Diamond, blind to Ghost", "any": "any terminal"}
-
-
+BEST_NAIVE = "optimal under the naive reward"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
 FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": figures.COLOURS["naive"]}
 OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict")
 
 
 def colour(label: str) -> Any:
-    """The colour of a method, the same in all figures of all studies; grey for labels with noise."""
+    """The colour of a method, the same in all figures of all studies. Methods with label noise are grey."""
     if label in FIXED:
         return FIXED[label]
     return matplotlib.colormaps["tab20"](OTHERS.index(label)) if label in OTHERS else "#6c757d"
 
 
+def marker(label: str) -> str:
+    """The marker of a method, the same in all figures of all studies."""
+    known = (*FIXED, *OTHERS)
+    return figures.MARKERS[known.index(label) % len(figures.MARKERS)] if label in known else "."
+
+
 def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
-    """True return against oversight (log axis): mean, 95 % interval (dark), 5 to 95 % quantiles (light), limits."""
+    """True return by oversight level (log axis): mean and 95 % confidence interval, beside the exact limits."""
     shown = compared(frame)
     if not len(shown):
         return
     levels = np.array(sorted(shown.oversight.unique()))
-    figure, axes = subplots(figsize=(7.5, 4.8), layout="constrained")
-    for label, rows in aggregate(shown, "true_return", ["label", "oversight"]).groupby("label"):
-        x, mean, half = 100 * rows.oversight, rows["mean"], rows["half"]
-        axes.plot(x, mean, marker="o", markersize=4, color=colour(label), label=label)
-        axes.fill_between(x, mean - half, mean + half, color=colour(label), alpha=0.3, linewidth=0)
-        axes.fill_between(x, rows["low"], rows["high"], color=colour(label), alpha=0.12, linewidth=0)
-    dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
+    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
+    cells = aggregate(shown, "true_return", ["label", "oversight"]).groupby("label")
+    for place, (label, rows) in enumerate(cells):
+        x = 100 * rows.oversight * 1.02 ** (place - (len(cells) - 1) / 2)  # side by side, else intervals overlap
+        axes.errorbar(
+            x, rows["mean"], yerr=rows["half"], marker=marker(label), markersize=5, capsize=2, elinewidth=1,
+            color=colour(label), label=label,
+        )  # fmt: skip
+    axes.set(xscale="log", ylabel="true return", ylim=(-0.15, 1))
+    axes.set_xlabel("oversight level: terminal states that the overseer sees (%)")
     if exact is not None:
-        _draw_limits(axes, exact(levels[0]))
+        dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
         naive = [exact(float(level))["naive"] for level in dense]
-        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label="best under the naive reward, exact")
-    axes.set(xscale="log", xlabel="terminals overseen (%)", ylabel="true return", ylim=(-0.15, 1))
+        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":")
+        _draw_limits(axes, {**exact(levels[0]), "naive": naive[-1]})
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
-    _finish(axes, "Return against oversight: mean, 95 % interval, 5–95 % quantiles")
-    save(figure, path)
+    _finish(figure, axes, "True return by oversight level: mean and 95 % confidence interval over seeds")
+    figures.save(figure, path)
 
 
 def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path, exact: Limits | None) -> None:
-    """Learning curves at one level, mean over seeds and 95 % interval.
+    """Learning curves at one oversight level: mean over seeds and 95 % confidence interval.
 
     Args:
         runs: run directories by method and policy.
     """
-    figure, axes = subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
     labels = {key: SHOWN.get(key, key[0]) for key in runs}
     for key, directories in runs.items():
         curves = [learning_curve(run, key[1]) for run in directories]
@@ -71,21 +78,23 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
         values = np.array([[value for _, value in curve[:points]] for curve in curves])
         mean = values.mean(axis=0)
         half = half_interval(values)
-        axes.plot(steps, mean, color=colour(labels[key]), label=labels[key])
-        axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.2, linewidth=0)
-    if exact is not None:
-        _draw_limits(axes, exact(focus))
-        naive = exact(focus)["naive"]
-        axes.axhline(
-            naive, color=colour("naive"), linestyle=":", linewidth=1, label="best under the naive reward, exact"
-        )
+        axes.plot(
+            steps, mean, color=colour(labels[key]), label=labels[key], marker=marker(labels[key]), markersize=5,
+            markevery=max(1, points // 8),
+        )  # fmt: skip
+        axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.15, linewidth=0)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
-    _finish(axes, f"Learning curves at {focus:.1%} oversight: mean and 95 % interval")
-    save(figure, path)
+    if exact is not None:
+        axes.axhline(exact(focus)["naive"], color=colour("naive"), linestyle=":", linewidth=1)
+        _draw_limits(axes, exact(focus))
+    _finish(
+        figure, axes, f"Learning curves at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds"
+    )
+    figures.save(figure, path)
 
 
 def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | None) -> None:
-    """Every method at one level: mean, 95 % interval, and each seed."""
+    """All methods at one oversight level: mean, 95 % confidence interval, and each seed."""
     shown = compared(frame)
     shown = shown[shown.oversight == focus]
     rows = aggregate(shown, "true_return", ["label"]).sort_values("mean")
@@ -100,58 +109,71 @@ def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | Non
     axes.axvline(0, color="#adb5bd", linewidth=0.8)
     axes.set_yticks(places, rows.label, fontsize=8)
     axes.set_xlabel("true return")
-    title = f"At {focus:.1%} oversight: mean, 95 % interval, each seed; dotted: seeks Diamond, blind to Ghost"
+    title = f"Oversight level {focus:.1%}: mean (bar), 95 % confidence interval (line), seeds (dots)"
+    if exact is not None:
+        title += f"\ndotted line: exact return of the {REFERENCES['diamond']}"
     axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
 
 def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
-    """Return against the rate of lost and of wrong labels, steered to the wanted outcome.
+    """True return by rate of lost and of wrong labels, when steered to the wanted outcome.
 
     Args:
         noise: columns ``kind``, ``rate``, ``policy``, ``true_return``.
     """
-    figure, axes = subplots(figsize=(7.5, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.4), layout="constrained")
     noise = noise[noise.policy == f"steer:{WANTED}"]
-    for (kind, rows), line in zip(noise.groupby("kind"), matplotlib.colormaps["tab10"].colors, strict=False):
+    for place, (kind, rows) in enumerate(noise.groupby("kind")):
         cells = aggregate(rows, "true_return", ["rate"])
         axes.errorbar(
-            100 * cells.rate, cells["mean"], yerr=cells["half"], marker="o", markersize=4, capsize=2, color=line,
-            label=kind,
+            100 * cells.rate + 0.3 * place, cells["mean"], yerr=cells["half"], marker=figures.MARKERS[place],
+            markersize=5, capsize=2, elinewidth=1, color=plt.get_cmap("tab10")(place), label=kind,
         )  # fmt: skip
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
-    axes.set(xlabel="rate of lost or wrong labels (%)", ylabel="true return, steered to Diamond")
-    _finish(axes, f"Label noise at {focus:.1%} oversight: mean and 95 % interval")
-    save(figure, path)
+    axes.set(xlabel="rate of lost or wrong labels (%)", ylabel="true return when steered to Diamond")
+    _finish(figure, axes, f"Label noise at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds")
+    figures.save(figure, path)
 
 
 def draw_arrows(run: Path, path: Path) -> None:
-    """What one routed run does in one grid in which nothing is overseen, as each of its policies."""
+    """The actions of the policies of one routed run, in one grid where nothing is overseen."""
     model, config = load_run(run)
     world = world_of(make_env(config, 1, test=True))
     views = {
         "unsteered": {},
         "steered to Ghost ✖": {"choice": "ghost"},
         "steered to Diamond ◆": {"choice": "diamond"},
-        "to Diamond, away from Ghost": {"choice": "diamond", "avoid": {"ghost": CONTRAST}},
+        "steered to Diamond ◆, avoids Ghost ✖": {"choice": "diamond", "avoid": {"ghost": CONTRAST}},
     }
     figure, plots = subplots(1, len(views), figsize=(12, 3.3), layout="constrained")
     for axes, (title, steering) in zip(plots, views.items(), strict=True):
         with model.steered(**steering):
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
-        axes.set_title(title, fontsize=10)
-    save(figure, path)
+        axes.set_title(title, fontsize=9)
+    figure.suptitle(f"Policies of one routed run, oversight level {config['oversight']:.1%}", fontsize=10)
+    figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid", fontsize=8)
+    figures.save(figure, path)
 
 
 def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:
-    for (name, title), style in zip(EXACT.items(), ("--", "-.", ":"), strict=True):
-        axes.axhline(exact[name], color="#6c757d", linestyle=style, linewidth=1, zorder=1, label=f"{title}, exact")
+    """Draw the exact limits as lines and name them at the right edge, where names must not overlap."""
+    for name, style in zip(REFERENCES, ("--", "-.", ":"), strict=True):
+        axes.axhline(exact[name], color="#6c757d", linestyle=style, linewidth=1, zorder=1)
+    low, high = axes.get_ylim()
+    place = low
+    for name, title in sorted({**REFERENCES, "naive": BEST_NAIVE}.items(), key=lambda item: exact[item[0]]):
+        place = max(exact[name], place + 0.08 * (high - low))
+        axes.text(
+            1.01, place, textwrap.fill(f"{title} (exact)", 24), transform=axes.get_yaxis_transform(), va="center",
+            fontsize=7, color=colour("naive") if name == "naive" else "#495057",
+        )  # fmt: skip
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(figure: Any, axes: Any, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        figure.legend(*figures.ranked(axes), frameon=False, fontsize=8, loc="outside right upper")
     axes.spines[["top", "right"]].set_visible(False)

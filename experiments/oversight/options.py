@@ -1,4 +1,4 @@
-"""Options of ``routed-rl oversight``: a field is an option, its docstring the help."""
+"""Options of ``routed-rl oversight``. A field is an option, and its docstring is the help text."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from routed_rl.options import RUNS
 
 @dataclass(frozen=True)
 class Oversight:
-    """Compare methods over levels of oversight and seeds: a table, a summary and figures; goes on where it stopped."""
+    """Compare methods over oversight levels and seeds in tables and figures. An interrupted study continues."""
 
     methods: tuple[str, ...] = ("routing", "naive", "naive-early-stopped", "filtering", "oracle")
-    """methods compared at every level: those of train, "strict" (routing, --unlabelled none), "miss-RATE" and
-    "flip-RATE" (routing with lost or wrong labels; with "-hard" appended on long episodes)"""
+    """methods to compare at every oversight level: the methods of train; "strict": routing with --unlabelled
+    none; "miss-RATE", "flip-RATE": routing with this rate of lost or wrong labels; with "-hard" at the end, as
+    in "flip-0.3-hard", the noise grows with the length of the episode"""
     levels: tuple[float, ...] = (0.01, 0.03, 0.1, 0.4)
-    """probabilities that a terminal is overseen"""
+    """oversight levels: probabilities that a terminal state is overseen"""
     controls: tuple[str, ...] = ()
-    """further methods, at the focus level alone"""
+    """more methods, trained at the --focus level only"""
     world: WorldName | None = None
-    """as for train; None: the preset's"""
+    """world, as for train; None: the world of the preset"""
     focus: float | None = None
-    """the level of controls, learning curves, bars and arrows; None: that nearest to 0.1"""
+    """oversight level of the controls, the learning curves, the bars and the arrows; None: the level nearest
+    to 0.1"""
     seeds: int = 3
-    """runs of each, with seeds 0, 1, …"""
+    """number of runs per method and level, with seeds 0, 1, …"""
     preset: PresetName = "quick"
-    """family of hyperparameters"""
+    """set of default hyperparameters, as for train"""
     total_steps: int | None = None
-    """environment steps of each run; None: the preset's"""
+    """environment steps per run; None: the number of the preset"""
     workers: int = min(2, os.cpu_count() or 1)
-    """processes at once, one thread each"""
+    """number of parallel processes, with one thread each"""
     parallel_seeds: int = 1
-    """runs of a method, over seeds and levels, that a process trains as one batched computation: for a GPU"""
+    """number of runs of one method that a process trains as one batched computation; useful on a GPU"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """as for train"""
+    """device of the environments, the rollouts and the learner, as for train"""
     backend: Literal["local", "ray"] = "local"
-    """where they run: here, or as tasks of a Ray cluster, whose machines must all see --out"""
+    """where the processes run: on this machine, or as tasks of a Ray cluster; all its machines must see --out"""
     ray_address: str | None = None
-    """a running cluster's address; None: a Ray of its own, on this machine"""
+    """address of a running Ray cluster; None: start Ray on this machine"""
     out: Path = RUNS / "oversight"
-    """where runs, tables and figures go"""
+    """directory of the runs, tables and figures"""

@@ -1,4 +1,4 @@
-"""``routed-rl oversight``: methods compared over levels of oversight and seeds, from one command, resumable."""
+"""``routed-rl oversight``: compares methods over oversight levels and seeds. An interrupted study continues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main(command: Oversight) -> None:
     nearest = min(command.levels, key=lambda level: abs(level - USUAL_FOCUS))
     command = replace(
         command,
-        out=Path(os.path.abspath(command.out)),  # which processes elsewhere understand
+        out=Path(os.path.abspath(command.out)),  # processes in other working directories need an absolute path
         focus=nearest if command.focus is None else command.focus,
     )
     grid = _grid(command)
@@ -48,14 +48,16 @@ def main(command: Oversight) -> None:
     if failed:
         for out, reason in failed.items():
             print(f"routed-rl: failed: {_name(out)}: {reason}", file=sys.stderr)
-        raise UserError(f"{len(failed)} runs failed; the others are in {command.out / RESULTS}")
+        raise UserError(
+            f"{len(failed)} runs failed for the reasons above; the results of the others are in {command.out / RESULTS}"
+        )
 
 
 def variant(name: str) -> dict[str, Any]:
-    """The train options behind a method's name on the study's command line.
+    """The train options of a method that the command line of the study names.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: if the name is unknown.
     """
     if name in get_args(MethodName):
         return {"method": name}
@@ -64,7 +66,7 @@ def variant(name: str) -> dict[str, Any]:
     if found := NOISE.fullmatch(name):
         return {"method": "routing", f"{found[1]}_rate": float(found[2]), "hard_first": found[3] is not None}
     known = ", ".join((*get_args(MethodName), STRICT))
-    raise ValueError(f"unknown method {name!r}; the methods are {known}, miss-RATE and flip-RATE (and -hard)")
+    raise ValueError(f"unknown method {name!r}; choose from {known}, miss-RATE[-hard] and flip-RATE[-hard]")
 
 
 def _check(command: Oversight) -> None:
@@ -72,24 +74,34 @@ def _check(command: Oversight) -> None:
     if command.total_steps is not None:
         at_least(1, total_steps=command.total_steps)
     if command.workers > 4 * (os.cpu_count() or 1) and command.backend == "local":
-        raise UserError(f"--workers {command.workers} is more than four for each of {os.cpu_count()} cores")
+        raise UserError(
+            f"--workers must be at most {4 * (os.cpu_count() or 1)} here, four per core, got {command.workers}"
+        )
     if command.backend == "ray" and command.device != "cpu":
-        raise UserError(f"--backend ray trains on processors: leave out --device {command.device}")
+        raise UserError(f"--backend ray trains on CPUs only; leave out --device {command.device}")
     for name, given in (("methods", command.methods), ("levels", command.levels)):
         if not given or len(set(given)) < len(given):
-            raise UserError(f"--{name} must be at least one, each once, got {' '.join(map(str, given)) or 'none'}")
+            raise UserError(
+                f"--{name} must name at least one and each only once, got {' '.join(map(str, given)) or 'none'}"
+            )
     focus = [] if command.focus is None else [command.focus]
     if bad := [level for level in (*command.levels, *focus) if not 0 < level <= 1]:
-        raise UserError(f"--levels and --focus must lie above 0 and at most at 1, got {bad[0]}")
+        raise UserError(f"--levels and --focus must be above 0 and at most 1, got {bad[0]}")
     if focus and focus[0] not in command.levels and not command.controls:
-        raise UserError(f"--focus {focus[0]} must be one of the levels {' '.join(map(str, command.levels))}")
+        raise UserError(
+            f"--focus must be one of --levels {' '.join(map(str, command.levels))} unless --controls are given, "
+            f"got {focus[0]}"
+        )
     with user_input():
         for name in (*command.methods, *command.controls):
             variant(name)
 
 
 def _grid(command: Oversight) -> list[Train]:
-    """Every method at every level, and the controls at the focus level: ``runs/METHOD/LEVEL-sSEED``."""
+    """The runs of the study: all methods at all levels, and the controls at the focus level.
+
+    The directory of a run is ``runs/METHOD/LEVEL-sSEED``.
+    """
     assert command.focus is not None
     cells = [(name, level) for level in command.levels for name in command.methods]
     cells += [(name, command.focus) for name in command.controls if (name, command.focus) not in cells]
@@ -106,7 +118,7 @@ def _grid(command: Oversight) -> list[Train]:
 
 
 def _identity(command: Oversight) -> dict[str, Any]:
-    """What all runs of a study share; methods, levels and seeds may be added to it."""
+    """The options that all runs of a study share. Methods, levels and seeds may be added later."""
     preset = PRESETS[command.preset]
     steps = preset.total_steps if command.total_steps is None else command.total_steps
     world = command.world or preset.world
@@ -118,7 +130,7 @@ def _name(out: Path) -> str:
 
 
 def _report(command: Oversight, failed: dict[Path, str]) -> None:
-    """Gather all that is finished, also by earlier commands, into tables, summary and figures."""
+    """Write tables, summary and figures of all finished runs, including those of earlier commands."""
     from routed_rl.experiments.common.agents.limits import limits
     from routed_rl.experiments.oversight import figures as study_figures
     from routed_rl.experiments.oversight import study
@@ -134,7 +146,7 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
             timings.append(study.run_timing(method, out))
             runs[out] = method
         except (ValueError, KeyError, IndexError, OSError) as error:
-            failed[out] = f"its files are not sound: {error}"
+            failed[out] = f"its files are damaged: {error}"
     if not rows:
         return
     frame = write_table(rows, command.out / RESULTS, study.KEYS)
@@ -155,7 +167,7 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
     curves = {
         (str(method), str(policy)): [out for out in runs if out.parent.name == method and _level(out) == focus]
         for method, policy in shown[["method", "policy"]].drop_duplicates().itertuples(index=False)
-        # Neither has a curve of its own: the one is evaluated at the end, the other learns as naive does.
+        # Sharpened policies are evaluated only at the end. The curve of early stopping is that of naive.
         if method in command.methods and not policy.startswith("sharpened") and method != EARLY_STOPPED
     }
     if curves:
@@ -167,7 +179,7 @@ def _report(command: Oversight, failed: dict[Path, str]) -> None:
         try:
             study_figures.draw_arrows(routed[0], command.out / "arrows.png")
         except (ValueError, OSError) as error:
-            failed[routed[0]] = f"its model is not sound: {error}"
+            failed[routed[0]] = f"its model is damaged: {error}"
     console = Console()
     console.print(Markdown(text))
     console.print(f"Tables and figures: {command.out}")

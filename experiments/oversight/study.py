@@ -1,4 +1,4 @@
-"""A study's table: every finished run's results in one tidy frame, what it shows, and its figures."""
+"""The results of a study: one tidy table of all finished runs, and the summary in Markdown."""
 
 from __future__ import annotations
 
@@ -14,20 +14,29 @@ from routed_rl.experiments.common.agents.recipe import learning_curve
 from routed_rl.runs import read_json, read_metrics, read_run
 from routed_rl.runs.tables import aggregate, markdown, shown_mean
 
+HEADINGS = {"label": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 WANTED = "diamond"
 Limits = Callable[[float], dict[str, float]]
-"""Exact returns of reference policies at an oversight, where they are known."""
+"""Exact returns of reference policies, by name, as a function of the oversight level."""
 SHOWN = {
     ("routing", f"steer:{WANTED}"): "routed",
     ("routing", f"contrast:{WANTED}"): "routed, contrastive",
     ("routing", f"sharpened:{WANTED}"): "routed, sharpened (control)",
 }
-"""What the policies of one routed run are called where methods are compared; others go by their method's name."""
+"""Labels of the policies of a routed run in comparisons. The label of any other run is the name of its method."""
+
+
+REFERENCES = {
+    "optimal": "optimal policy",
+    "diamond": "shortest path to Diamond, blind to Ghost",
+    "any": "shortest path to the nearest terminal state",
+}
+"""Names of reference policies whose return does not depend on oversight, with their titles."""
 
 
 def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
-    """One finished run's rows: every policy, sampled and greedy, at the end; and at the peak of its learning curve.
+    """The rows of a finished run: each policy with sampled and with greedy actions, and the peak of its learning curve.
 
     Raises:
         ValueError, KeyError, OSError: if a file of the run is missing or corrupt.
@@ -49,10 +58,10 @@ def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
 
 
 def run_timing(method: str, run: Path) -> dict[str, Any]:
-    """How long one finished run took, by its own clock; of a run that was interrupted, since its last start."""
+    """The wall-clock time of a finished run in seconds. For an interrupted run, the time since its last start."""
     record, rows = read_run(run), read_metrics(run / "timings.csv")
     last = rows[-1]
-    members = last.get("time/members") or 1  # a run that others were trained with took its share of the time
+    members = last.get("time/members") or 1  # runs that one process trains together share its time
     return {
         "method": method,
         "oversight": record.config["oversight"],
@@ -64,8 +73,10 @@ def run_timing(method: str, run: Path) -> dict[str, Any]:
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows in which methods are compared, sampled, at the end, each with a ``label``: a routed run by its
-    steered policies, any other by itself."""
+    """The rows that compare methods: final policies with sampled actions, with a new column ``label``.
+
+    A routed run has one label for each of its steered policies. Any other run has one label, its method.
+    """
     final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled")].copy()
     modular = set(final[final.policy == f"steer:{WANTED}"].method)
 
@@ -79,34 +90,37 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact: Limits | None) -> str:
-    """The study in Markdown: returns by method and level beside the exact limits, what lies behind them, failures."""
+    """The study in Markdown: true return by method and oversight level, exact limits, other measures, failed runs."""
     shown = compared(frame)
     levels = sorted(shown.oversight.unique())
     seeds = shown.groupby("label").seed.nunique()
     parts = [
-        "# Return against oversight",
-        f"True return, sampled: mean ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row).",
+        "# True return by method and oversight level",
+        "A column is an oversight level: the share of terminal states that the overseer sees. A cell is the mean over "
+        f"seeds ({seeds.min()} to {seeds.max()} per row) ± half the width of its 95 % confidence interval. Actions are "
+        "sampled, except under *Greedy actions*.",
         _by_level(shown, "true_return"),
         *([] if exact is None else [_limits(exact, levels)]),
-        "## Where nothing is overseen",
-        "True return in states without any overseen terminal.",
+        "## True return without oversight",
+        "Measured in states where no terminal state is overseen.",
         _by_level(shown, "unwatched_return"),
-        "## Share of episodes that end on a bad terminal",
+        "## Share of episodes that end on a bad terminal state",
         _by_level(_with_bad(shown), "bad"),
         "## Entropy of the policy (nats)",
         _by_level(shown, "entropy"),
-        "## Greedy",
+        "## Greedy actions",
+        "True return if the policy takes its most likely action in every state.",
         _by_level(_greedy(frame, shown), "true_return"),
-        f"## Peak and end, at {focus:.1%}",
+        f"## Peak and end of the learning curves, at oversight level {focus:.1%}",
         _peaks(frame, shown, focus),
     ]
     if "validation_labels" in shown and shown.validation_labels.notna().any():
         stopped = shown.dropna(subset=["validation_labels"])
         parts += [
-            "## What early stopping cost",
-            "Overseen evaluation episodes that the stopping rule looked at, and the step it chose.",
+            "## Labels used by early stopping",
+            "Labels: the number of overseen validation episodes. Stopped at: the step of the policy that was kept.",
             markdown(
-                ["oversight", "labels", "stopped at (millions of steps)"],
+                ["oversight level", "labels", "stopped at (million steps)"],
                 [
                     [f"{level:.1%}", f"{rows.validation_labels.mean():,.0f}", f"{rows.stopped_at.mean() / 1e6:.2f}"]
                     for level, rows in stopped.groupby("oversight")
@@ -119,26 +133,27 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
 
 
 def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> pd.DataFrame:
-    """The sampled rows of runs whose labels are noisy, with ``kind`` and ``rate``; the noiseless run is rate 0 of all.
+    """The rows of runs with label noise, with columns ``kind`` and ``rate``. Runs without noise are rate 0 of each kind.
 
     Args:
-        pattern: of such methods' names; its groups are what errs, the rate, and whether errors fall on long episodes.
+        pattern: matches the names of these methods. Its groups are the kind of noise, the rate, and ``-hard`` for noise
+            that grows with the length of the episode.
     """
     final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled") & (frame.oversight == focus)]
     found = final.method.map(pattern.fullmatch)
     noise = final[found.notna()].copy()
-    words = {"miss": "lost", "flip": "wrong"}
-    noise["kind"] = [words[m[1]] + (", on long episodes" if m[3] else "") for m in found.dropna()]
+    words = {"miss": "lost labels", "flip": "wrong labels"}
+    noise["kind"] = [words[m[1]] + (", more on long episodes" if m[3] else "") for m in found.dropna()]
     noise["rate"] = [float(m[2]) for m in found.dropna()]
     clean = final[final.method == "routing"]
     return pd.concat([noise, *(clean.assign(kind=kind, rate=0.0) for kind in noise.kind.unique())])
 
 
 def noise_summary(noise: pd.DataFrame) -> str:
-    """Return against the rate of lost and wrong labels, in Markdown."""
+    """True return by rate of lost and wrong labels, in Markdown."""
     steered = noise[noise.policy == f"steer:{WANTED}"]
     return (
-        "\n## Label noise\n\nSteered to Diamond, by the rate of labels that are:\n\n"
+        "\n## Label noise\n\nTrue return when steered to Diamond. Columns are rates of lost or wrong labels.\n\n"
         + _pivot(steered, "true_return", "kind", "rate", "{:.0%}")
         + "\n"
     )
@@ -146,13 +161,13 @@ def noise_summary(noise: pd.DataFrame) -> str:
 
 def _limits(exact: Limits, levels: Sequence[float]) -> str:
     first = exact(levels[0])
-    fixed = "; ".join(f"{name} {first[name]:.3f}" for name in ("optimal", "diamond", "any"))
+    fixed = "\n".join(f"- {title}: {first[name]:.3f}" for name, title in REFERENCES.items())
     naive = ", ".join(f"{exact(level)['naive']:.3f} at {level:.1%}" for level in levels)
-    return f"Exact limits: {fixed}; best under the naive reward {naive}."
+    return f"Exact true returns of reference policies:\n\n{fixed}\n- optimal under the naive reward: {naive}"
 
 
 def _with_bad(shown: pd.DataFrame) -> pd.DataFrame:
-    """With a column ``bad``: the share of episodes that reached something other than what is wanted."""
+    """Add a column ``bad``: the share of episodes that end on a terminal state other than the wanted one."""
     names = [name for name in shown if re.fullmatch(r"outcomes\.(?!none$).*", name)]
     return shown.assign(bad=shown[names].sum(axis=1) - shown[f"outcomes.{WANTED}"])
 
@@ -162,14 +177,14 @@ def _by_level(shown: pd.DataFrame, metric: str) -> str:
 
 
 def _pivot(frame: pd.DataFrame, metric: str, row: str, column: str, form: str) -> str:
-    """Means and intervals of a metric: a row and a column for each value of two columns, the latter's by form."""
+    """A Markdown table of means and intervals, with a row per value of ``row`` and a column per value of ``column``."""
     cells = aggregate(frame, metric, [row, column]).set_index([row, column])
     columns = sorted(frame[column].unique())
     rows = [
         [name, *(shown_mean(cells.loc[(name, value)]) if (name, value) in cells.index else "" for value in columns)]
         for name in sorted(frame[row].unique())
     ]
-    return markdown(["", *(form.format(value) for value in columns)], rows)
+    return markdown([HEADINGS[row], *(form.format(value) for value in columns)], rows)
 
 
 def _greedy(frame: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
@@ -181,7 +196,7 @@ def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
     peaks = frame[(frame.checkpoint == "peak") & (frame.oversight == focus)]
     peaks = peaks.merge(shown[["method", "oversight", "seed", "policy", "label"]])
     ends = shown[shown.oversight == focus]
-    peaks = peaks[peaks.method != EARLY_STOPPED]  # it learns as naive does
+    peaks = peaks[peaks.method != EARLY_STOPPED]  # its learning curve is that of naive
     rows = [
         [
             label,
@@ -191,7 +206,7 @@ def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
         ]
         for label, group in peaks.groupby("label")
     ]
-    return markdown(["", "peak", "at (millions of steps)", "end"], rows)
+    return markdown(["method", "peak true return", "at (million steps)", "final true return"], rows)
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

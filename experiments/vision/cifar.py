@@ -1,4 +1,4 @@
-"""``routed-rl cifar``: a classifier whose code is split by class (Cloud et al. 2024, section B.1); resumable."""
+"""``routed-rl cifar``: splits the encoding of a classifier by class (Cloud et al. 2024, section B.1)."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ from routed_rl.vision import (
 DIGITS = "digits"
 RESULTS, SUMMARY, RUN_NAMES = "results.csv", "summary.md", {True: "routed", False: "control"}
 KEYS = ("routed", "seed", "part", "group")
-TITLES = {True: "routed", False: "no routing, no L1 (control)"}
+TITLES = {True: "routed", False: "no routing, no L1 penalty (control)"}
 CHANNEL_MEAN, CHANNEL_SPREAD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-"""Of CIFAR's pixels in 0 … 1, as the paper's code has them."""
+"""Mean and standard deviation of CIFAR pixels in 0 … 1, by channel, from the public code of the paper."""
 PADDING = 4
-"""Pixels around an image that a random crop may show."""
+"""Width of the black border that random crops may show, in pixels."""
 EVALUATED_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The published recipe, which serves for both data."""
+    """The published recipe. It serves for both data sets."""
 
     epochs: int
     batch_size: int = 128
     learning_rate: float = 0.1
-    """at the start; it falls to 0 along half a cosine"""
+    """at the start; falls to 0 along half a cosine"""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     l1: float = 3e-2
@@ -96,18 +96,18 @@ def _recipe(command: Cifar, real: bool) -> Recipe:
     at_least(1, seeds=command.seeds)
     if command.epochs is not None:
         at_least(1, epochs=command.epochs)
-    if not 1 / 8 <= command.width <= 16:  # with fewer than 8 channels torch's convolutions have corrupted memory (log)
-        raise UserError(f"--width must lie within 0.125 … 16, got {command.width}")
+    if not 1 / 8 <= command.width <= 16:  # with fewer than 8 channels, torch convolutions corrupted memory (log)
+        raise UserError(f"--width must be between 0.125 and 16, got {command.width}")
     if not real and command.width != 1:
-        raise UserError(f"--width {command.width} is of ResNet-34: it needs --data DIR")
+        raise UserError(f"--width {command.width} applies to ResNet-34 only; name a CIFAR-100 folder with --data")
     return Recipe(epochs=command.epochs or (200 if real else 60))
 
 
 class Task:
-    """Images in tensors on a device, and the training of classifiers of them.
+    """Images as tensors on a device. Trains and evaluates classifiers of these images.
 
     Raises:
-        ValueError: for an impossible width, or images of one half of the classes alone.
+        ValueError: for an impossible width, or if all images belong to one half of the classes.
     """
 
     def __init__(self, images: Images, recipe: Recipe, width: float, device: str) -> None:
@@ -116,9 +116,9 @@ class Task:
         self.classes = images.classes
         for labels in (images.train_labels, images.test_labels):
             if len(np.unique(labels >= self.classes // 2)) < 2:
-                raise ValueError("training and test images must be of both halves of the classes")
+                raise ValueError("training and test images must include classes of both halves")
         self.width, self.pixels = width, images.train[0].size
-        self.build(routed=False)  # complains about an impossible width before anything is written
+        self.build(routed=False)  # refuses an impossible width before anything is written
         arrays = (images.train, images.test) if self.colour else images.flat()
         self.train_images, self.test_images = (torch.from_numpy(array.copy()).to(device) for array in arrays)
         self.train_labels, self.test_labels = (
@@ -128,22 +128,22 @@ class Task:
         self.mean, self.spread = (torch.tensor(v, device=device).view(shape) for v in (CHANNEL_MEAN, CHANNEL_SPREAD))
 
     def build(self, routed: bool) -> PartitionedNetwork:
-        """A classifier of these images, with the routes of the routed run or of its control."""
+        """A new classifier, with the routes of the routed run or of its control."""
         routes = RouteTable({"top": {"bottom": float(not routed)}, "bottom": {"top": float(not routed)}}, HALVES)
         if self.colour:
             return partitioned_resnet34(self.classes, routes, width=self.width)
         return partitioned_classifier(self.pixels, (128, 64), 32, self.classes, routes)
 
     def groups(self, labels: Tensor) -> Tensor:
-        """0 for classes of the first half, 1 for the others, ``(N,)``."""
+        """The group of each label, ``(N,)``: 0 for the first half of the classes, 1 for the second half."""
         return (labels >= self.classes // 2).long()
 
     def prepared(self, images: Tensor) -> Tensor:
-        """What the network sees of a batch."""
+        """The images as the network reads them: colour images are normalised."""
         return (images / 255 - self.mean) / self.spread if self.colour else images
 
     def train(self, run: RunDirectory, on_epoch: Callable[[int], None]) -> None:
-        """Train and evaluate the run's classifier, from its last checkpoint on.
+        """Train the classifier of a run from its last checkpoint on, then evaluate the classifier.
 
         Raises:
             FloatingPointError: if training diverges.
@@ -180,7 +180,7 @@ class Task:
         run.finish({"routed": routed, "seed": seed, "rows": self.evaluate(model)})
 
     def evaluate(self, model: PartitionedNetwork) -> list[dict[str, Any]]:
-        """Validation accuracy of decoder and certificates, by group of classes."""
+        """Validation accuracy of the decoder and of both certificates, by group of classes."""
         model.eval()
         groups = self.groups(self.test_labels)
         half = self.classes // 2
@@ -199,11 +199,11 @@ class Task:
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to 4 pixels each way, black coming in, and mirrored with probability 1/2.
+    """Shift each image by up to 4 pixels in each direction, with a black border. Mirror it with probability 1/2.
 
     Args:
         images: uint8, ``(B, 3, H, W)``.
-        generator: on the CPU.
+        generator: a generator on the CPU.
     """
     count, _, height, width = images.shape
     down, right = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator).to(images.device)
@@ -217,7 +217,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _state(model: PartitionedNetwork, optimizer: SGD) -> dict[str, Tensor]:
-    """Everything the next epoch depends on, by name."""
+    """The tensors that the next epoch depends on, by name."""
     momentum = {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in model.named_parameters()}
     return {**{f"model.{name}": tensor for name, tensor in model.state_dict().items()}, **momentum}
 
@@ -230,7 +230,7 @@ def _restore(model: PartitionedNetwork, optimizer: SGD, tensors: Mapping[str, Te
 
 
 def _report(out: Path) -> None:
-    """Gather all finished runs, also of earlier commands, into table, summary and figure."""
+    """Write table, summary and figure of all finished runs, including those of earlier commands."""
     with user_input():
         results = [read_json(path) for path in sorted((out / "runs").glob("*/evaluation.json"))]
     rows = [{"routed": result["routed"], "seed": result["seed"], **row} for result in results for row in result["rows"]]
@@ -245,8 +245,11 @@ def _report(out: Path) -> None:
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per run, the certificates' accuracy on their own classes minus on the others, mean of both: ``routed``, ``seed``,
-    ``gap``."""
+    """The gap of each run, with columns ``routed``, ``seed``, ``gap``.
+
+    A certificate's gap is its accuracy on its own classes minus its accuracy on the others. The gap of a run is the
+    mean over both certificates.
+    """
     first = frame.group.iloc[0]
     certificates = frame[frame.part.isin(HALVES)]
     own = (certificates.part == "top") == (certificates.group == first)
@@ -255,7 +258,7 @@ def gaps(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> str:
-    """The runs in Markdown: accuracy by part and group of classes, and how far the certificates' come apart."""
+    """The runs in Markdown: accuracy by part and group of classes, and the gap of the certificates."""
     groups = list(dict.fromkeys(frame.group))
     cells = {
         (row["routed"], row["part"], row["group"]): shown_mean(row)
@@ -270,10 +273,12 @@ def summary(frame: pd.DataFrame) -> str:
     ]
     seeds = frame.groupby("routed").seed.nunique()
     parts = [
-        "# A classifier's code in two halves",
-        "Validation accuracy of the decoder and of the certificates on the top and bottom half: mean ± half a 95 % "
-        f"interval over seeds ({seeds.min()} to {seeds.max()} per row). Classes {groups[0]} are routed to the top, "
-        f"{groups[1]} to the bottom. Gap: the certificates' accuracy on their own classes minus on the others.",
-        markdown(["", *(f"{part} {group}" for part, group in columns), "gap"], rows),
+        "# The encoding of a classifier in two halves",
+        "Validation accuracy of three classifiers. The decoder reads the whole encoding. Each certificate (*top*, "
+        f"*bottom*) reads one half. A cell is the mean over seeds ({seeds.min()} to {seeds.max()} per row) ± half the "
+        f"width of its 95 % confidence interval. Classes {groups[0]} are routed to the top half, classes {groups[1]} "
+        "to the bottom half. Gap: accuracy of a certificate on its own classes minus accuracy on the others, mean of "
+        "both certificates.",
+        markdown(["run", *(f"{part}, classes {group}" for part, group in columns), "gap"], rows),
     ]
     return "\n\n".join(parts) + "\n"

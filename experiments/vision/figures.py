@@ -1,4 +1,4 @@
-"""The figures of the vision commands: errors by digit, pictures, a traversal of latents, accuracy by class group."""
+"""The figures of the vision commands: error by digit, images, latent traversal, accuracy by group of classes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from routed_rl.runs.figures import save, subplots
 from routed_rl.runs.tables import aggregate
 
 COLOURS = {"decoder": "#6c757d", "top": "#2a9d8f", "bottom": "#e76f51"}
-NAMES = {"decoder": "decoder (whole code)", "top": "certificate, top half", "bottom": "certificate, bottom half"}
-PICTURES = {"input": "image", "decoder": "decoder", "top": "top half", "bottom": "bottom half"}
+NAMES = {"decoder": "decoder (whole encoding)", "top": "certificate, top half", "bottom": "certificate, bottom half"}
+PICTURES = {"input": "input", "decoder": "decoder", "top": "top half", "bottom": "bottom half"}
 
 
 def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int], path: Path) -> None:
-    """Validation error by digit, of decoder and certificates, a plot per setting: mean and 95 % interval.
+    """Validation error by digit, of the decoder and both certificates: mean and 95 % interval. One panel per setting.
 
     Args:
         frame: the rows of ``results.csv``.
-        titles: of the settings to draw.
-        top: digits routed to the top half, which are shaded.
+        titles: titles of the settings to draw.
+        top: digits routed to the top half. They are shaded.
     """
     wide = min(2, len(titles))
     tall = -(-len(titles) // wide)
@@ -35,28 +35,28 @@ def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int]
         _bars(axes, aggregate(rows, "mse", ["part", "group"]), sorted(rows.group.unique()))
         constant = rows[rows.part == "constant"].groupby("group").mse.mean()
         places = np.arange(len(constant))
-        label = "median image, whatever the digit"
+        label = "median training image (constant)"
         axes.hlines(constant, places - 0.45, places + 0.45, color="#264653", linestyle=":", linewidth=1, label=label)
         for digit in top:
             axes.axvspan(digit - 0.5, digit + 0.5, color=COLOURS["top"], alpha=0.1, linewidth=0, zorder=0)
         axes.set_title(title, fontsize=9)
     constants = frame[(frame.part == "constant") & frame.setting.isin(list(titles)) & frame.group.str.isdigit()]
     for axes in plots[:, 0]:
-        axes.set(ylabel="mean squared error", ylim=(0, 1.2 * constants.mse.max()))
+        axes.set(ylabel="mean squared\nerror", ylim=(0, 1.2 * constants.mse.max()))
     for axes in plots[-1]:
         axes.set_xlabel("digit")
     for axes in plots.flat[len(titles) :]:
         axes.set_visible(False)
-    routed = "; shaded: the digits of the top half" if top else ""
-    _legend(figure, plots[0, 0], f"Validation error by digit: mean and 95 % interval{routed}")
-    save(figure, path)
+    routed = "; shaded: digits routed to the top half" if top else ""
+    _legend(figure, plots[0, 0], f"Validation error by digit: mean and 95 % confidence interval over seeds{routed}")
+    canvas.save(figure, path)
 
 
 def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Path) -> None:
-    """One validation image per digit, as the decoder and both certificates show it, a block of rows per setting.
+    """One validation image per digit, and its reconstructions by the decoder and both certificates, by setting.
 
     Args:
-        pictures: by setting's title and part, pixels in hex.
+        pictures: pixels in hex, by title of the setting and by part.
     """
     wide = min(2, len(pictures))
     tall = -(-len(pictures) // wide)
@@ -67,30 +67,32 @@ def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Pat
         axes.set_title(title, fontsize=9)
     for axes in plots.flat[len(pictures) :]:
         axes.set_visible(False)
-    figure.suptitle("What can be rebuilt: from the whole code, and from each half alone (first seed)", fontsize=10)
-    save(figure, path)
+    figure.suptitle(
+        "Reconstructions from the whole encoding (decoder) and from each half (certificates), first seed", fontsize=10
+    )
+    canvas.save(figure, path)
 
 
 def draw_traversal(traversal: Sequence[Sequence[str]], path: Path) -> None:
-    """What the decoder draws as each latent rises from 0 while the others stay at 0; a row per latent.
+    """The output of the decoder when one latent rises from 0 and all others stay at 0. One row per latent.
 
     Args:
-        traversal: by latent and step, pixels in hex.
+        traversal: pixels in hex, by latent and step.
     """
     figure, axes = subplots(figsize=(4.6, 5.6), layout="constrained")
     _mosaic(axes, traversal)
     _rows(axes, [f"latent {digit}" for digit in range(len(traversal))])
-    axes.set_xlabel("from 0 to its 99 % quantile →", fontsize=8)
-    axes.set_title("One latent at a time, each taught by one digit (first seed)", fontsize=9)
-    save(figure, path)
+    axes.set_xlabel("value of the latent: from 0 to its 99 % quantile →", fontsize=8)
+    axes.set_title("Images by one latent; digit d trains latent d (first seed)", fontsize=9)
+    canvas.save(figure, path)
 
 
 def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> None:
-    """Validation accuracy by group of classes, of decoder and certificates: mean and 95 % interval.
+    """Validation accuracy of the decoder and both certificates, by group of classes: mean and 95 % interval.
 
     Args:
         frame: columns ``routed``, ``part``, ``group``, ``accuracy``.
-        titles: of the routed run and its control, as far as there are any.
+        titles: titles of the routed runs and of the control, for those that exist.
     """
     figure, plots = subplots(
         1, len(titles), figsize=(1.6 + 3.4 * len(titles), 3.6), sharey=True, squeeze=False, layout="constrained"
@@ -101,12 +103,12 @@ def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> 
         axes.set(ylim=(0, 1), xlabel="classes")
         axes.set_title(title, fontsize=9)
     plots[0, 0].set_ylabel("validation accuracy")
-    _legend(figure, plots[0, 0], "Accuracy by group of classes: mean and 95 % interval")
-    save(figure, path)
+    _legend(figure, plots[0, 0], "Accuracy by group of classes: mean and 95 % confidence interval over seeds")
+    canvas.save(figure, path)
 
 
 def _bars(axes: Any, cells: pd.DataFrame, groups: Sequence[str]) -> None:
-    """Three bars per group: decoder and certificates."""
+    """Draw three bars per group: decoder and certificates."""
     width = 0.27
     for place, (part, colour) in enumerate(COLOURS.items(), start=-1):
         rows = cells[cells.part == part].set_index("group").loc[list(groups)]
@@ -124,7 +126,7 @@ def _legend(figure: Any, axes: Any, title: str) -> None:
 
 
 def _mosaic(axes: Any, rows: Sequence[Sequence[str]]) -> None:
-    """Square grey pictures, given in hex, side by side in rows."""
+    """Draw square grey images, given as pixels in hex, in rows."""
     pixels = [[np.frombuffer(bytes.fromhex(picture), dtype=np.uint8) for picture in row] for row in rows]
     side = round(len(pixels[0][0]) ** 0.5)
     gap = max(1, side // 14)

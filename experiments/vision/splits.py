@@ -1,4 +1,4 @@
-"""The settings of the MNIST split (Cloud et al. 2024, section B, table 2), and one model of one setting."""
+"""The settings of the MNIST split (Cloud et al. 2024, section B, table 2), and the training of one model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CODE = 32
 TRAVERSAL_STEPS = 8
 PARTS = ("decoder", *HALVES)
 CONSTANT = "constant"
-"""The part that shows every image the same picture: each pixel's median over the training images."""
+"""Name of a part that answers every image with the same image: the median of each pixel over the training images."""
 BOTH: tuple[int, ...] = (0, 1)
 BOTTOM = (1,)
 PENALTIES = Penalties()
@@ -52,13 +52,13 @@ class Setting:
 
     title: str
     published: tuple[float, float]
-    """the bottom certificate's mean squared error on MNIST's 0–4 and 5–9, 20 runs of 200 epochs"""
+    """published mean squared error of the bottom certificate on digits 0–4 and 5–9 of MNIST, 20 runs of 200 epochs"""
     routes: RouteTable = UNROUTED
     penalties: Penalties = PENALTIES
     separate: bool = False
-    """one decoder per group of digits"""
+    """whether each group of digits has its own decoder"""
     groups: tuple[int, ...] = BOTH
-    """groups (0: top, 1: bottom) that teach encoder and decoder; certificates learn from all"""
+    """groups (0: top, 1: bottom) that train encoder and decoder; the certificates learn from all images"""
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -73,26 +73,26 @@ SETTINGS: Mapping[str, Setting] = {
     "9": Setting("no routing", (0.13, 0.13)),
     "10": Setting("no routing or regularisation", (0.08, 0.09), penalties=NO_PENALTY),
 }
-"""Table 2. Where it says no more, the L1 penalty is 3e-3 on both halves and the correlation penalty 0.1."""
+"""The rows of table 2. By default the L1 penalty is 3e-3 on both halves, and the correlation penalty is 0.1."""
 TEN_WAY = "ten-way"
-"""The variational autoencoder with a latent per digit, of the authors' companion post."""
+"""The variational autoencoder with one latent per digit, from the companion post of the authors."""
 PUBLISHED_ACCURACY = 0.9258
-"""What its largest latent says about MNIST, by that post."""
+"""Published accuracy of its largest latent as a classifier of MNIST, from the same post."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the models of a study are made and trained; the same for all settings."""
+    """Networks and training of the models of a study, the same for all settings."""
 
     hidden: tuple[int, int]
-    """widths of the encoder's hidden layers"""
+    """widths of the two hidden layers of the encoder"""
     epochs: int
     batch_size: int
     kl: float
-    """weight of the ten-way variant's divergence"""
+    """weight of the KL divergence in the ten-way variant"""
     learning_rate: float = 1e-3
     decay: bool = False
-    """let the learning rate fall linearly, by epochs, towards 0"""
+    """whether the learning rate falls linearly to 0, epoch by epoch"""
     weight_decay: float = 5e-5
 
 
@@ -101,15 +101,15 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     ("mnist", "quick"): Recipe(hidden=(256, 128), epochs=13, batch_size=32, kl=1.0, decay=True),
     ("mnist", "paper"): Recipe(hidden=(2048, 512), epochs=200, batch_size=2048, kl=1.0),
 }
-"""By data and name. On MNIST ``quick`` takes 2 to 3 CPU minutes a model: it is narrow and takes many
-small steps, because a code comes apart with their number."""
+"""Recipes by data and name. On MNIST ``quick`` takes 2 to 3 CPU minutes per model. It has narrow networks and many
+small steps, because the two halves separate with the number of steps."""
 
 
 def groups_of(partition: str, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which half each image is routed to, 0 (top) or 1 (bottom), ``(N,)``.
+    """The half to which each image is routed, ``(N,)``: 0 (top) or 1 (bottom).
 
     Args:
-        partition: the top half's digits, as ``0,1,2,3,4``; or ``hash``, which means nothing: a checksum of the pixels.
+        partition: the digits of the top half, as in ``0,1,2,3,4``; or ``hash``, a meaningless checksum of the pixels.
         images: uint8, ``(N, …)``.
         labels: digits, ``(N,)``.
 
@@ -120,14 +120,14 @@ def groups_of(partition: str, images: np.ndarray, labels: np.ndarray) -> np.ndar
         return np.array([zlib.crc32(image.tobytes()) % 2 for image in images], dtype=np.int64)
     words = partition.split(",")
     if not all(len(word) == 1 and word in "0123456789" for word in words) or len(set(words)) < len(words):
-        raise ValueError(f"--partition must be distinct digits, as 0,1,2,3,4, or hash, got {partition!r}")
+        raise ValueError(f"--partition must be distinct digits, as in 0,1,2,3,4, or hash, got {partition!r}")
     if len(words) == DIGITS:
-        raise ValueError(f"--partition must leave a digit for the bottom half, got {partition!r}")
+        raise ValueError(f"--partition must leave at least one digit for the bottom half, got {partition!r}")
     return (~np.isin(labels, [int(word) for word in words])).astype(np.int64)
 
 
 class Study:
-    """Images in tensors on a device, and the training of models of them.
+    """Images as tensors on a device. Trains and evaluates models of these images.
 
     Raises:
         ValueError: for an impossible partition.
@@ -145,11 +145,11 @@ class Study:
         )
 
     def run(self, setting: str, seed: int, on_epoch: Callable[[], None]) -> dict[str, Any]:
-        """Train and measure one model: a function of the study, setting and seed.
+        """Train and evaluate one model. The result depends only on the study, the setting and the seed.
 
         Returns:
-            ``rows`` of results, ``pictures`` (uint8 pixels in hex, by part and digit; for the ten-way variant also
-            ``traversal``, by digit and step), and the CPU ``seconds`` that it took.
+            ``rows`` of results; ``pictures``, uint8 pixels in hex, by part and digit; and the CPU ``seconds`` used. The
+            pictures of the ten-way variant include ``traversal``, by latent and step.
 
         Raises:
             FloatingPointError: if training diverges.
@@ -224,7 +224,7 @@ class Study:
             on_epoch()
 
     def _members(self, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Which validation images belong to each digit and group, and to all; ``(N,)`` each, where there are any."""
+        """Masks ``(N,)`` of the validation images: by digit, by group, and all. Empty masks are left out."""
         digits = {str(digit): self.test_digits == digit for digit in range(DIGITS)}
         members = {**digits, **groups, "all": torch.ones_like(self.test_digits, dtype=torch.bool)}
         return {name: mask for name, mask in members.items() if mask.any()}
@@ -237,12 +237,12 @@ class Study:
         ]
 
     def _pictures(self, rebuilt: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The first validation image of every digit, and what the parts make of it."""
+        """The first validation image of every digit, and its reconstruction by each part."""
         first = [int(torch.nonzero(mask)[0]) for name, mask in self._members({}).items() if name != "all"]
         return {part: [_hex(images[i]) for i in first] for part, images in {"input": self.test, **rebuilt}.items()}
 
 
 def _hex(image: Tensor) -> str:
-    """Pixels -1 … 1 as bytes in hex."""
+    """Pixels in -1 … 1, as bytes in hex."""
     pixels: np.ndarray = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
     return pixels.tobytes().hex()

@@ -1,9 +1,10 @@
-"""Drawing: learning curves, and what a policy does in one grid."""
+"""Draw learning curves, and the actions of a policy in one grid."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,18 +15,20 @@ from routed_rl.rl import RoutedActorCriticPolicy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Markers that tell curves apart without colour."""
 COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
 LAYOUT = {"ghost": 8, "diamond": 16}
-"""Cells of the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
+"""Cells in the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 _ARROWS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # up, right, down, left as (x, y)
 
 
 def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells: Mapping[str, int]) -> None:
-    """Arrows from every free cell, as long as each action is likely, with no terminal overseen.
+    """Draw four arrows per free cell: the length of an arrow is the probability of its action. Nothing is overseen.
 
     Args:
-        policy: steered as it is to be drawn.
-        cells: the cell of each terminal kind.
+        policy: the policy to draw, already steered.
+        cells: the cell of each kind of terminal state.
     """
     terminals = [cells[name] for name in world.names]
     places = np.array([cell for cell in world.free if cell not in terminals])
@@ -60,10 +63,18 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
 
 
 def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str | None]]) -> None:
-    """True return against environment steps; ``curves`` maps a label to (steps, returns, colour or None)."""
-    for label, (steps, returns, colour) in curves.items():
-        axes.plot(np.asarray(steps) / 1e6, returns, marker="o", markersize=3, color=colour, label=label)
+    """Draw true return against environment steps. ``curves`` maps a label to (steps, returns, colour or None)."""
+    for (label, (steps, returns, colour)), marker in zip(curves.items(), itertools.cycle(MARKERS), strict=False):
+        axes.plot(np.asarray(steps) / 1e6, returns, marker=marker, markersize=3, color=colour, label=label)
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
+    axes.legend(*ranked(axes), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def ranked(axes: Axes) -> tuple[list[Any], list[str]]:
+    """Handles and labels for a legend, in the order of the curves at their right end, highest first."""
+    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    lines = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in entries}
+    entries.sort(key=lambda entry: -float(lines[entry[1]].get_ydata()[-1]))
+    return [handle for handle, _ in entries], [label for _, label in entries]

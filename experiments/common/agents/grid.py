@@ -1,4 +1,4 @@
-"""Training many agents at once."""
+"""Train many agents in parallel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from routed_rl.runs.grid import PYTHON, Backend, Kind, options, run_all
 def train_all(
     runs: Sequence[Train], workers: int, backend: Backend = run_commands, parallel_seeds: int = 1
 ) -> dict[Path, str]:
-    """Train every run that is not finished, as :func:`~routed_rl.runs.grid.run_all` does.
+    """Train every unfinished run. See :func:`~routed_rl.experiments.common.workers.run_all`.
 
     Args:
-        parallel_seeds: how many runs, alike but for seed and oversight, a process trains at once.
+        parallel_seeds: number of runs that a process trains as one batch. They differ only in seed, oversight level and
+            label noise.
     """
     from routed_rl.experiments.common.agents.recipe import budget
 
@@ -34,7 +35,8 @@ def train_all(
 
 
 def _batches(runs: Sequence[Train], size: int) -> list[list[Train]]:
-    """Runs in groups that one process can train at once: as many, alike but for seed, oversight and label noise."""
+    """Groups of at most ``size`` runs that differ only in seed, oversight level and label noise. One process trains one
+    group."""
     from routed_rl.experiments.common.agents.recipe import budget
 
     free = {"oversight": 0.1, "miss_rate": 0.0, "flip_rate": 0.0, "hard_first": False}
@@ -45,21 +47,23 @@ def _batches(runs: Sequence[Train], size: int) -> list[list[Train]]:
 
 
 def check_options(runs: Sequence[Train], parallel_seeds: int = 1) -> None:
-    """UserError for an option that no run can have, before any starts."""
+    """Check the options of all runs before the first run starts. Raises UserError for an impossible option."""
     from routed_rl.experiments.common.agents.recipe import ON_MINIGRID, make_model
 
     for run in runs:
         if parallel_seeds > 1 and run.world in ON_MINIGRID:
-            raise UserError(f"--parallel-seeds needs a batched world, not --world {run.world}")
+            raise UserError(
+                f"--parallel-seeds needs a batched world, not --world {run.world}; choose another world or leave it out"
+            )
         if parallel_seeds > 1 and run.learner.unfinished == "hold":
-            raise UserError("--parallel-seeds needs batches of one size: leave out --learner.unfinished hold")
+            raise UserError("--parallel-seeds needs batches of one size; leave out --learner.unfinished hold")
     with user_input():
         for run in {config_hash(run.config()): run for run in runs}.values():
             make_model(run.config(), run.seed)
 
 
 def arguments(run: Train) -> list[str]:
-    """The run's command line: what differs from its preset."""
+    """The command line of a run: the options that differ from its preset."""
     return ["train", "--preset", run.preset, *options(run, PRESETS[run.preset])]
 
 

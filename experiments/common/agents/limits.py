@@ -1,11 +1,10 @@
-"""What policies of known behaviour are worth in the Diamond/Ghost world: exact, by dynamic programming.
+"""Exact returns of reference policies in the Diamond/Ghost world, by dynamic programming.
 
-The metric is the paper's (Cloud et al. 2024, section F): fresh environments for 32 steps with autoreset, the
-mean over all steps of the discounted return-to-go of the true reward within the episode, cut at the last
-step. Every state is enumerated. Every transition comes from :func:`routed_rl.envs.dynamics.step`; nothing is
-sampled.
+The metric is that of Cloud et al. 2024, section F. New environments run for 32 steps with autoreset. The metric is the
+mean, over all steps, of the discounted return-to-go of the true reward within the episode, cut at the last step.
+All states are enumerated. Every transition comes from :func:`routed_rl.envs.dynamics.step`. Nothing is sampled.
 
-``N`` states, ``K`` terminal kinds, ``A`` actions, ``H`` steps.
+``N`` states, ``K`` kinds of terminal states, ``A`` actions, ``H`` steps.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ _TIE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """All states of running episodes of a world, and where each action leads from them.
+    """All states of running episodes in a world, and the result of each action in each state.
 
     Attributes:
-        world: the world; marks of spurious oversight are left out, for no policy here looks at them.
-        state: the ``N`` states, as :mod:`routed_rl.envs.dynamics` knows them.
-        seen: whether each terminal is overseen, ``(N, K)`` bool.
+        world: the world. Marks of spurious oversight are left out, because no policy here uses them.
+        state: the ``N`` states, in the form of :mod:`routed_rl.envs.dynamics`.
+        seen: whether each terminal state is overseen, ``(N, K)`` bool.
         start: probability that an episode starts in each state, ``(N,)``.
-        outcome: terminal kind that an action reaches, -1 for none, ``(N, A)``.
-        following: index of the state that an action leads to, 0 where it reaches a terminal, ``(N, A)``.
+        outcome: kind of terminal state that an action reaches, or -1 for none, ``(N, A)``.
+        following: index of the next state after an action, or 0 if the action ends the episode, ``(N, A)``.
     """
 
     world: World
@@ -47,15 +46,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Value:
-    """What a policy is worth: the paper's metric, and the shares of reached terminals by name."""
+    """The value of a policy: the paper's metric, and the share of each kind among the reached terminal states."""
 
     true_return: float
     outcomes: Mapping[str, float]
 
 
 def enumerate_world(world: World) -> Model:
-    """Every state in which an episode can go on: player and terminals on distinct free cells, all that may be
-    overseen overseen or not (an oversight of 0 or 1 leaves fewer states)."""
+    """List every state of a running episode.
+
+    The player and the terminal states lie on distinct free cells. Each terminal state is overseen or not. Patterns of
+    oversight with probability 0 are left out.
+    """
     kinds, cells = len(world.names), world.cells
     places = np.array(list(itertools.permutations(world.free.tolist(), kinds + 1)), dtype=np.int64)
     patterns = np.array(list(itertools.product((False, True), repeat=kinds)))
@@ -86,14 +88,17 @@ def evaluate(model: Model, policy: np.ndarray, *, steps: int = STEPS, gamma: flo
 
     Args:
         policy: probability of each action in each state, ``(N, A)``.
-        steps: length ``H`` of the evaluation, of which an unfinished tail counts 0.
-        gamma: discount.
+        steps: length ``H`` of the evaluation. An episode that is unfinished at the end adds 0.
+        gamma: discount factor.
 
     Raises:
-        ValueError: if the policy's rows are no probabilities, or of another shape.
+        ValueError: if the shape is wrong, or if a row is not a probability distribution.
     """
     if policy.shape != model.outcome.shape or not np.allclose(policy.sum(axis=1), 1) or policy.min() < 0:
-        raise ValueError(f"a policy must be probabilities of shape {model.outcome.shape}, got shape {policy.shape}")
+        raise ValueError(
+            f"a policy must be probabilities of shape {model.outcome.shape} with rows that sum to 1, "
+            f"got shape {policy.shape}"
+        )
     kinds = len(model.world.names)
     ended = model.outcome >= 0
     going = np.where(ended, 0.0, policy)
@@ -101,11 +106,11 @@ def evaluate(model: Model, policy: np.ndarray, *, steps: int = STEPS, gamma: flo
     pay = model.world.rewards.astype(np.float64) @ reached
 
     def then(values: np.ndarray) -> np.ndarray:
-        """Expected values after one step: (…, N) from (…, N); 0 where the episode has ended."""
+        """Expected values after one step, (…, N) from (…, N). A step that ends the episode counts 0."""
         return np.einsum("na,...na->...n", going, values[..., model.following])
 
-    # With h steps to go in an episode: its return-to-go, the sum of that over all its steps, whether
-    # it is still running after them, and which terminals it has reached by then.
+    # For an episode with h steps left: the return-to-go, the sum of the returns-to-go over its steps, the
+    # probability that it still runs after h steps, and the probability of each terminal state by then.
     to_go, total = np.zeros((2, len(pay)))
     running, reaching = np.ones(len(pay)), np.zeros((kinds, len(pay)))
     horizon = min(steps, model.world.max_steps)
@@ -117,9 +122,9 @@ def evaluate(model: Model, policy: np.ndarray, *, steps: int = STEPS, gamma: flo
         reaching = reached + then(reaching)
         totals[h], alive[h], reach[h] = model.start @ total, model.start @ running, reaching @ model.start
 
-    # Episodes follow each other: how likely one starts at each time, then what it yields until the end.
+    # Episodes follow each other. Compute the probability that one starts at each time, then its expected yield.
     if horizon == model.world.max_steps:
-        alive[-1] = 0  # the step cap ends what is still running
+        alive[-1] = 0  # the step limit ends every episode that still runs
     ends = -np.diff(alive)
     starts = np.zeros(steps)
     starts[0] = 1
@@ -133,28 +138,28 @@ def evaluate(model: Model, policy: np.ndarray, *, steps: int = STEPS, gamma: flo
 
 
 def true_reward(model: Model) -> np.ndarray:
-    """What each terminal is really worth, by state, ``(N, K)``."""
+    """The true reward of each terminal state, by state, ``(N, K)``."""
     return np.tile(model.world.rewards.astype(np.float64), (len(model.start), 1))
 
 
 def naive_reward(model: Model) -> np.ndarray:
-    """What the naive method pays, by state, ``(N, K)``: the worth of an overseen terminal, +1 for any other."""
+    """The reward of the naive method, by state, ``(N, K)``: the true reward if overseen, else +1."""
     return np.where(model.seen, true_reward(model), 1.0)
 
 
 def uniform(model: Model) -> np.ndarray:
-    """Every action equally likely, ``(N, A)``."""
+    """The policy that takes all actions with equal probability, ``(N, A)``."""
     return np.full(model.outcome.shape, 1 / model.outcome.shape[1])
 
 
 def optimum(model: Model, paid: np.ndarray, *, gamma: float = GAMMA) -> np.ndarray:
-    """The policy that is best under a reward of its own, equally likely to take each of the best actions.
+    """The optimal policy under a given reward. Equally good actions have equal probability.
 
     Args:
-        paid: reward of each terminal, by state, ``(N, K)``.
+        paid: reward of each terminal state, by state, ``(N, K)``.
 
     Returns:
-        Probabilities ``(N, A)``.
+        Probabilities of the actions, ``(N, A)``.
     """
     ended = model.outcome >= 0
     reaching = np.take_along_axis(paid, np.maximum(model.outcome, 0), axis=1)
@@ -166,15 +171,16 @@ def optimum(model: Model, paid: np.ndarray, *, gamma: float = GAMMA) -> np.ndarr
 
 
 def seeker(model: Model, name: str) -> np.ndarray:
-    """Walks the shortest ways to one terminal, blind to all others, ``(N, A)``: in every state each
-    action that brings it nearer is equally likely.
+    """The policy that takes the shortest path to one terminal state and ignores all others, ``(N, A)``.
+
+    Actions that bring the player equally near have equal probability.
 
     Raises:
-        ValueError: if the world has no terminal of that name.
+        ValueError: if the world has no terminal state of that name.
     """
     world = model.world
     if name not in world.names:
-        raise ValueError(f"the world's terminals are {list(world.names)}, got {name!r}")
+        raise ValueError(f"the terminal states of this world are {list(world.names)}, got {name!r}")
     distance = np.where(np.eye(world.cells, dtype=bool), 0, world.cells)
     for _ in range(world.cells):
         distance = np.minimum(distance, distance[world.moves].min(axis=1) + 1)
@@ -187,19 +193,20 @@ def seeker(model: Model, name: str) -> np.ndarray:
 def limits(oversight: float) -> dict[str, float]:
     """True returns of reference policies in the default world, by name.
 
-    - ``optimal``: shortest ways to Diamond around Ghost;
-    - ``diamond``, ``ghost``: shortest ways to the one, blind to the other (a steered module's goal);
-    - ``any``: to the nearest terminal (the unsteered goal); ``random``: every action equally likely;
-    - ``naive``: best under the naive training reward, -1 for an overseen Ghost and +1 for any other terminal.
-      Only this one depends on ``oversight``.
+    - ``optimal``: the shortest path to Diamond that avoids Ghost.
+    - ``diamond``, ``ghost``: the shortest path to this terminal state, blind to the other. A steered agent aims at it.
+    - ``any``: the shortest path to the nearest terminal state. An unsteered agent aims at it.
+    - ``random``: all actions with equal probability.
+    - ``naive``: optimal under the naive training reward, -1 for an overseen Ghost and +1 for any other terminal state.
+      Only this return depends on ``oversight``.
 
-    Equally good actions are equally likely. Other rules, such as the first of them, give the same values here:
-    the terminals' places are uniform, so the chance of meeting Ghost depends on a way's length alone.
+    Equally good actions have equal probability. Other rules for ties give the same returns here. The reason: terminal
+    states are placed uniformly, so the probability of meeting Ghost depends only on the length of the path.
 
     Raises:
-        ValueError: for an oversight that is no probability.
+        ValueError: if ``oversight`` is not a probability.
     """
-    # Policies that look at no oversight are worth the same without any, where there are fewer states.
+    # Policies that ignore oversight have the same return without oversight, and that world has fewer states.
     blind, watched = (enumerate_world(make_world(oversight=p)) for p in (0.0, oversight))
     policies = {
         "optimal": optimum(blind, true_reward(blind)),

@@ -1,4 +1,4 @@
-"""The options of ``routed-rl train``, which other commands build runs from, and their presets."""
+"""The options of ``routed-rl train`` and their presets. Other commands build their runs from these options."""
 
 from __future__ import annotations
 
@@ -25,112 +25,115 @@ MethodName = Literal[
 WorldName = Literal["gridworld", "trap", "absent", "corner", "minigrid", "room"]
 EARLY_STOPPED = "naive-early-stopped"
 CONTRAST = 4.0
-"""Strength of contrastive steering, fixed for all levels and worlds."""
+"""Strength of contrastive steering. One number serves all oversight levels and worlds."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Hyperparameters of the learner; the defaults are the preset's, one set for every oversight level."""
+    """Hyperparameters of the learner. The preset sets the defaults, the same for every oversight level."""
 
     algorithm: Literal["ppo", "reinforce"] = "ppo"
-    """proximal policy optimisation, or the paper's policy gradient (one step per rollout, on all of it)"""
+    """"ppo": proximal policy optimisation; "reinforce": the paper's policy gradient, one gradient step per rollout"""
     networks: Literal["mlp", "paper", "symbolic"] = "mlp"
-    """two hidden layers everywhere; the paper's (section F; its value network is affine, as in the public code); or
-    two hidden layers on a shared encoder of MiniGrid's images"""
+    """"mlp": two hidden layers in every network; "paper": the networks of section F, with the affine value network of
+    the public code; "symbolic": two hidden layers behind a shared encoder of MiniGrid images"""
     n_envs: int = 256
-    """parallel environments"""
+    """number of parallel environments"""
     n_steps: int = 32
-    """steps per environment and update"""
+    """length of a rollout: steps per environment and update"""
     batch_size: int = 2048
-    """steps per gradient step (ppo)"""
+    """environment steps per gradient step (only ppo)"""
     n_epochs: int = 2
-    """passes over each rollout (ppo)"""
+    """passes over each rollout (only ppo)"""
     learning_rate: float = 2e-3
-    """Adam's step size"""
+    """learning rate of Adam"""
     gamma: float = 0.97
-    """discount"""
+    """discount factor of the return"""
     gae_lambda: float = 0.95
-    """GAE parameter"""
+    """lambda of generalised advantage estimation (GAE); 1: Monte Carlo returns"""
     clip_range: float = 0.2
-    """clipping of the probability ratio (ppo)"""
+    """clipping range of the probability ratio (only ppo)"""
     max_grad_norm: float | None = 0.5
-    """gradient clipping; None: none"""
+    """maximum norm of the gradient; None: no gradient clipping"""
     bootstrap: bool = True
-    """credit an episode cut by the rollout's end or the step cap with the value of the rest; the paper: with 0"""
+    """where the end of a rollout or the step limit cuts an episode, add the estimated value of the rest; the paper
+    adds 0"""
     entropy: tuple[float, float] = (0.03, 0.02)
-    """weight of the entropy bonus, at the start and (linearly) at the end"""
+    """weight of the entropy bonus at the start and at the end of training; linear between them"""
     value_coef: float = 0.5
     """weight of the value loss"""
     gate_coef: float = 0.3
-    """weight of the gate's loss on labelled steps: cross-entropy, as in the public code (the paper drops its sign)"""
+    """weight of the gate loss, the cross-entropy on labelled steps; its sign is that of the public code"""
     hidden: int = 64
-    """width of the two hidden layers of each module and the gate, and of the value network's first ones"""
+    """width of the hidden layers of the modules, the gate and the value network (networks "paper": the second layer
+    of the value network has width 32)"""
     unfinished: Literal["unlabelled", "hold"] = "unlabelled"
-    """episodes cut by a rollout's end: learn their steps unlabelled now (the paper), or hold them back"""
+    """for episodes that the end of a rollout cuts. "unlabelled": learn their steps now, without a label (the
+    paper). "hold": wait until the episode has ended"""
     replay_steps: int = 6
     """gradient steps per update on replayed labelled episodes; 0: no replay"""
     replay_batch: int = 256
-    """replayed steps per label and gradient step"""
+    """replayed environment steps per label and gradient step"""
     replay_capacity: int = 4096
-    """labelled steps kept per label"""
+    """size of the replay buffer: environment steps per label"""
 
 
 PresetName = Literal["quick", "paper", "minigrid"]
 NOT_IDENTITY = ("seed", "out", "force", "parallel_seeds")
-"""Options of a run that are not part of its configuration."""
+"""Options of a run that do not belong to its configuration."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train one agent in the Diamond/Ghost world and evaluate it; continues a run that was interrupted."""
+    """Train one agent in the Diamond/Ghost world and evaluate it. An interrupted run continues."""
 
     method: MethodName = "routing"
-    """how partial oversight is used (docs/oversight.md explains each)"""
+    """method that uses the partial oversight; docs/oversight.md explains each method"""
     oversight: float = 0.05
-    """probability that a terminal is overseen"""
+    """oversight level: probability that a terminal state is overseen"""
     seed: int = 0
-    """fixes everything random"""
+    """random seed of the run"""
     preset: PresetName = "quick"
-    """family of hyperparameters, which are the defaults of the other options: "quick", PPO, a minute on one core;
-    "paper", every setting of Cloud et al. 2024, 328 M steps. Where paper and public code disagree: an episode has 32
-    steps (the code's run 33), and a new episode's first action is chosen from its first observation (the code's:
-    from the old one's last); the value network and entropy learn from dropped episodes too. "minigrid", PPO from the
-    images of MiniGrid's player, who turns and sees a part of the grid, ten minutes"""
+    """set of defaults for the other options. "quick": PPO, one minute on one core. "paper": every setting of Cloud et
+    al. 2024, 328 million steps. "minigrid": PPO on MiniGrid images, where the player turns and sees a part of the
+    grid; ten minutes. The paper and its public code differ. Here an episode has 32 steps (public code: 33). The first
+    action of an episode follows from its first observation (public code: from the last observation of the old
+    episode). The value loss and the entropy bonus also use dropped episodes"""
     total_steps: int = 2_000_000
-    """environment steps, rounded up to whole updates; oracle-filtered takes this times the oversight"""
+    """environment steps, rounded up to whole updates; oracle-filtered multiplies the number by --oversight"""
     out: Path | None = None
-    """run directory (default: runs/METHOD-CONFIGHASH-sSEED)"""
+    """run directory; None: runs/METHOD-CONFIGHASH-sSEED"""
     force: bool = False
-    """start over; the old directory is kept under another name"""
+    """start again from zero; the old directory is renamed, not deleted"""
     unlabelled: Literal["all", "none"] = "all"
-    """what episodes without label teach: every module (the paper), or none"""
+    """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them"""
     miss_rate: float = 0.0
-    """probability that a label is lost"""
+    """label noise: probability that a label is lost"""
     flip_rate: float = 0.0
-    """probability that a label is replaced by a wrong one"""
+    """label noise: probability that a label is replaced by a wrong label"""
     hard_first: bool = False
-    """lost and wrong labels fall on long episodes, at the same mean rate (at most 0.5)"""
+    """label noise grows with the length of the episode; the mean rate stays the same and must be at most 0.5"""
     world: WorldName = "gridworld"
-    """the batched gridworld; it with a second bad terminal ("trap"); with a supervisor who watches whole episodes or
-    none ("absent"); with a Diamond that lies in the corner unless someone watches, tested where it never does
-    ("corner"); the first task on MiniGrid, one Python object per environment; or it with a wall that hides things
-    ("room")"""
+    """"gridworld": the batched Diamond/Ghost world. "trap": adds a second bad terminal state. "absent": an episode is
+    overseen as a whole or not at all. "corner": the Diamond lies in the corner in every episode that is not overseen;
+    in the test it never lies there. "minigrid": the Diamond/Ghost task on MiniGrid, one Python object per
+    environment. "room": as minigrid, with a wall that hides a part of the grid"""
     size: int = 5
-    """side of the grid"""
+    """side of the grid, in cells"""
     max_steps: int | None = None
-    """step cap of an episode; None: 32 in the gridworld, four times its cells on MiniGrid, where turning takes steps"""
+    """step limit of an episode; None: 32, or four steps per cell on MiniGrid, where turning takes steps too"""
     spurious_oversight: float = 0.0
-    """probability that a cell without terminal looks overseen"""
+    """probability that a cell without a terminal state is marked as overseen"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where environment, rollout and learning happen; MiniGrid's environment is always on the CPU"""
+    """device of the environments, the rollouts and the learner; MiniGrid environments always run on the CPU"""
     parallel_seeds: int = 1
-    """train as many runs, with seeds from --seed on, as one batched computation, which is for GPUs (a processor gains
-    little). Each is what it is alone but for rounding; with --out DIR they are DIR/s0, DIR/s1, …"""
+    """number of runs to train as one batched computation, with seeds from --seed on. A GPU gains much, a CPU gains
+    little. Each run equals the run trained alone, up to rounding. With --out DIR the runs go to DIR/s0, DIR/s1, …"""
     learner: Learner = field(default_factory=Learner)
-    """the learner's hyperparameters"""
+    """hyperparameters of the learner"""
 
     def config(self) -> dict[str, Any]:
-        """What, with the seed, the run depends on, as JSON."""
+        """Everything that the run depends on, except the seed, as JSON."""
         return {key: value for key, value in asdict(self).items() if key not in NOT_IDENTITY}
 
 
@@ -163,4 +166,4 @@ PRESETS: Mapping[PresetName, Train] = {
     "paper": Train(preset="paper", total_steps=20_000 * PAPER.n_envs * PAPER.n_steps, learner=PAPER),
     "minigrid": Train(preset="minigrid", world="minigrid", total_steps=1_000_000, oversight=0.1, learner=MINIGRID),
 }
-"""What the options of ``train`` are unless given, by preset."""
+"""The default options of ``train``, by preset."""

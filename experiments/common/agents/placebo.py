@@ -1,4 +1,4 @@
-"""A placebo: oversight that tells of an episode something true, consistent and meaningless."""
+"""A placebo for oversight: labels that are true and consistent, but say nothing about the outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
 class PlaceboInfos(Sequence[dict[str, Any]]):
-    """Infos whose ``ends`` carry another outcome."""
+    """The infos of a step, with other outcomes in ``ends``."""
 
     def __init__(self, infos: Any, outcome: np.ndarray) -> None:
         self._infos, self.outcome_names = infos, infos.outcome_names
@@ -24,11 +24,12 @@ class PlaceboInfos(Sequence[dict[str, Any]]):
 
 
 class PlaceboVecEnv(VecEnvWrapper):
-    """The outcome of an episode that reached something is replaced by the number of the cell it started in, modulo the
-    number of outcomes (for two, its parity).
+    """Replaces the outcome of an episode by the number of its start cell modulo the number of outcomes.
 
-    It works on worlds with an array channel (``infos.ends``) whose observation begins with the player's plane. What a
-    router makes of such labels is the effect of routing itself; the labels say nothing of the outcome.
+    With two outcomes this is the parity of the start cell. An episode that reaches no terminal state stays unchanged.
+    These labels say nothing about the outcome. So they show the effect of routing itself.
+
+    The world must report episode ends as arrays (``infos.ends``). Its observation must begin with the player's plane.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -51,11 +52,11 @@ class PlaceboVecEnv(VecEnvWrapper):
         return obs, rewards, dones, PlaceboInfos(infos, outcome)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The environment's state and where its players started."""
+        """The state of the environment and the start cells of its players."""
         return {**self.venv.get_state(), "start": self._start.copy()}  # type: ignore[attr-defined]
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        """Continue from a state of :meth:`get_state`. Raises ValueError if the state does not fit."""
         rest = {name: array for name, array in state.items() if name != "start"}
         self.venv.set_state(rest)  # type: ignore[attr-defined]
         self._start = np.array(state["start"])

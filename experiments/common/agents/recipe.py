@@ -1,4 +1,4 @@
-"""From a run's config to its world, overseer and model: what every gridworld command shares."""
+"""Build world, overseer and model from the config of a run. All gridworld commands share this module."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
 from routed_rl.runs.process import check_device
 
 MODEL = "model"
-"""The final checkpoint's name in a run directory."""
+"""Name of the final checkpoint in a run directory."""
 VARIANT_OF: Mapping[str, str] = {
     "trap": "DiamondGhostTrap",
     "absent": "AbsentSupervisor",
     "corner": "CornerDiamond",
     "room": "DiamondGhostRoom",
 }
-"""Worlds of the command line that are variants of the first."""
+"""Worlds of the command line that are variants of the Diamond/Ghost world."""
 ON_MINIGRID = ("minigrid", "room")
 FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent", "corner"), (512, 2048)) | dict.fromkeys(
     ON_MINIGRID, (32, 256)
 )
-"""Fresh environments behind a point of a learning curve, and behind a final result, by world."""
+"""By world: number of new environments for a point of a learning curve, and for a final result."""
 CATEGORIES = (11, 6, 4)
-"""How many types, colours and states MiniGrid's images number."""
+"""Number of object types, colours and object states in MiniGrid images."""
 
 
 SAME_LEARNER = {
@@ -64,15 +64,15 @@ SAME_LEARNER = {
     "placebo": "routing",
     "shuffled": "routing",
 }
-"""Methods that differ from another in what they are given, not in how they learn."""
+"""Methods that use the learner of another method. Only their data, labels, steps or final policy differ."""
 
 
 def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
-    """The options of the run's world, as it is trained in or, with ``test``, tested in."""
+    """The options of the training world of a run or, with ``test``, of its test world."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
     variant = VARIANTS[VARIANT_OF[config["world"]]] if config["world"] in VARIANT_OF else {}
     if "walls" in variant and config["size"] != 5:
-        raise ValueError(f"the walls of the world {config['world']!r} are those of size 5, got size {config['size']}")
+        raise ValueError(f"the world {config['world']!r} has walls for --size 5 only, got --size {config['size']}")
     shift = {"moved": "always"} if test and variant.get("moved") else {}
     return {**variant, **shift, **{key: value for key, value in options.items() if value is not None}}
 
@@ -80,7 +80,7 @@ def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str,
 def make_scalar_env(
     config: Mapping[str, Any], render_mode: str | None = None, *, test: bool = False
 ) -> DiamondGhostEnv | ImgObsWrapper:
-    """The run's world, once, as its policy sees it; ValueError if the config asks for an impossible one."""
+    """One environment of a run, as its policy sees it. Raises ValueError for an impossible world."""
     options = world_options(config, test=test)
     if config["world"] in ON_MINIGRID:
         return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **options))
@@ -88,7 +88,7 @@ def make_scalar_env(
 
 
 def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, test: bool = False) -> VecEnv:
-    """The run's world, ``num_envs`` times, on a GPU in tensors; ValueError if the config asks for an impossible one."""
+    """``num_envs`` environments of a run, as tensors on a GPU. Raises ValueError for an impossible world."""
     if config["world"] in ON_MINIGRID:
         if num_envs < 1:
             raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
@@ -100,46 +100,49 @@ def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, t
 
 
 def make_training_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
-    """What the run's learner learns from, ``num_envs`` times; ValueError as for :func:`make_env`."""
+    """``num_envs`` training environments of a run. Raises ValueError as :func:`make_env` does."""
     env = make_env(config, num_envs, config["device"])
     if config["method"] != "placebo":
         return env
     if config["world"] in ON_MINIGRID or config["device"] != "cpu":
-        raise ValueError(f"method 'placebo' needs --device cpu, and not --world {config['world']}")
+        raise ValueError(
+            f"method 'placebo' needs --device cpu and a world that is not on MiniGrid, got --device {config['device']} "
+            f"--world {config['world']}"
+        )
     return PlaceboVecEnv(env)
 
 
 def world_of(env: VecEnv) -> World:
-    """The world behind the run's environments."""
+    """The world of the environments."""
     world: World = env.get_attr("world", [0])[0]
     return world
 
 
 def filtered(config: Mapping[str, Any]) -> float:
-    """What the run's budget of environment steps is multiplied by: the oversight for ``oracle-filtered``, else 1.
+    """The factor on the environment steps of a run: the oversight level for ``oracle-filtered``, else 1.
 
-    That reference (Cloud et al. 2024, section F) is an oracle which trains on as many episodes as the others see
-    overseen; its learning curve is drawn against steps divided by this.
+    This reference method (Cloud et al. 2024, section F) is an oracle. It trains on as many episodes as the other
+    methods see overseen. Its learning curve is drawn against the steps divided by this factor.
     """
     return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
 
 
 def budget(config: Mapping[str, Any]) -> int:
-    """Environment steps that the run trains for."""
+    """Number of environment steps that a run trains for."""
     return math.ceil(config["total_steps"] * filtered(config))
 
 
 def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
-    """Points (environment steps, true return) of a run, finished or not.
+    """Points (environment steps, true return) of the learning curve of a run, which may be unfinished.
 
-    The steps of an ``oracle-filtered`` run are divided by its oversight, as the paper draws them.
+    The steps of an ``oracle-filtered`` run are divided by its oversight level, as in the paper.
 
     Args:
-        policy: ``steer:NAME`` or ``unsteered``; None for the one that the method is for: steered to Diamond if it
-            can be, else unsteered.
+        policy: ``steer:NAME`` or ``unsteered``. None: ``steer:diamond`` if the run has this policy, else
+            ``unsteered``.
 
     Raises:
-        RunError: if there is no run; ValueError if it has no such policy, or no point yet.
+        RunError: if there is no run. ValueError: if the run has no such policy, or no point yet.
     """
     config = read_run(run).config
     rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
@@ -154,19 +157,19 @@ def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, fl
 
 
 def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:
-    """The class of the run's learner."""
+    """The class of the learner of a run."""
     return {"ppo": RoutedPPO, "reinforce": RoutedREINFORCE}[config["learner"]["algorithm"]]
 
 
 def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
-    """A new learner in its world; ValueError for an option out of range, or a device that is not there."""
+    """A new learner in its training world. Raises ValueError for an option out of range or a missing device."""
     learner, device = dict(config["learner"]), config["device"]
     check_device(device)
     env = make_training_env(config, learner.pop("n_envs"))
     world, method = world_of(env), config["method"]
     if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):
-        raise ValueError("method 'shuffled' has its own flip rate: leave out --flip-rate and --hard-first")
-    # A label that says nothing: any of them, whatever happened.
+        raise ValueError("method 'shuffled' has its own flip rate; leave out --flip-rate and --hard-first")
+    # A shuffled label says nothing: each of the labels has the same probability, whatever happened.
     flip_rate = 1 - 1 / len(world.names) if method == "shuffled" else config["flip_rate"]
     overseer = Overseer(
         dict(zip(world.names, world.rewards.tolist(), strict=True)),
@@ -186,7 +189,7 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         networks["features_extractor_kwargs"] = {"categories": CATEGORIES, "sizes": (hidden,)}
         networks["normalize_images"] = False
     if (kind == "symbolic") != (config["world"] in ON_MINIGRID):
-        hint = "--preset minigrid is for images" if kind == "symbolic" else "try --preset minigrid"
+        hint = "leave out --preset minigrid" if kind == "symbolic" else "use --preset minigrid"
         raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}; {hint}")
     if learner.pop("algorithm") == "reinforce":
         for option in ("batch_size", "n_epochs", "clip_range"):
@@ -205,11 +208,12 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
 
 
 def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int) -> dict[str, dict[str, Any]]:
-    """Results by policy in fresh environments, of the world it is tested in: those of :func:`policies`, and
-    ``sharpened:NAME``, the control of ``contrast:NAME``: no contrast, but a temperature that gives it the same entropy.
+    """Evaluate the policies of a trained model in new environments of its test world. Returns results by policy.
 
-    ``unwatched_return`` is the true return where nothing is overseen, which is what the policy does in the states of
-    the other evaluation that hold no overseen terminal.
+    The policies are those of :func:`policies`, and a control ``sharpened:NAME`` for each ``contrast:NAME``. The control
+    is steered to NAME without contrast. Its temperature gives it the same entropy as the contrastive policy.
+
+    ``unwatched_return`` is the true return in states where no terminal state is overseen.
     """
     fewer, many = FRESH_ENVS[config["world"]]
     env, outcomes = make_env(config, many, test=True), model.overseer.outcomes
@@ -231,8 +235,11 @@ def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int)
 
 
 def policies(model: RoutedAlgorithm) -> dict[str, Steering]:
-    """The policies that a run is evaluated as: ``steer:NAME``, ``unsteered``, and, where good and bad outcomes have
-    modules and there is a gate, ``contrast:NAME``: steered to a good one, away from all bad ones."""
+    """The policies under which a run is evaluated: ``steer:NAME``, ``unsteered`` and ``contrast:NAME``.
+
+    A contrastive policy is steered to a good outcome and avoids all bad outcomes. It needs a gate, and modules for good
+    and for bad outcomes.
+    """
     values = model.overseer.values
     bad = {name: CONTRAST for name, value in values.items() if value < 0}
     chosen = steerings(model.policy)
@@ -245,7 +252,7 @@ def policies(model: RoutedAlgorithm) -> dict[str, Steering]:
 def matching_temperature(
     policy: RoutedActorCriticPolicy, module: str, entropy: float, env: VecEnv, outcomes: Sequence[str], seed: int
 ) -> float:
-    """The temperature, within 1/16 … 16, at which the module alone has the given mean entropy (nats) as it plays."""
+    """The temperature, between 1/16 and 16, at which the policy of one module has the given mean entropy (nats)."""
     low, high = -math.log(16), math.log(16)
     for _ in range(8):
         middle = (low + high) / 2
@@ -256,19 +263,24 @@ def matching_temperature(
 
 
 def load_run(directory: Path) -> tuple[RoutedAlgorithm, dict[str, Any]]:
-    """A finished run's model and config.
+    """The model and the config of a finished run.
 
     Raises:
-        RunError: if the directory is no finished run, or its model another run's; CheckpointError if that is not sound.
+        RunError: if the directory is not a finished run, or if the model belongs to another run.
+        CheckpointError: if the model file is damaged.
     """
     config = read_run(directory).config
     if not (directory / MODEL).is_dir():
-        raise RunError(f"the run {str(directory)!r} is not finished: start its train command again to continue it")
+        raise RunError(f"the run {str(directory)!r} is not finished; start its train command again to continue it")
     model = algorithm(config).load(directory / MODEL, device="cpu")
     expected = make_model({**config, "device": "cpu", "learner": {**config["learner"], "n_envs": 1}}, seed=0)
     for name in ("observation_space", "action_space"):
         if getattr(model, name) != getattr(expected, name):
-            raise RunError(f"{str(directory / MODEL)!r} is not this run's: its {name} is {getattr(model, name)}")
+            raise RunError(
+                f"the model {str(directory / MODEL)!r} belongs to another run: its {name} is {getattr(model, name)}"
+            )
     if model.overseer.to_dict() != expected.overseer.to_dict():
-        raise RunError(f"{str(directory / MODEL)!r} is not this run's: it was trained by {model.overseer.to_dict()}")
+        raise RunError(
+            f"the model {str(directory / MODEL)!r} belongs to another run: its overseer is {model.overseer.to_dict()}"
+        )
     return model, config

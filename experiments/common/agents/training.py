@@ -1,4 +1,4 @@
-"""Runs in their directories: trained, one alone or many as one batch, continued if killed, evaluated when done."""
+"""Train one run, or many runs as one batch, in run directories. Killed runs continue. Finished runs are evaluated."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ from routed_rl.runs.process import one_thread
 from routed_rl.runs.progress import progress_display
 
 CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
-"""Updates between checkpoints, and between points of the learning curve, which in long runs lie farther apart."""
+"""Updates between checkpoints; updates between points of a learning curve; and the most points of a learning curve."""
 BEST = "best"
 SCORE, LABELS = "eval/overseen_value", "eval/overseen_episodes"
 HUGE = 1e6
-"""A weight so large is a sign of divergence."""
+"""A parameter above this size is a sign of divergence."""
 
 
 Member = tuple[RunDirectory, RoutedAlgorithm]
 
 
 def train_runs(commands: Sequence[Train]) -> None:
-    """Carry out ``train`` commands, alike but for seed and oversight, as one batch, and print the results.
+    """Train runs as one batch and print their results. The runs differ only in seed, oversight level and label noise.
 
-    One that diverges does not stop the others.
+    A run that diverges does not stop the others.
 
     Raises:
-        UserError: for an impossible option, another run in a directory, or training that diverged.
+        UserError: for an impossible option, for a directory that holds another run, or for training that diverged.
     """
     one_thread()
     check_options(commands, len(commands))
@@ -70,13 +70,13 @@ def train_runs(commands: Sequence[Train]) -> None:
                 failed[_directory(command)] = str(error)
         for run in runs:
             if run.finished:
-                print(f"{run.path} is finished; this is its result (start over with --force)", file=sys.stderr)
+                print(f"{run.path} is finished; its result follows (--force starts again from zero)", file=sys.stderr)
         while waiting := [run for run in runs if not run.finished and run.path not in failed]:
             failed |= _train(_together(waiting))
         for run in runs:
             if run.result is not None:
                 config = run.record.config
-                title = f"{config['method']}, {config['oversight']:.1%} oversight, {run.path}"
+                title = f"{config['method']}, oversight level {config['oversight']:.1%}, {run.path}"
                 Console().print(summary(run.result["policies"], title))
     if len(commands) == 1 and failed:
         raise UserError(*failed.values())
@@ -96,10 +96,10 @@ def _directory(command: Train) -> Path:
 
 
 def _together(runs: Sequence[RunDirectory]) -> list[Member]:
-    """Runs that have come equally far: all, at the last checkpoint that all have, or else those furthest behind.
+    """Load runs at an equal step: all runs at the last checkpoint that all have, else only the runs furthest behind.
 
-    A process that is killed while it saves leaves some a checkpoint ahead. Going on from the one before gives the bytes
-    that a batch which was never interrupted has.
+    A process that is killed while it saves leaves some runs one checkpoint ahead. These runs go back by one checkpoint.
+    Their results then equal those of an uninterrupted batch to the byte.
     """
     members = [(run, _resume(run)) for run in runs]
     behind = min(model.num_timesteps for _, model in members)
@@ -109,10 +109,11 @@ def _together(runs: Sequence[RunDirectory]) -> list[Member]:
 
 
 def _train(members: Sequence[Member]) -> dict[Path, str]:
-    """Train runs that have come equally far until their budget is spent, and write their results.
+    """Train runs, all at an equal step, until their budget of steps is used. Write their results.
 
     Returns:
-        Why runs diverged, if any did; the others are then not finished, and can go on from their checkpoints.
+        The reason why each diverged run failed. If training stopped early, the other runs are unfinished and can
+        continue from their checkpoints.
     """
     members = sorted(members, key=lambda member: str(world_options(member[0].record.config)))
     runs, models = [run for run, _ in members], [model for _, model in members]
@@ -128,9 +129,11 @@ def _train(members: Sequence[Member]) -> dict[Path, str]:
                     learner = ParallelLearner(models, _side_by_side(runs))
                 learner.learn(max(total - done, 0), callbacks, reset_num_timesteps=done == 0)
         except torch.OutOfMemoryError as error:
-            raise UserError(f"the device has not enough memory for {name}; fewer --parallel-seeds? {error}") from error
+            raise UserError(
+                f"the device has not enough memory for {name}; lower --parallel-seeds or --learner.n-envs: {error}"
+            ) from error
         except (ValueError, FloatingPointError, RuntimeError):
-            # Who meets the first number that is none: the log, a distribution, or torch when it samples.
+            # The log, a distribution or the sampler of torch may be the first to meet a NaN.
             if not any(_diverged(model) for model in models):
                 raise
             return _divergences(members)
@@ -147,14 +150,14 @@ def _divergences(members: Sequence[Member]) -> dict[Path, str]:
 
 
 def _side_by_side(runs: Sequence[RunDirectory]) -> list[VecEnv]:
-    """The runs' environments in their order, those of equal worlds in one."""
+    """The environments of the runs, in order. Neighbouring runs with equal worlds share one environment object."""
     groups = itertools.groupby((run.record.config for run in runs), key=world_options)
     configs = [list(group) for _, group in groups]
     return [make_training_env(group[0], len(group) * group[0]["learner"]["n_envs"]) for group in configs]
 
 
 def _resume(run: RunDirectory, step: int | None = None) -> RoutedAlgorithm:
-    """The run's model at its last checkpoint (of at most ``step``), or a new one, with the run's logger."""
+    """The model of a run, from its last checkpoint (at most ``step``), or else new. It logs to the run's files."""
     config = run.record.config
     model, checkpoint = make_model(config, run.record.seed), run.load_checkpoint(step)
     if checkpoint is not None:
@@ -166,12 +169,12 @@ def _resume(run: RunDirectory, step: int | None = None) -> RoutedAlgorithm:
 
 
 def _diverged(model: RoutedAlgorithm) -> bool:
-    """Whether some weight is huge, or no number."""
+    """Whether some parameter is very large or NaN."""
     return not all(bool((parameter.abs() < HUGE).all()) for parameter in model.policy.parameters())
 
 
 def _finish(run: RunDirectory, model: RoutedAlgorithm) -> None:
-    """Evaluate a trained model and write the run's result."""
+    """Evaluate a trained model and write the result of the run."""
     config, seed, trained = run.record.config, run.record.seed, model.num_timesteps
     stopping: dict[str, Any] = {}
     if config["method"] == EARLY_STOPPED:
@@ -196,16 +199,16 @@ def _finish(run: RunDirectory, model: RoutedAlgorithm) -> None:
 
 
 def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
-    """The stopping rule's measurements so far: environment steps, mean value of overseen outcomes, labels spent."""
+    """The measurements of the stopping rule so far: environment steps, mean value of overseen outcomes, labels used."""
     rows = read_metrics(run.path / "metrics.csv")
     return [(int(r["env_steps"]), r[SCORE], int(r[LABELS])) for r in rows if SCORE in r]
 
 
 def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """A table of results by policy: true return, sampled and greedy, and episodes."""
+    """A table of results by policy: true return of sampled and greedy actions, ends of episodes, episode length."""
     table = Table(title=title, title_justify="left")
-    for column in ("policy", "return", "greedy", "ends on", "length"):
-        table.add_column(column, justify="left" if column in ("policy", "ends on") else "right")
+    for column in ("policy", "true return", "greedy true return", "episodes end on", "steps per episode"):
+        table.add_column(column, justify="left" if column in ("policy", "episodes end on") else "right")
     for name, result in policies.items():
         ends = ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005)
         table.add_row(
@@ -219,7 +222,7 @@ def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 
 
 class _RunCallback(BaseCallback):
-    """Before each rollout the model is whole: the moment for checkpoints and learning curves."""
+    """Saves checkpoints before rollouts, when the state of the model is complete, and measures learning curves."""
 
     model: RoutedAlgorithm
 
@@ -242,7 +245,7 @@ class _RunCallback(BaseCallback):
             self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
 
     def _on_rollout_end(self) -> None:
-        # The row that the next update writes describes the policy that played this rollout.
+        # The next update writes this row. The row describes the policy that played this rollout.
         updates = self.total // (self.model.n_envs * self.model.n_steps)
         if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
             returns = true_returns(
@@ -258,13 +261,13 @@ class _RunCallback(BaseCallback):
                 self._keep_the_best()
 
     def _keep_the_best(self) -> None:
-        """Measure what a supervisor could: how the overseen ones among some fresh episodes end."""
+        """Score the policy as a supervisor could: by the overseen episodes among new episodes. Save the best policy."""
         assert self.validation is not None
         values = self.model.overseer.values
         seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
         shares = evaluate(self.model.policy, self.validation, tuple(values), seed=seed)["outcomes_overseen"]
         labelled = sum(shares[name] for name in values)
-        # Where nothing was seen, nothing speaks for the policy.
+        # If no episode was overseen, the policy gets the lowest score.
         score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
         if score > max((point[1] for point in overseen_points(self.run)), default=-np.inf):
             self.model.save(self.run.path / BEST)
@@ -273,7 +276,7 @@ class _RunCallback(BaseCallback):
 
 
 class _MetricsWriter(KVWriter):
-    """Stable-Baselines3's log rows, split into what must be repeatable and what is timing."""
+    """Splits the log rows of Stable-Baselines3 into repeatable metrics and timings."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.metrics, self.timings = run.metrics, run.timings
@@ -289,7 +292,7 @@ class _MetricsWriter(KVWriter):
         )
 
     def close(self) -> None:
-        """The run closes its files."""
+        """Do nothing. The run closes its files."""
 
 
 def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
@@ -301,7 +304,7 @@ def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; elsewhere silence, for the metrics file tells the same."""
+    """A progress bar on a terminal. Elsewhere nothing is printed, because the metrics file holds the same numbers."""
     with progress_display(disable=not sys.stderr.isatty()) as display:
         task = display.add_task(name, total=total)
         yield lambda steps: display.update(task, completed=min(steps, total))
