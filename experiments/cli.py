@@ -54,24 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     guarded(run)
 
 
-def guarded(run: Callable[[], None]) -> None:
-    """Call ``run``. A user's mistake ends with one line on standard error and exit status 2, as in :func:`main`."""
-    warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
-    try:
-        run()
-    except (UserError, MissingExtraError) as error:
-        sys.exit(_fail(str(error)))
-    except MemoryError as error:
-        sys.exit(_fail(f"not enough memory: {error}"))
-    except BrokenPipeError:
-        # The reader of our output has closed the pipe. Python must not flush to the pipe at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; start the same command again to continue", status=130))
-
-
 def parse(argv: Sequence[str]) -> Any:
     """The command, with its options, that a command line asks for."""
     arguments = list(argv) or ["--help"]

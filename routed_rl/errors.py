@@ -39,14 +39,14 @@ def guarded(run: Callable[[], None]) -> None:
     except (UserError, MissingExtraError) as error:
         sys.exit(fail(str(error)))
     except MemoryError as error:
-        sys.exit(fail(f"there is not enough memory for this: {error}"))
+        sys.exit(fail(f"not enough memory: {error}"))
     except BrokenPipeError:
-        # Whoever read our output has had enough; nothing may be flushed to it at exit either.
+        # The reader of our output has closed the pipe. Python must not flush to the pipe at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted; a run continues when its command is started again", status=130))
+        sys.exit(fail("interrupted; start the same command again to continue", status=130))
 
 
 def fail(message: str, status: int = 2) -> int:

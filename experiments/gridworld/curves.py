@@ -34,7 +34,7 @@ def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None
     from routed_rl.experiments.common.agents import figures
     from routed_rl.runs.figures import save, subplots
 
-    figure, axes = plt.subplots(figsize=(7, 3.8 + 0.18 * len(curves)), layout="constrained")
+    figure, axes = subplots(figsize=(7, 3.8 + 0.18 * len(curves)), layout="constrained")
     figures.draw_curves(axes, {name: (*zip(*points, strict=True), None) for name, points in curves.items()})
     with user_input():
         save(figure, command.figure)

@@ -14,8 +14,9 @@ import pandas as pd
 from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.options import CONTRAST, MethodName
 from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
-from routed_rl.experiments.common.tables import aggregate, half_interval
 from routed_rl.experiments.oversight.study import REFERENCES, SHOWN, WANTED, Limits, compared
+from routed_rl.runs.figures import save, subplots
+from routed_rl.runs.tables import aggregate, half_interval
 
 BEST_NAIVE = "optimal under the naive reward"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
@@ -42,7 +43,7 @@ def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
     if not len(shown):
         return
     levels = np.array(sorted(shown.oversight.unique()))
-    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
+    figure, axes = subplots(figsize=(9.5, 4.8), layout="constrained")
     cells = aggregate(shown, "true_return", ["label", "oversight"]).groupby("label")
     for place, (label, rows) in enumerate(cells):
         x = 100 * rows.oversight * 1.02 ** (place - (len(cells) - 1) / 2)  # side by side, else intervals overlap
@@ -60,7 +61,7 @@ def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
     _finish(figure, axes, "True return by oversight level: mean and 95 % confidence interval over seeds")
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path, exact: Limits | None) -> None:
@@ -69,7 +70,7 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
     Args:
         runs: run directories by method and policy.
     """
-    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
+    figure, axes = subplots(figsize=(9.5, 4.8), layout="constrained")
     labels = {key: SHOWN.get(key, key[0]) for key in runs}
     for key, directories in runs.items():
         curves = [learning_curve(run, key[1]) for run in directories]
@@ -90,7 +91,7 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, pa
     _finish(
         figure, axes, f"Learning curves at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds"
     )
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | None) -> None:
@@ -123,18 +124,18 @@ def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
     Args:
         noise: columns ``kind``, ``rate``, ``policy``, ``true_return``.
     """
-    figure, axes = plt.subplots(figsize=(9.5, 4.4), layout="constrained")
+    figure, axes = subplots(figsize=(9.5, 4.4), layout="constrained")
     noise = noise[noise.policy == f"steer:{WANTED}"]
     for place, (kind, rows) in enumerate(noise.groupby("kind")):
         cells = aggregate(rows, "true_return", ["rate"])
         axes.errorbar(
             100 * cells.rate + 0.3 * place, cells["mean"], yerr=cells["half"], marker=figures.MARKERS[place],
-            markersize=5, capsize=2, elinewidth=1, color=plt.get_cmap("tab10")(place), label=kind,
+            markersize=5, capsize=2, elinewidth=1, color=matplotlib.colormaps["tab10"](place), label=kind,
         )  # fmt: skip
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     axes.set(xlabel="rate of lost or wrong labels (%)", ylabel="true return when steered to Diamond")
     _finish(figure, axes, f"Label noise at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds")
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def draw_arrows(run: Path, path: Path) -> None:
@@ -154,7 +155,7 @@ def draw_arrows(run: Path, path: Path) -> None:
         axes.set_title(title, fontsize=9)
     figure.suptitle(f"Policies of one routed run, oversight level {config['oversight']:.1%}", fontsize=10)
     figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid", fontsize=8)
-    figures.save(figure, path)
+    save(figure, path)
 
 
 def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:

@@ -49,7 +49,7 @@ def draw_bars(frame: pd.DataFrame, titles: Mapping[str, str], top: Sequence[int]
         axes.set_visible(False)
     routed = "; shaded: digits routed to the top half" if top else ""
     _legend(figure, plots[0, 0], f"Validation error by digit: mean and 95 % confidence interval over seeds{routed}")
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Path) -> None:
@@ -70,7 +70,7 @@ def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Pat
     figure.suptitle(
         "Reconstructions from the whole encoding (decoder) and from each half (certificates), first seed", fontsize=10
     )
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def draw_traversal(traversal: Sequence[Sequence[str]], path: Path) -> None:
@@ -84,7 +84,7 @@ def draw_traversal(traversal: Sequence[Sequence[str]], path: Path) -> None:
     _rows(axes, [f"latent {digit}" for digit in range(len(traversal))])
     axes.set_xlabel("value of the latent: from 0 to its 99 % quantile →", fontsize=8)
     axes.set_title("Images by one latent; digit d trains latent d (first seed)", fontsize=9)
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> None:
@@ -104,7 +104,7 @@ def draw_groups(frame: pd.DataFrame, titles: Mapping[bool, str], path: Path) -> 
         axes.set_title(title, fontsize=9)
     plots[0, 0].set_ylabel("validation accuracy")
     _legend(figure, plots[0, 0], "Accuracy by group of classes: mean and 95 % confidence interval over seeds")
-    canvas.save(figure, path)
+    save(figure, path)
 
 
 def _bars(axes: Any, cells: pd.DataFrame, groups: Sequence[str]) -> None:

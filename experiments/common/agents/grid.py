@@ -16,7 +16,7 @@ from routed_rl.runs.grid import PYTHON, Backend, Kind, options, run_all
 def train_all(
     runs: Sequence[Train], workers: int, backend: Backend = run_commands, parallel_seeds: int = 1
 ) -> dict[Path, str]:
-    """Train every unfinished run. See :func:`~routed_rl.experiments.common.workers.run_all`.
+    """Train every unfinished run. See :func:`~routed_rl.runs.grid.run_all`.
 
     Args:
         parallel_seeds: number of runs that a process trains as one batch. They differ only in seed, oversight level and
