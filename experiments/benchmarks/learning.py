@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from routed_rl.experiments.common.agents.recipe import learning_curve
+from routed_rl.rl.oversight_study.table import learning_curve
 from routed_rl.runs import read_metrics, read_run
 
 TARGET = 0.50

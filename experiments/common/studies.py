@@ -22,7 +22,7 @@ def run_and_show(study: Study, where: Workers) -> None:
     except RunsFailedError as error:
         _show(study)
         for out, reason in error.failed.items():
-            print(f"routed-rl: failed: {out.relative_to(study.out).as_posix()}: {reason}", file=sys.stderr)
+            print(f"routed-rl: failed: {out.parent.name}/{out.name}: {reason}", file=sys.stderr)
         raise
     _show(study)
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from routed_rl.errors import UserError, user_input
-from routed_rl.experiments.common.agents.recipe import learning_curve
 from routed_rl.experiments.gridworld.options import Curves
+from routed_rl.rl.oversight_study.table import learning_curve
 
 
 def main(command: Curves) -> None:

@@ -103,8 +103,9 @@ def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
 
 def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:
     from routed_rl.experiments.common.agents import figures
-    from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
-    from routed_rl.runs.figures import save, subplots
+    from routed_rl.experiments.common.agents.recipe import load_run, make_env, world_of
+    from routed_rl.rl.oversight_study.table import learning_curve
+    from routed_rl.runs.figures import COLOURS, save, subplots
     from routed_rl.runs.process import one_thread
 
     one_thread()
@@ -112,10 +113,10 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
     world = world_of(make_env(config, 1))
     figure, (curves, *plots) = subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
     shown = {
-        ("routing", "steer:diamond"): ("routed, steered to Diamond", figures.COLOURS["diamond"]),
-        ("routing", "steer:ghost"): ("routed, steered to Ghost", figures.COLOURS["ghost"]),
-        ("routing", "unsteered"): ("routed, unsteered", figures.COLOURS["unsteered"]),
-        ("naive", "unsteered"): ("naive", figures.COLOURS["naive"]),
+        ("routing", "steer:diamond"): ("routed, steered to Diamond", COLOURS["diamond"]),
+        ("routing", "steer:ghost"): ("routed, steered to Ghost", COLOURS["ghost"]),
+        ("routing", "unsteered"): ("routed, unsteered", COLOURS["unsteered"]),
+        ("naive", "unsteered"): ("naive", COLOURS["naive"]),
     }
     figures.draw_curves(
         curves,

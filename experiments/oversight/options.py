@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from routed_rl.experiments.common.agents.options import PresetName, WorldName
-from routed_rl.options import RUNS
+from routed_rl.options import RUNS, Workers
 
 
 @dataclass(frozen=True)
-class Oversight:
+class Oversight(Workers):
     """Compare methods over oversight levels and seeds in tables and figures. An interrupted study continues."""
 
     methods: tuple[str, ...] = ("routing", "naive", "naive-early-stopped", "filtering", "oracle")
@@ -34,15 +33,9 @@ class Oversight:
     """set of default hyperparameters, as for train"""
     total_steps: int | None = None
     """environment steps per run; None: the number of the preset"""
-    workers: int = min(2, os.cpu_count() or 1)
-    """number of parallel processes, with one thread each"""
     parallel_seeds: int = 1
     """number of runs of one method that a process trains as one batched computation; useful on a GPU"""
     device: Literal["cpu", "cuda"] = "cpu"
     """device of the environments, the rollouts and the learner, as for train"""
-    backend: Literal["local", "ray"] = "local"
-    """where the processes run: on this machine, or as tasks of a Ray cluster; all its machines must see --out"""
-    ray_address: str | None = None
-    """address of a running Ray cluster; None: start Ray on this machine"""
     out: Path = RUNS / "oversight"
     """directory of the runs, tables and figures"""

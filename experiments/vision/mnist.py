@@ -165,7 +165,8 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
         parts += [
             "## Ten-way variant",
             f"The largest of the ten latents classifies validation images with accuracy {shown_mean(accuracy)} "
-            f"(published for MNIST: {PUBLISHED_ACCURACY}). The mean absolute error of the decoder is {ten.mae.mean():.3f}.",
+            f"(published for MNIST: {PUBLISHED_ACCURACY}). "
+            f"The mean absolute error of the decoder is {ten.mae.mean():.3f}.",
         ]
     return "\n\n".join(parts) + "\n"
 

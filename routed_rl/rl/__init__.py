@@ -5,6 +5,7 @@ from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steer
 from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
+from routed_rl.rl.oversight_study import OversightStudy
 from routed_rl.rl.parallel import ParallelLearner
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.rl.ppo import RoutedPPO
@@ -16,6 +17,7 @@ __all__ = [
     "EpisodeEnds",
     "Method",
     "Overseer",
+    "OversightStudy",
     "PaperPolicy",
     "ParallelLearner",
     "RoutedActorCriticPolicy",

@@ -8,7 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Markers that tell curves apart without colour."""
+COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
+"""Colours of outcomes and policies, the same in all figures."""
 
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], layout: Any = None, **axes: Any) -> Any:
@@ -26,3 +32,11 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], l
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file of 150 dots per inch."""
     figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def ranked(axes: Axes) -> tuple[list[Any], list[str]]:
+    """Handles and labels for a legend, in the order of the curves at their right end, highest first."""
+    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
+    lines: dict[str, Any] = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in entries}
+    entries.sort(key=lambda entry: -float(lines[entry[1]].get_ydata()[-1]))
+    return [handle for handle, _ in entries], [label for _, label in entries]

@@ -57,16 +57,60 @@ class Findings:
     failed: dict[Path, str] = field(default_factory=dict)
 
 
-class Study(ABC):
+class Reported(ABC):
+    """What there is to say of runs: a table, a summary and figures."""
+
+    FIGURES: ClassVar[tuple[str, ...]]
+    """names of all figures that there may be"""
+
+    @abstractmethod
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return what came of all finished runs; None if there are none.
+
+        Args:
+            failed: the reason for each run that failed.
+        """
+
+    def results(self) -> pd.DataFrame:
+        """Return the table of all finished runs: a row per model, as in ``results.csv``.
+
+        Raises:
+            ValueError: if no run is finished.
+        """
+        return self._found().results
+
+    def summary(self) -> str:
+        """Return the study in Markdown, as in ``summary.md``; ValueError if no run is finished."""
+        return self._found().summary
+
+    def figure(self, name: str) -> Figure:
+        """Return one of :attr:`FIGURES`.
+
+        Raises:
+            ValueError: for another name, or if the runs that the figure shows are not there.
+        """
+        if name not in self.FIGURES:
+            raise ValueError(f"there is no figure {name!r}; the figures are {', '.join(self.FIGURES)}")
+        found = self._found()
+        if name not in found.figures:
+            raise ValueError(f"no finished run is shown in {name!r}; there are {', '.join(found.figures)}")
+        return found.figures[name]()
+
+    def _found(self) -> Findings:
+        found = self.find()
+        if found is None:
+            raise ValueError("no run is finished")
+        return found
+
+
+class Study(Reported):
     """Many runs in one directory, with a table and figures. Subclasses are dataclasses of options.
 
     A study goes on where it stopped: finished runs are not done again. The same options give the same directory and
     the same bytes, whether a command or Python starts them.
     """
 
-    KIND: ClassVar[Kind]
-    FIGURES: ClassVar[tuple[str, ...]]
-    """names of all figures that a study may have"""
+    KIND: Kind
     out: Path
     device: str
 
@@ -88,10 +132,6 @@ class Study(ABC):
     @abstractmethod
     def _identity(self) -> Mapping[str, Any]:
         """What all runs in the directory share."""
-
-    @abstractmethod
-    def _find(self, failed: Mapping[Path, str]) -> Findings | None:
-        """What came of the finished runs; None if there are none."""
 
     @abstractmethod
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[Any]) -> str:
@@ -133,7 +173,7 @@ class Study(ABC):
             start_study(self.out, self._identity())
             failed = run_all(runs, self.KIND, workers, processes)
         with user_input():
-            found = self._find(failed)
+            found = self.find(failed)
             if found is not None:
                 self._write(found)
                 failed = found.failed
@@ -141,37 +181,6 @@ class Study(ABC):
             raise RunsFailedError(self._failure(failed, runs), failed)
         assert found is not None
         return found.results
-
-    def results(self) -> pd.DataFrame:
-        """Return the table of all finished runs: a row per model, as in ``results.csv``.
-
-        Raises:
-            ValueError: if no run is finished.
-        """
-        return self._found().results
-
-    def summary(self) -> str:
-        """Return the study in Markdown, as in ``summary.md``; ValueError if no run is finished."""
-        return self._found().summary
-
-    def figure(self, name: str) -> Figure:
-        """Return one of :attr:`FIGURES`.
-
-        Raises:
-            ValueError: for another name, or if the runs that the figure shows are not there.
-        """
-        if name not in self.FIGURES:
-            raise ValueError(f"there is no figure {name!r}; the figures are {', '.join(self.FIGURES)}")
-        found = self._found()
-        if name not in found.figures:
-            raise ValueError(f"no finished run is shown in {name!r}; there are {', '.join(found.figures)}")
-        return found.figures[name]()
-
-    def _found(self) -> Findings:
-        found = self._find({})
-        if found is None:
-            raise ValueError(f"nothing is finished in {str(self.out)!r}: call run() first")
-        return found
 
     def _write(self, found: Findings) -> None:
         write_table(found.results, self.out / RESULTS, found.keys)

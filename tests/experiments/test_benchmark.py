@@ -19,7 +19,7 @@ from routed_rl.experiments.benchmarks import (
 )
 from routed_rl.experiments.cli import main
 from routed_rl.experiments.common.agents import options as commands
-from routed_rl.experiments.common.agents.recipe import learning_curve
+from routed_rl.rl.oversight_study.table import learning_curve
 from routed_rl.runs import write_json
 
 TINY = {"n_envs": 4, "n_steps": 4, "hidden": 8, "batch_size": 8, "replay_batch": 4}

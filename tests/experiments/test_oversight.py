@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tyro
+from matplotlib.figure import Figure
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.cli import commands as all_commands
@@ -17,7 +18,9 @@ from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents import recipe as gridworld
 from routed_rl.experiments.common.agents.grid import arguments, train_all
 from routed_rl.experiments.common.agents.options import Learner, Train
-from routed_rl.experiments.oversight import oversight, study
+from routed_rl.experiments.oversight import oversight
+from routed_rl.rl import OversightStudy
+from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, tables, write_json
 
 TINY = replace(
@@ -78,7 +81,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
     tables, figures = {"results.csv", "timings.csv", "summary.md"}, {"returns", "curves", "methods", "arrows", "noise"}
     assert files == {"study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
     frame = pd.read_csv(tmp_path / "whole" / "results.csv")
-    assert not frame.duplicated(study.KEYS).any()
+    assert not frame.duplicated(KEYS).any()
     assert set(frame.method) == {*NAMES, "placebo", "miss-0.3-hard"}
     routed = frame[(frame.method == "routing") & (frame.oversight == 0.1) & (frame.seed == 1)]
     assert set(routed.policy) == {
@@ -93,6 +96,19 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (tmp_path / "whole" / "summary.md").read_text()
     assert "routed, contrastive" in text and "early stopping cost" in text and "Label noise" in text
+
+    given = {
+        name: [run for run in (tmp_path / "whole" / "runs" / name).iterdir() if run.is_dir()] for name in frame.method
+    }
+    of_given = OversightStudy(given, methods=NAMES)
+    pd.testing.assert_frame_equal(of_given.results(), frame, check_dtype=False)
+    assert len(of_given.grid()) == 2 * (2 * len(NAMES) + 2) and of_given.grid().finished.all()
+    for name in figures - {"arrows"}:
+        assert isinstance(of_given.figure(name), Figure)
+    with pytest.raises(
+        ValueError, match="there is no figure 'arrows'; the figures are returns, methods, curves, noise"
+    ):
+        of_given.figure("arrows")
 
     # Broken off after three runs, and in a run; and asked for in two portions.
     in_process.clear()

@@ -57,7 +57,7 @@ def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
     assert set(plan.model) == {
         "reference", "filtered", "suppressed, maxent", "undo, maxent, α 0.2, β 0.1", "undo, maxent, α 0.5, β 0.1",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="nothing is finished in"):
+    with pytest.raises(ValueError, match="no run is finished"):
         study.results()
     found = study.run()
     assert len(found) == 5 and len(ran) == len(plan)

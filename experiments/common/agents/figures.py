@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from routed_rl.envs import World, dynamics
 from routed_rl.rl import RoutedActorCriticPolicy
+from routed_rl.runs.figures import COLOURS, MARKERS, ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Markers that tell curves apart without colour."""
-COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
 LAYOUT = {"ghost": 8, "diamond": 16}
 """Cells in the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 _ARROWS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # up, right, down, left as (x, y)
@@ -70,11 +68,3 @@ def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
     axes.legend(*ranked(axes), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def ranked(axes: Axes) -> tuple[list[Any], list[str]]:
-    """Handles and labels for a legend, in the order of the curves at their right end, highest first."""
-    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
-    lines = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in entries}
-    entries.sort(key=lambda entry: -float(lines[entry[1]].get_ydata()[-1]))
-    return [handle for handle, _ in entries], [label for _, label in entries]

@@ -22,16 +22,20 @@ def train_all(
         parallel_seeds: number of runs that a process trains as one batch. They differ only in seed, oversight level and
             label noise.
     """
+    return run_all(runs, kind(parallel_seeds), workers, backend)
+
+
+def kind(parallel_seeds: int = 1) -> Kind:
+    """What all training runs have in common, for :func:`~routed_rl.runs.grid.run_all`. Arguments: :func:`train_all`."""
     from routed_rl.experiments.common.agents.recipe import budget
 
-    kind = Kind(
+    return Kind(
         config=Train.config,
         command=_command,
         total=lambda run: budget(run.config()),
         counter="env_steps",
         batches=partial(_batches, size=parallel_seeds),
     )
-    return run_all(runs, kind, workers, backend)
 
 
 def _batches(runs: Sequence[Train], size: int) -> list[list[Train]]:

@@ -7,23 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-MethodName = Literal[
-    "routing",
-    "naive",
-    "naive-early-stopped",
-    "penalty",
-    "screening",
-    "filtering",
-    "oracle",
-    "oracle-filtered",
-    "no-gate",
-    "no-routing",
-    "no-gate-no-routing",
-    "placebo",
-    "shuffled",
-]
+from routed_rl.options.oversight import MethodName
+
 WorldName = Literal["gridworld", "trap", "absent", "corner", "minigrid", "room"]
-EARLY_STOPPED = "naive-early-stopped"
 CONTRAST = 4.0
 """Strength of contrastive steering. One number serves all oversight levels and worlds."""
 

@@ -36,8 +36,9 @@ from routed_rl.rl import (
     steerings,
     true_returns,
 )
+from routed_rl.rl.oversight_study.table import filtered
 from routed_rl.routing import LabelNoise
-from routed_rl.runs import RunError, derive_seed, read_metrics, read_run
+from routed_rl.runs import RunError, derive_seed, read_run
 from routed_rl.runs.process import check_device
 
 MODEL = "model"
@@ -118,42 +119,9 @@ def world_of(env: VecEnv) -> World:
     return world
 
 
-def filtered(config: Mapping[str, Any]) -> float:
-    """The factor on the environment steps of a run: the oversight level for ``oracle-filtered``, else 1.
-
-    This reference method (Cloud et al. 2024, section F) is an oracle. It trains on as many episodes as the other
-    methods see overseen. Its learning curve is drawn against the steps divided by this factor.
-    """
-    return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
-
-
 def budget(config: Mapping[str, Any]) -> int:
     """Number of environment steps that a run trains for."""
     return math.ceil(config["total_steps"] * filtered(config))
-
-
-def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
-    """Points (environment steps, true return) of the learning curve of a run, which may be unfinished.
-
-    The steps of an ``oracle-filtered`` run are divided by its oversight level, as in the paper.
-
-    Args:
-        policy: ``steer:NAME`` or ``unsteered``. None: ``steer:diamond`` if the run has this policy, else
-            ``unsteered``.
-
-    Raises:
-        RunError: if there is no run. ValueError: if the run has no such policy, or no point yet.
-    """
-    config = read_run(run).config
-    rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
-    known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
-    if not known:
-        raise ValueError(f"the run {str(run)!r} has no point of a learning curve yet")
-    chosen = policy or ("steer:diamond" if "steer:diamond" in known else "unsteered")
-    if chosen not in known:
-        raise ValueError(f"the run {str(run)!r} has no policy {chosen!r}; it has {', '.join(dict.fromkeys(known))}")
-    column = f"eval/{chosen}"
-    return [(row["env_steps"] / filtered(config), row[column]) for row in rows if column in row]
 
 
 def algorithm(config: Mapping[str, Any]) -> type[RoutedAlgorithm]:

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.errors import UserError, user_input
 from routed_rl.experiments.common.agents.grid import check_options
-from routed_rl.experiments.common.agents.options import EARLY_STOPPED, Train
+from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.common.agents.recipe import (
     FRESH_ENVS,
     MODEL,
@@ -33,6 +33,7 @@ from routed_rl.experiments.common.agents.recipe import (
     world_options,
 )
 from routed_rl.options import RUNS
+from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics

@@ -121,8 +121,9 @@ class EraStudy(EraOptions, Study):
             _check_runs(runs, self.model, self.text)
         return runs
 
-    def _find(self, failed: Mapping[Path, str]) -> Findings | None:
-        return report.find(self, failed)
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return what came of all finished runs; None if there are none."""
+        return report.find(self, failed or {})
 
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[Unlearn]) -> str:
         return f"{len(failed)} runs failed; the others are in {self.out / 'results.csv'}"

@@ -147,8 +147,9 @@ class UndoStudy(UndoOptions, Study):
         stages = with_ancestors(stage for member in self.members for stage in (member.stage, member.attack))
         return [StageRun(stage, options, stage.path(self.root), stage.seed) for stage in stages]
 
-    def _find(self, failed: Mapping[Path, str]) -> Findings | None:
-        return report.find(self, self.text, self.members, failed)
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return what came of all finished runs; None if there are none."""
+        return report.find(self, self.text, self.members, failed or {})
 
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[StageRun]) -> str:
         waiting = sum(run.out not in failed and not is_finished(run.out) for run in runs)

@@ -9,30 +9,57 @@ from typing import Any
 
 import pandas as pd
 
-from routed_rl.experiments.common.agents.options import EARLY_STOPPED
-from routed_rl.experiments.common.agents.recipe import learning_curve
+from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.runs import read_json, read_metrics, read_run
 from routed_rl.runs.tables import aggregate, markdown, shown_mean
 
 HEADINGS = {"label": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
-WANTED = "diamond"
+NOISE = re.compile(r"(miss|flip)-([01]|0?\.\d+|1\.0)(-hard)?")
+"""Names of methods with label noise: the kind of noise, its rate, and whether noise grows with the episode's length."""
 Limits = Callable[[float], dict[str, float]]
 """Exact returns of reference policies, by name, as a function of the oversight level."""
-SHOWN = {
-    ("routing", f"steer:{WANTED}"): "routed",
-    ("routing", f"contrast:{WANTED}"): "routed, contrastive",
-    ("routing", f"sharpened:{WANTED}"): "routed, sharpened (control)",
-}
+SHOWN = {"steer": "routed", "contrast": "routed, contrastive", "sharpened": "routed, sharpened (control)"}
 """Labels of the policies of a routed run in comparisons. The label of any other run is the name of its method."""
-
-
 REFERENCES = {
     "optimal": "optimal policy",
     "diamond": "shortest path to Diamond, blind to Ghost",
     "any": "shortest path to the nearest terminal state",
 }
 """Names of reference policies whose return does not depend on oversight, with their titles."""
+
+
+def filtered(config: Mapping[str, Any]) -> float:
+    """The factor on the environment steps of a run: the oversight level for ``oracle-filtered``, else 1.
+
+    This reference method (Cloud et al. 2024, section F) is an oracle. It trains on as many episodes as the other
+    methods see overseen. Its learning curve is drawn against the steps divided by this factor.
+    """
+    return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
+
+
+def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
+    """Points (environment steps, true return) of the learning curve of a run, which may be unfinished.
+
+    The steps of an ``oracle-filtered`` run are divided by its oversight level, as in the paper.
+
+    Args:
+        policy: ``steer:NAME`` or ``unsteered``. None: ``steer:diamond`` if the run has this policy, else
+            ``unsteered``.
+
+    Raises:
+        RunError: if there is no run. ValueError: if the run has no such policy, or no point yet.
+    """
+    config = read_run(run).config
+    rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
+    known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
+    if not known:
+        raise ValueError(f"the run {str(run)!r} has no point of a learning curve yet")
+    chosen = policy or ("steer:diamond" if "steer:diamond" in known else "unsteered")
+    if chosen not in known:
+        raise ValueError(f"the run {str(run)!r} has no policy {chosen!r}; it has {', '.join(dict.fromkeys(known))}")
+    column = f"eval/{chosen}"
+    return [(row["env_steps"] / filtered(config), row[column]) for row in rows if column in row]
 
 
 def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
@@ -60,7 +87,7 @@ def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
 def run_timing(method: str, run: Path) -> dict[str, Any]:
     """The wall-clock time of a finished run in seconds. For an interrupted run, the time since its last start."""
     record, rows = read_run(run), read_metrics(run / "timings.csv")
-    last = rows[-1]
+    last: Mapping[str, Any] = rows[-1]
     members = last.get("time/members") or 1  # runs that one process trains together share its time
     return {
         "method": method,
@@ -72,26 +99,35 @@ def run_timing(method: str, run: Path) -> dict[str, Any]:
     }
 
 
-def compared(frame: pd.DataFrame) -> pd.DataFrame:
+def label_of(method: str, policy: str) -> str:
+    """The name of a policy in comparisons."""
+    return SHOWN.get(policy.partition(":")[0], method) if method == "routing" else method
+
+
+def compared(frame: pd.DataFrame, wanted: str) -> pd.DataFrame:
     """The rows that compare methods: final policies with sampled actions, with a new column ``label``.
 
     A routed run has one label for each of its steered policies. Any other run has one label, its method.
+
+    Args:
+        wanted: the wanted outcome, to which modular policies are steered.
     """
     final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled")].copy()
-    modular = set(final[final.policy == f"steer:{WANTED}"].method)
+    modular = set(final[final.policy == f"steer:{wanted}"].method)
 
-    def label(row: Any) -> str | None:
-        if (row.method, row.policy) in SHOWN:
-            return SHOWN[row.method, row.policy]
-        return row.method if row.policy == (f"steer:{WANTED}" if row.method in modular else "unsteered") else None
+    def label(method: str, policy: str) -> str | None:
+        own = label_of(method, policy)
+        if own != method:
+            return own if policy.endswith(f":{wanted}") else None
+        return method if policy == (f"steer:{wanted}" if method in modular else "unsteered") else None
 
-    final["label"] = [label(row) for row in final.itertuples()]
+    final["label"] = [label(row.method, row.policy) for row in final.itertuples()]
     return final.dropna(subset=["label"])
 
 
-def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact: Limits | None) -> str:
+def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str, str], exact: Limits | None) -> str:
     """The study in Markdown: true return by method and oversight level, exact limits, other measures, failed runs."""
-    shown = compared(frame)
+    shown = compared(frame, wanted)
     levels = sorted(shown.oversight.unique())
     seeds = shown.groupby("label").seed.nunique()
     parts = [
@@ -105,7 +141,7 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
         "Measured in states where no terminal state is overseen.",
         _by_level(shown, "unwatched_return"),
         "## Share of episodes that end on a bad terminal state",
-        _by_level(_with_bad(shown), "bad"),
+        _by_level(_with_bad(shown, wanted), "bad"),
         "## Entropy of the policy (nats)",
         _by_level(shown, "entropy"),
         "## Greedy actions",
@@ -132,15 +168,13 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
     return "\n\n".join(parts) + "\n"
 
 
-def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> pd.DataFrame:
-    """The rows of runs with label noise, with columns ``kind`` and ``rate``. Runs without noise are rate 0 of each kind.
+def noise_rows(frame: pd.DataFrame, focus: float) -> pd.DataFrame:
+    """The rows of runs with label noise, with columns ``kind`` and ``rate``.
 
-    Args:
-        pattern: matches the names of these methods. Its groups are the kind of noise, the rate, and ``-hard`` for noise
-            that grows with the length of the episode.
+    Runs without noise are rate 0 of each kind.
     """
     final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled") & (frame.oversight == focus)]
-    found = final.method.map(pattern.fullmatch)
+    found = final.method.map(NOISE.fullmatch)
     noise = final[found.notna()].copy()
     words = {"miss": "lost labels", "flip": "wrong labels"}
     noise["kind"] = [words[m[1]] + (", more on long episodes" if m[3] else "") for m in found.dropna()]
@@ -149,11 +183,12 @@ def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> p
     return pd.concat([noise, *(clean.assign(kind=kind, rate=0.0) for kind in noise.kind.unique())])
 
 
-def noise_summary(noise: pd.DataFrame) -> str:
+def noise_summary(noise: pd.DataFrame, wanted: str) -> str:
     """True return by rate of lost and wrong labels, in Markdown."""
-    steered = noise[noise.policy == f"steer:{WANTED}"]
+    steered = noise[noise.policy == f"steer:{wanted}"]
     return (
-        "\n## Label noise\n\nTrue return when steered to Diamond. Columns are rates of lost or wrong labels.\n\n"
+        f"\n## Label noise\n\nTrue return when steered to {wanted.capitalize()}. "
+        "Columns are rates of lost or wrong labels.\n\n"
         + _pivot(steered, "true_return", "kind", "rate", "{:.0%}")
         + "\n"
     )
@@ -166,10 +201,10 @@ def _limits(exact: Limits, levels: Sequence[float]) -> str:
     return f"Exact true returns of reference policies:\n\n{fixed}\n- optimal under the naive reward: {naive}"
 
 
-def _with_bad(shown: pd.DataFrame) -> pd.DataFrame:
+def _with_bad(shown: pd.DataFrame, wanted: str) -> pd.DataFrame:
     """Add a column ``bad``: the share of episodes that end on a terminal state other than the wanted one."""
     names = [name for name in shown if re.fullmatch(r"outcomes\.(?!none$).*", name)]
-    return shown.assign(bad=shown[names].sum(axis=1) - shown[f"outcomes.{WANTED}"])
+    return shown.assign(bad=shown[names].sum(axis=1) - shown[f"outcomes.{wanted}"])
 
 
 def _by_level(shown: pd.DataFrame, metric: str) -> str:
@@ -210,7 +245,7 @@ def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
