@@ -83,9 +83,14 @@ def commands(preset: str | None = None, task: str | None = None) -> Any:
     return Union[tuple(Annotated[of, _subcommand(of, defaults)] for of in MODULES)]  # noqa: UP007
 
 
+def command_name(of: type) -> str:
+    """The name of a command on the command line: the name of its class in kebab case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", of.__name__).lower()
+
+
 def _subcommand(of: type, defaults: Mapping[type, Any]) -> Any:
     """A command under its name, in kebab case."""
-    name = re.sub(r"(?<!^)(?=[A-Z])", "-", of.__name__).lower()
+    name = command_name(of)
     return tyro.conf.subcommand(name, default=defaults[of]) if of in defaults else tyro.conf.subcommand(name)
 
 

@@ -105,9 +105,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
     assert len(of_given.grid()) == 2 * (2 * len(NAMES) + 2) and of_given.grid().finished.all()
     for name in figures - {"arrows"}:
         assert isinstance(of_given.figure(name), Figure)
-    with pytest.raises(
-        ValueError, match="there is no figure 'arrows'; the figures are returns, methods, curves, noise"
-    ):
+    with pytest.raises(ValueError, match="there is no figure 'arrows'; the figures are returns, methods"):
         of_given.figure("arrows")
 
     # Broken off after three runs, and in a run; and asked for in two portions.

@@ -1,0 +1,95 @@
+"""The reference pages, made from the code: ``python -m routed_rl.experiments.reference`` writes ``docs/reference``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from routed_rl.experiments.cli import MODULES, command_name
+
+ROOMS = ("routing", "runs", "envs", "rl", "vision", "lm", "unlearning")
+GENERATED = "<!-- Made by `python -m routed_rl.experiments.reference`. Do not edit. -->"
+
+
+def field_docs(of: type) -> dict[str, str]:
+    """The docstring of each field of a dataclass, by the field's name, on one line."""
+    found: dict[str, str] = {}
+    for base in reversed(of.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for field, after in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())  # type: ignore[union-attr]
+    return found
+
+
+def options(of: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Name, default and meaning of every option of a command."""
+    docs = field_docs(of)
+    for field in fields(of):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        name = prefix + field.name.replace("_", "-")
+        if is_dataclass(default):
+            yield f"**{name}**", "", docs[field.name]
+            yield from options(type(default), f"{name}.")
+        else:
+            yield f"`--{name}`", _shown(default), docs[field.name]
+
+
+def commands() -> str:
+    """The page of all commands."""
+    parts = [
+        GENERATED,
+        "# Commands",
+        "`routed-rl COMMAND --help` says the same. `--preset` and `--task` change defaults.",
+    ]
+    for of in MODULES:
+        parts += [f"## `routed-rl {command_name(of)}`", " ".join(str(of.__doc__).split())]
+        parts.append(_table(("option", "default", "meaning"), options(of)))
+    return "\n\n".join(parts) + "\n"
+
+
+def library() -> str:
+    """The page of all public names of the library."""
+    parts = [GENERATED, "# Python", "The public names of each module. `help(NAME)` gives arguments, shapes and errors."]
+    for room in ROOMS:
+        module = import_module(f"routed_rl.{room}")
+        rows = [(f"`{name}`", _first_line(getattr(module, name))) for name in module.__all__]
+        parts += [f"## `routed_rl.{room}`", _first_line(module), _table(("name", "what it is"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _first_line(thing: Any) -> str:
+    """The first sentence of a docstring; of a constant, its type."""
+    if not (inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing)):
+        return f"constant ({type(thing).__name__})"
+    return " ".join(str(inspect.getdoc(thing)).partition("\n\n")[0].split())
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default)) or None
+    return f"`{default}`"
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    cells = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def pages() -> dict[str, str]:
+    """The text of each page, by the name of its file."""
+    return {"options.md": commands(), "python.md": library()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        path = Path("docs/reference") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
