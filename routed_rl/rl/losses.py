@@ -54,7 +54,7 @@ class RoutedLosses(OnPolicyAlgorithm):
         taught = (routes != 0).any(dim=0)
         if gate_logits is not None and not self._replays:
             # The mean is over the labelled steps only, so the gate learns equally fast when few steps have labels
-            # (docs/log.md). A batch without labelled steps adds 0, not 0 / 0.
+            # (docs/results/log.md). A batch without labelled steps adds 0, not 0 / 0.
             taught[-1] |= labelled.any()
             targets = torch.where(labelled, batch.labels, 0)
             cross_entropy = F.cross_entropy(gate_logits, targets, reduction="none")

@@ -23,7 +23,7 @@ class RoutedPPO(RoutedAlgorithm):
     overseer's table pays the learner.
 
     Advantages are not normalised, as in the paper: dividing by their spread would scale up the faint signal of a
-    method that drops most of its data, against an entropy bonus that stays the same (see docs/log.md).
+    method that drops most of its data, against an entropy bonus that stays the same (see docs/results/log.md).
 
     Args:
         clip_range: clipping of the probability ratio.

@@ -23,15 +23,21 @@ OWN_MODEL = [
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
     if '"my-model"' in code
 ]
-EXAMPLES = re.findall(r"```python\n(.*?)```", README + ROUTING.read_text(), re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = [
+    pytest.param(code, id=f"{path.stem}-{number}")
+    for path in DOCUMENTS
+    if path.name == "README.md" or path.parent.name in ("tutorials", "how-to")
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+    if '"my-model"' not in code
+]
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_readme_examples_run(number, tmp_path):
-    code = EXAMPLES[number]
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_run(code, tmp_path):
     if code.startswith("info["):
         pytest.skip("a fragment that shows the info contract")
-    for large, small in (("500_000", "2_048"), ("256,", "8,"), ("1024,", "16,")):
+    for large, small in (("500_000", "2_048"), ("100_000", "2_048"), ("256,", "8,"), ("1024,", "16,")):
         code = code.replace(large, small)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -73,9 +79,16 @@ def test_what_each_mode_masks_is_as_documented():
 def test_readme_names_every_command_and_links_exist():
     for command in ("quickstart", "train", "evaluate", "watch"):
         assert f"routed-rl {command}" in README
-    for document in (README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))):
-        for link in re.findall(r"\]\(([^)#:]+)\)", document):
-            assert (ROOT / link).exists() or (ROOT / "docs" / link).exists(), link
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#:]+)[)#]", document.read_text()):
+            assert (document.parent / link).exists(), f"{document}: {link}"
+
+
+def test_the_index_names_every_document():
+    index = (ROOT / "docs" / "README.md").read_text()
+    for document in DOCUMENTS[1:]:
+        link = document.relative_to(ROOT / "docs")
+        assert link.name == "README.md" or f"({link})" in index, f"docs/README.md does not name {link}"
 
 
 def test_citation_names_both_papers():
