@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 ROUTING = ROOT / "docs" / "routing.md"
 OWN_MODEL = [
     code
-    for name in ("unlearning", "language_models")
+    for name in ("how-to/unlearn_your_own_model", "how-to/remove_a_topic_with_era")
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
     if '"my-model"' in code
 ]
@@ -64,6 +64,18 @@ def test_examples_on_ones_own_model_run(code, tmp_path):
     assert (
         AutoModelForCausalLM.from_pretrained(tmp_path / saved).num_parameters() == tiny_model("llama").num_parameters()
     )
+
+
+def test_pages_show_the_examples_of_their_guides():
+    """The guides' examples are run above."""
+    for page, code in zip(("unlearning", "language_models"), OWN_MODEL, strict=True):
+        assert code in (ROOT / "docs" / f"{page}.md").read_text(), page
+
+
+def test_the_example_of_the_vision_page_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "vision.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_docstring_examples_run():

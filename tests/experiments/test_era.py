@@ -254,7 +254,10 @@ def test_a_run_is_its_command_line(method, small, tmp_path):
 
 @pytest.mark.slow
 def test_the_claims_of_the_paper_on_stories():
-    """C1 to C8 of the small protocol, and the numbers of docs/language_models.md. Continued where it was stopped."""
+    """C1 to C8 of the small protocol, and the numbers of docs/results/language_models.md.
+
+    Continued where it was stopped.
+    """
     (row,) = tomllib.loads(EXPECTED.read_text()).values()
     out = RUNS / "era"
     cli.main(["era", *row["command"].split(), "--out", str(out)])

@@ -190,7 +190,7 @@ def test_bad_text_ends_in_one_line(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_claims_of_the_paper_on_stories(tmp_path):
     """The routed token is first on its axis, in every seed; steering raises its topic, far more than in the controls;
-    the rest of the topic comes along; what it costs; and the numbers of docs/language_models.md."""
+    the rest of the topic comes along; what it costs; and the numbers of docs/results/language_models.md."""
     (row,) = tomllib.loads(EXPECTED.read_text()).values()
     run(*row["command"].split(), "--out", tmp_path / "s")
     rows, curves = (pd.read_csv(tmp_path / "s" / f"{name}.csv") for name in ("models", "results"))

@@ -1,4 +1,4 @@
-"""The claims of UNDO in its small protocol, by the commands of docs/unlearning.md: three hours on two cores."""
+"""The claims of UNDO in its small protocol, by the commands of docs/results/unlearning.md: three hours on two cores."""
 
 import os
 import tomllib
