@@ -7,21 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import routed_rl.routing.table
+from routed_rl.experiments.reference import pages
 from routed_rl.lm import split_by_words
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from tests.experiments import killed_studies, killed_undo
 from tests.lm.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 ROUTING = ROOT / "docs" / "routing.md"
-OWN_MODEL = [
+OWN = [
     code
     for name in ("how-to/unlearn_your_own_model", "how-to/remove_a_topic_with_era")
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
-    if '"my-model"' in code
+    if '"my-model"' in code or '"corpus.txt"' in code
 ]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [
@@ -29,7 +32,7 @@ EXAMPLES = [
     for path in DOCUMENTS
     if path.name == "README.md" or path.parent.name in ("tutorials", "how-to")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-    if '"my-model"' not in code
+    if code not in OWN
 ]
 
 
@@ -44,16 +47,21 @@ def test_examples_run(code, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == (["agent"] if "model.save" in code else [])
 
 
-@pytest.mark.parametrize("code", OWN_MODEL)
+def write_own(folder):
+    """What a user has: a model, and texts in files."""
+    tokenizer, stories = stories_tokenizer(), [story.text for story in generate_stories(600, 0)]
+    tiny_model("llama").save_pretrained(folder / "my-model")
+    tokenizer.save_pretrained(folder / "my-model")
+    forget, retain = split_by_words(stories, ["forest", "tree"])
+    for name, texts in {"forget": forget, "retain": retain, "corpus": stories}.items():
+        (folder / f"{name}.txt").write_text("\n".join(texts))
+
+
+@pytest.mark.parametrize("code", [code for code in OWN if "Study(" not in code])
 def test_examples_on_ones_own_model_run(code, tmp_path):
     """Each is at most 15 lines long and saves a model that Transformers loads."""
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    tokenizer, stories = stories_tokenizer(), [story.text for story in generate_stories(600, 0)]
-    tiny_model("llama").save_pretrained(tmp_path / "my-model")
-    tokenizer.save_pretrained(tmp_path / "my-model")
-    forget, retain = split_by_words(stories, ["forest", "tree"])
-    for name, texts in {"forget": forget, "retain": retain, "corpus": stories}.items():
-        (tmp_path / f"{name}.txt").write_text("\n".join(texts))
+    write_own(tmp_path)
     for call in ("unlearn(", "undo(", "attack(", "route("):
         code = re.sub(rf"(?<= )({re.escape(call)}.*)\)", r"\1, steps=2)", code)
         code = re.sub(rf"^({re.escape(call)}.*?)\)", r"\1, steps=2)", code, flags=re.MULTILINE)
@@ -66,9 +74,32 @@ def test_examples_on_ones_own_model_run(code, tmp_path):
     )
 
 
+@pytest.mark.parametrize("code", [code for code in OWN if "Study(" in code])
+def test_examples_of_studies_run(code, tmp_path, monkeypatch):
+    """In this process, with tiny models and few steps; the table is there at the end, and the figure in a file."""
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    write_own(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if "UndoStudy" in code:
+        killed_undo.make_small(monkeypatch)
+        few = "length=41, test_documents=5, batch_size=4, suppress_rows=2, allow_weak_teacher=True"
+        code = code.replace("alphas=", f"{few}, alphas=").replace("Distil(", "Distil(steps=2, ")
+        code = code.replace('["npo.', '["npo.steps=2", "npo.').replace("1e-4))", "1e-4), steps=2, measured=(2,))")
+    else:
+        killed_studies.make_small(monkeypatch)
+        few = "steps=4, batch_size=4, layers=[0, 1], units=4, test_documents=10, vocabulary=300, length=33"
+        few += ", attack=Attack(documents=(2,), steps=2), repair=Repair(documents=8, selection=8, steps=2, chosen=8)"
+        code = "from routed_rl.options.era import Attack, Repair\n" + code.replace("seeds=1", f"{few}, seeds=1")
+    found = {}
+    exec(code, found)  # a user's script
+    torch.set_flush_denormal(False)
+    assert len(found["results"]) == (4 if "UndoStudy" in code else 3) and found["results"].retain.notna().all()
+    assert [path.suffix for path in tmp_path.iterdir()].count(".png") == 1
+
+
 def test_pages_show_the_examples_of_their_guides():
     """The guides' examples are run above."""
-    for page, code in zip(("unlearning", "language_models"), OWN_MODEL, strict=True):
+    for page, code in zip(("unlearning", "language_models"), [code for code in OWN if "Study(" not in code], strict=True):
         assert code in (ROOT / "docs" / f"{page}.md").read_text(), page
 
 
@@ -101,6 +132,12 @@ def test_the_index_names_every_document():
     for document in DOCUMENTS[1:]:
         link = document.relative_to(ROOT / "docs")
         assert link.name == "README.md" or f"({link})" in index, f"docs/README.md does not name {link}"
+
+
+def test_the_reference_is_made_from_the_code():
+    """Else: python -m routed_rl.experiments.reference."""
+    for name, text in pages().items():
+        assert (ROOT / "docs" / "reference" / name).read_text() == text
 
 
 def test_citation_names_both_papers():
