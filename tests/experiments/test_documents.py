@@ -99,7 +99,9 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
 
 def test_pages_show_the_examples_of_their_guides():
     """The guides' examples are run above."""
-    for page, code in zip(("unlearning", "language_models"), [code for code in OWN if "Study(" not in code], strict=True):
+    for page, code in zip(
+        ("unlearning", "language_models"), [code for code in OWN if "Study(" not in code], strict=True
+    ):
         assert code in (ROOT / "docs" / f"{page}.md").read_text(), page
 
 
