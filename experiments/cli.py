@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Any, Union
 
@@ -71,27 +71,27 @@ def parse(argv: Sequence[str]) -> Any:
 
 def commands(preset: str | None = None, task: str | None = None) -> Any:
     """The union of all commands, for tyro. A preset and a task set the defaults of the commands that have them."""
+    usual = {of: {"default": default} for of, default in defaults(preset, task).items()}
+    parts = (Annotated[of, tyro.conf.subcommand(command_name(of), **usual.get(of, {}))] for of in MODULES)
+    return Union[tuple(parts)]  # noqa: UP007
+
+
+def defaults(preset: str | None = None, task: str | None = None) -> dict[type, Any]:
+    """The default options of the commands that have presets or tasks, by command."""
     text = {"preset": preset, **TEXT_PRESETS[preset]} if preset in TEXT_PRESETS else {}
     asked = (task or Undo.task, preset or Undo.preset)
     undo = {"task": asked[0], "preset": asked[1], **TASKS[asked]} if asked in TASKS else {}
-    defaults = {
+    return {
         Train: PRESETS[preset] if preset in PRESETS else Train(),
         Era: Era(**text),
         Unlearn: Unlearn(**text),
         Undo: Undo(**undo),
     }
-    return Union[tuple(Annotated[of, _subcommand(of, defaults)] for of in MODULES)]  # noqa: UP007
 
 
 def command_name(of: type) -> str:
     """The name of a command on the command line: the name of its class in kebab case."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", of.__name__).lower()
-
-
-def _subcommand(of: type, defaults: Mapping[type, Any]) -> Any:
-    """A command under its name, in kebab case."""
-    name = command_name(of)
-    return tyro.conf.subcommand(name, default=defaults[of]) if of in defaults else tyro.conf.subcommand(name)
 
 
 def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:

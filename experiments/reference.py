@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from routed_rl.experiments.cli import MODULES, command_name
+from routed_rl.experiments.cli import MODULES, command_name, defaults
 
 ROOMS = ("routing", "runs", "envs", "rl", "vision", "lm", "unlearning")
 GENERATED = "<!-- Made by `python -m routed_rl.experiments.reference`. Do not edit. -->"
@@ -29,15 +29,22 @@ def field_docs(of: type) -> dict[str, str]:
     return found
 
 
-def options(of: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Name, default and meaning of every option of a command."""
+def options(of: type, usual: Any = None, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Name, default and meaning of every option of a command.
+
+    Args:
+        usual: the default options, where they are others than those of the class.
+    """
     docs = field_docs(of)
     for field in fields(of):
         default = field.default if field.default_factory is MISSING else field.default_factory()
+        default = default if usual is None else getattr(usual, field.name)
         name = prefix + field.name.replace("_", "-")
         if is_dataclass(default):
             yield f"**{name}**", "", docs[field.name]
-            yield from options(type(default), f"{name}.")
+            yield from options(type(default), default, f"{name}.")
+        elif default is MISSING:
+            yield f"`{name.upper()}`", "required", docs[field.name]
         else:
             yield f"`--{name}`", _shown(default), docs[field.name]
 
@@ -51,7 +58,7 @@ def commands() -> str:
     ]
     for of in MODULES:
         parts += [f"## `routed-rl {command_name(of)}`", " ".join(str(of.__doc__).split())]
-        parts.append(_table(("option", "default", "meaning"), options(of)))
+        parts.append(_table(("option", "default", "meaning"), options(of, defaults().get(of))))
     return "\n\n".join(parts) + "\n"
 
 
