@@ -166,8 +166,8 @@ class Study(Reported):
         with user_input():
             if backend == "local":
                 check_device(self.device)
-            check_study(self.out, self._identity())
             runs = self._prepare(backend == "local")
+            check_study(self.out, self._identity())
         needed = not all(is_finished(run.out) for run in runs)
         with open_backend(backend, ray_address, workers, self.out, needed, self.device) as processes:
             start_study(self.out, self._identity())
