@@ -228,7 +228,7 @@ def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
         ValueError: if no tokenizer is given.
     """
     if tokenizer is None or isinstance(tokenizer, str):
-        raise ValueError(f"a model that is an object needs its tokenizer as an object, got tokenizer={tokenizer!r}")
+        raise ValueError(f"give the tokenizer of the model as an object too, got tokenizer={tokenizer!r}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as saved:
         save_model(model, tokenizer, Path(saved) / "model")

@@ -348,7 +348,7 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
         (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more numbers above 0, got 0.0"),
         (["--relearn.measured", "4"], "--relearn.measured must be steps from 1 to --relearn.steps 3, got 4"),
         (["--relearn.retain-share", "1.5"], "--relearn.retain-share must be between 0 and 1, got 1.5"),
-        (["--only", "distil-0"], "--only distil-0 is no stage of this study: see --plan"),
+        (["--only", "distil-0"], "Unrecognized options: --only, distil-0"),
         (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
         (["--corpus", "none.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
         (["--task", "stories", "--preset", "paper"], "--task stories has no --preset paper: use --preset quick"),

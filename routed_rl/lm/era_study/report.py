@@ -103,7 +103,7 @@ def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
 
 
 def summary(frame: pd.DataFrame, focus: float) -> str:
-    """The study in Markdown.
+    """Return the study in Markdown.
 
     Args:
         frame: the rows of ``results.csv``.
