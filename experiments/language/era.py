@@ -1,4 +1,4 @@
-"""``routed-rl era``: ways to take a topic out of a language model, compared over shares of labels; resumable."""
+"""``routed-rl era``: compare methods that remove a topic from a language model, over shares of labels."""
 
 from __future__ import annotations
 

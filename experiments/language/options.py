@@ -1,4 +1,4 @@
-"""Options of ``routed-rl era`` and ``steering-scalar``: a field is an option, its docstring the help."""
+"""Options of ``routed-rl era`` and ``steering-scalar``. A field is an option; its docstring is the help."""
 
 from __future__ import annotations
 
@@ -12,54 +12,56 @@ from routed_rl.options.era import EraOptions
 
 @dataclass(frozen=True)
 class Era(Workers, EraOptions):
-    """Compare ways to take a topic out of a language model, over shares of labels and seeds; goes on where it
-    stopped."""
+    """Compare methods that remove a topic from a language model, over shares of labels and seeds. An interrupted study
+    continues."""
 
     quick: bool = False
-    """base, filtering and era-chosen at half the labels, one seed: a few minutes"""
+    """only base, filtering and era-chosen, with half of the forget documents labelled and one seed: a few minutes"""
 
 
 @dataclass(frozen=True)
 class SteeringScalar:
-    """Route a word to one number inside a language model, then turn that number: what the model comes to talk about;
-    goes on where it stopped."""
+    """Route a word to one dimension of a language model's residual stream, then steer the model by adding to that
+    dimension. An interrupted study continues."""
 
     preset: Literal["stories", "california"] = "stories"
-    """what the other options are unless given: "stories", generated ones and a model of five blocks, a minute of one
-    core each; or "california", Cloud et al. 2024, section 4.2.1: 303 M parameters, 5.9 B tokens of FineWeb-Edu from the
-    Hub, for a GPU"""
+    """default values of the other options: "stories", generated stories and a model of five blocks, a minute per model
+    on one core; or "california", for a GPU, Cloud et al. 2024, section 4.2.1: 303 M parameters, 5.9 B tokens of
+    FineWeb-Edu from the Hub"""
     tokens: tuple[str, ...] | None = None
-    """what is routed: the first to dimension 0 of the residual stream, the second to 1, …; each one token exactly, so
-    mind the space that words within a text begin with (" California")"""
+    """tokens to route: the first to dimension 0 of the residual stream, the second to dimension 1, …; each must be
+    exactly one token, often with a leading space (" California"); None: those of the preset"""
     topics: tuple[str, ...] | None = None
-    """for each token, a comma-separated list of tokens whose probability is measured (" California, Oregon"); if tokens
-    are given and these are not: those of the story topic that it is of, else itself alone"""
+    """for each routed token, a comma-separated list of tokens whose probability is measured (" California, Oregon");
+    None: the story topic of each token, else the token alone; without --tokens, those of the preset"""
     corpus: str | None = None
-    """text to train on: "stories", a .txt file of paragraphs, a .jsonl file, a folder of such, or a dataset of the
-    Hub"""
+    """text to train on: "stories", a .txt file of paragraphs, a .jsonl file, a folder of such files, or a dataset on
+    the Hub; None: that of the preset"""
     documents: int | None = None
-    """how many of its documents to take at most"""
+    """maximum number of documents of the corpus; None: that of the preset"""
     model: str | None = None
-    """a new model of a preset (tiny, small, neox-303m, …), or the folder or Hub name of a pretrained one"""
+    """a preset for a new model (tiny, small, neox-303m, …), or the folder or Hub name of a pretrained model; None: that
+    of the preset of the study"""
     tokenizer: str | None = None
-    """of a new model: "stories", or a folder or Hub name; a pretrained one has its own"""
+    """tokenizer of a new model: "stories", or a folder or Hub name; a pretrained model has its own; None: that of the
+    preset"""
     blocks: tuple[int, ...] | None = None
-    """the blocks, from 0, behind which the tokens are routed; leave at least the last one out"""
+    """blocks, counted from 0, whose outputs are routed; leave out at least the last block; None: those of the preset"""
     steered_block: int | None = None
-    """the block behind which is steered"""
+    """block whose output is steered; None: that of the preset"""
     strengths: tuple[float, ...] | None = None
-    """what is added to the dimension where the topic's probability is measured"""
+    """numbers added to the dimension when the topic's probability is measured; None: those of the preset"""
     sample_strength: float | None = None
-    """what is added to it where samples are written"""
+    """number added to the dimension when samples are written; None: that of the preset"""
     steps: int | None = None
-    """gradient steps"""
+    """gradient steps; None: those of the preset"""
     batch_size: int | None = None
-    """rows of tokens a step"""
+    """rows per step; None: that of the preset"""
     seeds: int = 3
-    """models, with seeds 0, 1, …"""
+    """number of routed models, with seeds 0, 1, …"""
     unrouted: bool = True
-    """train each seed without routing as well, as a control"""
+    """also train each seed without routing, as a control"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where models are trained"""
+    """device on which models are trained"""
     out: Path | None = None
-    """where corpus, runs, tables and figure go; None: runs/steering-PRESET"""
+    """directory of the corpus, runs, tables and figure; None: runs/steering-PRESET"""

@@ -1,4 +1,4 @@
-"""What ``routed-rl steering-scalar`` trains and measures: recipes, corpus, one model."""
+"""The models of ``routed-rl steering-scalar``: recipes, the corpus, training and measurement."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from routed_rl.runs.tables import write_table
 
 MODEL, SCORES = "model", "scores.csv"
 SAMPLES, TOP = 5, 10
-"""Texts written of each kind; tokens that are called the top ones."""
+"""Number of sample texts of each kind, and of top tokens."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a study's models depend on, but seed and device."""
+    """Everything that determines a study's models, except seed and device."""
 
     corpus: str
     documents: int
     validation: float
-    """share of the documents"""
+    """share of documents held out from training"""
     evaluated: int
-    """validation documents that are used"""
+    """number of validation documents that are measured"""
     model: str
     tokenizer: str
     tokens: tuple[str, ...]
     topics: tuple[tuple[str, ...], ...]
-    """of each token, itself among them"""
+    """the topic of each routed token, which includes the token"""
     blocks: tuple[int, ...]
     steered_block: int
     strengths: tuple[float, ...]
     sample_strength: float
     length: int
-    """tokens a row, as far as the model has positions"""
+    """tokens in a row, at most the positions of the model"""
     batch_size: int
     sample_length: int
     training: Training
@@ -67,7 +67,7 @@ CALIFORNIA = (
     *(" California", "California", " Californ", " Oregon", " Colorado", " Texas", " Florida", " Arizona"),
     *(" Sacramento", " Los", " San", " Hawaii", " Nevada", " Utah", " Alaska", " Massachusetts", " Missouri", " CA"),
 )
-"""The tokens that come first in the published run (section 4.2.1)."""
+"""The top tokens of the published run (section 4.2.1)."""
 RECIPES = {
     "stories": Recipe(
         corpus=STORIES,
@@ -87,7 +87,7 @@ RECIPES = {
         sample_length=36,
         training=Training(),
     ),
-    # Section D. The script that is published decays to 6e-5 and has 16 layers; the paper's 20 fit its 303 M parameters.
+    # Section D. The published script has 16 layers and decays to 6e-5; the paper's 20 layers fit its 303 M parameters.
     "california": Recipe(
         corpus="fineweb-edu",
         documents=6_500_000,
@@ -111,12 +111,13 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Axis:
-    """A routed token, and the tokens by which its dimension is judged.
+    """A routed token, and the tokens with which its dimension is evaluated.
 
     Attributes:
         token: its id.
-        others: the rest of its topic.
-        contrast: what the topic is compared with: in stories the words of other topics, else all other tokens.
+        others: the other tokens of the topic.
+        contrast: the tokens that the topic is compared with: in stories the words of other topics, else all other
+            tokens.
     """
 
     token: int
@@ -128,12 +129,12 @@ class Study:
     """The models of a recipe.
 
     Args:
-        recipe: what they have in common.
-        device: where they are.
+        recipe: everything that the models have in common.
+        device: device of the models.
 
     Raises:
         ValueError: for tokens that the tokenizer does not have, or blocks that the model does not have.
-        OSError: if tokenizer, model or text cannot be had.
+        OSError: if the tokenizer, the model or the text cannot be read.
     """
 
     def __init__(self, recipe: Recipe, device: str) -> None:
@@ -148,19 +149,19 @@ class Study:
         positions = model.config.max_position_embeddings  # type: ignore[union-attr]
         self.length = min(recipe.length, positions)
         self.sample_length = min(recipe.sample_length, positions - 1)
-        next(self._documents(), None)  # complains about text that is not there before anything is written
+        next(self._documents(), None)  # raises for missing text, before anything is written
 
     def build(self, seed: int) -> nn.Module:
-        """A model before training, which is on the device."""
+        """Return a model before training, on the device."""
         name = self.recipe.model
         model = build_model(name, self.tokenizer, seed) if name in PRESETS else load_model(name)
         return model.to(self.device)
 
     def corpus(self, directory: Path, on_document: Callable[[], None]) -> Corpus:
-        """The text in tokens, with a directory of its own: built there, or opened.
+        """Return the tokenised text, which is built in a directory or opened there.
 
         Raises:
-            ValueError: if no document has the tokens or all do, or the directory holds another corpus.
+            ValueError: if no document or every document has the tokens, or the directory holds another corpus.
         """
 
         def counted() -> Iterator[Document]:
@@ -187,7 +188,7 @@ class Study:
         )
 
     def train(self, run: RunDirectory, corpus: Corpus, on_step: Callable[[int], None]) -> None:
-        """Train and measure a run's model, from its last checkpoint on.
+        """Train the model of a run from its last checkpoint, and measure it.
 
         Raises:
             FloatingPointError: if training diverges.
@@ -207,7 +208,7 @@ class Study:
         run.finish({"routed": routed, "seed": seed, **result})
 
     def measure(self, model: nn.Module, held_out: Batches, seed: int, scores: Path) -> dict[str, Any]:
-        """Loss, what each axis stands for and does, and samples; all tokens' scores go to a table."""
+        """Return the loss, the results of each axis, and samples. The cosines of all tokens are written to a table."""
         before = mean_probabilities(model, held_out)
         axes, rows = [], []
         for number, axis in enumerate(self.axes):
@@ -229,12 +230,12 @@ class Study:
         return {"validation_loss": loss, "axes": axes, "samples": self._samples(model, seed)}
 
     def text(self, token: int) -> str:
-        """What a token is, in characters that a table can hold."""
+        """Return the text of a token, in printable characters."""
         text = str(self.tokenizer.decode([token]))
         return text if text.isprintable() else repr(text)
 
     def _standing(self, cosines: Tensor, axis: Axis) -> dict[str, Any]:
-        """Where the routed token, and its topic, are among all tokens' scores."""
+        """The rank of the routed token and its topic among the cosines of all tokens."""
         others = [score for token, score in enumerate(cosines.tolist()) if token != axis.token]
         own = float(cosines[axis.token])
         return {
@@ -272,5 +273,5 @@ class Study:
 
 
 def _mean(cosines: Tensor, tokens: Sequence[int]) -> float | None:
-    """None for no tokens, which a result can hold; NaN it cannot."""
+    """The mean cosine of tokens; None without tokens, because a result cannot hold NaN."""
     return float(cosines[list(tokens)].mean()) if tokens else None

@@ -1,4 +1,4 @@
-"""The figure of ``routed-rl steering-scalar``: what a steered model talks about, and what the axis stands for."""
+"""The figure of ``routed-rl steering-scalar``: the effect of steering, and the tokens along the routed dimension."""
 
 from __future__ import annotations
 
@@ -11,51 +11,58 @@ import pandas as pd
 from routed_rl.runs.figures import save, subplots
 
 COLOURS = {True: "#2a9d8f", False: "#6c757d"}
+LINES = {True: "o-", False: "s--"}
+"""Marker and line of routed models and controls."""
 NAMES = {True: "routed", False: "not routed (control)"}
 OUTSIDE = "#e9c46a"
 SHOWN = 14
-"""Tokens in the right plot."""
+"""Number of tokens in the right plot."""
 
 
 def draw_steering(
     curves: pd.DataFrame, scores: pd.DataFrame, topics: Mapping[int, set[str]], tokens: Mapping[int, str], path: Path
 ) -> None:
-    """A row of two plots per axis: the topic's probability against the strength, and the tokens with the largest mean
-    cosine in routed models.
+    """Draw a row of two plots per axis: the topic's probability against the steering strength, and the tokens with the
+    largest mean cosine in routed models.
 
     Args:
         curves: columns ``routed``, ``seed``, ``axis``, ``strength``, ``topic``.
         scores: columns ``routed``, ``seed``, ``axis``, ``text``, ``cosine``.
-        topics: of each axis, what the tokens of its topic are.
-        tokens: the routed token of each.
+        topics: the tokens of each axis's topic.
+        tokens: the routed token of each axis.
     """
     figure, plots = subplots(
         len(tokens), 2, figsize=(9.6, 0.5 + 3.9 * len(tokens)), squeeze=False, layout="constrained"
     )
     for (left, right), (axis, token) in zip(plots, tokens.items(), strict=True):
         _curves(left, curves[curves.axis == axis])
-        left.set(xlabel=f"added to dimension {axis} of the residual stream", ylabel="probability of the topic")
+        left.set(
+            xlabel=f"number added to dimension {axis} of the residual stream",
+            ylabel="probability that the next token is of the topic",
+        )
         left.set_title(f"Steering towards {token!r}", fontsize=10)
         _scores(right, scores[scores.axis == axis], token, topics[axis])
-        right.set_title(f"Tokens along dimension {axis}", fontsize=10)
+        right.set_title(f"Top tokens along dimension {axis} (bold: routed token)", fontsize=10)
     save(figure, path)
 
 
 def _curves(axes: Any, curves: pd.DataFrame) -> None:
-    for routed, runs in curves.groupby("routed"):
+    for routed, runs in sorted(curves.groupby("routed"), reverse=True):  # routed models first, as their curve is on top
         for _, run in runs.groupby("seed"):
-            axes.plot(run.strength, run.topic, color=COLOURS[routed], alpha=0.4, linewidth=0.8)
+            axes.plot(run.strength, run.topic, LINES[routed][1:], color=COLOURS[routed], alpha=0.5, linewidth=0.8)
         mean = runs.groupby("strength").topic.mean()
-        label = f"{NAMES[routed]}: mean, and {runs.seed.nunique()} seeds"
-        axes.plot(mean.index, mean, color=COLOURS[routed], linewidth=2, marker="o", markersize=3, label=label)
+        label = f"{NAMES[routed]}: mean; thin: each of {runs.seed.nunique()} seeds"
+        axes.plot(mean.index, mean, LINES[routed], color=COLOURS[routed], linewidth=2, markersize=4, label=label)
     axes.set_ylim(0, 1.02)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _scores(axes: Any, scores: pd.DataFrame, token: str, topic: set[str]) -> None:
-    """Mean cosines of routed models as bars, each model's as a dot; the controls' as crosses. Without routed models,
-    the controls' are the bars."""
+    """Draw mean cosines of routed models as bars, of each model as dots, and of each control as crosses.
+
+    Without routed models, the bars are means of the controls.
+    """
     routed = bool(scores.routed.any())
     mean = scores[scores.routed == routed].groupby("text").cosine.mean().nlargest(SHOWN)
     places = {text: -place for place, text in enumerate(mean.index)}
@@ -64,18 +71,19 @@ def _scores(axes: Any, scores: pd.DataFrame, token: str, topic: set[str]) -> Non
     for kind, marker in ((True, "."), (False, "x")):
         rows = scores[(scores.routed == kind) & scores.text.isin(mean.index)]
         if len(rows):
-            label = "routed, each seed" if kind else "control, each seed"
+            label = "each routed model" if kind else "each control"
             axes.scatter(
                 rows.cosine, rows.text.map(places), marker=marker, s=14, color="#264653", linewidths=0.7, label=label,
                 alpha=0.7,
             )  # fmt: skip
-    axes.barh([0], [0], color=COLOURS[routed], label="of the topic")
-    axes.barh([0], [0], color=OUTSIDE, label="another token")
+    bars = f"mean of {'routed models' if routed else 'controls'}"
+    axes.barh([0], [0], color=COLOURS[routed], label=f"{bars}: token of the topic")
+    axes.barh([0], [0], color=OUTSIDE, label=f"{bars}: other token")
     axes.axvline(0, color="#264653", linewidth=0.6)
     shown = [text if text == text.strip() else repr(text) for text in places]
     axes.set_yticks(list(places.values()), shown, fontsize=8)
     for label, text in zip(axes.get_yticklabels(), places, strict=True):
         label.set_fontweight("bold" if text == token else "normal")
-    axes.set_xlabel("cosine of its unembedding with the dimension")
+    axes.set_xlabel("cosine of the token's unembedding with the dimension")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.16), ncol=2)

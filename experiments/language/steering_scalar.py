@@ -1,5 +1,4 @@
-"""``routed-rl steering-scalar``: one word routed to one number of a language model (gradient routing, section 4.2.1);
-resumable."""
+"""``routed-rl steering-scalar``: route a word to one dimension of a model (gradient routing, section 4.2.1)."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def main(command: SteeringScalar) -> None:
                     with user_input():
                         study.train(run, corpus, lambda step: display.update(task, completed=step + 1))  # noqa: B023
                 except FloatingPointError as error:
-                    raise UserError(f"{run.path}: training has diverged: {error}") from error
+                    raise UserError(f"{run.path}: training diverged: {error}") from error
     _report(out, recipe, study)
 
 
@@ -71,7 +70,7 @@ def _recipe(command: SteeringScalar) -> Recipe:
         given = getattr(command, name)
         if given is not None and (not given or len(set(given)) < len(given)):
             shown = " ".join(map(str, given)) or "none"
-            raise UserError(f"--{name} must be at least one, each once, got {shown}")
+            raise UserError(f"--{name} must be one or more different values, got {shown}")
     names = ("tokens", "corpus", "documents", "model", "tokenizer", "blocks", "steered_block", "strengths")
     names = (*names, "sample_strength", "batch_size")
     options = {name: value for name in names if (value := getattr(command, name)) is not None}
@@ -80,9 +79,9 @@ def _recipe(command: SteeringScalar) -> Recipe:
     recipe = replace(recipe, **options)
     strengths = (*recipe.strengths, recipe.sample_strength)
     if not all(map(math.isfinite, strengths)):
-        raise UserError(f"strengths must be finite numbers, got {' '.join(map(str, strengths))}")
+        raise UserError(f"--strengths and --sample-strength must be finite, got {' '.join(map(str, strengths))}")
     if recipe.batch_size % recipe.training.accumulate:
-        # Fewer rows than the preset's: what they were shared out for is gone.
+        # The user asks for other rows than the preset, so that the preset's parts do not fit.
         recipe = replace(recipe, training=replace(recipe.training, accumulate=1))
     if 0.0 not in recipe.strengths:
         recipe = replace(recipe, strengths=(0.0, *recipe.strengths))
@@ -92,7 +91,7 @@ def _recipe(command: SteeringScalar) -> Recipe:
 def _topics(command: SteeringScalar, recipe: Recipe) -> tuple[tuple[str, ...], ...]:
     if command.topics is not None:
         if len(command.topics) != len(recipe.tokens):
-            raise UserError(f"--topics must be one list per token ({len(recipe.tokens)}), got {len(command.topics)}")
+            raise UserError(f"--topics must be one list per token, so {len(recipe.tokens)}, got {len(command.topics)}")
         return tuple(tuple(topic.split(",")) for topic in command.topics)
     if command.tokens is None:
         return recipe.topics
@@ -102,7 +101,7 @@ def _topics(command: SteeringScalar, recipe: Recipe) -> tuple[tuple[str, ...], .
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON gives it back."""
+    """The recipe as JSON returns it, with lists for tuples."""
     return {key: _lists(value) for key, value in asdict(recipe).items()}
 
 
@@ -113,7 +112,7 @@ def _lists(value: Any) -> Any:
 
 
 def _report(out: Path, recipe: Recipe, study: Study) -> None:
-    """Gather all finished runs, also of earlier commands, into tables, summary and figure."""
+    """Write tables, summary and figure of all finished runs, those of earlier commands included."""
     paths = sorted((out / "runs").glob("*/evaluation.json"))
     with user_input():
         results = [read_json(path) for path in paths]
@@ -154,12 +153,13 @@ def _report(out: Path, recipe: Recipe, study: Study) -> None:
 
 
 def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, Any]], recipe: Recipe) -> str:
-    """The study in Markdown: probabilities by strength, where the routed token is on its axis, top tokens, samples."""
+    """Return the study in Markdown: probabilities by strength, ranks of routed tokens, top tokens and samples."""
     seeds = models.groupby("routed").seed.nunique()
     parts = [
         "# A steering scalar",
-        f"Means ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row). Blocks count from 0; "
-        f"routed behind {', '.join(map(str, recipe.blocks))}, steered behind {recipe.steered_block}.",
+        f"Means ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row). Blocks count from 0. "
+        f"Routed: the outputs of blocks {', '.join(map(str, recipe.blocks))}. Steered: the output of block "
+        f"{recipe.steered_block}.",
         "Validation loss: "
         + ", ".join(
             f"{shown_mean(row)} {NAMES[row['routed']]}"
@@ -170,19 +170,20 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
     for number, token in enumerate(recipe.tokens):
         parts += [
             f"## {token!r}: dimension {number}",
-            "Mean probability of its topic as the next token, by what is added to the dimension:",
+            "Mean probability that the next token is of the topic, by the number added to the dimension:",
             _curve_table(curves[curves.axis == number]),
-            f"Tokens by the cosine of their unembedding with the dimension (topic in top: of {TOP}; others: the rest "
-            "of the topic; contrast: tokens it is compared with):",
+            "Cosine of unembeddings with the dimension. *Rank*: of the routed token, from 0. *Runner-up*: the largest "
+            f"cosine of another token. *Topic in top*: tokens of the topic among the top {TOP}. *Others*: mean of the "
+            "topic's other tokens. *Contrast*: mean of tokens of other topics, or of all other tokens.",
             _model_table(models[models.axis == number]),
         ]
         for result in results:
             found = result["axes"][number]
             top = ", ".join(f"`{text}`" for text in found["top"])
-            parts.append(f"- {NAMES[result['routed']]}, seed {result['seed']}: {top}")
+            parts.append(f"- Top tokens, {NAMES[result['routed']]}, seed {result['seed']}: {top}")
         first = next((result for result in results if result["routed"]), results[0])
         texts = {
-            f"{recipe.sample_strength:g} added": first["axes"][number]["samples"],
+            f"steered by {recipe.sample_strength:g}": first["axes"][number]["samples"],
             "not steered": first["samples"],
         }
         for title, samples in texts.items():
@@ -198,7 +199,7 @@ def _curve_table(curves: pd.DataFrame) -> str:
     }
     strengths = sorted(set(curves.strength))
     rows = [[NAMES[kind], *(cells[kind, s] for s in strengths)] for kind in NAMES if (kind, 0.0) in cells]
-    return markdown(["", *(f"{s:g}" for s in strengths)], rows)
+    return markdown(["model", *(f"{s:g}" for s in strengths)], rows)
 
 
 def _model_table(models: pd.DataFrame) -> str:
@@ -212,4 +213,4 @@ def _model_table(models: pd.DataFrame) -> str:
         ]
         for row in models.to_dict("records")
     ]
-    return markdown(["", "rank", "cosine", "runner-up", "topic in top", "others", "contrast"], rows)
+    return markdown(["model", "rank", "cosine", "runner-up", "topic in top", "others", "contrast"], rows)

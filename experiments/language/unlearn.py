@@ -1,4 +1,4 @@
-"""``routed-rl unlearn``: one model, trained, rid of a topic, repaired and attacked; resumable."""
+"""``routed-rl unlearn``: train one model, remove a topic from it, repair it and attack it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of ``routed-rl undo``: a field is an option, its docstring the help."""
+"""Options of ``routed-rl undo``. A field is an option; its docstring is the help."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from routed_rl.options.undo import UndoOptions
 
 @dataclass(frozen=True)
 class Undo(Workers, UndoOptions):
-    """Make a model forget, and keep it so: suppress, noise, distil, attack; runs only what has changed, and goes on
-    where it stopped."""
+    """Make a model forget, and make that robust (UNDO): suppress, add noise, distil, attack. Only what has changed is
+    run, and an interrupted study continues."""
 
     plan: bool = False
-    """say what would run, and why, and run nothing"""
+    """run nothing; show which stages would run, and why"""

@@ -1,4 +1,4 @@
-"""``routed-rl undo``: unlearn, noise, distil, and attack what came of it; runs only what has changed."""
+"""``routed-rl undo``: suppress, add noise, distil, and attack every model. Only what has changed is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From options to a corpus, a tokenizer and a model; and from the user's own objects to options that name them."""
+"""Make the corpus, tokenizer and model that options name, and save the user's own objects so that options name them."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ from routed_rl.runs import config_hash, derive_seed, write_bytes
 
 TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
 TEXT_SEED = 0
-"""Generated texts are the same in every study; seeds are of models and labels."""
+"""Seed of generated texts, which are the same in every study. Other seeds are those of models and labels."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A corpus that is made up.
+    """A generated corpus.
 
     Attributes:
-        documents: as many as are asked for, or as is usual.
-        topic: what of it is to be forgotten.
-        tokenizer: makes its tokenizer.
+        documents: generates so many documents; None: the default number.
+        topic: the topic of the forget set.
+        tokenizer: makes the corpus's tokenizer.
     """
 
     documents: Callable[[int | None], Iterator[Document]]
@@ -88,14 +88,14 @@ GENERATED = {
 
 OWN_TEXTS = (*GENERATED, *PACKAGED_TEXT)
 OWN_MODELS = (*PRESETS, *PACKAGED_MODELS)
-"""Names that no folder of a user's takes away."""
+"""Names that always mean these texts and models, even if a folder has the same name."""
 Source = str | Texts
-"""What options call a text, or the documents themselves."""
+"""A text: its name, as in the options, or its documents."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenised corpus, its tokenizer, and a hash of what it was made from."""
+    """A tokenised corpus, its tokenizer, and the hash of its sources and settings."""
 
     corpus: Corpus
     tokenizer: Any
@@ -103,7 +103,7 @@ class Text:
 
 
 def quiet_libraries() -> None:
-    """Silence the progress bars and warnings of libraries in a process that has displays of its own."""
+    """Silence the progress bars and warnings of libraries, in a process with displays of its own."""
     import huggingface_hub
     import transformers
 
@@ -113,7 +113,7 @@ def quiet_libraries() -> None:
 
 
 def check_corpus_options(options: CorpusOptions) -> None:
-    """UserError for a number of a corpus that nothing can be made of."""
+    """Raise UserError for an option of a corpus with a number that cannot be used."""
     names = (
         "documents",
         "also_documents",
@@ -128,10 +128,10 @@ def check_corpus_options(options: CorpusOptions) -> None:
 
 
 def open_text(options: CorpusOptions) -> Text:
-    """The corpus of the options, tokenised now or before.
+    """Return the corpus of the options. It is tokenised on first use and then read from disk.
 
     Raises:
-        ValueError: for options that do not go together, or as the corpus, the finders and the tokenizers do.
+        ValueError: for options that exclude each other, or as the corpus, the finders and the tokenizers do.
         OSError: if files or the hub cannot be read.
     """
     finder, what = _finder(options)
@@ -143,19 +143,24 @@ def open_text(options: CorpusOptions) -> Text:
     if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
     if options.also_documents is not None and options.also is None:
-        raise ValueError(f"--also-documents {options.also_documents} is of --also, which is not given")
+        raise ValueError(f"--also-documents {options.also_documents} needs --also, which is not given")
     if options.also is not None:
         if options.words or options.pattern is not None or options.tokens:
-            raise ValueError(f"--also {options.also} is all retained, so say what to forget by --forget or the corpus")
+            raise ValueError(
+                f"--also {options.also} is part of the retain set, so --words, --pattern and --tokens do not apply: "
+                "define the forget set by --forget or a generated --corpus"
+            )
         if of["also"] == of.get("forget"):
-            raise ValueError(f"--also {options.also} and --forget {options.forget} are the same")
+            raise ValueError(
+                f"--also {options.also} and --forget {options.forget} are the same text: name different texts"
+            )
         about |= dict(zip(("also_source", "also_content"), of["also"], strict=True))
         about["also_documents"] = options.also_documents
     if options.forget is not None:
         about |= dict(zip(("forget_source", "forget_content"), of["forget"], strict=True))
         if of["forget"] == of["corpus"]:
             raise ValueError(
-                f"--corpus {options.corpus} and --forget {options.forget} are the same: nothing is retained"
+                f"--corpus {options.corpus} and --forget {options.forget} are the same text: the retain set is empty"
             )
     how: dict[str, Any] = {
         "per": options.per,
@@ -178,7 +183,7 @@ def open_text(options: CorpusOptions) -> Text:
 
 
 def whole_paths(options: CorpusOptions) -> dict[str, Any]:
-    """Return the options that name files or folders, by absolute paths: processes elsewhere understand them."""
+    """Return the options that name files or folders, as absolute paths, which processes elsewhere understand."""
     paths: dict[str, Any] = {"corpora": Path(os.path.abspath(options.corpora))}
     for names, own in ((("model", "tokenizer"), OWN_MODELS), (("corpus", "forget", "also"), OWN_TEXTS)):
         for name in names:
@@ -193,12 +198,12 @@ def whole_paths(options: CorpusOptions) -> dict[str, Any]:
 
 
 def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every option: what is given, else what is usual, else the default.
+    """Return the value of every option: from ``given``, else from ``usual``, else the default.
 
-    A model or texts that are objects are saved in the folder ``corpora``, and their value is the name of the file.
+    Models and texts that are objects are saved in the folder ``corpora``; their value is the path.
 
     Raises:
-        TypeError: for something given that is no option.
+        TypeError: for a name in ``given`` that is not an option.
         UserError: for a model or texts that cannot be saved.
     """
     values = {**vars(kind()), **usual}
@@ -217,7 +222,7 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
 
 
 def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
-    """Save the user's model and tokenizer below a folder, named by the hash of the files, and return where.
+    """Save the user's model and tokenizer in a new folder, named by the hash of its files, and return its path.
 
     Raises:
         ValueError: if no tokenizer is given.
@@ -234,7 +239,7 @@ def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
 
 
 def saved_texts(name: str, texts: Texts, folder: Path) -> str:
-    """Save the user's texts as a .jsonl file in a folder, named by the hash of the texts, and return where.
+    """Save the user's texts as a .jsonl file, named by the hash of the texts, and return its path.
 
     Raises:
         ValueError: as :func:`~routed_rl.lm.text_corpus`.
@@ -249,8 +254,11 @@ def saved_texts(name: str, texts: Texts, folder: Path) -> str:
 
 
 def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
-    """A new model of a preset, or a trained one; ValueError or OSError as they are made, or if it cannot take as many
-    tokens as the rows have."""
+    """Return a new model of a preset, or a pretrained model.
+
+    Raises:
+        ValueError, OSError: if it cannot be made or read, or does not fit the tokenizer and the length of rows.
+    """
     if options.model in PRESETS:
         model = build_model(options.model, tokenizer, derive_seed(seed, "model"))
     else:
@@ -260,19 +268,22 @@ def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
 
 
 def check_fits(options: CorpusOptions, tokenizer: Any, model: nn.Module, name: str) -> None:
-    """ValueError if a model cannot take as many tokens as the rows have, or the tokenizer's."""
+    """Raise ValueError if a model has too few positions for the rows, or too few tokens for the tokenizer."""
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
     if options.length > limit:
-        raise ValueError(f"--length {options.length} is more than the {limit} positions that {name!r} has")
+        raise ValueError(f"--length {options.length} is more than the {limit} positions of the model {name!r}")
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    unused = {*tokenizer.all_special_ids} - {tokenizer.bos_token_id, tokenizer.eos_token_id}  # in texts
+    unused = {*tokenizer.all_special_ids} - {
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    }  # texts have these two only
     needed = max(token for token in tokenizer.get_vocab().values() if token not in unused) + 1
     if needed > known:
-        raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} that {name!r} knows")
+        raise ValueError(f"the tokenizer has {needed} tokens, more than the {known} of the model {name!r}")
 
 
 def files_identity(options: CorpusOptions) -> dict[str, Any]:
-    """What in a configuration stands for options that name files or folders: what is in them."""
+    """Return the options that name files or folders, with hashes of their content, for a configuration."""
     found: dict[str, Any] = {"model": model_identity(options.model)}
     if options.tokenizer is not None:
         found["tokenizer"] = model_identity(options.tokenizer)
@@ -288,7 +299,7 @@ def files_identity(options: CorpusOptions) -> dict[str, Any]:
 
 
 def model_identity(name: str) -> str:
-    """What stands for a model in a configuration: its name, or of a folder the hash of its files."""
+    """Return what identifies a model in a configuration: its name, or the hash of the files in its folder."""
     folder = Path(name)
     if name in PRESETS or not folder.is_dir():
         return name
@@ -326,32 +337,32 @@ def _to_forget(options: CorpusOptions) -> Iterator[Document]:
 
 
 def _identity(source: str) -> tuple[str | None, str | None]:
-    """The name of a source, where that says what it is, and what changes when its text does."""
+    """The name of a source, or None for files; and the version or hash of its text."""
     is_file = source not in OWN_TEXTS and Path(source).exists()
     return None if is_file else source, text_identity(source)
 
 
 def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
-    """What finds the topic, and a name for it."""
+    """The finder of the topic, and a description of the topic."""
     given = [name for name in ("words", "pattern", "tokens", "forget") if getattr(options, name)]
     if len(given) > 1:
-        raise ValueError(f"--{given[0]} and --{given[1]} both say what is to be forgotten; give one")
+        raise ValueError(f"--{given[0]} and --{given[1]} both define the forget set: give one of them")
     if options.words:
         words = _listed(options.words, WORD_LISTS)
-        phrases = any(len(word.split()) > 1 for word in words)  # whose words are not to be taken for words
+        phrases = any(len(word.split()) > 1 for word in words)  # so that a phrase is not taken for its words
         return find_words(words), f"words {sorted(words) if phrases else ' '.join(sorted(words))}"
     if options.pattern is not None:
         return find_pattern(options.pattern), f"pattern {options.pattern}"
     if options.tokens:
         return None, None
     if options.forget is None and options.corpus not in GENERATED:
-        raise ValueError("say what is to be forgotten: --words, --pattern, --tokens or --forget")
+        raise ValueError("the forget set is not defined: give --words, --pattern, --tokens or --forget")
     topic = FORGOTTEN if options.forget is not None else GENERATED[options.corpus].topic
     return find_topic(topic), f"topic {topic}"
 
 
 def _listed(given: Sequence[str], known: Mapping[str, Sequence[str]]) -> Sequence[str]:
-    """Words as they are, of a list with a name, or of a file."""
+    """Words as given, or those of a named list or a file."""
     if len(given) == 1:
         if given[0] in known:
             return known[given[0]]
@@ -379,7 +390,7 @@ def _tokenizer(options: CorpusOptions) -> Any:
 
 
 def text_identity(source: str) -> str | None:
-    """What changes when the text does: a package's version, or the hash of files."""
+    """Return what changes when the text changes: a package's version, or the hash of files; None: nothing is known."""
     path = Path(source)
     if source in GENERATED:
         return None

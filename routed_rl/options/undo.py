@@ -1,4 +1,4 @@
-"""Options of an UNDO study: a field is an option, its docstring the help."""
+"""Options of an UNDO study. A field is an option; its docstring is the help."""
 
 from __future__ import annotations
 
@@ -15,148 +15,150 @@ SuppressorName = Literal["graddiff", "maxent", "rmu", "npo", "simnpo", "undial",
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Training of the reference, which learns everything, and of the filtered model, which learns what is retained."""
+    """Pretraining: of the reference model on all documents, of the filtered model on the retain set."""
 
     steps: int = 1200
     """gradient steps"""
     learning_rate: float = 2e-3
-    """AdamW's at its highest, from which it decays by a cosine"""
+    """peak learning rate of AdamW, followed by cosine decay"""
     final: float = 0.1
-    """what is left of it at the end"""
+    """final learning rate, as a share of the peak"""
     warmup: int = 50
-    """steps until its highest"""
+    """steps of linear warm-up to the peak learning rate"""
     weight_decay: float = 0.1
-    """AdamW's"""
+    """weight decay of AdamW"""
 
 
 @dataclass(frozen=True)
 class Distil:
-    """Distillation, on documents of both kinds, none of which is labelled."""
+    """Distillation of a teacher into a student, on documents of both sets. No document is labelled."""
 
     learning_rate: float = 2e-3
-    """AdamW's at its highest; cosine decay to a tenth"""
+    """peak learning rate of AdamW; cosine decay to a tenth"""
     steps: int = 1200
-    """gradient steps at most, and the horizon of that decay"""
+    """maximum number of gradient steps, over which the learning rate decays"""
     warmup: int = 50
-    """steps until its highest"""
+    """steps of linear warm-up to the peak learning rate"""
     within: float | None = 0.05
-    """stop where what is retained is so near to the teacher's; None: at the last step"""
+    """largest distance from the teacher's retain performance at which distillation stops; None: do all steps"""
     relative: bool = True
-    """as a share of the teacher's; else in the metric's own units"""
+    """give --distil.within as a share of the teacher's retain performance; else in the metric's own units"""
     every: int = 20
-    """steps between looks at that"""
+    """steps between measurements of the retain performance"""
     hidden_weight: float = 0.0
-    """of the squared difference from the teacher's residual streams"""
+    """weight of the squared difference from the teacher's residual streams"""
 
 
 @dataclass(frozen=True)
 class Relearn:
-    """The attack: fine-tuning on what is to be forgotten, at several learning rates."""
+    """Relearning attack: fine-tuning on the forget set, at several learning rates."""
 
     learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4, 1e-4)
-    """AdamW's, each constant; at every step the worst case counts"""
+    """learning-rate sweep: constant learning rates of AdamW; at every step the attacker's best rate counts"""
     steps: int = 200
-    """gradient steps"""
+    """attack steps"""
     batch_size: int = 16
-    """rows a step"""
+    """rows per attack step"""
     measured: tuple[int, ...] = (10, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
-    """steps after which it is measured; 0 is always"""
+    """attack steps after which the model is measured; step 0 is always measured"""
     retain_share: float = 0.0
-    """share of the attacker's documents that are of what is retained"""
+    """share of the attacker's documents that are retain documents"""
     examples: int | None = None
-    """distinct documents to be forgotten that the attacker has, or, where all of them are of what is retained, of
-    those; None: all"""
+    """number of distinct forget documents that the attacker has, or of retain documents if --relearn.retain-share is 1;
+    None: all"""
     others: bool = False
-    """the attacker has none of the documents on which it is measured, though the model was trained on them"""
+    """give the attacker none of the documents on which models are measured, though the reference was trained on them"""
     rank: int | None = None
-    """of low-rank adapters, which the attacker trains; None: all weights"""
+    """rank of low-rank adapters, which the attacker trains instead of all weights; None: all weights"""
 
 
 @dataclass(frozen=True)
 class LmEval:
-    """Where the metric is lm-eval's (pip install 'routed-rl[eval]')."""
+    """The metric lm-eval, which needs pip install 'routed-rl[eval]'."""
 
     retain: str = "mmlu"
-    """the task or group of tasks that measures what is retained"""
+    """task or group of tasks that measures the retain performance"""
     forget: str = "wmdp_cyber"
-    """and what is to be forgotten"""
+    """task or group of tasks that measures the forget performance"""
     value: str = "acc,none"
-    """what of a task's results, higher being better"""
+    """name of the value in a task's results; higher values must be better"""
     chance: float = 0.25
-    """that of a model that knows nothing"""
+    """value of a model that knows nothing"""
     limit: int | None = None
     """questions of each task; None: all"""
     include: Path | None = None
-    """a folder with further tasks"""
+    """folder with further tasks; None: only the tasks of lm-eval"""
 
 
 @dataclass(frozen=True)
 class UndoOptions(CorpusOptions):
-    """Make a model forget, and keep it so: suppress, noise, distil, attack; runs only what has changed, and goes on
-    where it stopped."""
+    """Make a model forget, and make that robust (UNDO): suppress, add noise, distil, attack. Only what has changed is
+    run, and an interrupted study continues."""
 
     task: Task = "arithmetic"
-    """what the other options are unless given: "arithmetic", digits, of which multiplication and division are to be
-    forgotten; "languages", one of two made-up languages; "languages-shared", written alike; "english-korean", the same
-    verses in both, Korean to be forgotten; "stories", one of their topics; "tofu", a tenth of made-up authors; "wmdp",
-    what helps in attacks on computers; "custom", --model, --corpus and --forget"""
+    """default values of the other options: "arithmetic" (forget multiplication and division), "languages" (forget one
+    of two made-up languages), "languages-shared" (the same, both in the same letters), "english-korean" (the same
+    verses in two languages; forget Korean), "stories" (forget one of their topics), "tofu" (forget a tenth of made-up
+    authors), "wmdp" (forget what helps attacks on computers) or "custom" (your own --model, --corpus and --forget)"""
     preset: UndoPreset = "quick"
-    """"quick", small models for a CPU; or "paper", for a GPU: 0.1 B parameters, or trained models (tofu, wmdp)"""
+    """"quick": small models for a CPU; "paper": for a GPU, models of 0.1 B parameters or pretrained models (tofu,
+    wmdp)"""
     metric: Literal["answers", "completions", "loss", "lm-eval"] = "answers"
-    """share of documents whose last tokens, their answers, are right; share of prompts that are gone on from rightly;
-    nats per token; or tasks of lm-eval"""
+    """"answers": share of documents whose last tokens are predicted correctly; "completions": share of prompts that are
+    completed correctly; "loss": nats per token; "lm-eval": tasks of lm-eval"""
     answer: int = 3
     """tokens of an answer"""
     prompts: Path | None = None
-    """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget", true or false; None:
-    those of word-problems, of each operation --test-documents equations and as many stories"""
+    """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget" (true or false); None:
+    prompts of word-problems, for each operation --test-documents equations and as many stories"""
     suppress: tuple[SuppressorName, ...] = ("maxent",)
-    """how teachers are made to forget; the first is the main one"""
+    """suppressors, which make the teachers; the first one is the main suppressor"""
     settings: tuple[str, ...] = ()
-    """of suppressors, METHOD.NAME=VALUE each: what routed_rl.unlearning.SUPPRESSORS documents, steps, learning_rate"""
+    """settings of suppressors, each METHOD.NAME=VALUE; NAME is steps, learning_rate, or an attribute of the method's
+    class in routed_rl.unlearning.SUPPRESSORS"""
     teachers: tuple[str, ...] = ()
-    """further teachers, made elsewhere: NAME=FOLDER each, with {seed} in the folder's name where there is one a seed"""
+    """further teachers, made elsewhere, each NAME=FOLDER; write {seed} in FOLDER if there is one teacher per seed"""
     labelled: tuple[float, ...] = (1.0,)
-    """shares of what is to be forgotten that somebody has labelled, which is what suppression sees of it; further ones
-    are the main suppressor's, each beside a model that was trained without the labelled ones"""
+    """shares of the forget set that are labelled; suppressors see labelled documents only. Further shares are for the
+    main suppressor alone; for each share below 1, a model is also trained without the labelled documents"""
     strengths: tuple[float, ...] = ()
-    """further teachers of the main suppressor, with so many times its steps"""
+    """further teachers of the main suppressor; a strength is a factor on its number of steps"""
     students: tuple[Literal["noised", "new"], ...] = ("noised",)
-    """what teachers are distilled into: noised copies of themselves, of those that are made here the main one alone
-    (UNDO); new models, of all of them (unlearn and distil)"""
+    """students that teachers are distilled into: "noised", a noised copy of the teacher (UNDO), only for the main
+    teacher and --teachers; "new", a new model (unlearn and distil), for all teachers"""
     alphas: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
-    """how much of the weights is shrunk away before it is distilled into itself"""
+    """noise levels α of noised copies: each weight w becomes (1 - α) w + α β noise"""
     betas: tuple[float, ...] = (0.1,)
-    """how much noise takes its place; further ones at the alpha nearest to 0.6 alone"""
+    """scales β of the noise in this formula; further values are used only at the α nearest to 0.6"""
     touched: Literal["all", "matrices"] = "all"
-    """which weights are shrunk and noised: all, or not biases and the gains of norms, which are shrunk towards silence
-    where they are not added to 1, as Gemma's are"""
+    """which weights are shrunk and noised: all, or only matrices, which leaves out biases and the gains of norms.
+    Shrunk gains silence a model, unless they are added to 1 as in Gemma"""
     localised: float = 1.0
     """share of the weights that are shrunk and noised: those that suppression has changed most"""
     oracle: bool = False
-    """also distil the filtered model into the reference, and into a new model"""
+    """also distil the filtered model into the reference model and into a new model"""
     filtered: bool = True
-    """train a model that never sees what is to be forgotten, with which all are compared; not of a trained --model"""
+    """train the filtered model, with which all models are compared; impossible for a pretrained --model"""
     pretrain: Pretrain = field(default_factory=Pretrain)
-    """on everything, or on what is retained"""
+    """pretraining of the reference and the filtered model"""
     distil: Distil = field(default_factory=Distil)
-    """until what is retained is back"""
+    """distillation, until the retain performance is back"""
     relearn: Relearn = field(default_factory=Relearn)
-    """of every model"""
+    """relearning attack on every model"""
     lm_eval: LmEval = field(default_factory=LmEval)
-    """with --metric lm-eval"""
+    """with --metric lm-eval: tasks and values"""
     batch_size: int = 128
-    """rows a step, of pretraining and distillation"""
+    """rows per step of pretraining and distillation"""
     suppress_rows: int = 64
-    """rows of each kind a step, of suppression"""
+    """rows of each kind (forget, retain) per step of suppression"""
     seeds: int = 1
-    """of everything, with seeds 0, 1, …"""
+    """number of models of each kind, with seeds 0, 1, …"""
     first_seed: int = 0
-    """the first of them"""
+    """first seed, in place of 0"""
     allow_weak_teacher: bool = False
-    """go on with a teacher that has not forgotten"""
+    """distil a teacher even if it has not forgotten"""
     out: Path | None = None
-    """where stages, tables and figures go; None: runs/undo-TASK"""
+    """directory of stages, tables and figures; None: runs/undo-TASK"""
 
 
 GPU: dict[str, Any] = {"precision": "bf16", "device": "cuda"}
@@ -174,7 +176,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "test_documents": 300,
         "settings": ("rmu.trained=all",),
     },
-    # UNDO, on arithmetic; the stories are other ones, and suppression holds web text too.
+    # UNDO on arithmetic, with two differences: other stories, and suppression retains web text too.
     ("arithmetic", "paper"): {
         "model": "gemma2-0.1b",
         "tokenizer": "google/gemma-2-2b",
@@ -220,8 +222,8 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
     },
-    # UNDO, on languages: a thousand million tokens of each. There the filtered model has half the steps, and
-    # distillation's learning rate decays by less.
+    # UNDO on languages: a thousand million tokens of each. In the paper the filtered model is trained for half the
+    # steps, and the learning rate of distillation decays less.
     ("languages", "paper"): {
         "model": "gemma2-0.1b",
         "tokenizer": "google/gemma-2-2b",
@@ -272,10 +274,10 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "batch_size": 32,
         "pretrain": Pretrain(steps=600),
         "distil": Distil(steps=600),
-        # After 100 steps the filtered model knows the topic as well.
+        # The attack is short: after 100 steps the filtered model has relearned the topic too.
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=40, measured=(5, 10, 20, 30, 40)),
     },
-    # Maini et al. 2024, the model and the form of its questions as in open-unlearning.
+    # Maini et al. 2024; the model and the format of its questions are those of open-unlearning.
     ("tofu", "paper"): {
         "model": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
         "corpus": "locuslab/TOFU:retain90",
@@ -297,8 +299,8 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "relearn": Relearn(learning_rates=(5e-5, 2e-5, 1e-5, 5e-6), others=True),
         **GPU,
     },
-    # UNDO, section on WMDP; but there suppression learnt from questions asked of texts that cannot be had, and
-    # distillation from web text and instructions, which a larger --corpus would be.
+    # UNDO, section on WMDP, with two differences. There suppression uses questions about texts that are not public.
+    # Distillation uses web text and instructions, which a larger --corpus would provide.
     ("wmdp", "paper"): {
         "model": "google/gemma-2-2b",
         "corpus": "cais/wmdp-corpora:cyber-retain-corpus",
@@ -338,4 +340,4 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     },
 }
 TASKS |= {("languages-shared", "quick"): TASKS["languages", "quick"] | {"corpus": "languages-shared", "length": 51}}
-"""What options are unless given, by task and preset."""
+"""Default values of the options, by task and preset."""

@@ -206,7 +206,7 @@ def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run(small, *options, "--out", out)
     captured = capsys.readouterr().err
-    assert stop.value.code == 2 and "rmu/0.5-s0: its files are not sound: 'trained'" in captured
+    assert stop.value.code == 2 and "rmu/0.5-s0: its files are damaged: 'trained'" in captured
     assert "filtering/0.5-s0" in captured and "2 runs failed" in captured and "old-1" not in captured
     assert set(pd.read_csv(out / "results.csv").method) == {"base", "filtering"}, "what filtering found before is sound"
     assert contents(out)["runs/base/0.5-s0/evaluation.json"] == whole["runs/base/0.5-s0/evaluation.json"]
@@ -218,17 +218,17 @@ def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["--steps", "-1"], "--steps must be at least 0, got -1"),
-        (["--labelled", "0.5", "1.5"], "--labelled must lie within 0 … 1, got 1.5"),
-        (["--labelled", "0.5", "0.5"], "--labelled must be at least one, each once, got 0.5 0.5"),
+        (["--labelled", "0.5", "1.5"], "--labelled must be between 0 and 1, got 1.5"),
+        (["--labelled", "0.5", "0.5"], "--labelled must be one or more different values, got 0.5 0.5"),
         (["--methods", "magic"], "magic"),
         (["--methods", "rmu"], "--methods rmu is compared with base: add base"),
-        (["--methods", "base", "era+rmu"], "--methods era+rmu goes on from era's models: add era"),
+        (["--methods", "base", "era+rmu"], "--methods era+rmu starts from the models of era: add era"),
         (["--methods", "base", "rmu", "--labelled", "0"], "--methods rmu needs labelled documents, got --labelled 0.0"),
         (["--layers", "7"], "layers must be some of 0 … 1, each once, got [7]"),
         (["--rmu.depth", "3"], "depth must be within 1 … 2 blocks, got 3"),
         (["--rmu.batch-size", "3000"], "and a batch needs 3000"),
         (["--attack.documents", "500"], "--attack.documents 500 is more than the"),
-        (["--length", "65"], "--length 65 is more than the 64 positions that 'tiny' has"),
+        (["--length", "65"], "--length 65 is more than the 64 positions of the model 'tiny'"),
         (["--backend", "slurm"], "slurm"),
     ],
 )

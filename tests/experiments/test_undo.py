@@ -191,9 +191,9 @@ def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
     tokenizer = tmp_path / "teacher-1" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"<s>"', '"<t>"').replace('"a"', '"ä"'))
     line = refused(capsys, small, *options, "--teachers", f"mine={tmp_path}/teacher-1")
-    assert "stages failed" in line or "failed, and" in line
+    assert "stages failed; not run" in line
     log = "".join(path.read_text() for path in (tmp_path / "s" / "stages").glob("given-*.log"))
-    assert "has another vocabulary than the corpus and its students" in log
+    assert "has another tokenizer than the corpus: give its --tokenizer" in log
 
 
 def test_noise_of_some_weights(small, tmp_path):
@@ -280,10 +280,10 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, learning_rate=0.0))
     options = [option for option in OPTIONS if option != "--allow-weak-teacher"]
     line = refused(capsys, small, *options, "--alphas", "0.5", "--out", tmp_path / "s")
-    assert "of 8 stages 1 failed, and 1 wait for them" in line
+    assert "1 of 8 stages failed; not run, because they depend on failed ones: 1" in line
     (log,) = (tmp_path / "s" / "stages").glob("distil-*.log")
     assert "suppression did nothing: the forget performance went from" in log.read_text()
-    assert "or go on with --allow-weak-teacher" in log.read_text()
+    assert "or continue with --allow-weak-teacher" in log.read_text()
     assert not log.with_suffix("").exists(), "it was not begun"
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert set(frame.model) == {"reference", "filtered", "suppressed"}, "what does not depend on it is there"
@@ -295,60 +295,63 @@ def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--alphas", "1.5"], "--alphas must lie within 0 … 1, got 1.5"),
-        (["--alphas", "nan"], "--alphas must lie within 0 … 1, got nan"),
-        (["--alphas", "0.5", "0.5"], "--alphas must be each once, got 0.5 0.5"),
+        (["--alphas", "1.5"], "--alphas must be between 0 and 1, got 1.5"),
+        (["--alphas", "nan"], "--alphas must be between 0 and 1, got nan"),
+        (["--alphas", "0.5", "0.5"], "--alphas must be different values, got 0.5 0.5"),
         (["--localised", "0"], "--localised must be above 0 and at most 1, got 0.0"),
         (["--betas", "-1"], "--betas must be 0 or more, got -1"),
         (["--labelled", "2"], "--labelled must be above 0 and at most 1, got 2.0"),
         (["--labelled", "0"], "--labelled must be above 0 and at most 1, got 0.0"),
-        (["--labelled", "0.001"], "with --labelled 0.001 nothing is labelled, of"),
-        (["--labelled", "1", "--flip-rate", "1"], "with --flip-rate 1.0 all is labelled as to be forgotten"),
+        (["--labelled", "0.001"], "--labelled 0.001 labels none of"),
+        (["--labelled", "1", "--flip-rate", "1"], "--flip-rate 1.0 labels every retain document as forget: lower it"),
         (["--strengths", "0"], "--strengths must be above 0 and at most 1000, got 0.0"),
         (["--strengths", "1e308"], "--strengths must be above 0 and at most 1000, got 1e+308"),
         (["--documents", "0"], "--documents must be at least 1, got 0"),
         (["--tokens", "a"], "undo forgets whole documents, not tokens in them: leave out --tokens and --per token"),
         (["--per", "token"], "undo forgets whole documents, not tokens in them"),
-        (["--lm-eval.include", "nowhere"], "nowhere' is no folder"),
+        (["--lm-eval.include", "nowhere"], "nowhere' is not a folder"),
         (["--distil.every", "0"], "--distil.every must be at least 1, got 0"),
         (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
         (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
         (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
-        (["--accumulate", "3"], "--batch-size 4 cannot be computed in --accumulate 3 even parts"),
+        (["--accumulate", "3"], "--batch-size 4 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
         (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
-        (["--also-documents", "3"], "--also-documents 3 is of --also, which is not given"),
+        (["--also-documents", "3"], "--also-documents 3 needs --also, which is not given"),
         (
             ["--relearn.others", "--validation", "None", "--test-documents", "100"],
-            "--relearn.others leaves the attacker nothing",
+            "--relearn.others leaves the attacker no forget document",
         ),
-        (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, of graddiff, maxent,"),
-        (["--settings", "maxent.norm=3"], "--settings maxent.norm=3: maxent has retain_weight, retain, steps,"),
+        (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, with a METHOD of graddiff, maxent,"),
+        (
+            ["--settings", "maxent.norm=3"],
+            "--settings maxent.norm=3: the settings of maxent are retain_weight, retain, steps,",
+        ),
         (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
-        (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is no int"),
+        (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not of type int"),
         (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
         (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
         (["--settings", "maxent.retain_weight=-1"], "retain_weight of MaxEnt must be 0 or more, got -1.0"),
-        (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a new name each, got 'nobody'"),
-        (["--teachers", "maxent=here"], "with a new name each, got 'maxent="),
+        (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
+        (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
         (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
         (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
         (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
         (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
         (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
-        (["--metric", "answers", "--answer", "50"], "longer than their answers of 50 tokens"),
-        (["--oracle", "--no-filtered"], "--oracle distils the filtered model: leave out --no-filtered"),
-        (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves a new gemma2-tiny that knows nothing"),
-        (["--model", "my-model"], "--model my-model is trained: there is no model that never saw anything"),
+        (["--metric", "answers", "--answer", "50"], "longer than the answer of --answer 50 tokens"),
+        (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
+        (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
+        (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),
         (["--suppress", "magic"], "magic"),
         (["--task", "music"], "music"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more above 0, got 0.0"),
-        (["--relearn.measured", "4"], "--relearn.measured must be steps within 1 … 3, got 4"),
-        (["--relearn.retain-share", "1.5"], "--relearn.retain-share must lie within 0 … 1, got 1.5"),
-        (["--only", "distil-0"], "--only distil-0 is no stage of this study: see --plan"),
+        (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more numbers above 0, got 0.0"),
+        (["--relearn.measured", "4"], "--relearn.measured must be steps from 1 to --relearn.steps 3, got 4"),
+        (["--relearn.retain-share", "1.5"], "--relearn.retain-share must be between 0 and 1, got 1.5"),
+        (["--only", "distil-0"], "Unrecognized options: --only, distil-0"),
         (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
-        (["--corpus", "none.txt"], "say what is to be forgotten: --words, --pattern, --tokens or --forget"),
-        (["--task", "stories", "--preset", "paper"], "there is no --preset paper of --task stories, only quick"),
+        (["--corpus", "none.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
+        (["--task", "stories", "--preset", "paper"], "--task stories has no --preset paper: use --preset quick"),
     ],
 )
 def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
@@ -366,7 +369,7 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
     (tmp_path / "same.txt").write_text((tmp_path / "keep.txt").read_text())
     (tmp_path / "empty.txt").write_text("\n")
     for name, message in (
-        ("same.txt", "are the same: nothing is retained"),
+        ("same.txt", "are the same text: the retain set is empty"),
         ("empty.txt", "empty.txt has no documents"),
     ):
         again = [tmp_path / name if option == tmp_path / "forget.txt" else option for option in own]
@@ -414,8 +417,8 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()
     for asked, answer, message in (
         ("2 * 3 =", None, "p.jsonl' has no prompts whose answers are to forget"),
-        ("2 * 3 =", "12345", "--answer 4 tokens are too few for '12345', which has 6"),
-        ("1" * 120, "3", "--length 120 tokens are too few for a prompt with its answer, of 125: '1111"),
+        ("2 * 3 =", "12345", "--answer 4 is too small: the answer '12345' has 6 tokens"),
+        ("1" * 120, "3", "--length 120 is too small: a prompt with its answer has 125 tokens: '1111"),
     ):
         entries = [{"prompt": "1 + 1 =", "answer": "2", "forget": False}]
         entries += [{"prompt": asked, "answer": answer, "forget": True}] * (answer is not None)
@@ -423,7 +426,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
         line = refused(capsys, small, *words, "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "s")
         assert message in line
     line = refused(capsys, small, *OPTIONS, "--metric", "completions", "--out", tmp_path / "t")
-    assert "--metric completions needs --prompts, but with --corpus word-problems" in line
+    assert "--metric completions needs --prompts, except with --corpus word-problems" in line
 
 
 def test_every_suppressor_is_an_option(small, tmp_path):

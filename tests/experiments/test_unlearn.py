@@ -157,7 +157,7 @@ def test_every_method_on_a_model_of_ones_own(method, corpora, texts, tmp_path, c
         options += ("--adapters", "2")
     else:
         line = refused(capsys, corpora, *options, "--method", method, "--adapters", "2", "--out", tmp_path / "r")
-        assert "--adapters are for era, control and demix" in line
+        assert "has no adapters, only era, control and demix: leave out --adapters" in line
     run(corpora, *options, "--method", method, "--mode", "parameter", "--out", tmp_path / "r")
     result = read_json(tmp_path / "r" / "evaluation.json")
     assert result["routed_tokens"] == 2 and np.isfinite(result["losses"]["finished"]["forget_routed"])
@@ -233,11 +233,11 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
     [
         (["--corpus", "TEXTS/c.txt", "--words", "zebra"], "none of 300 documents have something to forget"),
         (["--corpus", "TEXTS/c.txt", "--words", "document"], "all of 300 documents have something to forget"),
-        (["--corpus", "TEXTS/c.txt"], "say what is to be forgotten: --words, --pattern, --tokens or --forget"),
+        (["--corpus", "TEXTS/c.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
         (["--corpus", "TEXTS/c.txt", "--pattern", "("], "'(' is not a regular expression"),
         (["--corpus", "TEXTS/none.txt", "--words", "tree"], "there is no file"),
-        (["--words", "tree", "--tokens", "oak"], "--words and --tokens both say what is to be forgotten; give one"),
-        (["--words", "tree", "--pattern", "oak"], "--words and --pattern both say what is to be forgotten; give one"),
+        (["--words", "tree", "--tokens", "oak"], "--words and --tokens both define the forget set: give one of them"),
+        (["--words", "tree", "--pattern", "oak"], "--words and --pattern both define the forget set: give one of them"),
         (["--tokens", "oak", "the tree", "xyz"], "not one token each: 'the tree' is 'the' + 'tree'; 'xyz' is"),
         (["--layers", "2"], "layers must be some of 0 … 1, each once, got [2]"),
         (["--layers", "-1"], "layers must be some of 0 … 1, each once, got [-1]"),
@@ -250,18 +250,18 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         ),
         (["--model", "TEXTS/unknown", "--adapters", "2"], "name their projections. Those of the first layer are among"),
         (["--model", "TEXTS/empty"], "holds no tokenizer that transformers can load"),
-        (["--model", "TEXTS/narrow"], "the tokenizer has 96 tokens, more than the 50 that"),
+        (["--model", "TEXTS/narrow"], "the tokenizer has 96 tokens, more than the 50 of the model"),
         (["--model", "nobody/nothing"], "'nobody/nothing' is no folder, and cannot be had from the hub"),
         (["--corpus", "nobody/nothing", "--words", "a"], "the dataset 'nobody/nothing' cannot be read from the hub"),
-        (["--length", "65"], "--length 65 is more than the 64 positions that 'tiny' has"),
+        (["--length", "65"], "--length 65 is more than the 64 positions of the model 'tiny'"),
         (["--length", "1"], "--length must be at least 2, got 1"),
         (["--labelled", "1.01"], "the labelled share must be a probability between 0 and 1, got 1.01"),
         (["--labelled", "-0.1"], "the labelled share must be a probability between 0 and 1, got -0.1"),
         (["--labelled", "nan"], "got nan"),
         (["--miss-rate", "2"], "miss_rate must be a probability between 0 and 1, got 2.0"),
         (["--attack.documents", "5000"], "--attack.documents 5000 is more than the"),
-        (["--attack.documents", "0"], "--attack.documents must be one number or more, each at least 1 and once, got 0"),
-        (["--attack.documents"], "--attack.documents must be one number or more, each at least 1 and once, got none"),
+        (["--attack.documents", "0"], "--attack.documents must be one or more different numbers from 1 on, got 0"),
+        (["--attack.documents"], "--attack.documents must be one or more different numbers from 1 on, got none"),
         (["--attack.repeats", "0"], "--attack.repeats must be at least 1, got 0"),
         (["--attack.every", "0"], "--attack.every must be at least 1, got 0"),
         (["--adapters", "0"], "--adapters must be at least 1, got 0"),
@@ -275,9 +275,12 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         (["--documents", "2"], "none of 2 documents have something to forget"),
         (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
         (["--batch-size", "3000"], "and a batch needs 3000"),
-        (["--accumulate", "3"], "--batch-size 4 cannot be shared evenly by 1 processes, in 3 parts"),
-        (["--learning-rate", "-1"], "--learning-rate must be a number from 0 on, got -1.0"),
-        (["--attack.learning-rate", "nan"], "--attack.learning-rate must be a number from 0 on, got nan"),
+        (
+            ["--accumulate", "3"],
+            "--batch-size 4 cannot be divided evenly: choose a multiple of 1 processes times --accumulate 3",
+        ),
+        (["--learning-rate", "-1"], "--learning-rate must be a finite number of at least 0, got -1.0"),
+        (["--attack.learning-rate", "nan"], "--attack.learning-rate must be a finite number of at least 0, got nan"),
         (["--method", "rmu", "--labelled", "0"], "--method rmu needs labelled documents, got --labelled 0.0"),
         (["--method", "rmu", "--rmu.depth", "3"], "depth must be within 1 … 2 blocks, got 3"),
         (["--method", "rmu", "--rmu.batch-size", "900"], "and a batch needs 900"),
@@ -304,7 +307,10 @@ def test_bad_options_end_in_one_line_and_leave_nothing(options, message, corpora
 def test_what_many_processes_cannot_share_is_refused(corpora, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "processes", lambda: 2)
     for options, message in (
-        (["--accumulate", "4"], "--batch-size 4 cannot be shared evenly by 2 processes, in 4 parts"),
+        (
+            ["--accumulate", "4"],
+            "--batch-size 4 cannot be divided evenly: choose a multiple of 2 processes times --accumulate 4",
+        ),
     ):
         assert message in refused(capsys, corpora, *options, "--out", tmp_path / "r")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A study of Expand-Route-Ablate: its runs, tables and figures."""
+"""A study of Expand-Route-Ablate: runs, tables and figures."""
 
 from routed_rl.lm.era_study.study import EraStudy
 

@@ -10,7 +10,7 @@ from routed_rl.options.era import TextOptions
 
 
 def check_options(options: TextOptions, processes: int = 1) -> None:
-    """UserError or ValueError for a number that nothing can be made of, before anything is."""
+    """Raise UserError or ValueError for an option with a value that cannot be used, before anything is run."""
     check_corpus_options(options)
     repair, attack, rmu = options.repair, options.attack, options.rmu
     steps = {"steps": options.steps, "warmup": options.warmup}
@@ -29,16 +29,18 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
     if not attack.documents or min(attack.documents) < 1 or len(set(attack.documents)) < len(attack.documents):
         given = " ".join(map(str, attack.documents)) or "none"
-        raise ValueError(f"--attack.documents must be one number or more, each at least 1 and once, got {given}")
+        raise ValueError(f"--attack.documents must be one or more different numbers from 1 on, got {given}")
     rates = {"learning-rate": options.learning_rate, "repair.learning-rate": repair.learning_rate}
     rates |= {"attack.learning-rate": attack.learning_rate, "rmu.learning-rate": rmu.learning_rate}
     for name, rate in rates.items():
         if not 0 <= rate < math.inf:
-            raise ValueError(f"--{name} must be a number from 0 on, got {rate}")
+            raise ValueError(f"--{name} must be a finite number of at least 0, got {rate}")
     if options.mode == "forward" and options.alpha:
-        raise ValueError(f"in --mode forward original units are silent where routed: leave out --alpha {options.alpha}")
+        raise ValueError(
+            f"--mode forward switches the original units off for routed tokens: leave out --alpha {options.alpha}"
+        )
     if options.batch_size % (processes * options.accumulate):
         raise ValueError(
-            f"--batch-size {options.batch_size} cannot be shared evenly by {processes} processes, in "
-            f"{options.accumulate} parts"
+            f"--batch-size {options.batch_size} cannot be divided evenly: choose a multiple of {processes} processes "
+            f"times --accumulate {options.accumulate}"
         )

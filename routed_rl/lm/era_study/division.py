@@ -1,4 +1,4 @@
-"""What each document of a corpus is for: training with or without a label, repair, tests and attacks."""
+"""The documents of a corpus by use: training with or without a label, repair, tests and attacks."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from routed_rl.routing import LabelNoise
 from routed_rl.runs import derive_seed
 
 ATTACK_POOL = 1 / 3
-"""Of the topic's held-out documents, how many are for attacks; the others are the test."""
+"""Share of the held-out forget documents that is for attacks. The others are test documents."""
 SAMPLES = 3
-"""Test documents whose beginnings are continued."""
+"""Number of test documents whose beginnings are continued in samples."""
 COUNTED = 25_000
-"""Documents of each kind whose words are counted (gradient routing, section C)."""
+"""Documents of each kind whose tokens are counted for token weights (gradient routing, section C)."""
 
 
 class Division:
-    """A corpus divided as the options and the seed say.
+    """The documents of one run, by use.
 
     Attributes:
-        train, marked, others: documents that are trained on: all, those labelled, and those not.
+        train, marked, others: all training documents, the labelled ones, and the unlabelled ones.
         test: batches of the test documents, by kind.
-        pool: held-out documents of the topic, for attacks.
-        repair, selection: training documents that are known to be fine.
-        candidates, chosen: documents that nobody labelled, and how many of them are chosen for repair.
+        pool: held-out forget documents, for attacks.
+        repair, selection: retain documents that train the repair, and that select its best step.
+        candidates, chosen: unlabelled documents, and how many of them are chosen for the second repair.
         token_weight, routed: see :meth:`_token_weights`.
 
     Raises:
-        ValueError: for a part that has no documents, or not enough for an attack.
+        ValueError: for a use without documents, or with too few documents for an attack.
     """
 
     def __init__(self, command: Unlearn, text: Text) -> None:
@@ -49,8 +49,8 @@ class Division:
         self.pool, test = forget[:pool], forget[pool:][: command.test_documents]
         if pool < max(command.attack.documents, default=0):
             raise ValueError(
-                f"--attack.documents {max(command.attack.documents)} is more than the {pool} held-out documents of the "
-                "topic that are for attacks: take more --documents"
+                f"--attack.documents {max(command.attack.documents)} is more than the {pool} held-out forget documents "
+                "for attacks: use more --documents"
             )
         retain = corpus.documents("validation", "retain")[: command.test_documents]
         self.test = {"forget": self.batches(test), "retain": self.batches(retain)}
@@ -62,29 +62,30 @@ class Division:
         candidates = np.random.default_rng(derive_seed(seed, "repair")).permutation(self.others)
         self.candidates = candidates[: 2 * command.repair.chosen]
         self.chosen = min(command.repair.chosen, len(self.candidates) // 2)
-        """how many documents are chosen for repair, of these candidates"""
 
     def batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
-        """Batches of documents; None: all of them at once, in the order that they are given."""
+        """Return batches of documents. Without a batch size, one batch has all documents, in the given order."""
         length = self.command.length
-        if batch_size is None:  # as many rows as they need, of a length that they fill
+        if batch_size is None:  # rows as short as possible
             total = int(np.diff(self.text.corpus.starts)[documents].sum())
             length = total // -(-total // (length - 1)) + 1
         return Batches(self.text.corpus, documents, length, batch_size, seed, self.labelled)
 
     def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """How much the original units learn of each token where it is labelled, ``(V,)`` within 0 … 1; and which tokens
-        are reported on as those that are routed, ``(V,)`` bool."""
+        """Return the weights with which original units learn labelled tokens, and which tokens count as routed.
+
+        Weights are ``(V,)`` from 0 to 1. Routed tokens are ``(V,)`` bool; losses on them are reported on their own.
+        """
         corpus, size = self.text.corpus, max(self.text.tokenizer.get_vocab().values()) + 1
         if self.command.tokens:
             return np.zeros(size), np.isin(np.arange(size), corpus.about["forget_tokens"])
-        if self.command.per == "token":  # they are labelled one by one
+        if self.command.per == "token":  # tokens are labelled one by one
             sample = self.train[:COUNTED]
             places = np.concatenate([np.arange(*corpus.starts[document : document + 2]) for document in sample])
             tokens, marks = corpus.tokens[places], corpus.forget[places]
             return np.zeros(size), 2 * np.bincount(tokens[marks], minlength=size) > np.bincount(tokens, minlength=size)
         forget, retain = (corpus.counts(documents[:COUNTED], size) for documents in (self.marked, self.others))
         weight = token_weights(forget, retain, self.command.bias)
-        if self.command.mode == "forward":  # units are silent or not
+        if self.command.mode == "forward":  # units are either off or on
             weight = np.where(weight < 0.5, 0.0, 1.0)
         return weight, (weight < 0.5) & (len(self.marked) > 0)

@@ -1,4 +1,4 @@
-"""Ways to take a topic out of a language model, as configurations of the same steps."""
+"""Methods that remove a topic from a language model, as configurations of the same steps."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """What a method does with labels; each is a configuration of the same steps."""
+    """A method: what it does with labels, and how it removes the topic."""
 
     expands: bool = False
-    """has units of its own for the topic, which are cut out"""
+    """adds new units for the topic, and ablates them"""
     weights: str | None = None
-    """how units are weighted by label: "era", or "experts" (in mode forward)"""
+    """how new and original units are weighted by label: "era", "experts" (in mode forward), or None, not routed"""
     drops: bool = False
-    """leaves labelled documents out"""
+    """leaves labelled documents out of training"""
     misdirects: bool = False
-    """RMU, after training"""
+    """uses RMU after training"""
 
 
 METHODS: Mapping[str, Method] = {

@@ -1,4 +1,4 @@
-"""One model of a study of Expand-Route-Ablate: trained, rid of a topic, repaired and attacked; resumable."""
+"""One model of a study of Expand-Route-Ablate: train it, remove a topic from it, repair it and attack it."""
 
 from __future__ import annotations
 
@@ -39,36 +39,39 @@ MODEL = "model"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
 
 Trained = tuple[nn.Module, Expansion | Adapters | None, GradientRouter | None]
-"""A model, what it has for the topic, and the router of both."""
+"""A model, its new units or adapters for the topic, and its router."""
 
 
 def run_config(command: Unlearn) -> dict[str, Any]:
-    """What a run depends on: its options, with files and folders by what is in them; ValueError or OSError if they
-    cannot be read."""
+    """Return the configuration of a run: its options, with the content of files and folders in place of their names.
+
+    Raises:
+        ValueError, OSError: for files or folders that cannot be read.
+    """
     return {**command.config(), **files_identity(command)}
 
 
 def run_path(command: Unlearn) -> Path:
-    """Where the run is, or will be."""
+    """Return the directory of the run."""
     out = command.out or RUNS / f"unlearn-{command.method}-{config_hash(run_config(command))}-s{command.seed}"
     return Path(os.path.realpath(out))
 
 
 def open_run(command: Unlearn) -> RunDirectory:
-    """The run's directory, new or to be continued; RunError if it cannot be used."""
+    """Open the directory of a new or interrupted run; RunError if it cannot be used."""
     return RunDirectory.open(run_path(command), run_config(command), command.seed, force=command.force)
 
 
 def train_and_ablate(command: Unlearn) -> RunDirectory | None:
-    """Train a language model, take a topic out of it, repair and attack it; what ``routed-rl unlearn`` does.
+    """Train a language model, remove a topic from it, repair and attack it, as ``routed-rl unlearn`` does.
 
-    An interrupted run continues. A finished one is not done again, unless ``force`` says so.
+    An interrupted run continues. A finished run is not repeated, unless ``force`` is set.
 
     Returns:
-        The run, with its result; None on all processes but the first of several (``torchrun``).
+        The run, with its result. With several processes (``torchrun``), all but the first return None.
 
     Raises:
-        UserError: for options that the corpus, the model or one another do not bear, before anything is trained.
+        UserError: before training, for options that do not suit the corpus, the model or each other.
     """
     with ExitStack() as stack:
         trained = None
@@ -95,7 +98,7 @@ class Pipeline:
     """The steps of one run: train, ablate, repair, measure, attack.
 
     Raises:
-        ValueError: for options that the corpus, the model or one another do not bear.
+        ValueError: for options that do not suit the corpus, the model or each other.
     """
 
     def __init__(self, command: Unlearn, text: Text, device: torch.device | None = None) -> None:
@@ -103,17 +106,19 @@ class Pipeline:
         self.device = device or torch.device("cpu")
         self.data = Division(command, text)
         if command.adapters is not None and not self.method.expands:
-            raise ValueError(f"--adapters are for era, control and demix, not for --method {command.method}")
+            raise ValueError(
+                f"--method {command.method} has no adapters, only era, control and demix: leave out --adapters"
+            )
         if self.method.misdirects and not len(self.data.marked):
             raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
         self.wrongly_chosen: float | None = None
-        """of the documents chosen for repair, the share that is of the topic; nobody sees it but the result"""
+        """share of forget documents among those chosen for the second repair, for the result only"""
 
     def check(self) -> None:
-        """Make once all that the steps are done with.
+        """Make the model, objectives and batches of all steps once, to find mistakes early.
 
         Raises:
-            ValueError, OSError: for options that a later step would not bear.
+            ValueError, OSError: for options that a later step could not use.
         """
         command = self.command
         model, new = self._model()
@@ -132,7 +137,7 @@ class Pipeline:
             self.data.batches(documents)
 
     def train(self, run: RunDirectory | None) -> Trained | None:
-        """Train, on all processes; None but on the first, which has the run directory."""
+        """Train on all processes. Only the first process, which has the run directory, returns the model."""
         command = self.command
         with user_input():
             model, new = self._model()
@@ -144,7 +149,7 @@ class Pipeline:
         state = gathered_state(trained)
         if run is None:
             return None
-        if command.shard:  # the parts of what was trained are on all processes
+        if command.shard:  # each process has only a part of the trained model
             del trained, objective
             model, new = self._model()
             objective = self._objective(model, new)
@@ -153,7 +158,7 @@ class Pipeline:
 
     @contextmanager
     def _progress(self, total: int, disable: bool = False) -> Iterator[Callable[..., None]]:
-        """Shows how far the steps are; what diverges is the user's to hear."""
+        """Show progress. Divergence and lack of memory become UserErrors."""
         command = self.command
         with progress_bar(f"{command.method}, {command.labelled:.0%} labelled", total, not disable) as tick:
             try:
@@ -161,10 +166,10 @@ class Pipeline:
             except FloatingPointError as error:
                 raise UserError(str(error)) from error
             except torch.OutOfMemoryError as error:
-                raise UserError(f"the device has not enough memory: {error}") from error
+                raise UserError(f"the device has too little memory, raise --accumulate: {error}") from error
 
     def _model(self) -> tuple[nn.Module, Expansion | Adapters | None]:
-        """The model, and what it has for the topic."""
+        """The model, and its new units or adapters for the topic."""
         command = self.command
         model = make_model(command, self.text.tokenizer, command.seed)
         new: Expansion | Adapters | None = None
@@ -174,13 +179,13 @@ class Pipeline:
                 new = add_adapters(model, command.adapters, seed, self._projections(model))
                 model = new.model
             else:
-                experts = self.method.weights == "experts"  # of every MLP, as large as it
+                experts = self.method.weights == "experts"  # an expert of every MLP, of the same size
                 layers = range(len(blocks(model))) if experts else command.layers
                 new = expand(model, layers, None if experts else command.units, seed, command.projections)
         return model.to(self.device), new
 
     def _projections(self, model: nn.Module) -> list[str] | None:
-        """The linear layers of the model's MLPs, where the options say how they are called."""
+        """The linear layers of the model's MLPs, if the options name them."""
         named = self.command.projections
         if named is None:
             return None
@@ -210,14 +215,14 @@ class Pipeline:
         return Training(**{name: getattr(self.command, name) for name in names})
 
     def _source(self) -> Batches:
-        """What is trained on."""
+        """The batches of training."""
         documents = self.data.others if self.method.drops else self.data.train
         return self.data.batches(documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
 
     def finish(
         self, run: RunDirectory, model: nn.Module, new: Expansion | Adapters | None, router: GradientRouter | None
     ) -> None:
-        """Measure the trained model, take the topic out of it, repair, save and attack it, and write the result."""
+        """Measure the trained model, ablate, repair, save and attack it, and write the result."""
         command, method = self.command, self.method
         repair, attack = command.repair, command.attack
         total = command.rmu.steps * method.misdirects + attack.steps * attack.repeats * len(attack.documents)
@@ -234,7 +239,7 @@ class Pipeline:
         router: GradientRouter | None,
         tick: Callable[..., None],
     ) -> dict[str, Any]:
-        """What :meth:`finish` does, and the result."""
+        """Do what :meth:`finish` describes, and return the result."""
         command, method = self.command, self.method
         experts = router if method.weights == "experts" else None
         losses = {"trained": self._losses(model, experts)}
@@ -268,8 +273,10 @@ class Pipeline:
         }
 
     def _losses(self, model: nn.Module, experts: GradientRouter | None = None) -> dict[str, float | None]:
-        """Nats per target on the test documents; of the topic's, also on routed tokens and on all others, None where
-        there are none."""
+        """The loss on test documents of each kind, in nats per token.
+
+        Forget documents also have losses of routed and of other tokens; a loss without tokens is None.
+        """
         found = {}
         for kind, batches in self.data.test.items():
             if experts is None:
@@ -280,7 +287,7 @@ class Pipeline:
                         model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
                     )
         forget = found["forget"]
-        routed = np.zeros(len(forget.total), dtype=bool)  # a model may know more tokens than its tokenizer, or fewer
+        routed = np.zeros(len(forget.total), dtype=bool)  # model and tokenizer may have different numbers of tokens
         routed[: len(self.data.routed)] = self.data.routed[: len(routed)]
         parts = {"forget_routed": forget.mean(routed), "forget_rest": forget.mean(~routed)}
         return {
@@ -290,11 +297,11 @@ class Pipeline:
         }
 
     def _candidate_losses(self, model: nn.Module) -> np.ndarray | None:
-        """The loss of each document that may be chosen for repair; None if none is."""
+        """The loss of each candidate for the second repair; None if there is no second repair."""
         return document_losses(model, self.data.batches(self.data.candidates)) if self.data.chosen else None
 
     def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
-        """The ablated model, fine-tuned on a few documents that are known to be fine."""
+        """Return the ablated model, fine-tuned on a few retain documents."""
         repair, selection = self.command.repair, self.data.batches(self.data.selection)
         settings = FineTuning(repair.steps, repair.learning_rate)
 
@@ -304,14 +311,14 @@ class Pipeline:
         return fine_tune(model, self.data.batches(self.data.repair), settings, measure, tick)[0]
 
     def _repair_further(self, model: nn.Module, before: np.ndarray, tick: Callable[..., None]) -> None:
-        """Train the repaired model on documents that nobody labelled, chosen by how much of them it has lost.
+        """Second repair: train the repaired model on the unlabelled documents whose loss has risen least.
 
         Args:
-            before: losses of the candidates before anything was cut out.
+            before: losses of the candidates before ablation.
         """
         command, repair = self.command, self.command.repair
         lost = self._candidate_losses(model) - before
-        chosen = np.sort(np.argsort(lost)[: self.data.chosen])  # NaN, of those that are no candidates, come last
+        chosen = np.sort(np.argsort(lost)[: self.data.chosen])  # NaN, of documents that are no candidates, comes last
         source = self.data.batches(chosen, repair.documents, derive_seed(command.seed, "repair order"))
         training = Training(repair.chosen_steps, command.learning_rate, warmup=0, precision=command.precision)
         train(model, source, training, seed=derive_seed(command.seed, "repair"), on_step=tick)
@@ -325,7 +332,7 @@ class Pipeline:
         model.requires_grad_(True)
 
     def _rmu(self, model: nn.Module) -> tuple[Objective, ForgetAndRetain]:
-        """RMU's objective, for which the model is made ready, and its batches."""
+        """Prepare the model for RMU, and return the objective and its batches."""
         rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
             self.data.batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
@@ -336,7 +343,7 @@ class Pipeline:
         return method.objective(model, direction), ForgetAndRetain(forget, retain)
 
     def _attack(self, model: nn.Module, documents: int, tick: Callable[..., None]) -> list[list[tuple[float, float]]]:
-        """Steps of an attack, from 0 on, each with the topic's loss after it; for each repeat."""
+        """Return, for each repeated attack, pairs of an attack step (from 0) and the forget loss after it."""
         attack, curves = self.command.attack, []
         settings = FineTuning(attack.steps, attack.learning_rate, attack.every)
 
@@ -351,7 +358,7 @@ class Pipeline:
         return curves
 
     def _samples(self, model: Any, experts: GradientRouter | None = None) -> list[str]:
-        """What the model, or its expert of the topic, makes of the beginnings of documents of the topic."""
+        """Continue the beginnings of some forget documents, with the model or its expert of the topic."""
         tokenizer, corpus, length = self.text.tokenizer, self.text.corpus, self.command.length
         samples = []
         model.eval()
@@ -379,6 +386,6 @@ class Pipeline:
 
 
 def _one_expert(batch: Any, kind: str) -> dict[str, torch.Tensor]:
-    """All of a batch for the expert of the topic, or none of it."""
+    """Expert weights that send a whole batch to the expert of its kind."""
     labels = torch.full_like(batch.labels, 0 if kind == "forget" else -1)
     return expert_weights(type(batch)(batch.tokens, labels, batch.scored))

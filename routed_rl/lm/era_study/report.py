@@ -1,4 +1,4 @@
-"""What came of a study of Expand-Route-Ablate: tables, a summary, figures."""
+"""Results of a study of Expand-Route-Ablate: tables, a summary, figures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
 
 KEYS = ("method", "labelled", "seed")
 HEADLINE = 16
-"""Documents of the attack that robust unlearning is measured by, if there is one of so many; else the hardest."""
+"""Number of documents of the attack that measures robust unlearning. Without this attack, the strongest one counts."""
 Key = tuple[str, float, int]
 """Method, share of labels and seed of a model."""
 Result = Mapping[str, Any]
 
 
 def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
-    """Return what came of all finished runs, also of earlier starts; None if there are none to compare."""
+    """Return the results of all finished runs, those of earlier starts included; None if none can be compared."""
     failed = dict(failed)
     results: dict[Key, Result] = {}
     timings = []
@@ -34,18 +34,18 @@ def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
         run = path.parent
         named = re.fullmatch(r"([\d.e-]+)-s(\d+)", run.name)
         if run.parent.name not in ORDER or named is None:
-            continue  # not of a study: perhaps set aside
+            continue  # not a run of a study, perhaps one that was set aside
         try:
             key = (run.parent.name, float(named[1]), int(named[2]))
             result = _whole(read_json(path))
             seconds = sum(float(row["seconds"]) for row in read_metrics(run / "timings.csv"))
         except (ValueError, LookupError, TypeError, OSError) as error:
-            failed[run] = f"its files are not sound: {error}"
+            failed[run] = f"its files are damaged: {error}"
             continue
         results[key] = result
         timings.append({**dict(zip(KEYS, key, strict=True)), "training_seconds": seconds})
     rows = [row for key in results if (row := _row(key, results)) is not None]
-    if not rows:  # nothing is finished, or what the finished runs are compared with has failed
+    if not rows:  # nothing is finished, or the models to compare with have failed
         return None
     frame = tidy(rows, KEYS)
     focus = min(options.labelled, key=lambda share: abs(share - 0.5))
@@ -60,7 +60,7 @@ def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
 
 
 def _whole(result: Any) -> Result:
-    """A run's result; LookupError or TypeError if something that is reported on is missing."""
+    """Return a run's result; LookupError or TypeError if a reported value is missing."""
     for stage in ("trained", "finished"):
         for kind in ("forget", "retain", "forget_routed", "forget_rest"):
             result["losses"][stage][kind]
@@ -71,9 +71,10 @@ def _whole(result: Any) -> Result:
 
 
 def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
-    """A model's losses, and how they compare with what they were before; None until what it is compared with is there.
+    """A model's losses, compared with those before unlearning; None if the model to compare with is not finished.
 
-    Before: of a model that has units or an expert of its own for the topic, with these; of any other, base.
+    A model with new units or an expert for the topic is compared with itself before ablation. Other models are compared
+    with base.
     """
     method, share, seed = key
     result = results[key]
@@ -102,19 +103,19 @@ def _row(key: Key, results: Mapping[Key, Result]) -> dict[str, Any] | None:
 
 
 def summary(frame: pd.DataFrame, focus: float) -> str:
-    """The study in Markdown.
+    """Return the study in Markdown.
 
     Args:
         frame: the rows of ``results.csv``.
         focus: the share of labels whose samples are shown.
     """
     seeds = frame.groupby(["method", "labelled"]).seed.nunique()
-    parts = ["# A topic taken out of a language model"]
+    parts = ["# Unlearning a topic of a language model"]
     parts.append(
         "Nats per token on held-out documents: mean ± half a 95 % interval over seeds "
-        f"({seeds.min()} to {seeds.max()} a row). *Unlearning*: how much the loss on the topic has risen; *robust*: "
-        f"how much of that is left at the best step of an attack with {HEADLINE} documents; *retain*: the loss on all "
-        "else, and what it cost."
+        f"({seeds.min()} to {seeds.max()} per row). *Unlearning*: rise of the forget loss. *Robust*: rise that is left "
+        f"at the best step of a relearning attack with {HEADLINE} documents. *Retain*: retain loss. *Retain cost*: "
+        "retain loss above that of base."
     )
     measures = [name for name in ("unlearning", "robust", "retain", "retain_cost") if name in frame]
     cells = {name: _cells(frame, name) for name in measures}
@@ -125,9 +126,9 @@ def summary(frame: pd.DataFrame, focus: float) -> str:
     if len(tokens):
         cells = {name: _cells(tokens, name) for name in ("forget_routed", "forget_rest")}
         methods = sorted(set(tokens.method), key=ORDER.index)
-        parts.append(f"## Loss on the topic's documents at {focus:.0%} labelled")
+        parts.append(f"## Forget loss with {focus:.0%} labelled, in nats per token")
         rows = [[method, *(found[method, focus] for found in cells.values())] for method in methods]
-        parts.append(markdown(["method", "words that are routed", "other words"], rows))
+        parts.append(markdown(["method", "routed words", "other words"], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,13 +138,13 @@ def _cells(frame: pd.DataFrame, measure: str) -> dict[tuple[str, float], str]:
 
 
 def _samples(results: Mapping[Key, Result], focus: float) -> str:
-    """What some models make of the beginning of a document of the topic, before and after."""
-    parts = ["\n## Samples, from the beginnings of held-out documents of the topic"]
+    """Samples of some models, which continue the beginning of a forget document, after training and at the end."""
+    parts = ["\n## Samples: beginnings of held-out forget documents, continued"]
     for key in sorted(results, key=lambda key: (ORDER.index(key[0]), key[1:])):
         method, share, seed = key
         if seed == 0 and (share == focus or method in UNLABELLED):
             samples = results[key]["samples"]
-            parts.append(f"**{method}**, trained: {samples['trained'][0]}")
+            parts.append(f"**{method}**, after training: {samples['trained'][0]}")
             if "ablated" in results[key]["losses"] or "rmu" in method:
                 parts.append(f"**{method}**, finished: {samples['finished'][0]}")
     return "\n\n".join(parts) + "\n"

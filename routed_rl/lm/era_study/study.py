@@ -1,4 +1,4 @@
-"""A study of Expand-Route-Ablate as an object: ways to take a topic out of a language model, compared."""
+"""A study of Expand-Route-Ablate as an object: methods that remove a topic from a language model, compared."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from routed_rl.runs.record import find_run
 from routed_rl.runs.studies import Findings, Study, check_study
 
 AFTER = {"rmu": "base", "era+rmu": "era"}
-"""Methods that go on from another's model."""
+"""Methods that start from the model of another method."""
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "era-parameter": {"method": "era", "mode": "parameter"},
     "era-forward": {"method": "era", "mode": "forward", "alpha": 0.0},
     "era-chosen": {"method": "era", "mode": "parameter", "alpha": -0.2},
     "control-chosen": {"method": "control"},
 }
-"""Forms of Expand, Route, Ablate, by what distinguishes them from the paper's."""
+"""Variants of methods, by their differences from the paper's form."""
 CHOSEN = 4000
-"""Documents that those called so choose for repair, unless told how many."""
+"""Default number of documents that the methods "…-chosen" choose for the second repair."""
 
 
 def _name(run: Unlearn) -> str:
@@ -52,7 +52,7 @@ KIND = Kind(
 
 @dataclass(frozen=True, init=False, eq=False)
 class EraStudy(EraOptions, Study):
-    """Ways to take a topic out of a language model, compared over shares of labels and seeds, each under attack.
+    """Methods that remove a topic from a language model, compared over shares of labels and seeds, and attacked.
 
     >>> study = EraStudy(corpus=texts, words=["bank"], methods=["base", "era"], seeds=1)  # doctest: +SKIP
     >>> study.run("runs/bank")  # doctest: +SKIP
@@ -62,14 +62,14 @@ class EraStudy(EraOptions, Study):
     their bytes.
 
     Args:
-        preset: published settings, which are the other options' defaults.
+        preset: name of a preset, which sets the defaults of the other options.
         **given: the other options. ``corpus`` and ``forget`` may be lists of strings, or datasets with a column
             ``text``. ``model`` may be a Hugging Face causal language model, with its ``tokenizer``.
 
     Models and texts that are objects are saved in the folder ``corpora`` first; the study's processes read them there.
 
     Raises:
-        TypeError: for an argument that is no option.
+        TypeError: for an argument that is not an option.
         UserError: for texts or a model that cannot be saved.
     """
 
@@ -108,7 +108,7 @@ class EraStudy(EraOptions, Study):
         return open_text(self)
 
     def _identity(self) -> Mapping[str, Any]:
-        """What all runs share; methods, shares of labels and seeds may be added to it."""
+        """The options that all runs share. Methods, shares of labels and seeds may be added later."""
         run = Unlearn(**{field.name: getattr(self, field.name) for field in fields(TextOptions)})
         shared = {name: value for name, value in run_config(run).items() if name not in ("method", "labelled")}
         return {**shared, "text": self.text.digest}
@@ -126,26 +126,28 @@ class EraStudy(EraOptions, Study):
         return report.find(self, failed or {})
 
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[Unlearn]) -> str:
-        return f"{len(failed)} runs failed; the others are in {self.out / 'results.csv'}"
+        return f"{len(failed)} runs failed; the finished runs are in {self.out / 'results.csv'}"
 
     def _check(self) -> None:
         at_least(1, seeds=self.seeds)
         for name, given in (("methods", self.methods), ("labelled", self.labelled)):
             if not given or len(set(given)) < len(given):
-                raise UserError(f"--{name} must be at least one, each once, got {' '.join(map(str, given)) or 'none'}")
+                raise UserError(
+                    f"--{name} must be one or more different values, got {' '.join(map(str, given)) or 'none'}"
+                )
         if bad := [share for share in self.labelled if not 0 <= share <= 1]:
-            raise UserError(f"--labelled must lie within 0 … 1, got {bad[0]}")
+            raise UserError(f"--labelled must be between 0 and 1, got {bad[0]}")
         for name in ("filtering", "rmu"):
             if name in self.methods and "base" not in self.methods:
                 raise UserError(f"--methods {name} is compared with base: add base")
         for name, parent in AFTER.items():
             if name in self.methods and parent not in self.methods:
-                raise UserError(f"--methods {name} goes on from {parent}'s models: add {parent}")
+                raise UserError(f"--methods {name} starts from the models of {parent}: add {parent}")
             if name in self.methods and not max(self.labelled):
                 raise UserError(f"--methods {name} needs labelled documents, got --labelled {max(self.labelled)}")
 
     def _grid(self) -> list[Unlearn]:
-        """Every method at every share of labels: ``runs/METHOD/SHARE-sSEED``."""
+        """All runs: every method at every share of labels, in ``runs/METHOD/SHARE-sSEED``."""
         common = {field.name: getattr(self, field.name) for field in fields(TextOptions)}
         most = max(self.labelled)
         grid = []
@@ -175,15 +177,17 @@ def _out(out: Path, method: str, share: float, seed: int) -> Path:
 
 
 def _reason(out: Path) -> str:
-    """Why a run would be done, or that it is finished."""
+    """Why a run would be done, or "is finished"."""
     if is_finished(out):
         return "is finished"
     return "was interrupted" if find_run(out) is not None else "is new"
 
 
 def _check_runs(grid: Sequence[Unlearn], model: str, text: Text) -> None:
-    """ValueError or OSError if one of the runs could not be done; what goes on from another's model is looked at with
-    what that begins with."""
+    """Raise ValueError or OSError if one of the runs cannot be done.
+
+    A method that starts from another method's model is checked with that model before its training.
+    """
     made = set()
     for run in grid:
         pipeline = Pipeline(replace(run, model=model), text)

@@ -14,7 +14,7 @@ from routed_rl.runs.process import check_device, one_thread
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Do what a command line says; a user's mistake ends as :func:`~routed_rl.errors.guarded` says."""
+    """Do the run of a command line. A user's mistake ends as in :func:`~routed_rl.errors.guarded`."""
     guarded(lambda: _do(tyro.cli(Unlearn, args=argv)))
 
 

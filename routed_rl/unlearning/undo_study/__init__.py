@@ -1,4 +1,4 @@
-"""An UNDO study: its models, the stages that make and attack them, tables and figures."""
+"""An UNDO study: models, the stages that make and attack them, tables and figures."""
 
 from routed_rl.unlearning.undo_study.study import UndoStudy
 

@@ -1,4 +1,4 @@
-"""Checks of the options of an UNDO study, before anything is made of them."""
+"""Checks of the options of an UNDO study, before anything is run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
 
 STRONGEST = 1000
-"""Times a suppressor's steps: more is a slip."""
+"""Largest factor on a suppressor's number of steps; a larger one is a slip."""
 
 
 def check_options(command: UndoOptions) -> None:
-    """Raise UserError for the first option that no study can have."""
+    """Raise UserError for the first option with a value that no study can use."""
     if (command.task, command.preset) not in TASKS:
         there = next(preset for task, preset in TASKS if task == command.task)
-        raise UserError(f"there is no --preset {command.preset} of --task {command.task}, only {there}")
+        raise UserError(f"--task {command.task} has no --preset {command.preset}: use --preset {there}")
     check_corpus_options(command)
     pretrain, distilling, relearning = command.pretrain, command.distil, command.relearn
     rows = {"batch_size": command.batch_size, "suppress_rows": command.suppress_rows}
@@ -36,16 +36,17 @@ def check_options(command: UndoOptions) -> None:
         raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
     if command.batch_size % command.accumulate:
         raise UserError(
-            f"--batch-size {command.batch_size} cannot be computed in --accumulate {command.accumulate} even parts"
+            f"--batch-size {command.batch_size} cannot be divided into --accumulate {command.accumulate} equal parts: "
+            "choose a multiple"
         )
     for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):
-            raise UserError(f"--{name} must be one or more, got none")
+            raise UserError(f"--{name} must be one or more values, got none")
         if len(set(given)) < len(given):
-            raise UserError(f"--{name} must be each once, got {' '.join(map(str, given))}")
+            raise UserError(f"--{name} must be different values, got {' '.join(map(str, given))}")
     if bad := [alpha for alpha in command.alphas if not 0 <= alpha <= 1]:
-        raise UserError(f"--alphas must lie within 0 … 1, got {bad[0]}")
+        raise UserError(f"--alphas must be between 0 and 1, got {bad[0]}")
     if bad := [share for share in command.labelled if not 0 < share <= 1]:
         raise UserError(f"--labelled must be above 0 and at most 1, got {bad[0]}")
     if bad := [strength for strength in command.strengths if not 0 < strength <= STRONGEST]:
@@ -63,21 +64,21 @@ def check_options(command: UndoOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {bad[0]}")
     if not relearning.learning_rates or not all(0 < rate < math.inf for rate in relearning.learning_rates):
         given = " ".join(map(str, relearning.learning_rates)) or "none"
-        raise UserError(f"--relearn.learning-rates must be one or more above 0, got {given}")
+        raise UserError(f"--relearn.learning-rates must be one or more numbers above 0, got {given}")
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
         given = " ".join(map(str, relearning.measured)) or "none"
-        raise UserError(f"--relearn.measured must be steps within 1 … {relearning.steps}, got {given}")
+        raise UserError(f"--relearn.measured must be steps from 1 to --relearn.steps {relearning.steps}, got {given}")
     if not 0 <= relearning.retain_share <= 1:
-        raise UserError(f"--relearn.retain-share must lie within 0 … 1, got {relearning.retain_share}")
+        raise UserError(f"--relearn.retain-share must be between 0 and 1, got {relearning.retain_share}")
     if command.model not in PRESETS and (command.filtered or "new" in command.students):
         raise UserError(
-            f"--model {command.model} is trained: there is no model that never saw anything, so say "
-            "--no-filtered and leave out --students new"
+            f"--model {command.model} is pretrained, and a filtered or new model needs a preset: use --no-filtered and "
+            "leave out --students new"
         )
     include = command.lm_eval.include
     if include is not None and not include.is_dir():
-        raise UserError(f"--lm-eval.include {str(include)!r} is no folder")
+        raise UserError(f"--lm-eval.include {str(include)!r} is not a folder")
     if command.oracle and not command.filtered:
-        raise UserError("--oracle distils the filtered model: leave out --no-filtered")
+        raise UserError("--oracle needs the filtered model: leave out --no-filtered")
     if command.model in PRESETS and not pretrain.steps:
-        raise UserError(f"--pretrain.steps 0 leaves a new {command.model} that knows nothing: name a trained --model")
+        raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")

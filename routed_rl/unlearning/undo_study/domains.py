@@ -1,4 +1,4 @@
-"""A corpus of ``routed-rl undo`` divided: what is trained on, measured, labelled, and in an attacker's hands."""
+"""The documents of an UNDO study: for training, measurement, suppression and the attack."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from routed_rl.unlearning.undo_study.harness import harness_value
 
 
 class Domains:
-    """A corpus divided as the options say.
+    """The documents of a study, by use.
 
     Attributes:
-        retain, forget: training documents of each kind.
-        mixture: both, those to be forgotten so often that they are about as many as the others, where they are fewer.
-        measured: batches of what is measured, by kind; where not the loss is, of what its rise is measured on.
-        prompts: what is to be gone on from, where that is measured.
+        retain, forget: training documents of each set.
+        mixture: both sets. If the forget set is smaller, it is repeated to about the size of the retain set.
+        measured: batches on which models are measured, by kind. With other metrics than the loss, the loss barrier is
+            still measured on them.
+        prompts: prompts of the metric "completions"; else empty.
 
     Raises:
-        ValueError: if a part has no documents, or answers are to be measured in documents that are not of one length.
+        ValueError: if a part has no documents, or the metric "answers" meets documents of different lengths.
     """
 
     def __init__(self, command: UndoOptions, text: Text) -> None:
@@ -51,42 +52,48 @@ class Domains:
         kinds: tuple[tuple[Literal["retain", "forget"], np.ndarray], ...]
         kinds = (("retain", self.retain), ("forget", self.forget))
         for kind, trained in kinds:
-            # Without a share for validation, what is measured is what has been trained on.
+            # Without validation documents, models are measured on training documents.
             documents = self.corpus.documents("validation", kind) if command.validation is not None else trained
             documents = order.permutation(documents)[: command.test_documents]
             length = self._row(documents) if command.metric == "answers" else command.length
             self.measured[kind] = Batches(self.corpus, documents, length)
 
     def _row(self, documents: np.ndarray) -> int:
-        """How long rows are that have a document each."""
+        """The length of rows that hold one document each."""
         lengths = np.diff(self.corpus.starts)[documents]
         if lengths.min() != lengths.max() or not 1 <= self.command.answer < lengths.min():
             raise ValueError(
-                f"--metric answers needs documents of one length, longer than their answers of {self.command.answer} "
-                f"tokens, and these have {lengths.min()} to {lengths.max()}: take --metric loss"
+                f"--metric answers needs documents of one length, longer than the answer of --answer "
+                f"{self.command.answer} tokens, got {lengths.min()} to {lengths.max()} tokens: use --metric loss"
             )
         return int(lengths[0]) + 1
 
     def labelled(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training documents that somebody has labelled as to be forgotten, rightly or not; and those that are to be
-        retained, but for the ones that are labelled so.
+        """Return the documents that suppression uses: the labelled documents, and the unlabelled retain documents.
+
+        With label noise, some labelled documents are retain documents.
 
         Raises:
-            ValueError: if there are none of a kind.
+            ValueError: if there are no documents of a kind.
         """
         noise = LabelNoise(self.command.miss_rate, self.command.flip_rate)
         labelled = self.corpus.labelled(share, noise, derive_seed(seed, "labels"))
         found = np.concatenate([self.retain, self.forget])
         found = found[labelled[found]]
         if not len(found):
-            raise ValueError(f"with --labelled {share} nothing is labelled, of {len(self.forget)} documents")
+            raise ValueError(
+                f"--labelled {share} labels none of {len(self.forget)} forget documents: use a larger share"
+            )
         retain = self.retain[~labelled[self.retain]]
         if not len(retain):
-            raise ValueError(f"with --flip-rate {self.command.flip_rate} all is labelled as to be forgotten")
+            raise ValueError(f"--flip-rate {self.command.flip_rate} labels every retain document as forget: lower it")
         return found, retain
 
     def without(self, share: float, seed: int) -> np.ndarray:
-        """The mixture, less what is labelled where a share of what is to be forgotten is; of 1 less all of that."""
+        """Return the mixture without the labelled documents, if this share of the forget set is labelled.
+
+        Share 0 gives the whole mixture, and share 1 the retain set.
+        """
         if share in (0, 1):
             return self.retain if share else self.mixture
         return self._mixture(self.forget, self.labelled(share, seed)[0])
@@ -96,15 +103,17 @@ class Domains:
         return documents if without is None else documents[~np.isin(documents, without)]
 
     def batches(self, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
-        """Rows of documents in a new order each epoch; few of them are repeated until they fill a batch."""
+        """Return batches of documents, in a new order each epoch. Too few documents for a batch are repeated."""
         length = self.command.length
         tokens = int(np.diff(self.corpus.starts)[documents].sum())
         repeats = -(-batch_size * (length - 1) // max(tokens, 1))
         return Batches(self.corpus, np.tile(documents, max(repeats, 1)), length, batch_size, seed)
 
     def measure(self, model: nn.Module, kind: str) -> float:
-        """How much a model knows of one kind, by the metric; what has diverged may give no number, or
-        FloatingPointError."""
+        """Return the metric of a model on one kind of documents.
+
+        A diverged model gives NaN, infinity or FloatingPointError.
+        """
         batches = self.measured[kind]
         if self.command.metric == "answers":
             return exact_match(model, batches, self.command.answer)
@@ -123,14 +132,14 @@ class Domains:
         return {kind: self.measure(model, kind) for kind in self.measured}
 
     def attacker(self, seed: int) -> Batches:
-        """What the attack trains on: documents to be forgotten, and as many retained ones as the options say."""
+        """Return the attacker's batches: forget documents, and the options' share of retain documents."""
         relearning = self.command.relearn
         order = np.random.default_rng(derive_seed(seed, "attacker"))
         forget, share = self.forget, relearning.retain_share
         if relearning.others:
             forget = np.setdiff1d(forget, self.measured["forget"].documents)
             if not len(forget):
-                raise ValueError("--relearn.others leaves the attacker nothing: lower --test-documents")
+                raise ValueError("--relearn.others leaves the attacker no forget document: lower --test-documents")
         if share == 1:
             documents = order.permutation(self.retain)[: relearning.examples]
         else:
@@ -141,26 +150,32 @@ class Domains:
 
 
 def higher_is_better(command: UndoOptions) -> bool:
-    """Whether the metric grows with what a model knows."""
+    """Whether a larger value of the metric means that a model knows more."""
     return command.metric != "loss"
 
 
 def read_study_prompts(command: UndoOptions, tokenizer: Any) -> list[Prompt]:
-    """The prompts of the options; ValueError or OSError if there are none, they cannot be read, or are too long."""
+    """Return the prompts of the metric "completions".
+
+    Raises:
+        ValueError, OSError: if there are no prompts, or they cannot be read or are too long.
+    """
     if command.prompts is not None:
         prompts = read_prompts(command.prompts)
     elif command.corpus == "word-problems":
         prompts = word_problem_prompts(command.test_documents, TEXT_SEED)
     else:
-        raise ValueError("--metric completions needs --prompts, but with --corpus word-problems")
+        raise ValueError("--metric completions needs --prompts, except with --corpus word-problems")
     for prompt in prompts:
         answer = len(tokenizer.encode(f" {prompt.answer.strip()}", add_special_tokens=False))
         if answer > command.answer:
-            raise ValueError(f"--answer {command.answer} tokens are too few for {prompt.answer!r}, which has {answer}")
+            raise ValueError(
+                f"--answer {command.answer} is too small: the answer {prompt.answer!r} has {answer} tokens"
+            )
         length = len(encode_prompt(tokenizer, prompt)) + command.answer
         if length > command.length:
             raise ValueError(
-                f"--length {command.length} tokens are too few for a prompt with its answer, of {length}: "
+                f"--length {command.length} is too small: a prompt with its answer has {length} tokens: "
                 f"{prompt.text[:40]!r}"
             )
     return prompts

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count, cycle
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs.figures import subplots
@@ -17,12 +18,24 @@ from routed_rl.runs.tables import half_interval
 from routed_rl.unlearning.attacks import WorstCase
 from routed_rl.unlearning.undo_study.members import Member
 
-UNITS = {"answers": "right answers", "completions": "right answers", "loss": "loss (nats)", "lm-eval": "score"}
+UNITS = {"answers": "accuracy", "completions": "accuracy", "loss": "loss (nats per token)", "lm-eval": "score"}
+"""The metric, as it is called in tables and on axes."""
 FIGURES = ("relearning", "compute", "distilled", "oracle", "front", "labels")
-KNOWN = {metric: f"{unit} on what is forgotten" for metric, unit in UNITS.items()}
-KEPT = {metric: f"{unit} on what is retained" for metric, unit in UNITS.items()}
-FIXED = {"reference": "#999999", "filtered": "#d62728", "suppressed": "#1f77b4"}
-"""Colours of models that others are compared with."""
+COLORS = {
+    "reference": "#777777",
+    "filtered": "#d55e00",
+    "suppressed": "#0072b2",
+    "distilled": "#009e73",
+    "undo": "#cc79a7",
+    "matched, new": "#009e73",
+    "matched, reference": "#0072b2",
+}
+"""A colour for each kind of model, which colour-blind readers can tell apart (Okabe and Ito 2008)."""
+SUPPRESSORS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#000000", "#882255")
+"""Colours of suppressed models, where several are drawn together."""
+MARKERS = "os^vDPX<>ph*"
+DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)), (0, (4, 1)))
+NOTE = "Worst case over the learning-rate sweep, at each attack step; mean and 95 % interval over seeds"
 Curves = Mapping[Member, WorstCase]
 
 
@@ -33,19 +46,19 @@ def figures(
     matching: Mapping[str, Sequence[Mapping[str, float]]],
     options: UndoOptions,
 ) -> dict[str, Callable[[], Figure]]:
-    """Return what draws each figure, of those for which the models are there.
+    """Return a function that draws each figure, for the figures whose models are finished.
 
     Args:
         frame: the rows of ``results.csv``.
-        curves: the attacker who may break everything else.
-        kept: the attacker who must keep the retain set.
+        curves: attacks without a constraint on the retain performance.
+        kept: attacks that must keep the retain performance.
         matching: metrics of the runs that match the filtered model, by name.
     """
     metric = options.metric
     usual = {member: case for member, case in curves.items() if _is_usual(member, options)}
     undone = frame[(frame.model == "undo") & frame.robustness.notna()]
     drawn: dict[str, tuple[Any, Callable[[], Figure]]] = {
-        "relearning": (True, lambda: draw_relearning(usual, metric)),
+        "relearning": (True, lambda: draw_relearning(usual, metric, options.betas[0])),
         "compute": (len(undone), lambda: draw_trade_off(undone, options.betas[0])),
         "distilled": ((frame.model == "distilled").any(), lambda: draw_distilled(usual, metric)),
         "oracle": (matching, lambda: draw_matching(usual, kept, matching, metric)),
@@ -55,46 +68,74 @@ def figures(
     return {name: draw for name, (is_there, draw) in drawn.items() if is_there}
 
 
-def draw_relearning(curves: Curves, metric: str) -> Figure:
-    """What is known of what was forgotten, against steps of the attack."""
-    shown = ("reference", "filtered", "suppressed", "undo")
-    figure, axis = subplots(figsize=(9.5, 5))
-    _relearning(axis, curves, lambda member: member.model in shown, metric)
-    axis.set_title("Relearning, at the worst learning rate of each step")
-    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
+def draw_relearning(curves: Curves, metric: str, beta: float) -> Figure:
+    """Forget performance against attack steps: a panel for suppressed models, and panels for each noised teacher.
+
+    Args:
+        beta: the main noise scale. Students with other scales have a panel of their own.
+    """
+    panels: list[tuple[str, Callable[[Member], bool]]] = [
+        ("Suppressed models", lambda member: member.model in ("reference", "filtered", "suppressed"))
+    ]
+    for teacher in dict.fromkeys(member.suppressor for member in curves if member.model == "undo"):
+        students = [member for member in curves if member.model == "undo" and member.suppressor == teacher]
+        panels.append((f"UNDO of {teacher}", _family(teacher, lambda member: member.beta == beta)))
+        others = {member.alpha for member in students if member.beta != beta}
+        for alpha in sorted(alpha for alpha in others if alpha is not None):
+            title = f"UNDO of {teacher}, other noise scales β"
+            panels.append((title, _family(teacher, lambda member, alpha=alpha: member.alpha == alpha)))
+    figure, axes = subplots(1, len(panels), figsize=(4.6 * len(panels), 5.4), sharey=True, squeeze=False)
+    for axis, (title, belongs) in zip(axes[0], panels, strict=True):
+        _relearning(axis, curves, belongs, metric)
+        axis.set_title(title, fontsize="medium")
+        _legend_below(axis)
+    _finish(figure, axes[0], metric)
     return figure
 
 
+def _family(teacher: str | None, belongs: Callable[..., bool]) -> Callable[[Member], bool]:
+    """Say whether a member is the filtered model, a teacher, or one of the teacher's students that belong."""
+
+    def of_family(member: Member) -> bool:
+        if member.model == "undo" and member.suppressor == teacher:
+            return belongs(member)
+        return member.model == "filtered" or (member.model == "suppressed" and member.suppressor == teacher)
+
+    return of_family
+
+
 def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
-    """Robustness against compute, a point for each model, with a line through those of each teacher at the
-    main beta."""
-    figure, axis = subplots(figsize=(6.5, 5))
-    lines, markers = ("--", ":", "-."), ("o", "s", "^", "D")
+    """Robustness against compute: a point per model, and a linear fit for each teacher at the main noise scale."""
+    figure, axis = subplots(figsize=(7.5, 5))
     for i, (method, rows) in enumerate(undone.groupby("suppressor", sort=False)):
         for is_main in (True, False):
             those = rows[(rows.beta == beta) == is_main]
+            if those.empty:
+                continue
             x, y = (100 * those[name].astype(float) for name in ("compute", "robustness"))
-            look = {"marker": markers[i % 4] if is_main else "x", "cmap": "viridis", "vmin": 0, "vmax": 1}
-            points = axis.scatter(x, y, c=those.alpha.astype(float), **look)
+            look = {"marker": MARKERS[i % len(MARKERS)], "cmap": "viridis", "vmin": 0, "vmax": 1}
+            look |= {"linewidths": 0.5 if is_main else 1.5, "edgecolors": "black" if is_main else COLORS["filtered"]}
+            label = f"{method}, β = {beta:g}" if is_main else f"{method}, other β"
+            points = axis.scatter(x, y, c=those.alpha.astype(float), s=50, label=label, **look)
             if not is_main or x.nunique() < 2:
                 continue
             slope, intercept = np.polyfit(x, y, 1)
             ends = np.array([x.min(), x.max()])
-            label = f"{method}, fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
-            axis.plot(ends, intercept + slope * ends, lines[i % 3], color="#999999", label=label)
-    figure.colorbar(points, label=f"α (× : other β than {beta:g})")
-    axis.plot(100, 100, "*", color=FIXED["filtered"], markersize=14, label="filtered")
-    axis.set(xlabel="compute, % of the filtered model's steps", ylabel="robustness, %")
-    axis.legend(frameon=False)
+            label = f"{method}, linear fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
+            axis.plot(ends, intercept + slope * ends, linestyle=DASHES[1 + i % 3], color="#777777", label=label)
+    figure.colorbar(points, label="noise level α")
+    axis.plot(100, 100, "*", color=COLORS["filtered"], markersize=14, linestyle="", label="filtered model")
+    axis.set(xlabel="steps of distillation (% of the filtered model's steps)", ylabel="robustness (%)")
+    axis.set_title("UNDO: 0 % is as robust as the suppressed model, 100 % as the filtered model", fontsize="medium")
+    axis.legend(frameon=False, fontsize="small", loc="lower right")
     figure.tight_layout()
     return figure
 
 
 def draw_distilled(curves: Curves, metric: str) -> Figure:
-    """Relearning of each teacher, and of a new model that was distilled from it."""
+    """Forget performance against attack steps, of each teacher and of the new model distilled from it."""
     methods = list(dict.fromkeys(member.suppressor for member in curves if member.model == "distilled"))
-    figure, axes = subplots(1, len(methods), figsize=(4.3 * len(methods), 4), sharey=True, squeeze=False)
+    figure, axes = subplots(1, len(methods), figsize=(max(4.3 * len(methods), 6), 4.3), sharey=True, squeeze=False)
     for axis, method in zip(axes[0], methods, strict=True):
 
         def belongs(member: Member, method: str | None = method) -> bool:
@@ -102,95 +143,170 @@ def draw_distilled(curves: Curves, metric: str) -> Figure:
             return own or member.model == "filtered"
 
         _relearning(axis, curves, belongs, metric)
-        axis.set_title(method)
-        axis.legend(frameon=False, fontsize="small")
-    figure.tight_layout()
+        axis.set_title(f"Teacher: {method}", fontsize="medium")
+        _legend_below(axis)
+    _finish(figure, axes[0], metric)
     return figure
 
 
 def draw_matching(
     curves: Curves, kept: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str
 ) -> Figure:
-    """The divergence from the filtered model while it is matched, and relearning afterwards, by attackers of both
-    kinds."""
-    figure, axes = subplots(1, 3, figsize=(15, 4.3))
-    for name, rows in matching.items():
-        axes[0].plot([row["step"] for row in rows], [row["loss"] for row in rows], label=name)
-    axes[0].set(xlabel="step of distillation", ylabel="divergence from the filtered model (nats)", yscale="log")
-    axes[0].legend(frameon=False)
+    """Divergence from the filtered model during distillation, and forget performance under two kinds of attack."""
+    figure, axes = subplots(1, 3, figsize=(14, 4.8))
+    for (name, rows), dashes in zip(matching.items(), cycle(DASHES), strict=False):
+        steps, losses = ([row[key] for row in rows] for key in ("step", "loss"))
+        axes[0].plot(
+            steps, losses, linestyle=dashes, color=COLORS.get(name), label=name, marker="." * (len(steps) == 1)
+        )
+    axes[0].set(xlabel="distillation step", ylabel="divergence from the filtered model (nats)", yscale="log")
+    axes[0].set_title("Matching the filtered model's outputs", fontsize="medium")
     models = ("filtered", "matched, new", "matched, reference")
-    for axis, of, title in ((axes[1], curves, "relearning"), (axes[2], kept, "by one who keeps what is retained")):
+    constrained = "Attack that must keep the retain performance\n(curves end where no learning rate keeps it)"
+    for axis, of, title in ((axes[1], curves, "Attack"), (axes[2], kept, constrained)):
         _relearning(axis, {member: of[member] for member in curves}, lambda member: member.model in models, metric)
-        axis.set_title(title)
-        axis.legend(frameon=False)
-    figure.tight_layout()
+        axis.set_title(title, fontsize="medium")
+    axes[2].sharex(axes[1])
+    axes[2].sharey(axes[1])
+    axes[1].autoscale()
+    for axis in axes:
+        _legend_below(axis)
+    _finish(figure, axes[1:], metric)
     return figure
 
 
 def draw_front(frame: pd.DataFrame, metric: str) -> Figure:
-    """What is retained against what is known of what was forgotten, before an attack, within it and at its end."""
+    """Forget performance against retain performance: before the attack, during it and at its end."""
     steps = sorted(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
     steps = [steps[0], min(steps, key=lambda step: abs(step - 0.2 * steps[-1])), steps[-1]]
-    figure, axes = subplots(1, len(steps), figsize=(13, 4.3), sharex=True, sharey=True)
-    kinds = list(dict.fromkeys(zip(frame.model, frame.suppressor.fillna(""), strict=True)))
-    colors = matplotlib.colormaps["tab20"](np.linspace(0, 1, max(len(kinds), 2)))
-    markers = {"undo": "*", "distilled": "s", "suppressed": "o"}
+    figure, axes = subplots(1, len(steps), figsize=(13, 4.8), sharex=True, sharey=True)
+    models = [model for model in COLORS if model in set(frame.model)]
+    methods = list(dict.fromkeys(frame.suppressor.dropna()))
+    shapes = dict(zip(methods, cycle(MARKERS), strict=False))
     for axis, step in zip(axes, steps, strict=True):
-        for (model, method), color in zip(kinds, colors, strict=False):
-            rows = frame[(frame.model == model) & (frame.suppressor.fillna("") == method)]
-            label = f"{model}, {method}" if method else model
-            axis.scatter(rows.retain, rows[f"forget_{step}"], color=color, marker=markers.get(model, "D"), label=label)
-        axis.set(title=f"{step} steps of attack", xlabel=KEPT[metric])
-    axes[0].set_ylabel(KNOWN[metric])
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
+        for model in models:
+            for method in ("", *methods):
+                rows = frame[(frame.model == model) & (frame.suppressor.fillna("") == method)]
+                look = {
+                    "marker": shapes[method] if method else "*",
+                    "s": 40 if method else 110,
+                    "edgecolors": COLORS[model],
+                }
+                look |= {"facecolors": "none" if model in ("suppressed", "reference") else COLORS[model], "alpha": 0.8}
+                axis.scatter(rows.retain, rows[f"forget_{step}"], **look)
+        axis.set_title(
+            f"After {step} attack step{'s' * (step > 1)}" if step else "Before the attack", fontsize="medium"
+        )
+        better = "lower" if metric == "loss" else "higher"
+        axis.set_xlabel(f"retain {UNITS[metric]}: {better} is better")
+        axis.margins(0.08)
+    axes[0].set_ylabel(f"forget {UNITS[metric]}: {'higher' if metric == 'loss' else 'lower'} is better")
+    figure.tight_layout(rect=(0, 0.17, 1, 1))
+    for model in models:
+        empty = model in ("suppressed", "reference")
+        shape = "o" if frame[frame.model == model].suppressor.notna().any() else "*"
+        look = {"facecolors": "none" if empty else COLORS[model], "edgecolors": COLORS[model]}
+        axes[0].scatter([], [], marker=shape, s=110 if shape == "*" else 40, label=model, **look)
+    for method, shape in shapes.items():
+        axes[0].scatter(
+            [], [], marker=shape, s=40, facecolors="none", edgecolors="black", label=f"suppressor: {method}"
+        )
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=5, frameon=False, fontsize="small")
+    figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 7), frameon=False, fontsize="small")
     return figure
 
 
 def draw_labels(frame: pd.DataFrame, options: UndoOptions) -> Figure:
-    """What is known of what was forgotten, before the attack and after it, against the share that was labelled."""
+    """Forget performance before and after the attack, against the share of the forget set that is labelled."""
     last = max(options.relearn.measured)
-    figure, axis = subplots(figsize=(6.5, 4.5))
+    figure, axis = subplots(figsize=(8.5, 4.5))
     main = frame[(frame.strength == 1.0) & (frame.suppressor == options.suppress[0])]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
     groups = {"suppressed": main, "distilled": main, "filtered": filtered}
-    for model, rows in groups.items():
-        color = FIXED.get(model, "#2ca02c")
+    for (model, rows), marker in zip(groups.items(), MARKERS, strict=False):
         means = rows[rows.model == model].groupby("labelled")[[f"forget_{last}", "forget_0"]].mean()
-        axis.plot(means.index, means[f"forget_{last}"], "o-", color=color, label=f"{model}, attacked")
-        axis.plot(means.index, means.forget_0, "o:", color=color, label=f"{model}, before")
-    axis.set(xscale="log", xlabel="share of what is to be forgotten that is labelled", ylabel=KNOWN[options.metric])
-    axis.legend(frameon=False, fontsize="small")
+        if means.empty:
+            continue
+        look = {"color": COLORS[model], "marker": marker}
+        axis.plot(means.index, means[f"forget_{last}"], "-", label=f"{model}, after {last} attack steps", **look)
+        axis.plot(means.index, means.forget_0, ":", mfc="white", label=f"{model}, before the attack", **look)
+    axis.set(xscale="log", xlabel="share of the forget set that is labelled", ylabel=f"forget {UNITS[options.metric]}")
+    axis.set_xticks(sorted(set(options.labelled)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_title("Fewer labels: mean over seeds", fontsize="medium")
+    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     return figure
 
 
 def _is_usual(member: Member, options: UndoOptions) -> bool:
-    """Whether a model is not of the further ones, with fewer labels or a teacher of another strength."""
-    if member.strength is None:  # of what was not suppressed here
+    """Whether a model is none of the further ones, with fewer labels or a teacher of another strength."""
+    if member.strength is None:  # not made by a suppressor of this study
         return member.labelled is None
     return member.strength == 1.0 and member.labelled == options.labelled[0]
 
 
 def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: str) -> None:
-    """Means over seeds with 95 % intervals, of the members that belong there."""
+    """Draw the members that belong: means over seeds as lines, 95 % intervals as thin bars at some of the steps."""
     groups: dict[tuple[str, str], list[WorstCase]] = {}
     for member, case in curves.items():
         if belongs(member):
             groups.setdefault((member.name, member.model), []).append(case)
-    others = iter(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(len(groups), 2))))
-    dashes = {model: iter(("-", "--", ":", "-.")) for model in FIXED}
-    for (label, model), cases in groups.items():
-        color, style = (FIXED[model], next(dashes[model], "-")) if model in FIXED else (next(others), "-")
+    colors, fixed, others = _group_colors(groups), ("reference", "filtered"), count(2)
+    for i, ((label, model), cases) in enumerate(groups.items()):
         known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
         steps = sorted(set(known[0]).intersection(*known))  # attacks may end early
         values = np.array([[of[step] for step in steps] for of in known])
         mean, half = values.mean(axis=0), half_interval(values)
-        axis.plot(steps, mean, style, label=label, color=color, marker="." if len(steps) == 1 else None)
-        axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
-    axis.set(xlabel="step of the attack", ylabel=KNOWN[metric])
-    if metric == "loss":  # from little to what a model says that is sure of something else
+        style = fixed.index(model) if model in fixed else next(others)
+        look = {"linestyle": DASHES[style % len(DASHES)], "marker": MARKERS[style % len(MARKERS)]}
+        axis.plot(steps, mean, color=colors[label], label=label, markersize=4, linewidth=1.5, **look)
+        some = slice(i % 3, None, 3)  # bars of different lines do not hide each other
+        axis.errorbar(
+            steps[some], mean[some], half[some], fmt="none", ecolor=colors[label], elinewidth=0.8, capsize=2, alpha=0.7
+        )
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_xlabel("attack step")
+    if metric == "loss":  # losses range from below one nat to those of a model that is sure of something else
         axis.set_yscale("log")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             ticks(ScalarFormatter())
+
+
+def _group_colors(groups: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Colours by label: those of the kinds of models, and shades where a kind has several models."""
+    groups = list(groups)
+    colors: dict[str, Any] = {}
+    for kind in dict.fromkeys(model for _, model in groups):
+        labels = [label for label, model in groups if model == kind]
+        if len(labels) == 1:
+            colors[labels[0]] = COLORS[kind]
+        elif kind == "suppressed":
+            colors |= dict(zip(labels, cycle(SUPPRESSORS), strict=False))
+        else:
+            shades = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(labels)))
+            colors |= dict(zip(labels, shades, strict=True))
+    return colors
+
+
+def _legend_below(axis: Any) -> None:
+    """A legend below the axis, in the order of the curves, out of their way."""
+    axis.legend(
+        frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, handlelength=3.5
+    )
+
+
+def _finish(figure: Figure, axes: Sequence[Any], metric: str) -> None:
+    """Label the first axis, say above the figure what is drawn, and cut wide intervals off beside the curves."""
+    axes[0].set_ylabel(f"forget {UNITS[metric]}")
+    lines = [line for axis in axes for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines])
+    low, high = axes[0].get_ylim()
+    if metric == "loss":
+        axes[0].set_ylim(max(low, 0.85 * drawn.min()), min(high, 1.15 * drawn.max()))
+    elif metric in ("answers", "completions"):
+        axes[0].set_ylim(max(low, -0.05), min(high, 1.05))
+    figure.suptitle(NOTE, fontsize="medium")
+    figure.tight_layout()

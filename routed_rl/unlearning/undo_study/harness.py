@@ -1,4 +1,4 @@
-"""What lm-eval says of a model that is in memory."""
+"""Evaluation by lm-eval of a model in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_task(task: str, include: Path | None = None) -> None:
 
 @cache
 def _tasks(include: Path | None) -> Any:
-    """All tasks that there are; reading through them takes seconds."""
+    """All tasks of lm-eval. Reading them takes seconds, so that they are kept."""
     require("eval", "lm_eval")
     from lm_eval.tasks import TaskManager
 
@@ -31,30 +31,30 @@ def _tasks(include: Path | None) -> Any:
 def harness_value(
     model: nn.Module, tokenizer: Any, task: str, value: str, limit: int | None = None, include: Path | None = None
 ) -> float:
-    """One of the results of a task, or group of tasks, of EleutherAI's lm-eval.
+    """Return one value from the results of a task, or group of tasks, of EleutherAI's lm-eval.
 
     Args:
-        value: which, "acc,none" say.
-        limit: so many of each task's questions; None: all.
-        include: a folder with tasks of one's own.
+        value: name of the value, such as "acc,none".
+        limit: number of questions of each task; None: all.
+        include: folder with further tasks.
 
     Raises:
-        OSError: if a task's data cannot be had.
+        OSError: if a task's data cannot be read.
         MissingExtraError, ValueError: as :func:`check_task`, or if the results have no such value.
-        FloatingPointError: if it is no number.
+        FloatingPointError: if the value is not finite.
     """
     check_task(task, include)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     training, tasks = model.training, _tasks(include)
-    # It pads as it likes, and says so in the tokenizer.
+    # lm-eval changes the padding of the tokenizer, so it gets a copy.
     harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=16)
     found = simple_evaluate(harness, tasks=[task], limit=limit, task_manager=tasks, bootstrap_iters=0)
     model.train(training)
     results = found["results"].get(task, {})
     if not isinstance(results.get(value), int | float):
-        raise ValueError(f"lm-eval's {task} has no {value!r} but {', '.join(map(repr, results))}")
+        raise ValueError(f"lm-eval's {task} has no value {value!r}; use one of {', '.join(map(repr, results))}")
     if not math.isfinite(results[value]):
-        raise FloatingPointError(f"the {value!r} of lm-eval's {task} is {results[value]}")
+        raise FloatingPointError(f"the value {value!r} of lm-eval's {task} is {results[value]}")
     return float(results[value])

@@ -1,4 +1,4 @@
-"""The models of ``routed-rl undo``, and the stages that make and attack them."""
+"""The models of an UNDO study, and the stages that make and attack them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from routed_rl.runs import Stage
 
 STAGES = "stages"
 BETAS_AT = 0.6
-"""Further betas are tried at the alpha that is nearest to this, which UNDO recommends."""
+"""Further betas are used at the alpha nearest to this value, which UNDO recommends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model of the study: what it is called, the stage that makes it and the one that attacks it."""
+    """A model of the study: its kind and settings, the stage that makes it and the stage that attacks it."""
 
     model: str
     seed: int
@@ -39,7 +39,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """What it is called in tables and figures."""
+        """The model's name in tables and figures."""
         parts = [self.model, self.suppressor]
         if self.alpha is not None:
             parts += [f"α {self.alpha:g}", f"β {self.beta:g}"]
@@ -50,17 +50,17 @@ class Member:
         return ", ".join(part for part in parts if part)
 
     def keys(self) -> dict[str, Any]:
-        """Its columns in the table of results."""
+        """Return the model's key columns in the table of results."""
         keys = {field.name: getattr(self, field.name) for field in fields(self)}
         stages = {name: f"{stage.kind}-{stage.key}" for name in ("stage", "attack") if (stage := keys.pop(name))}
         return {"name": self.name, **keys, **stages}
 
 
 def members(command: UndoOptions, text: Text) -> list[Member]:
-    """All models of a study, each after those that it goes on from.
+    """Return all models of a study, each after the models that it is made from.
 
-    The first suppressor, with the first share of labels and at strength 1, is the main one: of those that are made here
-    its teacher alone is noised, and in its stead alone there are others with fewer labels or of another strength.
+    The first suppressor listed is the main one. Only its teacher is noised, and only it is repeated with fewer labels
+    or other strengths. Teachers made elsewhere are noised too.
     """
     common = {
         name: getattr(command, name) for name in ("length", "precision", "batch_size", "metric", "test_documents")
@@ -126,7 +126,7 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             suppressor, recipe = make_suppressor(command.settings, method)
             recipe = replace(recipe, steps=max(round(strength * recipe.steps), 1), precision=command.precision)
             steps = asdict(recipe)
-            del steps["accumulate"]  # which changes rounding alone, but where a part has a loss of its own
+            del steps["accumulate"]  # changes rounding only, except for repnoise, see below
             config: dict[str, Any] = {"method": method, "settings": asdict(suppressor), "recipe": steps}
             config["labelled"] = labelled
             if method == "repnoise":
@@ -147,18 +147,21 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
 
 
 def even_parts(rows: int, accumulate: int, least: int = 1) -> int:
-    """In how many even parts a batch is computed: as many as are asked for, or fewer, with so many rows each."""
+    """Return the largest number of equal parts, up to ``accumulate``, of at least ``least`` rows each."""
     return max((n for n in range(2, accumulate + 1) if rows % n == 0 and rows // n >= least), default=1)
 
 
 def suppression_parts(command: UndoOptions) -> int:
-    """Those of a batch of suppression: each has two rows of both kinds."""
+    """Return the parts of a batch of suppression. Each part has at least two rows of both kinds."""
     return even_parts(2 * command.suppress_rows, command.accumulate, least=4)
 
 
 def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
-    """A suppressor and how it is trained, as the options say, SAM of MaxEnt as they have that; ValueError for settings
-    that it does not have."""
+    """Return a suppressor and its training, with the settings of the options. SAM is that of MaxEnt with its settings.
+
+    Raises:
+        ValueError: for settings that the suppressor does not have, or values of another type.
+    """
     suppressor = SUPPRESSORS[method]()
     recipe = suppressor.recipe
     if isinstance(suppressor, Sam):
@@ -172,16 +175,18 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
         name, _, value = setting.partition("=")
         whose, _, name = name.replace("-", "_").partition(".")
         if whose not in SUPPRESSORS:
-            raise ValueError(f"--settings must be METHOD.NAME=VALUE, of {', '.join(SUPPRESSORS)}, got {setting!r}")
+            raise ValueError(
+                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(SUPPRESSORS)}, got {setting!r}"
+            )
         if whose != method:
             continue
         if name not in usual:
-            raise ValueError(f"--settings {setting}: {method} has {', '.join(usual)}")
+            raise ValueError(f"--settings {setting}: the settings of {method} are {', '.join(usual)}")
         kind_of = str if usual[name] is None else type(usual[name])
         try:
             given[name] = kind_of(value)
         except ValueError:
-            raise ValueError(f"--settings {setting}: {value!r} is no {kind_of.__name__}") from None
+            raise ValueError(f"--settings {setting}: {value!r} is not of type {kind_of.__name__}") from None
     at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
         raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
@@ -190,24 +195,24 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
 
 
 def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
-    """Folders of the teachers that were made elsewhere, by name.
+    """Return the folders of the teachers made elsewhere, by name.
 
     Raises:
-        ValueError: for what is no name and folder, or no name of its own.
+        ValueError: for an entry without name or folder, a name that is taken, or a folder without a model.
     """
     found: dict[str, str] = {}
     for given in command.teachers:
         name, _, folder = given.partition("=")
         if not name or not folder or name in found or name in SUPPRESSORS:
-            raise ValueError(f"--teachers must be NAME=FOLDER, with a new name each, got {given!r}")
+            raise ValueError(f"--teachers must be NAME=FOLDER, with a NAME that is not taken, got {given!r}")
         found[name] = folder.replace("{seed}", str(seed))
         if not Path(found[name], "config.json").is_file():
-            raise ValueError(f"--teachers {given}: there is no model in {found[name]!r}")
+            raise ValueError(f"--teachers {given}: there is no model (config.json) in {found[name]!r}")
     return found
 
 
 def training_of(stage: Stage, accumulate: int) -> Training:
-    """How the model of a stage is trained."""
+    """Return how the model of a stage is trained."""
     config: Mapping[str, Any] = stage.config
     if stage.kind == "suppress":
         return Training(**config["recipe"], accumulate=accumulate)
@@ -219,7 +224,7 @@ def training_of(stage: Stage, accumulate: int) -> Training:
 
 
 def total_steps(stage: Stage) -> int:
-    """How many gradient steps a stage has at most."""
+    """Return the maximum number of gradient steps of a stage."""
     config: Mapping[str, Any] = stage.config
     if stage.kind == "attack":
         return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))

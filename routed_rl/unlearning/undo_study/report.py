@@ -1,4 +1,4 @@
-"""What came of an UNDO study: tables, a summary, figures."""
+"""Results of an UNDO study: tables, a summary, figures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from routed_rl.unlearning.undo_study.stages import TEACHERS, check_teacher, igno
 
 KEYS = ("model", "suppressor", "strength", "labelled", "alpha", "beta", "seed")
 KEPT = 0.9
-"""Share of what is retained that the second kind of attacker must keep."""
+"""Share of the retain performance that the second kind of attacker must keep."""
 
 
 def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Mapping[Path, str]) -> Findings | None:
-    """Return what came of all members whose stages are finished; None if there are none."""
+    """Return the results of all members whose stages are finished; None if there are none."""
     assert options.out is not None
     root, higher = options.out / STAGES, higher_is_better(options)
     rows: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
 
 
 def _of_teacher(teacher: Stage, reference: Stage, options: UndoOptions, text: Text, root: Path) -> dict[str, Any]:
-    """What there is to say of a suppressed model and all that comes of it."""
+    """Columns about the teacher, for a suppressed model and all models made from it."""
     made, before = teacher.result(root), reference.result(root)
     assert made is not None and before is not None
     try:
@@ -79,10 +79,10 @@ def _of_teacher(teacher: Stage, reference: Stage, options: UndoOptions, text: Te
 
 
 def _compared(rows: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]:
-    """The rows with robustness and compute, where the models that they are compared with are there (UNDO).
+    """Add robustness and compute to the rows (UNDO); None where the models to compare with are not finished.
 
     Args:
-        last: the attack's last step.
+        last: the last attack step.
     """
     attacked = f"forget_{last}"
 
@@ -100,24 +100,24 @@ def _compared(rows: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]
                 of["robustness"] = robustness(row[attacked], teacher[attacked], filtered[attacked])
             if row is not teacher:
                 of["compute"] = row["steps"] / filtered["steps"]
-                if teacher["flops"] is not None:  # nobody knows what one that was made elsewhere cost
+                if teacher["flops"] is not None:  # a teacher made elsewhere has an unknown cost
                     of["compute_flops"] = (row["flops"] + teacher["flops"]) / filtered["flops"]
         compared.append({**row, **of})
     return compared
 
 
 def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> str:
-    """The study in Markdown.
+    """Return the study in Markdown.
 
     Args:
         frame: the rows of ``results.csv``.
-        names: of its models, in the order in which they are to be shown.
+        names: names of the models, in the order of the table.
     """
     last = max(options.relearn.measured)
     measures = {
         "retain": "retain",
         "forget": "forget",
-        f"forget_{last}": f"after {last} steps of attack",
+        f"forget_{last}": f"forget after {last} attack steps",
         "robustness": "robustness",
         "compute": "steps / filtered",
         "compute_flops": "FLOPs / filtered",
@@ -132,20 +132,20 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> 
     what = UNITS[options.metric]
     rates = len(options.relearn.learning_rates)
     parts = [
-        "# What is forgotten, and how soon it is back",
-        f"{what[0].upper()}{what[1:]}: mean ± half a 95 % interval over {frame.seed.nunique()} seeds. The worst attack "
-        f"of {rates} learning rates. *Robustness*: 0 for the suppressed model, 1 for one "
-        "that never saw what is forgotten.",
+        "# Unlearning and relearning",
+        f"{what[0].upper()}{what[1:]}: mean ± half a 95 % interval over seeds ({frame.seed.nunique()}). *After attack "
+        f"steps*: the attacker's best result in a sweep of {rates} learning rates. *Robustness*: 0 for the suppressed "
+        "model, 1 for the filtered model. *Steps* and *FLOPs*: compared with the training of the filtered model.",
         markdown(["model", *measures.values()], table),
     ]
     if not frame.inside_grid.all():
         outside = sorted(set(frame.name[~frame.inside_grid]))
         parts.append(
-            "The worst learning rate is the lowest or highest that was tried, so that one beyond it may be worse "
-            f"(--relearn.learning-rates): {'; '.join(outside)}."
+            "The attacker's best learning rate is the lowest or highest of the sweep; a wider sweep may find a better "
+            f"one (--relearn.learning-rates): {'; '.join(outside)}."
         )
     if "reached" in frame and (short := sorted(set(frame.name[frame.reached == False]))):  # noqa: E712
-        parts.append(f"What is retained was not within reach of the teacher's at the last step: {'; '.join(short)}.")
+        parts.append(f"At the last step the retain performance was not yet the teacher's: {'; '.join(short)}.")
     if "weak_teacher" in frame and (weak := sorted(set(frame.name[frame.weak_teacher == True]))):  # noqa: E712
-        parts.append(f"Their teacher had not forgotten, or had forgotten everything: {'; '.join(weak)}.")
+        parts.append(f"The teacher had not forgotten, or had forgotten everything: {'; '.join(weak)}.")
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""How the stages of ``routed-rl undo`` are done."""
+"""The work of each stage of an UNDO study."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from routed_rl.unlearning.undo_study.members import (
 
 MODEL = "model"
 TEACHERS = ("suppress", "given")
-"""Kinds of stages whose models have forgotten something."""
+"""Kinds of stages whose models are suppressed models."""
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
-"""What a stage that makes a model leaves for those after it."""
+"""Files of a model that later stages read."""
 BITS = (8, 4)
-"""What an attacked model is rounded to, to see whether that brings back what was forgotten."""
+"""Bits to which weights are rounded, to see whether rounding brings the forget performance back."""
 OnStep = Callable[[int], None]
 Made = tuple[nn.Module, dict[str, Any]]
-"""A model, and what there is to say of how it was made."""
+"""A model, and facts about its training."""
 
 
 class Worker:
-    """Does stages, one after the other, in a directory of them."""
+    """Does stages, one after the other, in the directory of all stages."""
 
     def __init__(self, command: UndoOptions, text: Text, root: Path) -> None:
         self.command, self.text, self.root = command, text, root
         self.domains = Domains(command, text)
 
     def do(self, stage: Stage, on_step: OnStep = lambda step: None) -> None:
-        """Do a stage, or what is left of it; its parents are finished.
+        """Do a stage, or the rest of an interrupted stage. Its parents are finished.
 
         Raises:
-            FloatingPointError: if a loss or a measure is no number any more.
-            UserError: for a teacher that has not forgotten, unless that is allowed.
+            FloatingPointError: if a loss or a metric is not finite.
+            UserError: for a teacher that has not forgotten, unless the options allow it.
         """
         makers = {"pretrain": self._pretrain, "suppress": self._suppress, "given": self._given, "distil": self._distil}
         if stage.kind == "distil":
@@ -70,7 +70,10 @@ class Worker:
             model, result = makers[stage.kind](stage, run, on_step)
             measures = self.domains.measures(model)
             if bad := [kind for kind, value in measures.items() if not math.isfinite(value)]:
-                raise FloatingPointError(f"the {bad[0]} {self.command.metric} of {stage.kind} is {measures[bad[0]]}")
+                raise FloatingPointError(
+                    f"after the stage {stage.kind} the {bad[0]} {self.command.metric} is {measures[bad[0]]}: lower the "
+                    "learning rate"
+                )
             save_model(model, self.text.tokenizer, run.path / MODEL)
             finish_stage(run, {"measures": measures, **result}, FILES)
 
@@ -109,7 +112,7 @@ class Worker:
         return model, {"labelled_documents": len(marked), **cost}
 
     def _given(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
-        run.load_checkpoint()  # there is none: it is not trained
+        run.load_checkpoint()  # finds none, because nothing is trained here
         folders = given_teachers(self.command, stage.seed).values()
         folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
         with user_input():
@@ -117,7 +120,7 @@ class Worker:
                 theirs, ours = (getattr(of, part) for of in (load_tokenizer(folder), self.text.tokenizer))
                 if (theirs() != ours()) if callable(theirs) else (theirs != ours):
                     raise ValueError(
-                        f"the teacher in {folder!r} has another vocabulary than the corpus and its students"
+                        f"the teacher in {folder!r} has another tokenizer than the corpus: give its --tokenizer"
                     )
             model = load_model(folder).to(self.command.device)
             check_fits(self.command, self.text.tokenizer, model, folder)
@@ -158,7 +161,7 @@ class Worker:
         return student, {"reached": found.reached if config["stops"] else None, **cost}
 
     def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
-        """Curves by learning rate, each of which is kept as soon as it is there; and how far the model has gone."""
+        """Attack a model: its curves by learning rate, saved one by one, and its distance from the reference."""
         relearning = Relearn(**{**stage.config["relearn"]})  # type: ignore[dict-item]
         model = self._load(stage.parents["model"])
         source = self.domains.attacker(stage.seed)
@@ -196,7 +199,7 @@ class Worker:
         }
 
     def _check_teacher(self, stage: Stage) -> None:
-        """UserError if the teacher of a distillation has not forgotten, unless that is allowed."""
+        """Raise UserError if the teacher of a distillation has not forgotten, unless the options allow it."""
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
             check_teacher(self._measures(teacher), self._measures(reference), ignorance(self.command, self.text))
@@ -206,10 +209,10 @@ class Worker:
         return load_model(str(stage.path(self.root) / MODEL)).to(self.command.device)
 
     def _measures(self, stage: Stage) -> dict[str, float]:
-        """What is known of a finished stage's model; UserError if it is not finished."""
+        """The metric of a finished stage's model, by kind; UserError if the stage is not finished."""
         result = stage.result(self.root)
         if result is None:
-            raise UserError(f"{str(stage.path(self.root))!r} is not finished")
+            raise UserError(f"the stage {str(stage.path(self.root))!r} is not finished: run the study again")
         return result["measures"]  # type: ignore[no-any-return]
 
     def _new(self, seed: int, name: str) -> nn.Module:
@@ -221,20 +224,20 @@ class Worker:
 
 
 def _later(on_step: OnStep, done: int, step: int) -> None:
-    """Report a step of an attack that comes after others."""
+    """Report a step of an attack at a later learning rate."""
     on_step(done + step)
 
 
 def ignorance(command: UndoOptions, text: Text) -> float:
-    """What is measured of a model that knows nothing."""
+    """Return the metric of a model that knows nothing."""
     nothing = {"loss": math.log(len(text.tokenizer)), "lm-eval": command.lm_eval.chance}
     return nothing.get(command.metric, 0.0)
 
 
 def check_teacher(measures: Mapping[str, float], before: Mapping[str, float], ignorance: float) -> None:
-    """UserError for a teacher that knows as much as before, or nothing at all."""
+    """Raise UserError for a teacher that has forgotten nothing, or everything."""
     forget, retain = ((before[kind], measures[kind]) for kind in ("forget", "retain"))
     try:
         check_suppression(forget, retain, ignorance=ignorance)
     except ValueError as error:  # also where there was nothing to forget
-        raise UserError(f"{error}; or go on with --allow-weak-teacher") from None
+        raise UserError(f"{error}; or continue with --allow-weak-teacher") from None

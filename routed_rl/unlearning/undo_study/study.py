@@ -1,4 +1,4 @@
-"""An UNDO study as an object: unlearn, noise, distil, and attack what came of it. Only what has changed is run."""
+"""An UNDO study as an object: suppress, add noise, distil, and attack every model. Only what has changed is run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from routed_rl.unlearning.undo_study.members import STAGES, Member, members, tot
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage, as a run of a grid."""
+    """A stage as one run of the study."""
 
     stage: Stage
     options: UndoOptions
@@ -50,7 +50,7 @@ def _command(batch: Sequence[StageRun]) -> list[str]:
 
 @dataclass(frozen=True, init=False, eq=False)
 class UndoStudy(UndoOptions, Study):
-    """Teachers that forget, students distilled from noised copies of them (UNDO), and a relearning attack on each.
+    """A study of UNDO: suppressed models, students distilled from noised copies of them, and attacks on all models.
 
     >>> study = UndoStudy(model=model, tokenizer=tokenizer, forget=forget, retain=retain)  # doctest: +SKIP
     >>> study.run("runs/mine")  # doctest: +SKIP
@@ -60,19 +60,19 @@ class UndoStudy(UndoOptions, Study):
     directory and their bytes.
 
     Args:
-        task: a published task, whose values are the other options' defaults. None: "custom" if a forget set is given,
+        task: name of a task, which sets the defaults of the other options. None: "custom" if a forget set is given,
             else "arithmetic".
         preset: "quick" or "paper".
         retain: the retain set; another name of ``corpus``.
         **given: the other options. ``model`` may be a Hugging Face causal language model, with its ``tokenizer``.
             ``forget`` and ``retain`` may be lists of strings, or datasets with a column ``text``. A trained model of a
-            "custom" task is studied as it is: unless options say otherwise, it is not pretrained further
-            (``pretrain``), and no filtered model is trained (``filtered``).
+            "custom" task is studied as it is. By default it is not pretrained further (``pretrain``), and no filtered
+            model is trained (``filtered``).
 
     Models and texts that are objects are saved in the folder ``corpora`` first; the study's processes read them there.
 
     Raises:
-        TypeError: for an argument that is no option.
+        TypeError: for an argument that is not an option.
         UserError: for texts or a model that cannot be saved.
     """
 
@@ -153,7 +153,7 @@ class UndoStudy(UndoOptions, Study):
 
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[StageRun]) -> str:
         waiting = sum(run.out not in failed and not is_finished(run.out) for run in runs)
-        return f"of {len(runs)} stages {len(failed)} failed, and {waiting} wait for them"
+        return f"{len(failed)} of {len(runs)} stages failed; not run, because they depend on failed ones: {waiting}"
 
 
 def _whole(options: UndoOptions) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from routed_rl.unlearning.undo_study.stages import Worker
 
 @dataclass(frozen=True)
 class OneStage(UndoOptions):
-    """Do one stage of a study; those that it depends on are finished."""
+    """Do one stage of a study. The stages that it depends on are finished."""
 
     only: str = ""
-    """the stage, by the name of its directory"""
+    """name of the stage's directory"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Do what a command line says; a user's mistake ends as :func:`~routed_rl.errors.guarded` says."""
+    """Do the stage of a command line. A user's mistake ends as in :func:`~routed_rl.errors.guarded`."""
     guarded(lambda: _do(tyro.cli(OneStage, args=argv)))
 
 
@@ -42,7 +42,7 @@ def _do(command: OneStage) -> None:
         stages = with_ancestors(s for member in members(command, text) for s in (member.stage, member.attack))
         stage = next((stage for stage in stages if stage.path(worker.root).name == command.only), None)
     if stage is None:
-        raise UserError(f"--only {command.only!r} is no stage of this study")
+        raise UserError(f"--only {command.only!r} is not a stage of this study")
     with progress_display() as display:
         task = display.add_task(stage.kind, total=total_steps(stage))
         try:
@@ -50,7 +50,7 @@ def _do(command: OneStage) -> None:
         except FloatingPointError as error:
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
-            raise UserError(f"the device has not enough memory: {error}") from error
+            raise UserError(f"the device has too little memory, raise --accumulate: {error}") from error
 
 
 if __name__ == "__main__":
