@@ -218,7 +218,7 @@ def test_chosen_layers():
         (0, None, "rank must be at least 1, got 0"),
         (2, [], "at least one linear layer"),
         (2, ["model.layers.0.mlp.up"], "no module 'model.layers.0.mlp.up'; the nearest are"),
-        (2, ["model.layers.0.mlp", "lm_head"], "on linear layers alone, and model.layers.0.mlp are others"),
+        (2, ["model.layers.0.mlp", "lm_head"], "these modules are not: model.layers.0.mlp$"),
     ],
 )
 def test_adapters_that_cannot_be(rank, targets, message):

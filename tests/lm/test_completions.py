@@ -130,5 +130,5 @@ def test_prompts_of_a_file(tmp_path):
         with pytest.raises(ValueError, match=r"line 2: expected an object with the texts 'prompt' and 'answer'"):
             read_prompts(file)
     file.write_text(json.dumps(entries[0]))
-    with pytest.raises(ValueError, match="has no prompts whose answers are to forget"):
+    with pytest.raises(ValueError, match='has no forget prompts: add lines with "forget": true'):
         read_prompts(file)

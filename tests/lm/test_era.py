@@ -175,7 +175,7 @@ def test_layers_that_the_model_does_not_have(layers):
 
 
 def test_a_model_whose_projections_are_not_known():
-    with pytest.raises(ValueError, match="'qwen2' model are is not known; name their projections") as error:
+    with pytest.raises(ValueError, match="a 'qwen2' model is of an unknown type: pass projections") as error:
         expand(tiny_model("qwen2"), [0], UNITS, seed=0)
     assert "\n" not in str(error.value)
 

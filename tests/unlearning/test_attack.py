@@ -78,7 +78,7 @@ def test_an_attacker_may_train_low_rank_adapters_alone():
 def test_an_attack_that_diverges_ends_there():
     history = relearn(Bigram(), source(), 40, math.inf, range(41), measure)
     assert 1 <= len(history) < 41 and all(np.isfinite(entry["forget"]) for entry in history)
-    with pytest.raises(FloatingPointError, match="by step 0 of the attack something measured is no number"):
+    with pytest.raises(FloatingPointError, match="a measurement at step 0 of the attack is not a finite number"):
         relearn(Bigram(), source(), 40, 1e-3, (0, 40), lambda model: {"forget": math.nan})
 
 

@@ -303,9 +303,9 @@ def test_the_rule(rule, student, teacher, reached):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: StopRule().reached(math.nan, 1.0), FloatingPointError, "what the student retains was measured as nan"),
-        (lambda: StopRule().reached(1.0, math.inf), FloatingPointError, "what the teacher retains was measured as inf"),
-        (lambda: StopRule().reached(1.0, 0.0), ValueError, "a share of the teacher's 0.0 says nothing"),
+        (lambda: StopRule().reached(math.nan, 1.0), FloatingPointError, "the student's retain performance is nan"),
+        (lambda: StopRule().reached(1.0, math.inf), FloatingPointError, "the teacher's retain performance is inf"),
+        (lambda: StopRule().reached(1.0, 0.0), ValueError, "a share of the teacher's 0.0 has no meaning"),
         (lambda: StopRule(within=-0.1), ValueError, "within must be 0 or more and every 1 or more, got -0.1 and 20"),
         (lambda: StopRule(every=0), ValueError, "got 0.05 and 0"),
         (lambda: StopRule(within=math.nan), ValueError, "got nan and 20"),
@@ -429,7 +429,7 @@ def test_bad_input():
 def test_a_measurement_that_is_no_number_ends_it(taught):
     _, teacher, batches, _, _ = taught
     values = iter([1.0, math.nan])
-    with pytest.raises(FloatingPointError, match="what the student retains was measured as nan"):
+    with pytest.raises(FloatingPointError, match="the student's retain performance is nan"):
         distil(make_llama(), teacher, batches, Training(steps=5), lambda model: next(values))
 
 

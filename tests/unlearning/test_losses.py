@@ -212,9 +212,9 @@ def test_what_is_not_scored_cannot_spoil_the_loss():
         (lambda: GradDiff(retain_weight=-1.0), "retain_weight of GradDiff must be 0 or more, got -1.0"),
         (lambda: MaxEnt(retain_weight=math.nan), "retain_weight of MaxEnt must be 0 or more, got nan"),
         (lambda: Undial(strength=math.inf), "strength of Undial must be 0 or more, got inf"),
-        (lambda: Npo(beta=0.0), "beta of Npo must be more than 0; GradDiff is what it comes to there"),
+        (lambda: Npo(beta=0.0), "beta of Npo must be more than 0, got 0: for the limit at 0 take GradDiff"),
         (lambda: Npo(beta=-0.1), "beta of Npo must be 0 or more, got -0.1"),
-        (lambda: SimNpo(beta=0.0), "beta of SimNpo must be more than 0"),
+        (lambda: SimNpo(beta=0.0), "beta of SimNpo must be more than 0, got 0"),
     ],
 )
 def test_settings_that_mean_nothing(make, message):

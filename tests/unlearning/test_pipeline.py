@@ -89,7 +89,7 @@ def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):
     ("given", "said"),
     [
         ({"method": "nqo"}, "method must be one of graddiff.*'nqo'"),
-        ({"strength": 2}, "npo has no setting 'strength', but steps"),
+        ({"strength": 2}, "npo has no setting 'strength'; its settings are steps"),
         ({"retain": None}, "retain is missing"),
         ({"forget": "one text"}, "forget must be a list of documents, got one string: 'one text'"),
         ({"forget": []}, "forget has no documents"),

@@ -156,7 +156,7 @@ def test_a_part_of_a_batch_counts_as_much_as_it_has_rows():
 )
 def test_a_part_without_two_pairs_is_refused(cut, message):
     model = tiny_model("llama")
-    with pytest.raises(ValueError, match=f"RepNoise needs 2 rows to forget or more in each part of a batch.*{message}"):
+    with pytest.raises(ValueError, match=f"RepNoise needs at least 2 forget rows in each part of a batch.*{message}"):
         RepNoise().loss(model, 0)(model, pairs_of_rows().rows(slice(*cut)))
 
 

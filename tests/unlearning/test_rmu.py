@@ -145,7 +145,7 @@ def test_all_weights_may_learn():
 
 def test_an_unknown_model_is_refused_before_it_is_frozen():
     model = tiny_model("qwen2")
-    with pytest.raises(ValueError, match="'qwen2' model are is not known; name their projections"):
+    with pytest.raises(ValueError, match="a 'qwen2' model is of an unknown type: pass projections"):
         Rmu(1, NORM, WEIGHT).loss(model, seed=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
     where = "model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"

@@ -34,5 +34,5 @@ def test_they_take_turns(rows, turns):
 
 
 def test_rows_are_as_long():
-    with pytest.raises(ValueError, match="rows to forget and to retain must be as long, got 6 and 5 tokens"):
+    with pytest.raises(ValueError, match="forget and retain rows must have the same length, got 6 and 5 tokens"):
         ForgetAndRetain(Batches(CORPUS, np.arange(4), 6), Batches(CORPUS, np.arange(4), 5))

@@ -107,7 +107,7 @@ def test_steps_are_the_same_in_parts_and_again(knowing, name):
             torch.testing.assert_close(parts.get_parameter(key), tensor, rtol=0, atol=1e-6)
     assert moved > 1e-4
     if name == "repnoise":
-        with pytest.raises(ValueError, match="RepNoise needs 2 rows to forget or more in each part of a batch"):
+        with pytest.raises(ValueError, match="RepNoise needs at least 2 forget rows in each part of a batch"):
             suppressed(model, method, replace(short, accumulate=8))
 
 
