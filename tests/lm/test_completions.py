@@ -1,4 +1,4 @@
-"""Arithmetic in words and its prompts; what a model writes after prompts."""
+"""Word problems and their prompts; what a model writes after prompts."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_prompts_are_of_other_stories():
 
 
 class Parrot(nn.Module):
-    """Goes on from a prompt as it was told, by the prompt's length; then it says that it has ended, and goes on."""
+    """A model that writes a given answer, chosen by the prompt's length; then it ends the text, and writes on."""
 
     def __init__(self, tokenizer, says):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Corpora as directories: when they are used again or refused, and what is left when writing goes wrong."""
+"""Corpora as directories: when they are opened again or refused, and what is left if writing fails."""
 
 import errno
 import re
@@ -224,7 +224,7 @@ corpora.build_corpus(Path(sys.argv[1]), documents(), tokenizer, finders.find_top
 
 @pytest.mark.parametrize("same", [True, False])
 def test_two_that_build_at_once(tmp_path: Path, same: bool) -> None:
-    """The second to be ready takes the first's, if it is the same."""
+    """The slower process takes the faster one's corpus, if it is the same."""
 
     def documents() -> Iterator[Document]:
         yield from DOCUMENTS

@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, installed packages, a hub; and what is refused."""
+"""Where documents come from: files, folders, installed packages, a hub; and which sources are refused."""
 
 import importlib.util
 import json
@@ -155,7 +155,7 @@ def test_a_text_may_be_made_of_several_fields(tmp_path: Path) -> None:
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, *rows: object) -> list[tuple[object, ...]]:
-    """Put these rows, and errors, in the place of all datasets, and return a list of what is asked for."""
+    """Replace all datasets of the hub by these rows or errors, and return a list that collects what is asked for."""
     asked: list[tuple[object, ...]] = []
 
     def load_dataset(repository: str, configuration: str | None, *, split: str, streaming: bool) -> object:

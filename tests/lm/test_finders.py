@@ -1,4 +1,4 @@
-"""What is to be forgotten: words, patterns, topics, and lists of tokens."""
+"""Finders of forget data: words, patterns, topics, and lists of tokens."""
 
 import re
 from pathlib import Path

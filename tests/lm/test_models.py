@@ -1,4 +1,4 @@
-"""Models by preset, from folders and packages: widened and cut exactly, saved for anybody, refused in one line."""
+"""Models from presets, folders and packages: expanded and ablated exactly, saved, and refused with one line."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def test_the_logits_are_the_last_norm_of_the_last_block(kind):
     model.get_submodule(blocks(model)[-1]).register_forward_hook(
         lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
     )
-    model.config.final_logit_softcapping = None  # which Gemma-2 has
+    model.config.final_logit_softcapping = None  # Gemma-2 has one
     expected = logits(model)
     with torch.no_grad():
         found = model.get_output_embeddings()(model.get_submodule(final_norm(model))(seen[0]))
@@ -72,7 +72,9 @@ def test_a_model_without_a_last_norm():
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family(kind, tmp_path):
-    """Widened: the same function. Cut: the same model, to the bit. Saved: transformers' own, which others load."""
+    """An expanded model computes the same function. An ablated one is the same model, to the bit. A saved one can be
+    loaded by transformers.
+    """
     model, tokenizer = tiny_model(kind), stories_tokenizer()
     assert len(blocks(model)) == 2 and mlp(model, 1).width(model) == HIDDEN
     before, state = logits(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -138,7 +140,7 @@ def test_an_unknown_preset():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with a small model that is whole."""
+    """Return a folder with a small model that is complete."""
     folder = tmp_path_factory.mktemp("models") / "whole"
     save_model(tiny_model("gpt_neo"), stories_tokenizer(), folder)
     return folder
@@ -156,7 +158,7 @@ def test_loaded_in_float32_and_saved_over_the_old_one(saved, tmp_path):
 
 
 def damage(saved, folder, how):
-    """A folder whose model cannot be loaded."""
+    """Return a folder whose model cannot be loaded."""
     folder.mkdir()
     if how == "empty":
         return

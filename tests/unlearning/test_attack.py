@@ -1,4 +1,4 @@
-"""The attack with many learning rates: its steps, its worst case, and how far models are from one another."""
+"""Relearning attacks over a learning-rate sweep: their steps, their worst case, and distances between models."""
 
 import copy
 import math
@@ -56,7 +56,9 @@ def test_weights_of_half_the_precision_are_attacked_in_full():
 
 
 def test_an_attacker_may_train_low_rank_adapters_alone():
-    """At first they change nothing; what then differs from the weights is of their rank, and the model stays."""
+    """At first the adapters change nothing. Later the change of the weights has the adapters' rank. The original model
+    stays the same.
+    """
     model = tiny_model("llama").eval()
     before, seen = copy.deepcopy(model.state_dict()), []
 

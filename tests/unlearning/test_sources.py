@@ -1,4 +1,4 @@
-"""Batches of rows to forget and to retain: labelled, and in turns."""
+"""Batches of labelled forget rows and of retain rows, which alternate."""
 
 import numpy as np
 import pytest
