@@ -1,4 +1,4 @@
-"""Two made-up languages, one of which a model can forget: UNDO's language setting in small.
+"""Two made-up languages: a model can forget one and keep the other. This is UNDO's language setting in small.
 
 In each language a symbol depends on the two symbols before it. Every pair has four successors, fixed once and for all,
 with the probabilities :data:`SUCCESSORS`. Their entropy is 1.11 nats, the loss of a model that knows the language.

@@ -64,8 +64,8 @@ def processes() -> int:
 def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
     """Return a model ready for training on all processes: the model itself on one process, else replicated or sharded.
 
-    Replicas are a new module around the model. Sharding changes the model itself, so that each process has a part of
-    every parameter. Before the call, the model must be on its device, be the same on all processes, and have its new
+    Replicas are a new module around the model. Sharding changes the model itself: each process then has a part
+    of every parameter. Before the call, the model must be on its device, be the same on all processes, and have its new
     units and adapters. A router may be attached before or after.
 
     Args:
@@ -99,7 +99,7 @@ def undistributed(model: nn.Module) -> nn.Module:
 
 
 def undivided(tensor: Tensor) -> Tensor:
-    """Return a whole tensor, of which each process has a part. All processes must call it."""
+    """Return the whole of a tensor that is spread over the processes. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -25,10 +25,10 @@ from routed_rl.lm.training_log import TrainingLog
 from routed_rl.runs import RunDirectory, derive_seed
 
 Objective = Callable[[nn.Module, Batch], Tensor]
-"""Return the sum of a batch's losses over its scored targets."""
+"""A function that returns the sum of a batch's losses over its scored targets."""
 Gradient = Callable[[nn.Module, Callable[[], Tensor]], Tensor]
-"""Leave a step's gradient in the parameters, and return the loss. The second argument is a function that does so at the
-current weights."""
+"""A function that leaves a step's gradient in the parameters and returns the loss. Its second argument is a function
+that does so at the current weights."""
 LOG_EVERY, CHECKPOINT_EVERY = 10, 10
 """Steps between rows of metrics; rows between checkpoints."""
 

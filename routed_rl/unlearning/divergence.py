@@ -21,8 +21,8 @@ CHUNK = 128
 """Positions at a time."""
 
 Target = Callable[[slice, Tensor], Tensor]
-"""Return the target log-probabilities of some positions, ``(C, V)``, in a new tensor; the second argument is the
-student's log-probabilities there."""
+"""A function that returns the target log-probabilities of some positions, ``(C, V)``, in a new tensor. Its second
+argument is the student's log-probabilities there."""
 
 
 @dataclass(frozen=True)

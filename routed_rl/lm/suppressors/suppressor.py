@@ -1,4 +1,4 @@
-"""The base class of suppressors, and what they share: means over parts of a batch, a copy of the original model.
+"""The base class of suppressors, and what they share: means over parts of a batch, and a copy of the original model.
 
 ``B`` rows, ``T`` tokens a row, ``V`` tokens of the vocabulary.
 """
