@@ -169,8 +169,8 @@ def test_the_largest_changes_come_first():
         ((math.nan, 0.1), {}, "alpha must be within 0 … 1, got nan"),
         ((0.5, -1.0), {}, "beta must be 0 or more, got -1.0"),
         ((0.5, math.inf), {}, "beta must be 0 or more, got inf"),
-        ((0.5, 0.1), {"mask": {"weights": torch.ones(1)}}, "the mask is for 'weights', which is no parameter"),
-        ((0.5, 0.1), {"mask": {"lm_head.weight": torch.ones(1)}}, "or one under its second name"),
+        ((0.5, 0.1), {"mask": {"weights": torch.ones(1)}}, "the mask is for 'weights', which is not a parameter"),
+        ((0.5, 0.1), {"mask": {"lm_head.weight": torch.ones(1)}}, "or is the second name of one"),
         (
             (0.5, 0.1),
             {"mask": {"transformer.wpe.weight": torch.ones(2, 2)}},
@@ -196,7 +196,7 @@ def test_models_that_cannot_be_noised_so():
         shrink_and_perturb(nn.Sequential(nn.Conv2d(3, 4, 2)), 0.5, 0.1, 0)
     model = tiny_model("llama")
     model.model.layers[0].mlp.up_proj = nn.Linear(16, 25, bias=False)
-    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj.weight' of shape \(25, 16\) is not what"):
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj.weight' of shape \(25, 16\) does not match"):
         shrink_and_perturb(model, 0.5, 0.1, 0, "model")
     with pytest.raises(ValueError, match="share must be within 0 … 1, got 2"):
         most_changed(model, model, 2)
