@@ -108,9 +108,7 @@ def _of_new_model(model: nn.Module, seed: int, touched: Mapping[str, Tensor]) ->
 
 def _check_mask(name: str, mask: Tensor, parameters: Mapping[str, Tensor]) -> None:
     if name not in parameters:
-        raise ValueError(
-            f"the mask is for {name!r}, which is not a parameter of the model, or is the second name of one"
-        )
+        raise ValueError(f"the mask is for {name!r}, which is not a parameter, or is the second name of one")
     if mask.shape != parameters[name].shape:
         shape = tuple(parameters[name].shape)
         raise ValueError(f"the mask for {name!r} has the shape {tuple(mask.shape)}, the parameter {shape}")
