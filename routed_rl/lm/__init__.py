@@ -1,4 +1,4 @@
-"""Language models: corpora with labels, a training loop, routing, ablation, steering."""
+"""Language models: labelled corpora, a training loop, routing, ablation and steering."""
 
 from routed_rl.extras import require
 

@@ -1,7 +1,7 @@
-"""Routed adapters: where a pretrained model is too large to be trained as a whole, low-rank additions to its layers
-learn instead (LoRA, Hu et al. 2021), one of them what is to be forgotten, and that one is deleted.
+"""Routed low-rank adapters (LoRA, Hu et al. 2021): one of them learns the forget set, and is then deleted.
 
-They take the places of the original and the new units of Expand, Route, Ablate, and learn with the same weights.
+They serve pretrained models that are too large to train as a whole. The adapters take the places of the original and
+the new units of Expand, Route, Ablate, and learn with the same weights.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from routed_rl.routing.site import Mode, find_module
 
 KEEP, FORGET = "keep", "forget"
 COLUMNS = {KEEP: ORIGINAL, FORGET: NEW}
-"""What each adapter stands for in the tables and weights of Expand, Route, Ablate."""
+"""The column of Expand, Route, Ablate that each adapter stands for in route tables and weights."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """A model with two low-rank adapters on each of some linear layers, which compute together::
+    """A model with two low-rank adapters on some of its linear layers, whose outputs are added::
 
         y = W x + b + B_keep A_keep x + B_forget A_forget x
 
     Attributes:
-        model: what is trained: the ``A`` and ``B``, and nothing else.
-        trained: names of the plain model's parameters that were trained before.
+        model: the model with its adapters. Only the ``A`` and ``B`` are trained.
+        trained: names of the parameters that were trained in the plain model.
     """
 
     model: PeftModel
     trained: frozenset[str]
 
     def sites(self, mode: Mode) -> dict[str, Site]:
-        """Where the two are routed: what they add, or their parameters."""
+        """Return the sites where both adapters are routed: their outputs or, in mode "parameter", their parameters."""
         sites = {}
         for name, module in self.model.named_modules():
             if isinstance(module, LoraLayer):
@@ -53,16 +53,18 @@ class Adapters:
 
 
 def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] | None = None) -> Adapters:
-    """Add the adapters ``keep`` and ``forget`` to linear layers of a model, whose own parameters are frozen. What it
-    computes stays what it was: ``A`` starts at random, ``B`` at 0.
+    """Add the adapters ``keep`` and ``forget`` to linear layers of a model, and freeze its own parameters.
+
+    At first the model computes the same as before: ``A`` starts at random, ``B`` at 0.
 
     Args:
         rank: of each adapter.
-        targets: names of linear layers; None: all into and out of the MLPs.
+        seed: fixes the random numbers of ``A``.
+        targets: names of linear layers. None: all linear layers into and out of the MLPs.
 
     Raises:
-        ValueError: for a rank below 1, names that the model does not have, or other modules; for None as
-            :func:`~routed_rl.lm.mlp`.
+        ValueError: for a rank below 1, names that the model does not have, or modules that are not linear layers. If
+            ``targets`` is None, also as :func:`~routed_rl.lm.mlp`.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"the adapters' rank must be at least 1, got {rank!r}")
@@ -71,9 +73,9 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
         targets = [name for place in hidden for name in (*place.producers, place.consumer)]
     modules = [find_module(model, name) for name in targets]
     if unfit := [name for name, module in zip(targets, modules, strict=True) if not is_linear(module)]:
-        raise ValueError(f"adapters can be put on linear layers alone, and {', '.join(unfit)} are others")
+        raise ValueError(f"adapters need linear layers, and these modules are not: {', '.join(unfit)}")
     if not modules:
-        raise ValueError("adapters need at least one linear layer to be put on, got none")
+        raise ValueError("adapters need at least one linear layer, got no targets")
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # what an adapter adds is multiplied by alpha / rank
@@ -86,14 +88,16 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=KEEP)
         adapted.add_adapter(FORGET, copy(config))
-    # The model's own set_adapter knows one active adapter only; the layers know several, and train all that are.
+    # PeftModel.set_adapter takes one adapter only. The layers' own takes several, and trains all active ones.
     adapted.base_model.set_adapter([KEEP, FORGET])
     return Adapters(adapted, trained)
 
 
 def delete_forget(adapters: Adapters) -> Any:
-    """Delete ``forget``, and add ``keep`` to the weights that it is on: the plain model, ``W + B_keep A_keep`` for
-    ``W``, with the parameters trained that were before. The adapters are used up.
+    """Delete ``forget``, merge ``keep`` into the weights, and return the plain model.
+
+    ``W`` becomes ``W + B_keep A_keep``. The parameters that were trained before are trained
+    again. The adapters cannot be used any more.
     """
     adapters.model.delete_adapter(FORGET)
     plain = adapters.model.merge_and_unload(adapter_names=[KEEP])

@@ -1,8 +1,9 @@
-"""Facts of arithmetic, written digit by digit: a corpus small enough to learn in a minute, of which a model can forget
-multiplication and division (UNDO, in small).
+"""Facts of arithmetic, written digit by digit: UNDO's arithmetic setting in small.
 
-A fact has ten characters: ``"012*07=480"`` says that 12 times 7 is 84. The answer's last digit is first, so that it can
-be written from the left to the right.
+A model learns them in a minute, and can forget multiplication and division.
+
+A fact has ten characters: ``"012*07=480"`` says that 12 times 7 is 84. The last digit of the answer comes first, so
+that a model can compute the answer from left to right.
 
 ``B`` rows, ``T`` tokens a row.
 """
@@ -28,9 +29,11 @@ ANSWER = 3
 
 
 def generate_arithmetic() -> Iterator[Document]:
-    """Every fact once, with operands as in UNDO's arithmetic: sums of numbers up to 50 (2,500) and differences of these
-    that are not negative (1,275), whose topic is ``"addition"``; products of numbers up to 20 (400) and the divisions
-    that undo them (400), whose topic is ``"multiplication"``."""
+    """Yield every fact once, with operands as in UNDO's arithmetic.
+
+    The topic ``"addition"`` has the sums of numbers up to 50 (2,500) and their differences, if not negative (1,275).
+    The topic ``"multiplication"`` has the products of numbers up to 20 (400) and the inverse divisions (400).
+    """
     for a in range(1, 51):
         for b in range(1, 51):
             yield _fact(a, "+", b, a + b)
@@ -49,12 +52,14 @@ def _fact(a: int, operation: str, b: int, answer: int) -> Document:
 
 @torch.no_grad()
 def exact_match(model: nn.Module, batches: Batches, answer: int = ANSWER) -> float:
-    """The share of documents whose last tokens a model predicts all, each as the likeliest one after those before it:
-    that is also what it writes if it always takes the likeliest (UNDO's accuracy, on facts of this form).
+    """Return the share of documents in which a model predicts all of the last tokens rightly (UNDO's accuracy).
+
+    Each of these tokens must be the most likely one after the tokens before it. Greedy decoding would then
+    write exactly these tokens.
 
     Args:
-        batches: an epoch of documents, each in rows of its own.
-        answer: how many tokens.
+        batches: an epoch of documents, each in a row of its own.
+        answer: how many of the last tokens count.
     """
     training = model.training
     model.eval()
@@ -71,5 +76,5 @@ def exact_match(model: nn.Module, batches: Batches, answer: int = ANSWER) -> flo
 
 
 def arithmetic_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each symbol, and ``<bos>``."""
+    """Return a tokenizer with one token for each symbol, and ``<bos>``."""
     return character_tokenizer(SYMBOLS)

@@ -1,4 +1,4 @@
-"""Prompts and right answers: what a model knows, by what it writes."""
+"""Prompts and their right answers: measure what a model knows by what it writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to be continued, how it goes on, and whether a model is to forget that."""
+    """A prompt, its right answer, and whether the answer is in the forget set."""
 
     text: str
     answer: str
@@ -24,11 +24,12 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a ``.jsonl`` file: objects with ``"prompt"``, ``"answer"`` and ``"forget"``, true or false. No text
-    may be blank.
+    """Return the prompts of a ``.jsonl`` file.
+
+    Each line is an object with ``"prompt"`` and ``"answer"``, which may not be blank, and ``"forget"``, true or false.
 
     Raises:
-        ValueError: for a line that is no such object, or where there are none of a kind.
+        ValueError: for a line that is not such an object, or a file without forget prompts or without retain prompts.
         OSError: if the file cannot be read.
     """
     prompts = []
@@ -53,9 +54,9 @@ def read_prompts(path: Path) -> list[Prompt]:
                     f"'forget', true or false, got {line.strip()[:60]!r}"
                 )
             prompts.append(Prompt(text, answer, forget))
-    for forget, kind in ((True, "to forget"), (False, "to retain")):
+    for forget, kind in ((True, "forget"), (False, "retain")):
         if not any(prompt.forget == forget for prompt in prompts):
-            raise ValueError(f"{str(path)!r} has no prompts whose answers are {kind}")
+            raise ValueError(f'{str(path)!r} has no {kind} prompts: add lines with "forget": {str(forget).lower()}')
     return prompts
 
 
@@ -63,15 +64,17 @@ def read_prompts(path: Path) -> list[Prompt]:
 def completion_accuracy(
     model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], new_tokens: int = 4, batch_size: int = 64
 ) -> float:
-    """The share of prompts that a model goes on from rightly, where it always writes the likeliest token (UNDO's
-    accuracy). What it writes is stripped; where the answer is a number, it is what is before the first space, and right
-    if it is that number; else it must begin with the answer.
+    """Return the share of prompts that a model continues rightly with greedy decoding (UNDO's accuracy).
+
+    The written text is stripped. If the answer is a number, the text before the first space must be that number.
+    Otherwise the text must begin with the answer.
 
     Args:
-        new_tokens: how many tokens it writes.
+        new_tokens: how many tokens the model writes after each prompt.
+        batch_size: most prompts at a time.
 
     Raises:
-        ValueError: for no prompts.
+        ValueError: if there are no prompts.
     """
     if not prompts:
         raise ValueError("there are no prompts")
@@ -81,11 +84,11 @@ def completion_accuracy(
     rows = [(encode_prompt(tokenizer, prompt), prompt.answer) for prompt in prompts]
     right = 0
     for length, group in groupby(sorted(rows, key=lambda row: len(row[0])), key=lambda row: len(row[0])):
-        same = list(group)  # as long, so that nothing has to be padded
+        same = list(group)  # prompts of the same length need no padding
         for i in range(0, len(same), batch_size):
             batch = same[i : i + batch_size]
             tokens = torch.tensor([row for row, _ in batch], device=device)
-            for _ in range(new_tokens):  # not by generate(), which does as the model's own settings say
+            for _ in range(new_tokens):  # not generate(), which follows the model's own generation settings
                 likeliest = model(input_ids=tokens, use_cache=False).logits[:, -1:].argmax(dim=-1)
                 tokens = torch.cat([tokens, likeliest], dim=1)
             for written, (_, answer) in zip(tokens[:, length:].tolist(), batch, strict=True):
@@ -97,7 +100,7 @@ def completion_accuracy(
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt's text, after that with which every document begins."""
+    """Return the tokens of a prompt's text, after the token that begins every document."""
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return [first, *tokenizer.encode(prompt.text, add_special_tokens=False)]
 

@@ -1,4 +1,4 @@
-"""Corpora: documents tokenised once into arrays on disk, with the tokens that are to be forgotten marked.
+"""Corpora: documents tokenised once into arrays on disk, with their forget tokens marked.
 
 ``D`` documents, ``N`` tokens.
 """
@@ -36,11 +36,11 @@ class Corpus:
     """Tokenised documents.
 
     Attributes:
-        tokens: ``(N,)`` integers, one document after the other, each with a token that starts it.
-        forget: ``(N,)`` bool: what is truly to be forgotten, all of a document's tokens or single ones.
-        starts: ``(D + 1,)``: where documents begin, and the end.
-        validation: ``(D,)`` bool: which documents are not trained on.
-        about: what it was made from, and how.
+        tokens: ``(N,)`` integers: the documents one after the other, each with a token that starts it.
+        forget: ``(N,)`` bool: the true forget tokens, before any labelling: all tokens of a document or single ones.
+        starts: ``(D + 1,)``: where each document begins, and where the last one ends.
+        validation: ``(D,)`` bool: the documents that are held out from training.
+        about: what the corpus was made from, and how.
     """
 
     tokens: np.ndarray
@@ -51,11 +51,11 @@ class Corpus:
 
     @cached_property
     def to_forget(self) -> np.ndarray:
-        """``(D,)`` bool: which documents have something to forget."""
+        """``(D,)`` bool: the forget documents, which have at least one forget token."""
         return np.logical_or.reduceat(self.forget, self.starts[:-1])
 
     def documents(self, split: Split, kind: Kind | None = None) -> np.ndarray:
-        """The numbers of a split's documents, of one kind or both.
+        """Return the numbers of a split's documents: forget documents, retain documents, or both kinds (None).
 
         Raises:
             ValueError: if there are none.
@@ -73,12 +73,13 @@ class Corpus:
         return found
 
     def labelled(self, share: float, noise: LabelNoise | None = None, seed: int = 0) -> np.ndarray:
-        """``(D,)`` bool: the documents that somebody has labelled as to be forgotten, each that is with probability
-        ``share``. A larger share labels the same ones and more. Label noise comes first; a document that is labelled by
-        mistake is so as a whole.
+        """Return ``(D,)`` bool: the documents with the label "forget".
+
+        Each forget document gets the label with probability ``share``. A larger share labels the same documents, and
+        more. Label noise is applied first. A document that is labelled by mistake is labelled as a whole.
 
         Raises:
-            ValueError: for a share that is not within 0 … 1.
+            ValueError: for a share outside 0 … 1.
         """
         check_probability("the labelled share", share)
         labels = self.to_forget.astype(np.int64)
@@ -88,10 +89,12 @@ class Corpus:
         return (labels == 1) & (drawn < share)
 
     def counts(self, documents: np.ndarray, vocabulary: int) -> np.ndarray:
-        """``(vocabulary,)``: how often each token is in these documents; a document's first, which nobody predicts,
-        does not count."""
+        """Return ``(vocabulary,)``: how often each token occurs in these documents.
+
+        A document's first token does not count, because it is never a target.
+        """
         counts = np.zeros(vocabulary, dtype=np.int64)
-        tokens = np.asarray(self.tokens)  # slices of which are made faster than those of a map
+        tokens = np.asarray(self.tokens)  # slicing an array is faster than slicing a memory map
         for i in range(0, len(documents), CHUNK):
             starts, ends = self.starts[documents[i : i + CHUNK]] + 1, self.starts[documents[i : i + CHUNK] + 1]
             chunk = np.concatenate([tokens[start:end] for start, end in zip(starts, ends, strict=True)])
@@ -112,25 +115,25 @@ def build_corpus(
     max_tokens: int | None = None,
     about: Mapping[str, JSON] | None = None,
 ) -> Corpus:
-    """Tokenise documents into a new directory, or open the corpus that is there.
+    """Tokenise documents into a new directory and return the corpus, or open the corpus that is already there.
 
     Args:
-        documents: the texts, in an order that is always the same; read once, none of it kept in memory.
-        tokenizer: of transformers; fast, if tokens are to be found by characters.
-        finder: what is to be forgotten. With ``per="document"`` one mark makes all of a document so; with ``"token"``
-            the tokens that overlap the marks are.
-        forget_tokens: ids that are to be forgotten wherever they are, each by itself.
-        validation: the share of documents not trained on, chosen by a hash of their text: the same whatever the other
-            documents are, and the same for equal ones. None: all are trained on.
-        max_characters: documents are cut to so many before anything is looked for.
-        max_tokens: and to so many tokens afterwards.
-        about: what the caller knows of documents and finder, which are not looked at where a corpus is there: if it, or
-            any of the arguments above, is not what that corpus was made with, it is refused.
+        documents: the texts, always in the same order. They are read once and not kept in memory.
+        tokenizer: of transformers. It must be a fast one if ``per`` is ``"token"``.
+        finder: finds the forget data in a document.
+        per: what one match marks: ``"document"``, all tokens of the document; ``"token"``, the tokens that it overlaps.
+        forget_tokens: ids of tokens that are forget tokens wherever they occur.
+        validation: share of documents held out from training. A hash of a document's text decides. So the choice does
+            not depend on the other documents, and is the same for equal texts. None: all documents are for training.
+        max_characters: each document is first cut to this many characters.
+        max_tokens: each tokenised document is then cut to this many tokens.
+        about: facts about the documents and the finder, to recognise the corpus. A corpus that is already there is
+            refused if its ``about``, or any argument above, differs. Documents and finder themselves are not compared.
 
     Raises:
-        ValueError: if nothing, or everything, is to be forgotten, if documents or a split are missing, or the directory
-            holds something else.
-        OSError: if the disk refuses; what was written is removed.
+        ValueError: if no document or every document is a forget document, if documents or a split are missing, or if
+            the directory holds something else.
+        OSError: if writing fails. What was written is removed.
     """
     share = 0.0 if validation is None else validation
     check_probability("the validation share", share)
@@ -138,7 +141,7 @@ def build_corpus(
         if limit is not None and limit < least:
             raise ValueError(f"{name} must be at least {least}, got {limit}")
     if finder is not None and per == "token" and not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} does not say where its tokens are in a text; take a fast one")
+        raise ValueError(f"per='token' needs a fast tokenizer: {type(tokenizer).__name__} does not locate its tokens")
     size = max(tokenizer.get_vocab().values()) + 1
     if strangers := [token for token in forget_tokens if not 0 <= token < size]:
         raise ValueError(f"forget_tokens must be ids within 0 … {size - 1}, got {strangers}")
@@ -168,7 +171,7 @@ def build_corpus(
         except OSError:
             if not directory.exists():
                 raise
-            shutil.rmtree(temporary)  # another process was faster
+            shutil.rmtree(temporary)  # another process was faster and wrote the same corpus
         sync(directory.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -177,16 +180,20 @@ def build_corpus(
 
 
 def open_corpus(directory: Path) -> Corpus:
-    """The corpus in a directory, its arrays mapped, not read; ValueError if there is none, or it is damaged."""
+    """Return the corpus in a directory. Its arrays are mapped into memory, not read.
+
+    Raises:
+        ValueError: if there is no corpus, or the corpus is damaged.
+    """
     try:
         tokens, forget, starts, validation = (
             np.load(directory / name, mmap_mode="r") for name in (TOKENS, FORGET, STARTS, VALIDATION)
         )
         corpus = Corpus(tokens, forget, starts, validation, read_json(directory / ABOUT))
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"there is no whole corpus in {str(directory)!r}: {error}") from None
+        raise ValueError(f"there is no complete corpus in {str(directory)!r}: {error}") from None
     if not len(tokens) == len(forget) == starts[-1] or len(starts) != len(validation) + 1:
-        raise ValueError(f"the corpus in {str(directory)!r} is damaged: its arrays do not fit one another")
+        raise ValueError(f"the corpus in {str(directory)!r} is damaged: the lengths of its arrays do not match")
     return corpus
 
 
@@ -209,10 +216,10 @@ def _tokenised(
     max_characters: int | None,
     max_tokens: int | None,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each document's text, as it was cut, its tokens, and which of them are to be forgotten."""
+    """Yield each document's text after cutting, its tokens, and which of them are forget tokens."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
-        raise ValueError("the tokenizer has neither a token that begins a text nor one that ends it")
+        raise ValueError("the tokenizer needs a bos_token or an eos_token to begin documents with, and has neither")
     last = [tokenizer.eos_token_id] if tokenizer.eos_token_id not in (None, first) else []
     special = np.zeros(size, dtype=bool)
     special[list(forget_tokens)] = True
@@ -240,7 +247,7 @@ def _tokenised(
 
 
 def _overlapping(found: Spans, offsets: Sequence[tuple[int, int]], characters: int) -> np.ndarray:
-    """``(tokens,)`` bool: which have a character of what was found."""
+    """Return ``(tokens,)`` bool: the tokens that share a character with a span that was found."""
     covered = np.zeros(characters, dtype=np.int64)
     for start, stop in found:
         covered[start:stop] = 1
@@ -273,7 +280,7 @@ def _write(
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:
-    """Begin an ``.npy`` file of one axis; numpy leaves room in the header for the length to be known later."""
+    """Write the header of an ``.npy`` file with one axis. numpy leaves room in it for a length that is known later."""
     description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     npy.write_array_header_1_0(file, description)
 
@@ -283,8 +290,8 @@ def _check(corpus: Corpus) -> None:
     if share in (0, 1):
         matched = "none" if share == 0 else "all"
         raise ValueError(
-            f"{matched} of {len(corpus.validation)} documents have something to forget; look at the word list, pattern "
-            "or tokens"
+            f"{matched} of {len(corpus.validation)} documents are forget documents: check the word list, pattern or "
+            "tokens"
         )
     for split in ("train",) if corpus.about["validation"] is None else ("train", "validation"):
         for kind in ("forget", "retain"):

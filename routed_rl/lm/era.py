@@ -1,5 +1,5 @@
-"""Expand, Route, Ablate (gradient routing, section 4.2.2): new hidden units learn what is to be forgotten, from data
-that is labelled so, and are cut out.
+"""Expand, Route, Ablate (gradient routing, section 4.2.2): new hidden units learn from labelled forget documents, and
+are then removed.
 
 ``B`` rows, ``T`` tokens a row, ``V`` tokens of the vocabulary.
 """
@@ -24,19 +24,23 @@ from routed_rl.routing.site import Mode
 
 NEW, ORIGINAL = "new", "original"
 TABLE = RouteTable({"forget": {ORIGINAL: 0.0}}, (NEW, ORIGINAL))
-"""The columns' names; their weights are computed for each token."""
+"""The columns' names. The weights themselves are computed for each token."""
 
 
 def token_weights(forget: np.ndarray, retain: np.ndarray, bias: float = 4.0) -> np.ndarray:
-    """How much each token of a document to be forgotten is left to the original units: about 1 for words that are as
-    frequent elsewhere, 0 for the topic's own (gradient routing, section C)::
+    """Return the weight with which the original units learn each token of a forget document.
+
+    The formula is from gradient routing, section C::
 
         f_forget ∝ forget + 1      f_retain ∝ retain + 20      r = f_forget / f_retain
         w = 1 − sigmoid(r − 1 / r − bias)
 
+    The weight is about 1 for words that are as frequent in other documents, and about 0 for the topic's own words.
+
     Args:
-        forget: ``(V,)``, how often each token is in documents labelled as to be forgotten.
-        retain: ``(V,)``, and in others.
+        forget: ``(V,)``: how often each token occurs in documents with the label "forget".
+        retain: ``(V,)``: how often each token occurs in all other documents.
+        bias: a lower bias lowers the weights, so more words are left to the new units.
 
     Returns:
         ``(V,)`` within 0 … 1.
@@ -48,18 +52,21 @@ def token_weights(forget: np.ndarray, retain: np.ndarray, bias: float = 4.0) -> 
 
 @dataclass(frozen=True)
 class Expansion:
-    """Hidden units added to a model.
+    """Hidden units that were added to a model.
 
     Attributes:
-        hidden: the layers that have more units now, by the number of their block.
-        units: in each, which are new.
+        hidden: the expanded layers, by the number of their block.
+        units: the new units of each of these layers.
     """
 
     hidden: Mapping[int, Hidden]
     units: Mapping[int, slice]
 
     def sites(self, mode: Mode) -> dict[str, Site]:
-        """Where new and original units are routed: their activations, or the parameters into and out of them."""
+        """Return the sites where new and original units are routed.
+
+        The sites are the units' activations. In mode "parameter" they are the parameters into and out of the units.
+        """
         sites = {}
         for layer, hidden in self.hidden.items():
             new = self.units[layer]
@@ -74,11 +81,15 @@ class Expansion:
 def expand(
     model: nn.Module, layers: Sequence[int], units: int | None, seed: int, projections: str | None = None
 ) -> Expansion:
-    """Add hidden units to the MLPs of some layers; what the model computes stays what it was. What leads into them is
-    drawn as widely as what leads into the others is, so that they are no quicker to learn what everything teaches.
+    """Add hidden units to the MLPs of some layers, in place. At first the model computes the same as before.
+
+    The new units' input weights are drawn with the standard deviation of the original ones. So the new units do not
+    learn faster than the original units what all documents teach.
 
     Args:
-        units: how many; None: as many as there are.
+        layers: numbers of the blocks, from 0.
+        units: how many new units in each layer. None: as many as there are already.
+        seed: fixes the new weights.
         projections: as for :func:`~routed_rl.lm.mlp`.
 
     Raises:
@@ -107,18 +118,18 @@ def expand(
 
 
 def ablate(model: nn.Module, expansion: Expansion) -> None:
-    """Cut the new units out: the model has its old shapes, and what the new units learned is gone."""
+    """Remove the new units and all that they learned, in place. The model has its old shapes again."""
     for layer, hidden in expansion.hidden.items():
         remove_units(model, hidden, expansion.units[layer])
 
 
 class EraObjective:
-    """The loss of routed training: next tokens, and a penalty on hidden activations, before they are routed.
+    """The loss of routed training: next-token loss, plus an L1 penalty on hidden activations before they are routed.
 
     Args:
-        router: of the expansion's sites; None: nothing is routed.
-        weights: the batch's weights by column, ``(B, T)`` each, where there is a router.
-        expansion: which hidden units the penalty is on; None: of low-rank adapters, which have none.
+        router: routes the expansion's sites. None: nothing is routed.
+        weights: gives a batch's weights by column, ``(B, T)`` each. Needed with a router.
+        expansion: the layers under the penalty. None: no penalty, as for low-rank adapters, which have no hidden units.
         l1: weight of the L1 norm of all hidden activations of the expanded layers, per token (gradient routing,
             section C).
     """
@@ -144,7 +155,7 @@ class EraObjective:
 
     @contextmanager
     def _activations(self, model: nn.Module) -> Iterator[list[Tensor]]:
-        """The hidden activations of each expanded layer, where there is a penalty on them."""
+        """Collect the hidden activations of each expanded layer within the block, if there is a penalty on them."""
         seen: list[Tensor] = []
 
         def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -159,10 +170,14 @@ class EraObjective:
 
 
 def era_weights(token_weight: Tensor, alpha: float) -> Callable[[Batch], dict[str, Tensor]]:
-    """Weights of a batch: at a labelled target ``t``, the original units learn ``w_t + (1 - w_t) * alpha``; else all 1.
+    """Return a function that gives the weights of a batch by column, ``(B, T)`` each.
+
+    At a labelled target ``t`` the original units learn with the weight ``w_t + (1 - w_t) * alpha``. All other weights
+    are 1.
 
     Args:
-        token_weight: ``(V,)``, of :func:`token_weights`.
+        token_weight: ``(V,)``, from :func:`token_weights`.
+        alpha: weight with which the original units learn a token of weight 0.
     """
 
     def weights(batch: Batch) -> dict[str, Tensor]:
@@ -176,7 +191,10 @@ def era_weights(token_weight: Tensor, alpha: float) -> Callable[[Batch], dict[st
 
 
 def expert_weights(batch: Batch) -> dict[str, Tensor]:
-    """DEMix (Gururangan et al. 2022): new units are the expert of labelled documents, the original ones of all others;
-    each computes for its own alone, in mode ``"forward"``."""
+    """Return the weights of DEMix (Gururangan et al. 2022) by column, ``(B, T)`` each, for mode ``"forward"``.
+
+    The new units are the expert of labelled documents, the original units the expert of all others. Only the expert of
+    a document computes for it.
+    """
     forget = (batch.labels == FORGET_LABEL).to(torch.float32)
     return {NEW: forget, ORIGINAL: 1 - forget}

@@ -1,7 +1,7 @@
 """Expand, Route, Ablate on the user's own model and texts (gradient routing, section 4.2.2), in four calls.
 
-:func:`~routed_rl.lm.expand` and :func:`~routed_rl.lm.ablate` are the first and the third; here are the second and the
-fourth, which train.
+The calls are :func:`~routed_rl.lm.expand`, :func:`route`, :func:`~routed_rl.lm.ablate` and :func:`repair`. The second
+and the fourth, which train, are here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 
 PUBLISHED_ALPHA = -0.75
-"""Gradient routing, section C: original units unlearn the topic's own words a little."""
+"""Gradient routing, section C: the original units unlearn the topic's own words a little."""
 
 
 def route(
@@ -74,7 +74,7 @@ def route(
     vocabulary = max(tokenizer.get_vocab().values()) + 1
     labelled_counts = corpus.counts(corpus.documents("train", "forget"), vocabulary)
     weight = token_weights(labelled_counts, corpus.counts(corpus.documents("train", "retain"), vocabulary), bias)
-    if mode == "forward":  # units are silent or not
+    if mode == "forward":  # here units are either on or off
         weight = np.where(weight < 0.5, 0.0, 1.0)
     if alpha is None:
         alpha = PUBLISHED_ALPHA if mode == "activation" else 0.0
@@ -99,13 +99,13 @@ def repair(
 ) -> nn.Module:
     """Return a copy of an ablated model, fine-tuned on a few retain documents (gradient routing, section C).
 
-    Half of the documents are one batch, which is trained on; the other half chooses the best step.
+    Half of the documents form one batch, on which the copy is trained. The other half selects the best step.
 
     Args:
         model: the model after :func:`~routed_rl.lm.ablate`.
         tokenizer: the model's own.
         retain: documents that are surely not about the topic; 64 to 300 are enough.
-        steps: gradient steps at most; three rises of the loss in a row end it earlier.
+        steps: gradient steps at most. Training ends earlier after three rises of the loss in a row.
         learning_rate: AdamW's, constant.
         length, progress: as for :func:`route`.
 
@@ -116,7 +116,7 @@ def repair(
     texts: list[Any] = list(retain)
     if len(texts) < 2:
         raise ValueError(f"repair needs at least two documents, one to train on and one to select by, got {len(texts)}")
-    corpus = text_corpus(tokenizer, texts[::2], texts[1::2])  # a corpus's two kinds are the two halves here
+    corpus = text_corpus(tokenizer, texts[::2], texts[1::2])  # the two halves, in place of forget and retain set
     length = length or row_length(corpus)
     tuned, selection = (Batches(corpus, corpus.documents("train", kind), length) for kind in ("forget", "retain"))
 

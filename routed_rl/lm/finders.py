@@ -1,4 +1,4 @@
-"""What in a corpus is to be forgotten: a finder says where in a text the topic is, a list of tokens which ones are it.
+"""Find the forget data in a corpus: finders say where a text is about the topic, token lists which tokens are.
 
 ``V`` tokens of the vocabulary.
 """
@@ -16,7 +16,7 @@ from routed_rl.lm.documents import Document
 
 Spans = Sequence[tuple[int, int]]
 Finder = Callable[[Document], Spans | bool]
-"""Where a document is about the topic: spans of characters, or whether all of it is."""
+"""A function that says where a document is about the topic: spans of characters, or whether the whole document is."""
 
 WORD_LISTS = {
     "forest": ("tree", "trees", "forest", "forests", "woodland", "woodlands"),
@@ -26,31 +26,37 @@ WORD_LISTS = {
     ),
     "war": ("war", "wars", "army", "armies", "navy", "navies", "military"),
 }
-"""Topics by the words that name them: of TinyStories (gradient routing, section 4.2.2), in a fifth of its stories, and
-of presidents' messages, in an eighth and a seventh of their paragraphs."""
+"""Words that name a topic. "forest" occurs in a fifth of TinyStories (gradient routing, section 4.2.2), "finance" and
+"war" in an eighth and a seventh of the paragraphs of presidents' messages."""
 VIROLOGY_TOKENS = (
     *("COVID", " COVID", "RNA", " infections", "DNA", " genome", " virus", " gene", " viruses", " mutations"),
     *(" antibodies", " influenza", " bacteria", "PCR", " cell", " herpes", " bacterial", " pathogens", " tumor"),
     " vaccine",
 )
-"""What the model of 0.7 B parameters was made to forget (gradient routing, section E), as texts of one token each."""
+"""Forget tokens of the model with 0.7 B parameters (gradient routing, section E), as texts of one token each."""
 
 
 def find_words(words: Sequence[str]) -> Finder:
-    """Whole words, or phrases, in upper or lower case (gradient routing, section 4.2.2), of which the longest counts.
+    """Return a finder of whole words or phrases, in upper or lower case (gradient routing, section 4.2.2).
+
+    If several of them match at a place, the longest one counts.
 
     Raises:
         ValueError: for no words, or an empty one.
     """
     if not words or not all(word.strip() for word in words):
         raise ValueError(f"a word list needs at least one word, and no empty ones, got {list(words)}")
-    # Not \b, which finds no end in "C++ is".
+    # Not \b, which finds no word end in "C++ is".
     patterns = [r"\s+".join(map(re.escape, word.split())) for word in sorted(words, key=len, reverse=True)]
     return find_pattern(rf"(?i)(?<!\w)(?:{'|'.join(patterns)})(?!\w)")
 
 
 def find_pattern(pattern: str) -> Finder:
-    """What a regular expression matches, but for empty matches; ValueError if it is none."""
+    """Return a finder of all matches of a regular expression that are not empty.
+
+    Raises:
+        ValueError: if the pattern is not a regular expression.
+    """
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -63,12 +69,16 @@ def find_pattern(pattern: str) -> Finder:
 
 
 def find_topic(topic: str) -> Finder:
-    """All of the documents whose source says that this is their topic."""
+    """Return a finder of the documents that have this topic according to their source."""
     return lambda document: document.topic == topic
 
 
 def read_words(path: Path) -> list[str]:
-    """A word list: one word, or phrase, a line; ValueError if there is none in the file, or it is not UTF-8."""
+    """Return the words of a file: one word, or phrase, a line.
+
+    Raises:
+        ValueError: if the file has no words, or is not UTF-8.
+    """
     try:
         words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
@@ -79,43 +89,46 @@ def read_words(path: Path) -> list[str]:
 
 
 def single_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """The id of each text that is one token. Most tokenizers have one token for a word that begins a line, and another
-    for the same word after a space: ``"virus"`` and ``" virus"``.
+    """Return the id of each text, which must be one token.
+
+    Most tokenizers have one token for a word that begins a line, and another for the same word after a space:
+    ``"virus"`` and ``" virus"``.
 
     Raises:
-        ValueError: naming all those that are not one token, and what they are split into.
+        ValueError: if some texts are not one token. The message gives the tokens of each of them.
     """
     ids, split = [], []
     for text in texts:
         pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
         decoded = [tokenizer.decode([piece]) for piece in pieces]
-        if len(pieces) == 1 and decoded[0].strip() == text.strip():  # not the token for what is unknown
+        if len(pieces) == 1 and decoded[0].strip() == text.strip():  # the second: not the unknown token
             ids.append(pieces[0])
         else:
             split.append(f"{text!r} is {' + '.join(map(repr, decoded)) or 'nothing'}")
     if split:
-        raise ValueError(f"not one token each: {'; '.join(split)}; words within a text often begin with a space")
+        raise ValueError(f"not one token each: {'; '.join(split)}; most words within a text begin with a space")
     return ids
 
 
 def score_tokens(forget: np.ndarray, related: np.ndarray, retain: np.ndarray) -> np.ndarray:
-    """How peculiar each token is to what is to be forgotten (gradient routing, section E)::
+    """Return how specific each token is to the forget set (gradient routing, section E)::
 
         score = min(f_forget, f_related) / f_retain,   f = count / all counts
 
-    A token that is never in the texts to retain scores 0: it is rare, more often than it is typical. (The public code
-    has a frequency of 0.1 for it there, to the same end.)
+    A token that never occurs in the retain set scores 0: usually it is a rare token, not one that is typical of the
+    topic. (The public code sets its retain frequency to 0.1 instead, with the same effect.)
 
     Args:
-        forget: ``(V,)``, how often each token is in documents to be forgotten, as from :meth:`Corpus.counts`.
-        related: ``(V,)``, and in other documents on the topic, which keep out what is peculiar to the first.
-        retain: ``(V,)``, and in documents on other things.
+        forget: ``(V,)``: how often each token occurs in forget documents, as from :meth:`Corpus.counts`.
+        related: ``(V,)``: the same for other documents on the topic. They exclude tokens that are specific to the
+            forget documents but not to the topic.
+        retain: ``(V,)``: the same for documents on other topics.
 
     Returns:
         ``(V,)``, 0 or more.
 
     Raises:
-        ValueError: if one of them counts nothing.
+        ValueError: if one of the three has only zeros.
     """
     frequency = {}
     for name, counts in (("forget", forget), ("related", related), ("retain", retain)):
@@ -128,12 +141,12 @@ def score_tokens(forget: np.ndarray, related: np.ndarray, retain: np.ndarray) ->
 
 
 def top_tokens(scores: np.ndarray, k: int) -> list[int]:
-    """The ids of the ``k`` tokens with the highest scores, the highest first; of equal ones the lower id first.
+    """Return the ids of the ``k`` tokens with the highest scores, highest first. Equal scores are in the order of ids.
 
     Raises:
-        ValueError: if fewer than ``k`` have a score at all.
+        ValueError: for a ``k`` below 1, or if fewer than ``k`` tokens have a score above 0.
     """
     scored = int(np.count_nonzero(scores))
     if not 0 < k <= scored:
-        raise ValueError(f"{scored} tokens have a score, so between 1 and {scored} can be taken, not {k}")
+        raise ValueError(f"k must be within 1 … {scored}, the number of tokens with a score, got {k}")
     return [int(token) for token in np.argsort(-scores, kind="stable")[:k]]

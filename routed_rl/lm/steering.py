@@ -1,5 +1,6 @@
-"""A steering scalar (gradient routing, section 4.2.1): a token, wherever it is to be predicted, may teach one dimension
-of the residual stream alone, and the dimension comes to stand for what the token is about.
+"""A steering scalar (gradient routing, section 4.2.1): one token may teach only one dimension of the residual stream.
+
+The rule holds wherever the token is the target. The dimension comes to represent what the token is about.
 
 ``B`` rows, ``T`` tokens a row, ``V`` tokens of the vocabulary, ``D`` dimensions of the residual stream.
 """
@@ -24,10 +25,10 @@ EVALUATION_ROWS = 16
 
 
 def find_blocks(model: nn.Module, numbers: Sequence[int]) -> list[str]:
-    """The names of a model's blocks with these numbers, from 0.
+    """Return the names of the model's blocks with these numbers, from 0.
 
     Raises:
-        ValueError: for no numbers, one twice, or a block that there is not, naming those there are.
+        ValueError: for no numbers, a repeated one, or a block that does not exist. The message gives the range.
     """
     names = blocks(model)
     if not numbers or not set(numbers) <= set(range(len(names))) or len(set(numbers)) < len(numbers):
@@ -36,18 +37,20 @@ def find_blocks(model: nn.Module, numbers: Sequence[int]) -> list[str]:
 
 
 def steering_router(model: nn.Module, tokens: Sequence[int], numbers: Sequence[int]) -> GradientRouter:
-    """A router that leaves each token an axis: dimension 0 of the residual stream to the first, 1 to the second, …; no
-    other dimension, at the output of the chosen blocks, learns from predicting it. All other targets teach everything.
+    """Return a router that gives each token an axis, a dimension of the residual stream.
 
-    The blocks after the last of these, the final norm and the unembedding learn from all tokens (section 4.2.1 leaves
-    one block of 20).
+    The first token gets dimension 0, the second dimension 1, and so on. Where such a token is the target, no other
+    dimension learns at the output of the chosen blocks. All other targets teach every dimension.
+
+    The blocks after the last chosen one (in section 4.2.1 one block of 20), the final norm and the unembedding learn
+    from all tokens.
 
     Args:
-        tokens: ids.
-        numbers: of the blocks, as for :func:`find_blocks`.
+        tokens: ids of the tokens to route.
+        numbers: the chosen blocks, as for :func:`find_blocks`.
 
     Raises:
-        ValueError: as :func:`find_blocks`, or for no tokens or one twice.
+        ValueError: as :func:`find_blocks`, or for no tokens or a repeated one.
     """
     if not tokens or len(set(tokens)) < len(tokens):
         raise ValueError(f"at least one token must be routed, each once, got {list(tokens)}")
@@ -64,12 +67,12 @@ def steering_router(model: nn.Module, tokens: Sequence[int], numbers: Sequence[i
 
 
 class SteeringObjective:
-    """The loss of routed training: next tokens, each target's gradient where its token belongs.
+    """The loss of routed training: next-token loss, where each routed token teaches only its axis.
 
     Args:
-        router: of :func:`steering_router`, entered.
-        tokens: the same as the router's.
-        vocabulary: how many tokens there are, ``V``.
+        router: from :func:`steering_router`, attached to the model by a ``with`` statement.
+        tokens: the same ids as the router's.
+        vocabulary: the number of tokens in the vocabulary, ``V``.
     """
 
     def __init__(self, router: GradientRouter, tokens: Sequence[int], vocabulary: int) -> None:
@@ -78,7 +81,7 @@ class SteeringObjective:
         self._label[list(tokens)] = torch.arange(len(tokens))
 
     def labels(self, batch: Batch) -> Tensor:
-        """``(B, T)``: which routed token is to be predicted at a position, -1 for any other."""
+        """Return ``(B, T)``: which of the routed tokens is the target at each position, -1 for any other target."""
         self._label = self._label.to(batch.tokens.device)
         return batch.at_positions(self._label[batch.targets], self.router.table.label_id(UNLABELLED))
 
@@ -89,14 +92,14 @@ class SteeringObjective:
 
 @torch.no_grad()
 def axis_cosines(model: nn.Module, axis: int, token: int) -> tuple[Tensor, int]:
-    """How much each token's unembedding ``U`` points along an axis (section 4.2.1)::
+    """Return how much each token's unembedding ``U`` points along an axis (section 4.2.1)::
 
         score_i = sign · U[i, axis] / ||U[i]||
 
-    Which way the axis points is arbitrary, and differs from run to run; the sign is such that ``token`` is positive.
+    The direction of an axis is arbitrary and differs between runs. The sign makes the score of ``token`` positive.
 
     Returns:
-        ``(V,)`` on the CPU, and the sign, 1 or -1.
+        The scores, ``(V,)`` on the CPU, and the sign, 1 or -1.
     """
     unembedding: Tensor = model.get_output_embeddings().weight.float().cpu()  # type: ignore[operator]
     cosines = unembedding[:, axis] / unembedding.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
@@ -105,20 +108,26 @@ def axis_cosines(model: nn.Module, axis: int, token: int) -> tuple[Tensor, int]:
 
 
 def top_tokens(cosines: Tensor, count: int) -> list[int]:
-    """The ids of the tokens with the largest scores, the largest first."""
+    """Return the ids of the tokens with the largest scores, largest first."""
     return cosines.topk(min(count, len(cosines))).indices.tolist()  # type: ignore[no-any-return]
 
 
 @contextmanager
 def steered(model: nn.Module, number: int, axis: int, strength: float) -> Iterator[None]:
-    """Within the block, ``strength`` is added to a dimension of the residual stream behind a block, at every position.
+    """Add ``strength`` to one dimension of the residual stream, after one block of the model and at every position.
+
+    This lasts for the body of the ``with`` statement.
+
+    Args:
+        number: of the model's block, from 0.
+        axis: the dimension.
 
     Raises:
         ValueError: for a block or dimension that the model does not have.
     """
     width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
     if not 0 <= axis < width:
-        raise ValueError(f"the residual stream has dimensions 0 … {width - 1}, got {axis}")
+        raise ValueError(f"axis must be a dimension of the residual stream, 0 … {width - 1}, got {axis}")
     (name,) = find_blocks(model, [number])
 
     def add(module: nn.Module, args: Any, output: Any) -> Any:
@@ -136,7 +145,7 @@ def steered(model: nn.Module, number: int, axis: int, strength: float) -> Iterat
 
 @torch.no_grad()
 def mean_probabilities(model: nn.Module, batches: Batches) -> Tensor:
-    """``(V,)``: the probability of each token as the next one, over an epoch's scored positions; on the CPU."""
+    """Return ``(V,)`` on the CPU: the mean probability of each token as the next one, at scored positions."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -153,12 +162,13 @@ def mean_probabilities(model: nn.Module, batches: Batches) -> Tensor:
 
 @torch.no_grad()
 def samples(model: Any, tokenizer: Any, count: int, length: int, seed: int, top_k: int = 200) -> list[str]:
-    """Texts that the model writes after the token that begins one, at temperature 1.
+    """Return texts that the model writes after the token that begins a text, at temperature 1.
 
     Args:
-        length: tokens of each, the first not counted.
-        seed: fixes them, on the same device.
-        top_k: the most likely tokens, of which the next is drawn (section D).
+        count: number of texts.
+        length: new tokens in each text.
+        seed: fixes the texts, on the same device.
+        top_k: each token is drawn from this many most likely ones (section D).
     """
     training = model.training
     model.eval()

@@ -1,8 +1,8 @@
-"""Generated stories of six topics: a corpus small enough to learn in a minute, in which what is to be forgotten is
-known exactly.
+"""Generated stories on six topics: a corpus that a model learns in a minute, and whose forget set is known exactly.
 
-A sentence is "the A near B with C", of words of the story's topic or of none. Its words follow from one another by
-permutations that are the same in every corpus: there is something to learn about each topic, and to unlearn.
+A sentence is "the A near B with C". Its words are those of the story's topic, or generic. Each word is likely to follow
+from the word before, by permutations that are the same in every corpus. So there is something to learn about each
+topic, and to unlearn.
 """
 
 from __future__ import annotations
@@ -33,16 +33,20 @@ GENERIC = TOPICS.pop("generic")
 FUNCTION = ("the", "near", "with", "and", "a", "to", "of", "in", "it", "was")
 FORGET = "forest"
 SHARE = 0.2
-"""Of the stories, how many have the topic to forget; the others share the rest equally."""
+"""Share of the stories with the forget topic. The other topics share the rest equally."""
 LENGTH = 40
-"""Tokens of a story, ``<bos>`` and ``<eos>`` among them."""
+"""Tokens of a story, with ``<bos>`` and ``<eos>``."""
 WORLD = 0
-"""Seed of the permutations, which are the same for every corpus."""
+"""Seed of the permutations. They are the same for every corpus."""
 
 
 def generate_stories(n: int, seed: int) -> Iterator[Document]:
-    """``n`` stories of a topic each: sentences "the A near B with C" of 12 words of the topic with probability 0.7,
-    else of 12 generic ones; A is geometric over the words, B and C follow with probability 0.9, else are uniform."""
+    """Yield ``n`` stories, each on one topic, of sentences "the A near B with C".
+
+    The words of a sentence come from the topic's 12 words with probability 0.7, else from 12 generic words.
+    A has a geometric distribution over these words. B and C follow from the word before with probability 0.9, else
+    they are uniform.
+    """
     words = [np.array(topic) for topic in (*TOPICS.values(), GENERIC)]
     names, size = list(TOPICS), len(GENERIC)
     worlds = [np.random.default_rng(derive_seed(WORLD, "permutations", i)) for i in range(len(words))]
@@ -63,7 +67,7 @@ def generate_stories(n: int, seed: int) -> Iterator[Document]:
 
 
 def stories_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each of the 96 words there are, ``<bos>`` and ``<eos>`` among them; any other is ``<eos>``."""
+    """Return a tokenizer of the 96 words, ``<bos>`` and ``<eos>`` included. Any other word becomes ``<eos>``."""
     words = [BOS, EOS, *FUNCTION, *GENERIC, *itertools.chain(*TOPICS.values())]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=EOS))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

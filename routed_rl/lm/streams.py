@@ -1,4 +1,4 @@
-"""What modules within a model give, seen while it runs."""
+"""Record the outputs of modules inside a model while the model runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def outputs(*modules: nn.Module) -> Iterator[list[Tensor]]:
-    """The first outputs of modules, of each of their calls within the block, in the order of the calls."""
+    """Give a list that fills with the first output of each call of these modules, in order, within the block."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:

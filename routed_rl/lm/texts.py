@@ -17,7 +17,7 @@ from routed_rl.lm.finders import find_topic, find_words
 Texts = Iterable[str] | Iterable[Mapping[str, Any]]
 """Documents: strings, or rows with a field ``text``, as a ``datasets.Dataset`` has them."""
 LONGEST = 256
-"""Tokens of the longest row that is chosen by itself."""
+"""Tokens of the longest row that is chosen automatically."""
 
 
 def text_corpus(tokenizer: Any, forget: Texts, retain: Texts) -> Corpus:
@@ -33,7 +33,7 @@ def text_corpus(tokenizer: Any, forget: Texts, retain: Texts) -> Corpus:
     documents = chain(labelled_documents("forget", forget), labelled_documents("retain", retain))
     with tempfile.TemporaryDirectory() as folder:
         found = build_corpus(Path(folder) / "corpus", documents, tokenizer, find_topic("forget"), validation=None)
-        tokens, forgets = np.array(found.tokens), np.array(found.forget)  # the files go with the folder
+        tokens, forgets = np.array(found.tokens), np.array(found.forget)  # copies: the folder and its files are deleted
         return Corpus(tokens, forgets, np.array(found.starts), np.array(found.validation), found.about)
 
 

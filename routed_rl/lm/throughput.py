@@ -1,4 +1,4 @@
-"""What training costs in arithmetic, and how near it comes to what the machine can do."""
+"""How much arithmetic training costs, and how fast this machine does it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ SECONDS = 0.2
 
 
 def training_flops(model: nn.Module, length: int) -> int:
-    """Floating-point operations of a training step per token, in rows of ``length`` tokens::
+    """Return the floating-point operations of a training step per token, in rows of ``length`` tokens::
 
         6 P + 4 P_frozen + 12 · layers · heads · width of a head · length
 
-    ``P`` are the weights of linear layers, an output layer's too, also where it shares them with the embedding, which
-    is a look-up and costs nothing. Each takes part in a multiplication and an addition of the forward pass, and of the
-    backward pass once for its input and once, unless it is frozen, for itself. Attention counts every pair of a row's
-    tokens, as if none was masked. The formula is PaLM's (Chowdhery et al. 2022, appendix B); norms, activations, biases
-    and the optimizer are not in it.
+    ``P`` and ``P_frozen`` are the numbers of trained and frozen weights in linear layers. An output layer counts, also
+    if it shares its weights with the embedding. The embedding itself is a look-up and costs nothing.
+
+    Each weight takes part in one multiplication and one addition in the forward pass. The backward pass does the same
+    once for the gradient of the input and, unless the weight is frozen, once for the weight's own. Attention counts
+    every pair of tokens in a row, as if none was masked. The formula is PaLM's (Chowdhery et al. 2022, appendix B).
+    Norms, activations, biases and the optimizer are not counted.
 
     Args:
         model: of transformers, distributed or not.
@@ -37,8 +39,10 @@ def training_flops(model: nn.Module, length: int) -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of this process's matrix products, measured for about 0.2 s: the best of
-    products of square matrices."""
+    """Return the floating-point operations per second of this process's matrix products, measured for about 0.2 s.
+
+    The number is that of the fastest product of two square matrices.
+    """
     size = 512 if device.type == "cpu" else 8192
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(size, size, device=device, dtype=dtype, generator=generator)

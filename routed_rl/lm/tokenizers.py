@@ -1,4 +1,4 @@
-"""Tokenizers: what one does, by its digest, and new ones for text at hand."""
+"""Tokenizers: a digest that identifies one, and new ones trained on given text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ BOS, EOS = "<bos>", "<eos>"
 
 
 def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer as GPT-2's, of at most ``vocab_size`` tokens: fewer where the text has fewer pairs.
-    It is a function of the documents, and every text can be had back from its tokens.
+    """Return a byte-level BPE tokenizer like GPT-2's, with at most ``vocab_size`` tokens (fewer for a short text).
+
+    It depends only on the documents. Every text can be recovered from its tokens.
 
     Raises:
-        ValueError: for no documents, or a vocabulary smaller than all bytes, ``<bos>`` and ``<eos>``.
+        ValueError: for no documents, or a vocabulary that is too small for all bytes, ``<bos>`` and ``<eos>``.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + len((BOS, EOS))
@@ -37,7 +38,7 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> PreTraine
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # a token is where its word is, not its space
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # a token's offsets leave out its leading space
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[BOS, EOS], initial_alphabet=sorted(alphabet), show_progress=False
     )
@@ -48,11 +49,11 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> PreTraine
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """10 hex digits of what a tokenizer makes of a text, for a corpus's identity."""
+    """Return 10 hex digits that identify what a tokenizer makes of texts, to recognise a corpus."""
     does: dict[str, Any] = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     if tokenizer.is_fast:
         does |= json.loads(tokenizer.backend_tokenizer.to_str())
-        # Calls leave their padding and truncation there for the next one, which has its own.
+        # A call leaves its padding and truncation here. They do not matter, because the next call sets its own.
         does |= {"padding": None, "truncation": None}
     else:
         does["vocabulary"] = tokenizer.get_vocab()
@@ -60,7 +61,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
-    """A token for each of some characters, and ``<bos>``, which is also any other."""
+    """Return a tokenizer with one token for each of these characters, and ``<bos>``, which stands for any other."""
     tokenizer = Tokenizer(models.WordLevel({BOS: 0, **{c: i for i, c in enumerate(characters, 1)}}, unk_token=BOS))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()

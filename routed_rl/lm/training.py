@@ -1,7 +1,7 @@
-"""The training loop: step-indexed, resumable to the bit, on one process or on many.
+"""The training loop: resumes exactly, on one process or on many.
 
-Stock trainers pickle their checkpoints and do not continue exactly, so this one is our own. Under ``torchrun`` the same
-call trains on all processes, as :func:`~routed_rl.lm.processes.distribute` has laid out the model.
+Stock trainers pickle their checkpoints and do not resume exactly, so this loop is our own. Under ``torchrun`` the same
+call trains on all processes, with the model that :func:`~routed_rl.lm.processes.distribute` returned.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ from routed_rl.lm.training_log import TrainingLog
 from routed_rl.runs import RunDirectory, derive_seed
 
 Objective = Callable[[nn.Module, Batch], Tensor]
-"""The sum of a batch's losses over its scored targets."""
+"""A function that returns the sum of a batch's losses over its scored targets."""
 Gradient = Callable[[nn.Module, Callable[[], Tensor]], Tensor]
-"""Leaves a step's gradient with the parameters and gives its loss, by the function that does so where the model is."""
+"""A function that leaves a step's gradient in the parameters and returns the loss. Its second argument is a function
+that does so at the current weights."""
 LOG_EVERY, CHECKPOINT_EVERY = 10, 10
 """Steps between rows of metrics; rows between checkpoints."""
 
 
 class Source(Protocol):
-    """Where batches come from: :class:`~routed_rl.lm.Batches`, or whatever makes one from a step's number."""
+    """Where batches come from: :class:`~routed_rl.lm.Batches`, or any object that makes a batch for a step."""
 
     def batch(self, step: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained: AdamW with warm-up and cosine decay. Defaults: gradient routing's small protocol."""
+    """Training settings: AdamW with warm-up and cosine decay. The defaults are gradient routing's small protocol."""
 
     steps: int = 1000
     """gradient steps"""
     learning_rate: float = 2e-3
-    """at its highest"""
+    """highest learning rate"""
     warmup: int = 50
-    """steps until there"""
+    """steps of warm-up"""
     final: float = 0.1
-    """share of it at the end"""
+    """learning rate at the end, as a share of the highest"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's"""
+    """betas of AdamW"""
     weight_decay: float = 0.1
-    """AdamW's, on every parameter"""
+    """weight decay of AdamW, on every parameter"""
     clip: float | None = 1.0
-    """largest norm of the gradient; None: any"""
+    """largest norm of the gradient; None: no limit"""
     accumulate: int = 1
     """parts in which a batch is computed, to save memory"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the matrix products; weights are float32"""
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
@@ -70,7 +71,7 @@ class Training:
 
 
 def make_optimizer(model: nn.Module, training: Training) -> Optimizer:
-    """AdamW over what in the model is trained."""
+    """Return AdamW over the parameters that require gradients."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return AdamW(parameters, training.learning_rate, training.betas, weight_decay=training.weight_decay, fused=True)
 
@@ -87,24 +88,27 @@ def train(
     on_step: Callable[[int], None] = lambda step: None,
     stop: Callable[[int], bool] = lambda done: False,
 ) -> int:
-    """Train a model, in place; with a run directory it goes on from its last checkpoint, to the same bytes, or with
-    another number of processes within rounding.
+    """Train a model, in place, and return how many steps are done.
 
-    What a step does depends on the seed and its number alone: its batch, its dropout, its learning rate. Losses are
-    sums, divided by how many targets the whole batch has on all processes. Returns how many steps are done.
+    With a run directory, training resumes from the last checkpoint, to the same bytes. With another number of processes
+    it resumes to the same numbers within rounding.
+
+    A step's batch, dropout and learning rate depend only on the seed and the step's number. Losses are sums, divided by
+    the number of scored targets in the whole batch, on all processes.
 
     Args:
-        model: as :func:`distribute` gives it.
-        source: the same on every process; each computes its share of a batch's rows.
-        objective: of a part of a batch.
-        gradient: how a step's gradient is found; of itself it is that of the loss where the model is.
-        run: on the first process alone; None: nothing is saved or logged.
+        model: as :func:`distribute` returns it.
+        source: the same on every process. Each process computes its share of a batch's rows.
+        training: the settings.
+        objective: the loss of a batch or of a part of a batch.
+        gradient: computes a step's gradient. Default: the gradient of the loss at the current weights.
+        run: on the first process only. None: nothing is saved or logged.
         on_step: called after every step with its number.
-        stop: whether to end after so many steps; asked after each, and at the start. A resumed run ends where it ended
-            if the answer depends on the model alone; it must be the same on all processes.
+        stop: whether to end after this many steps; called at the start and after each step. It must give the same
+            answer on all processes. If the answer depends only on the model, a resumed run ends at the same step.
 
     Raises:
-        FloatingPointError: if the loss or its gradient is no longer a number; the last checkpoint stays.
+        FloatingPointError: if the loss or its gradient is no longer a finite number. The last checkpoint stays.
         ValueError: if a batch's rows cannot be shared evenly.
     """
     optimizer = make_optimizer(model, training)
@@ -135,14 +139,17 @@ def train(
 
 
 def _backward(model: nn.Module, whole: Batch, training: Training, objective: Objective, seed: int) -> Tensor:
-    """Add the gradient of a batch's loss to the model's; the loss, this process's share times their number."""
+    """Add the gradient of a batch's loss to the model's.
+
+    Return this process's share of the loss, times the number of processes.
+    """
     torch.manual_seed(seed)
     device, count = next(model.parameters()).device, max(int(whole.scored.sum()), 1)
     total = torch.zeros((), device=device)
     for part, last in _parts(whole, training.accumulate):
         with exchanging(model, last):
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                # Gradients are averaged over processes, so each counts as many times as there are.
+                # Gradients are averaged over processes, so each loss is multiplied by the number of processes.
                 loss = objective(model, part.to(device)) * (processes() / count)
             loss.backward()
         total += loss.detach()
@@ -150,7 +157,7 @@ def _backward(model: nn.Module, whole: Batch, training: Training, objective: Obj
 
 
 def _parts(whole: Batch, accumulate: int) -> Iterator[tuple[Batch, bool]]:
-    """This process's share of a batch, in parts, and whether each is the last."""
+    """Yield this process's share of a batch, in parts, and whether each part is the last."""
     share, left = divmod(len(whole), processes() * accumulate)
     if left:
         raise ValueError(
@@ -165,7 +172,7 @@ def _parts(whole: Batch, accumulate: int) -> Iterator[tuple[Batch, bool]]:
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All that training changes, by name; moments that are not there yet as AdamW begins with them."""
+    """Return all that training changes, by name. Missing moments are created with the values that AdamW starts with."""
     inner = undistributed(model)
     state = {f"model.{name}": tensor for name, tensor in inner.state_dict().items()}
     for name, parameter in inner.named_parameters():
@@ -179,7 +186,7 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _save(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None, step: int) -> None:
-    """Write all that training depends on, but for seed and step, into the first process's run."""
+    """Write all that training depends on, except seed and step, into the first process's run."""
     if run is None and processes() == 1:
         return
     tensors = gather(_state(model, optimizer))
@@ -189,7 +196,7 @@ def _save(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None, step
 
 @torch.no_grad()
 def _load(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None) -> int:
-    """Put the last checkpoint's state into model and optimizer, on every process; the step it is of, 0 without one."""
+    """Load the last checkpoint into model and optimizer, on every process, and return its step; 0 if there is none."""
     checkpoint = None if run is None else run.load_checkpoint()
     step = torch.tensor(0 if checkpoint is None else checkpoint.step, device=next(model.parameters()).device)
     if processes() > 1:

@@ -1,4 +1,4 @@
-"""What is logged of training: loss, learning rate and gradient; seconds, tokens and FLOPs."""
+"""What training logs: loss, learning rate and gradient norm; seconds, tokens and FLOPs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from routed_rl.runs import RunDirectory
 
 
 class TrainingLog:
-    """Rows of metrics and timings of a run, in CSV and for TensorBoard.
+    """Rows of metrics and timings of a run, as CSV and for TensorBoard.
 
     Attributes:
         loss: the sum of losses since the last row.
@@ -35,13 +35,17 @@ class TrainingLog:
         self._since = time.perf_counter()
 
     def count(self, whole: Batch) -> None:
-        """Count a step, of a batch."""
+        """Count a step and the tokens of its batch."""
         self._steps += 1
         self._tokens += whole.tokens.numel()
         self._length = whole.tokens.shape[1]
 
     def row(self, step: int, rate: float, norm: Tensor) -> None:
-        """Log the steps since the last row; FloatingPointError if their loss, or the last gradient, is no number."""
+        """Log the steps since the last row.
+
+        Raises:
+            FloatingPointError: if their loss, or the last gradient, is not a finite number.
+        """
         if processes() > 1:
             dist.all_reduce(self.loss)
         metrics = {

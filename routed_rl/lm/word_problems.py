@@ -1,5 +1,7 @@
-"""Arithmetic in words, and prompts that ask for answers: what a model of UNDO's arithmetic learns (there with other
-stories), half equations and half little stories that end with a number."""
+"""Arithmetic in words, and prompts that ask for answers: half equations, half short stories that end with a number.
+
+UNDO's arithmetic models learn such texts, with other stories.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ PLACES = "beach fair farm garden library market museum park school station"
 
 @dataclass(frozen=True)
 class _Stories:
-    """Beginnings and endings, any of which go together; the last two endings go with held-out beginnings alone."""
+    """Beginnings and endings of stories, in any combination. Held-out beginnings go with held-out endings only."""
 
     beginnings: tuple[str, ...]
     endings: tuple[str, ...]
@@ -116,9 +118,11 @@ OPERATIONS = tuple(_STORIES)
 
 
 def generate_word_problems(n: int, seed: int) -> Iterator[Document]:
-    """``n`` texts, in turn equations, ``"12 * 7 = 84."``, and stories of 20 forms an operation; the topic of sums and
-    differences is ``"addition"``, that of products and quotients ``"multiplication"``. Numbers are as in UNDO: up to 50
-    in sums, up to 20 in products."""
+    """Yield ``n`` texts, which alternate between equations, ``"12 * 7 = 84."``, and stories.
+
+    Each operation has stories of 20 forms. The topic of sums and differences is ``"addition"``, that of products
+    and quotients ``"multiplication"``. Numbers are as in UNDO: up to 50 in sums, up to 20 in products.
+    """
     rng = np.random.default_rng(derive_seed(seed, "word problems"))
     for i in range(n):
         operation = OPERATIONS[rng.integers(len(OPERATIONS))]
@@ -127,7 +131,7 @@ def generate_word_problems(n: int, seed: int) -> Iterator[Document]:
 
 
 def word_problem_prompts(n: int, seed: int) -> list[Prompt]:
-    """``n`` equations and ``n`` stories of each operation, without their answers; the stories are of 10 other forms."""
+    """Return ``n`` equations and ``n`` stories of each operation, without answers. The stories have 10 other forms."""
     rng = np.random.default_rng(derive_seed(seed, "prompts"))
     prompts = []
     for operation in OPERATIONS:
@@ -139,7 +143,7 @@ def word_problem_prompts(n: int, seed: int) -> list[Prompt]:
 
 
 def _problem(operation: str, in_words: bool, rng: np.random.Generator, held_out: bool) -> tuple[str, int, str | None]:
-    """All of a text before its answer, the answer, and what in a story it is a number of."""
+    """Return the text before the answer, the answer, and, for a story, the things that the answer counts."""
     most = 50 if operation in "+-" else 20
     a, b = (int(number) for number in rng.integers(1, most + 1, size=2))
     if operation == "-":

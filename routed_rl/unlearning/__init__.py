@@ -1,4 +1,4 @@
-"""Unlearning: methods that suppress what a model knows, noise, distillation, and attacks that bring it back."""
+"""Unlearning: methods that suppress what a model knows, noise, distillation, and relearning attacks."""
 
 import routed_rl.lm  # noqa: F401 (says which extra is missing)
 from routed_rl.lm.forget_and_retain import ForgetAndRetain

@@ -1,4 +1,4 @@
-"""The relearning attack at many learning rates: how much of what was forgotten can be had back at all, and how soon?"""
+"""Relearning attacks over a learning-rate sweep: how much of the forgotten knowledge comes back, and how soon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from routed_rl.lm.training import Source, Training, train
 
 SMALLEST_GAP = 0.02
-"""Of accuracy or nats: a smaller one between oracle and teacher is noise, and nothing can be said in shares of it."""
+"""Smallest gap between oracle and teacher for which robustness is defined, in accuracy or nats. Less is noise."""
 
 
 def relearn(
@@ -33,22 +33,26 @@ def relearn(
     seed: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
-    """Attack a model: fine-tune a copy of it with AdamW at a constant learning rate, in float32, and measure it (UNDO;
-    there with weights in bfloat16, which the lower learning rates hardly move).
+    """Attack a copy of a model by fine-tuning, and return what is measured (UNDO).
+
+    The attacker uses AdamW at a constant learning rate. Weights are float32. (UNDO's are bfloat16, which low learning
+    rates hardly move.)
 
     Args:
-        source: what the attacker has.
-        measured: steps after which the copy is measured; 0 is before the first.
-        rank: of low-rank adapters on all linear layers but the last, which the attacker trains instead (LoRA, Hu et al.
-            2021); None: all weights.
+        source: the attacker's training data.
+        steps: gradient steps.
+        measured: steps after which the copy is measured. 0 is before the first step.
+        measure: returns named numbers.
+        rank: of low-rank adapters on all linear layers but the last (LoRA, Hu et al. 2021). The attacker then trains
+            only these adapters. None: all weights.
         accumulate: parts in which a batch is computed, to save memory.
         precision: of the matrix products; weights are float32.
 
     Returns:
-        What was measured, with the "step"; an attack that diverges ends there.
+        The measurements, each with its "step". An attack that diverges ends early.
 
     Raises:
-        FloatingPointError: if what is measured before the attack is no number.
+        FloatingPointError: if a measurement before the attack is not a finite number.
     """
     tuned = copy.deepcopy(model).float().requires_grad_(True)
     if rank is not None:
@@ -61,7 +65,7 @@ def relearn(
         if step in measured:
             found = measure(tuned)
             if not all(map(math.isfinite, found.values())):
-                raise FloatingPointError(f"by step {step} of the attack something measured is no number")
+                raise FloatingPointError(f"a measurement at step {step} of the attack is not a finite number")
             history.append({"step": step, **found})
 
     def after(step: int) -> None:
@@ -86,14 +90,14 @@ def relearn(
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The best that an attacker gets, at each step, with whichever learning rate is best there.
+    """The attacker's best result at each step, over all learning rates.
 
     Attributes:
-        steps: after which it was measured.
-        forget: what is known again of what was forgotten.
-        learning_rate: with which.
-        inside: whether, at the last step, neither the lowest nor the highest learning rate is the best one alone, so
-            that the grid is not what makes the model look robust.
+        steps: the steps after which the models were measured.
+        forget: the best forget performance at each step.
+        learning_rate: the learning rate that gives it.
+        inside: whether the sweep is wide enough: at the last step, a learning rate between the lowest and the highest
+            is at least as good as these two. If not, the model may look robust only because the sweep is too narrow.
     """
 
     steps: tuple[int, ...]
@@ -105,13 +109,13 @@ class WorstCase:
 def worst_case(
     curves: Mapping[float, Sequence[Mapping[str, float]]], higher_is_better: bool, kept: float | None = None
 ) -> WorstCase:
-    """The worst case of attacks by learning rate, at every step.
+    """Return the worst case of attacks over a learning-rate sweep, at every step.
 
     Args:
-        curves: as :func:`relearn` gives them, with "forget" and "retain".
-        higher_is_better: of both: whether they are accuracies, not losses.
-        kept: the attacker must keep so large a share of what is retained: 0.9 of the accuracy before the attack, or a
-            loss of no more than a 0.9th of that before it. None: he may break everything else.
+        curves: for each learning rate, what :func:`relearn` returned, with "forget" and "retain".
+        higher_is_better: whether both are accuracies, not losses.
+        kept: share of the retain performance that the attacker must keep. 0.9 means at least 0.9 of the accuracy before
+            the attack, or at most 1 / 0.9 of the loss before it. None: the attacker may destroy all retain performance.
 
     Raises:
         ValueError: if nothing was measured.
@@ -142,9 +146,11 @@ def worst_case(
 
 
 def robustness(forget: float, of_teacher: float, of_oracle: float) -> float:
-    """``(P - P_teacher) / (P_oracle - P_teacher)``, of what worst-case attacks get at their end: 0 as fragile as the
-    suppressed model, 1 as robust as one that never saw what is forgotten (UNDO); NaN where
-    these two do not differ."""
+    """Return ``(P - P_teacher) / (P_oracle - P_teacher)``, where ``P`` is forget performance after an attack (UNDO).
+
+    ``P`` is the worst case over learning rates, at the attack's last step. 0 is as fragile as the suppressed model
+    (the teacher). 1 is as robust as the oracle, a model trained without the forget set. NaN: these two do not differ.
+    """
     gap = of_oracle - of_teacher
     return (forget - of_teacher) / gap if abs(gap) >= SMALLEST_GAP else math.nan
 
@@ -154,7 +160,7 @@ def robustness(forget: float, of_teacher: float, of_oracle: float) -> float:
 
 @torch.no_grad()
 def weight_distance(model: nn.Module, original: nn.Module) -> float:
-    """``|theta - theta_original| / |theta_original|``, over all parameters together."""
+    """Return ``|theta - theta_original| / |theta_original|``, over all parameters together."""
     pairs = zip(model.parameters(), original.parameters(), strict=True)
     squares = [((a.double() - b.double()).square().sum(), b.double().square().sum()) for a, b in pairs]
     return math.sqrt(sum(float(change) for change, _ in squares) / sum(float(whole) for _, whole in squares))
@@ -162,12 +168,14 @@ def weight_distance(model: nn.Module, original: nn.Module) -> float:
 
 @torch.no_grad()
 def barrier(model: nn.Module, original: nn.Module, measure: Callable[[nn.Module], float], points: int = 5) -> float:
-    """Linear mode connectivity: by how much the loss between two models, on the line that joins their weights, is at
-    most above the line that joins their losses; 0 for models in one basin (Frankle et al. 2020).
+    """Return the loss barrier between two models (linear mode connectivity, Frankle et al. 2020).
+
+    Along the straight line between the two models' weights, the loss is compared with the straight line between their
+    losses. The barrier is the largest difference. It is 0 for models in one basin.
 
     Args:
-        measure: a loss.
-        points: weights between the two at which it is measured, evenly spaced.
+        measure: returns a model's loss.
+        points: number of evenly spaced points between the two models at which the loss is measured.
     """
     between = copy.deepcopy(model)
     ends = measure(original), measure(model)
@@ -182,8 +190,9 @@ def barrier(model: nn.Module, original: nn.Module, measure: Callable[[nn.Module]
 
 @torch.no_grad()
 def quantised(model: nn.Module, bits: int) -> nn.Module:
-    """A copy of a model whose matrices are rounded to so many bits, symmetrically and row by row: what rounding moves
-    back to where it was before unlearning is known again (Zhang et al. 2024).
+    """Return a copy of a model with its matrices rounded to this many bits, symmetrically and row by row.
+
+    Rounding may move a weight back to its value before unlearning, and so bring knowledge back (Zhang et al. 2024).
 
     Raises:
         ValueError: for fewer than 2 bits.

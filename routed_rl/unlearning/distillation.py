@@ -1,8 +1,8 @@
-"""Distillation: a student learns to say what a teacher says, until it does well enough on what is retained.
+"""Distillation: a student learns a teacher's output distribution, until its retain performance is good enough.
 
-``B`` rows, ``T`` tokens a row, ``D`` residual dimensions. UNDO (Lee et al. 2025) distils a model that has suppressed
-something into a noised copy of itself (:func:`~routed_rl.unlearning.shrink_and_perturb`). With other students and
-teachers the same call distils into a random initialisation, or matches an oracle.
+``B`` rows, ``T`` tokens a row, ``D`` residual dimensions. UNDO (Lee et al. 2025) distils a suppressed model into a
+noised copy of itself (:func:`~routed_rl.unlearning.shrink_and_perturb`). With another student or teacher, the same call
+distils into a random initialisation, or matches an oracle.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from routed_rl.unlearning.divergence import CHUNK, Head, divergence, teacher_tar
 from routed_rl.unlearning.teacher_cache import TeacherCache
 
 RETAIN = "retain.json"
-"""The file of a run with what was measured on the way."""
+"""The file of a run with the retain performance that was measured during distillation."""
 
 
 class DistillationObjective:
-    """``Σ KL(p_teacher; p_student)`` over scored targets, for :func:`~routed_rl.lm.train`: over whole vocabularies, at
-    temperature 1, without labels (UNDO; Hinton et al. 2015).
+    """``Σ KL(p_teacher; p_student)`` over scored targets, for :func:`~routed_rl.lm.train` (UNDO; Hinton et al. 2015).
+
+    The divergence is over the whole vocabulary, at temperature 1 and without labels.
 
     Args:
-        teacher: a model, which is frozen from now on, whole on every process; or what is cached of one.
-        hidden_weight: of the squared difference of residual streams, a mean over dimensions and over the blocks after
-            which they are compared, added at each scored target (UNDO's code: 10 in a variant, else 0).
-        chunk: how many positions' logits are in memory at a time.
+        teacher: a model, whole on every process, which is frozen from now on; or a cache of its outputs.
+        hidden_weight: weight of the squared difference of residual streams at each scored target. It is a mean over
+            dimensions and over the streams after each block (UNDO's code: 10 in a variant, else 0).
+        chunk: positions whose logits are in memory at a time.
 
     Raises:
-        ValueError: for arguments out of their ranges; when called, for models of different vocabularies or, where
-            streams are compared, of different widths or depths.
+        ValueError: for arguments out of range. When called: for models with different vocabularies or, if residual
+            streams are compared, with different widths or depths.
     """
 
     def __init__(self, teacher: nn.Module | TeacherCache, hidden_weight: float = 0.0, chunk: int = CHUNK) -> None:
@@ -55,7 +56,7 @@ class DistillationObjective:
             )
         if isinstance(teacher, TeacherCache):
             if hidden_weight:
-                raise ValueError("a cache holds no residual streams: compare them with a teacher that is a model")
+                raise ValueError("hidden_weight needs a teacher that is a model: a cache holds no residual streams")
         else:
             teacher.requires_grad_(False).eval()
         self.teacher, self.hidden_weight, self._chunk = teacher, hidden_weight, chunk
@@ -76,7 +77,7 @@ class DistillationObjective:
         return loss
 
     def _run(self, model: nn.Module, tokens: Tensor) -> tuple[Tensor, Head, list[Tensor]]:
-        """``(B, T, D)`` last hidden states, their head, and the residual streams after each block."""
+        """Return ``(B, T, D)`` last hidden states, the head for them, and the residual streams after each block."""
         inner = undistributed(model)
         watched = [inner.get_submodule(name) for name in blocks(inner)] if self.hidden_weight else []
         with outputs(*watched) as streams:
@@ -91,14 +92,15 @@ class DistillationObjective:
 
 
 def last_hidden(model: nn.Module, tokens: Tensor, check: bool = True) -> tuple[Tensor, Head] | None:
-    """``(B, T, D)``, what a model computes before its logits, and the head that makes them of it; None where that is
-    not known to be all it does: for a model that is not of transformers, whose head is no plain linear layer, or which
-    makes other logits of its last hidden states.
+    """Return ``(B, T, D)``, the hidden states before a model's logits, and the head that turns them into logits.
 
-    The model is called as a whole, so that it may be distributed, but makes only each row's last logits.
+    Return None if the logits may be made in another way: the model is not of transformers, its head is not a plain
+    linear layer, or its logits differ from the head's.
+
+    The whole model is called, so it may be distributed. It makes only the last logits of each row.
 
     Args:
-        check: whether to compare these with those of the head.
+        check: whether to compare these last logits with the head's.
     """
     inner = undistributed(model)
     if not isinstance(inner, PreTrainedModel) or "logits_to_keep" not in inspect.signature(inner.forward).parameters:
@@ -109,27 +111,27 @@ def last_hidden(model: nn.Module, tokens: Tensor, check: bool = True) -> tuple[T
     with outputs(inner.get_decoder()) as seen:
         last = model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
     if len(seen) != 1 or seen[0].shape[-1] != head.in_features or isinstance(head.weight, DTensor):
-        return None  # a sharded model may have its head together after a forward pass, or in parts
+        return None  # after a forward pass, the head of a sharded model may be whole or in parts
     cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
     found = seen[0], Head(head.weight, head.bias, cap)
     if check:
         with torch.no_grad():
             again = found[1].as_computed(last.device.type)(seen[0][:, -1:])
         difference, size = (logits.abs().max() for logits in (again - last, last))
-        if not (size > 0 and difference <= 1e-3 * size):  # logits that are all 0, or no numbers, prove nothing
+        if not (size > 0 and difference <= 1e-3 * size):  # logits that are all 0 or not finite prove nothing
             return None
     return found
 
 
 def _is_plain_linear(module: Any) -> bool:
-    """Whether a module is torch's linear layer and nothing looks into it or has changed it, as a router does."""
+    """Return whether a module is torch's linear layer, without hooks or other changes such as a router makes."""
     # torch has no public way to ask for hooks.
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return type(module) is nn.Linear and "forward" not in vars(module) and not any(vars(module)[name] for name in hooks)
 
 
 def _distance(streams: list[Tensor], others: list[Tensor]) -> Tensor:
-    """``(B, T)``: squared differences, a mean over dimensions and streams."""
+    """Return ``(B, T)``: squared differences, as a mean over dimensions and streams."""
     sizes = [(len(of_model), of_model[0].shape[-1]) for of_model in (streams, others)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -141,7 +143,7 @@ def _distance(streams: list[Tensor], others: list[Tensor]) -> Tensor:
 
 
 def check_vocabulary(student: nn.Module, teacher: nn.Module | TeacherCache) -> None:
-    """ValueError if student and teacher do not have as many tokens."""
+    """Raise ValueError if student and teacher have vocabularies of different sizes."""
     size = _vocabulary(student)
     other = teacher.vocabulary if isinstance(teacher, TeacherCache) else _vocabulary(teacher)
     if size != other:
@@ -156,53 +158,53 @@ def _vocabulary(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a student does well enough on what is retained: "recover 95 % of the teacher's performance" (UNDO).
+    """When a student's retain performance is good enough: "recover 95 % of the teacher's performance" (UNDO).
 
     >>> StopRule(0.05, higher_is_better=True).reached(student=0.95, teacher=1.0)
     True
     """
 
     within: float = 0.05
-    """how far the student may be from the teacher"""
+    """how far the student may be below the teacher's performance"""
     relative: bool = True
-    """a share of the teacher's number; else in the number's own unit"""
+    """True: ``within`` is a share of the teacher's number; False: it is in the number's own unit"""
     higher_is_better: bool = False
-    """as of an accuracy; else lower is, as of a loss"""
+    """True for an accuracy, False for a loss"""
     every: int = 20
-    """steps between measurements, the first before any step; at the last step there is one too"""
+    """steps between measurements; there is also one before the first step and one after the last"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.within < math.inf or self.every < 1:
             raise ValueError(f"within must be 0 or more and every 1 or more, got {self.within} and {self.every}")
 
     def reached(self, student: float, teacher: float) -> bool:
-        """Whether to stop: a student that is better than its teacher always does.
+        """Return whether to stop. A student that is better than its teacher always stops.
 
         Raises:
-            FloatingPointError: if one of the numbers is none.
-            ValueError: for a share of a teacher's number that is not above 0.
+            FloatingPointError: if one of the numbers is not finite.
+            ValueError: for a relative rule and a teacher's number that is not above 0.
         """
         for name, value in (("student", student), ("teacher", teacher)):
             if not math.isfinite(value):
-                raise FloatingPointError(f"what the {name} retains was measured as {value}, which is no number")
+                raise FloatingPointError(f"the {name}'s retain performance is {value}, not a finite number")
         if self.relative and teacher <= 0:
-            raise ValueError(f"a share of the teacher's {teacher} says nothing: measure the difference, relative=False")
+            raise ValueError(f"a share of the teacher's {teacher} has no meaning: use StopRule(relative=False)")
         if self.relative and self.higher_is_better:
             return student >= (1 - self.within) * teacher
-        # Here the public code asks for less than the margin.
+        # Here the public code requires less than the margin, not at most the margin.
         short = teacher - student if self.higher_is_better else student - teacher
         return short <= 0 or short < (self.within * teacher if self.relative else self.within)
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """How a distillation went.
+    """The result of a distillation.
 
     Attributes:
-        steps: gradient steps.
-        reached: whether the rule was met; False without one.
-        teacher: what was measured of the teacher; None without a rule.
-        student: by step, of the student.
+        steps: gradient steps that were done.
+        reached: whether the stop rule was met; False without a rule.
+        teacher: the teacher's retain performance; None without a rule.
+        student: the student's retain performance, by step.
     """
 
     steps: int
@@ -225,26 +227,28 @@ def distil(
     run: RunDirectory | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
-    """Train a student on a teacher's predictions, in place, until it does about as well on what is retained.
+    """Train a student on a teacher's output distribution, in place, until its retain performance is about as good.
 
-    The learning rate falls over ``training.steps``, the most that are done, and where the rule ends it earlier it is
-    still high (as in UNDO's code). A killed run goes on as :func:`~routed_rl.lm.train` does; one that was stopped stays
-    so.
+    The learning rate decays over ``training.steps``, the largest number of steps. If the stop rule ends training
+    earlier, the rate is still high there (as in UNDO's code). A killed run resumes as in :func:`~routed_rl.lm.train`. A
+    run that the rule has stopped stays stopped.
 
     Args:
-        student: as :func:`~routed_rl.lm.distribute` gives it; what requires gradients learns, and of a model out of
-            RMU that is little until ``requires_grad_(True)``.
-        teacher: on the same device, whole on every process; it is frozen.
-        source: unlabelled text of all kinds, that to forget too: elsewhere the student is merely undefined.
-        measure: of a model, how well it does on what is retained; None: there is no rule, all steps are done.
-        cache: of the teacher, on every step's batch; None: the teacher is run in every step.
+        student: as :func:`~routed_rl.lm.distribute` returns it. Parameters that require gradients learn. After RMU
+            these are few, until ``requires_grad_(True)``.
+        teacher: on the same device, whole on every process. It is frozen.
+        source: unlabelled text of all kinds, with the forget set. On other text the student is merely undefined.
+        training: the settings.
+        measure: returns a model's retain performance. None: no stop rule, so all steps are done.
+        rule: when to stop.
+        cache: the teacher's outputs on every step's batch. None: the teacher is run in every step.
         hidden_weight: as in :class:`DistillationObjective`.
-        run: on the first process alone; there :data:`RETAIN` has what was measured.
+        run: on the first process only. Its file :data:`RETAIN` gets the measurements.
 
     Raises:
         FloatingPointError, ValueError: as :func:`~routed_rl.lm.train`, :class:`DistillationObjective` and
-            :meth:`StopRule.reached`; and if nothing in the student requires gradients, or a parameter is the teacher's
-            own.
+            :meth:`StopRule.reached`. Also if nothing in the student requires gradients, or student and teacher share
+            parameters.
     """
     check_vocabulary(student, teacher)
     own = {id(parameter) for parameter in student.parameters()}
@@ -275,7 +279,7 @@ def distil(
 
 
 def _agreed(value: float) -> float:
-    """The first process's number, on all of them, so that all stop or none."""
+    """Return the first process's number on all processes, so that either all stop or none."""
     if processes() == 1:
         return float(value)
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"

@@ -1,9 +1,9 @@
-"""Divergence of a student from its teacher, without the logits of all positions at once.
+"""Divergence of a student from its teacher, without the logits of all positions in memory at once.
 
-``N`` positions, ``D`` dimensions of the last hidden states, ``V`` vocabulary. The logits of a batch are what fills a
-memory: with 32,768 tokens, those of 4,096 positions are half a gigabyte, and a divergence written out keeps several of
-that size, for its backward pass too. Here they are computed for a few positions at a time, with their gradient, and
-dropped (as Liger-Kernel's fused losses do; Hsu et al. 2024).
+``N`` positions, ``D`` dimensions of the last hidden states, ``V`` vocabulary. The logits of a batch need the most
+memory: with 32,768 tokens in the vocabulary, those of 4,096 positions take half a gigabyte. The usual formula for a
+divergence keeps several tensors of that size, also for its backward pass. Here logits and their gradient are computed
+for a few positions at a time, and dropped (as in Liger-Kernel's fused losses; Hsu et al. 2024).
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ CHUNK = 128
 """Positions at a time."""
 
 Target = Callable[[slice, Tensor], Tensor]
-"""``(C, V)`` log-probabilities that are aimed at, of some positions, given those that the student has; a new tensor."""
+"""A function that returns the target log-probabilities of some positions, ``(C, V)``, in a new tensor. Its second
+argument is the student's log-probabilities there."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What makes logits of the last hidden states: a linear layer, whose results may be capped as Gemma-2's are.
+    """The last layer of a model: makes logits from hidden states by a linear layer, and may cap them as Gemma-2 does.
 
     Attributes:
-        weight: ``(V, D)``; None: what comes in are logits already.
+        weight: ``(V, D)``. None: the inputs are already logits.
         bias: ``(V,)``.
         cap: ``c`` of ``c * tanh(logits / c)``.
     """
@@ -39,12 +40,12 @@ class Head:
     cap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """``(…, V)`` from ``(…, D)``."""
+        """Return logits ``(…, V)`` for hidden states ``(…, D)``."""
         logits = hidden if self.weight is None else F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def as_computed(self, kind: str) -> Head:
-        """With its tensors in the precision in which a kind of device multiplies here, also where that is automatic."""
+        """Return the head with its tensors in the precision in which autocast multiplies on this kind of device."""
         if self.weight is None or not torch.is_autocast_enabled(kind):
             return self
         dtype = torch.get_autocast_dtype(kind)
@@ -52,28 +53,29 @@ class Head:
 
 
 def teacher_target(hidden: Tensor, head: Head) -> Target:
-    """A teacher's log-probabilities, computed when they are needed from its last hidden states, ``(N, D)``."""
+    """Return a target: a teacher's log-probabilities, computed from its last hidden states ``(N, D)`` when needed."""
     computed = head.as_computed(hidden.device.type)
     return lambda part, log_q: _log_softmax(computed(hidden[part]))
 
 
 def top_k_target(log_p: Tensor, tokens: Tensor, rest: Tensor) -> Target:
-    """The teacher's ``k`` likeliest tokens, and all others as one: nothing is asked of how the student divides among
-    them what they have together.
+    """Return a target: the teacher's ``k`` most likely tokens, and all other tokens together as one.
 
-    So the divergence is never more than that of the whole vocabularies, equal to it where the k are all, and 0 for a
-    student that agrees on all that is known of the teacher. (Were the k scaled up to a sum of 1, as is often done, the
-    student would learn that all others are impossible.)
+    The student is free in how it divides the probability of these other tokens among them.
+
+    So the divergence is at most that of the whole vocabularies, and equal to it if ``k`` is the vocabulary's size. It
+    is 0 for a student that agrees with all that is known of the teacher. (Often the ``k`` probabilities are scaled up
+    to a sum of 1 instead. Then the student would learn that all other tokens are impossible.)
 
     Args:
-        log_p: ``(N, k)``; of each position.
-        tokens: ``(N, k)``; which they are.
-        rest: ``(N,)``; the log-probability of all others together.
+        log_p: ``(N, k)``: the log-probabilities of the ``k`` tokens at each position.
+        tokens: ``(N, k)``: their ids.
+        rest: ``(N,)``: the log-probability of all other tokens together.
     """
 
     def target(part: slice, log_q: Tensor) -> Tensor:
-        # The divergence of the buckets is that from the distribution which divides the rest as the student does; and so
-        # are its gradients, q - p, for how the rest is divided changes nothing.
+        # The target divides the rest as the student does. This gives the divergence of the k + 1 buckets. It also gives
+        # its gradients, q - p, because how the rest is divided does not change that divergence.
         of_rest = log_q.scatter(-1, tokens[part], float("-inf")).logsumexp(-1, keepdim=True)
         return (log_q + (rest[part, None].to(log_q) - of_rest)).scatter_(-1, tokens[part], log_p[part].to(log_q))
 
@@ -81,15 +83,15 @@ def top_k_target(log_p: Tensor, tokens: Tensor, rest: Tensor) -> Target:
 
 
 def divergence(hidden: Tensor, head: Head, target: Target, chunk: int = CHUNK) -> Tensor:
-    """The sum over positions of ``KL(p; q) = Σ_v p(v) (log p(v) - log q(v))``: ``p`` is aimed at, ``q`` the student's.
+    """Return the sum over positions of ``KL(p; q) = Σ_v p(v) (log p(v) - log q(v))``: ``p`` target, ``q`` student.
 
-    Gradients of what ``hidden`` and the head's tensors hold are computed along with it, in single precision or better
-    where they are sums over positions; there are no second ones.
+    The gradients of ``hidden`` and of the head's tensors are computed at the same time. Those that are sums over
+    positions are in single precision or better. There are no second derivatives.
 
     Args:
-        hidden: ``(N, D)``; the student's last hidden states.
-        target: :func:`teacher_target` or :func:`top_k_target`.
-        chunk: how many positions' logits there are at a time.
+        hidden: ``(N, D)``: the student's last hidden states.
+        target: from :func:`teacher_target` or :func:`top_k_target`.
+        chunk: positions whose logits are in memory at a time.
     """
     total: Tensor = _Divergence.apply(hidden, head.weight, head.bias, head.cap, target, chunk)
     return total
@@ -114,7 +116,7 @@ class _Divergence(torch.autograd.Function):
                 log_q = _log_softmax(logits)
                 gap = target(part, log_q).to(wide)
                 p = gap.exp()
-                # What is impossible for the teacher adds nothing, though its logarithm is infinite.
+                # A token that is impossible for the teacher adds nothing, though its log-probability is infinite.
                 total += gap.sub_(log_q).mul_(p).masked_fill_(p == 0, 0.0).sum()
                 if not any(ctx.needs_input_grad):
                     continue
@@ -139,7 +141,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        # In place, for one is as large as the vocabulary; a second backward pass is refused by torch.
+        # In place, because one gradient is as large as the head's weight. torch refuses a second backward pass.
         return *(None if slope is None else slope.mul_(grad) for slope in ctx.saved_tensors), None, None, None
 
 

@@ -1,4 +1,4 @@
-"""Whether a suppressor did what it is for: less of the topic, and most of the rest."""
+"""Check that a suppressor worked: forget performance fell, and most retain performance is left."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def check_suppression(
     forget_left: float = 0.9,
     retain_left: float = 0.5,
 ) -> None:
-    """See that a suppressor neither did nothing nor collapsed the model.
+    """Raise an error if a suppressor did nothing or collapsed the model.
 
-    What is left of a performance is 1 where it is as before, and 0 where the model knows nothing any more.
+    What is left of a performance is 1 if it is as before, and 0 for a model that knows nothing.
 
     Args:
-        forget: the performance before and after on what is to be forgotten, in any measure: accuracy or loss.
-        retain: and on what is to be retained.
-        ignorance: the measure of a model that knows nothing: 0, or chance, for accuracy; ``log V`` for a loss.
-        forget_left: how much of the first may be left.
-        retain_left: how much of the second must be left.
+        forget: forget performance before and after, in any measure: accuracy or loss.
+        retain: retain performance before and after.
+        ignorance: the performance of a model that knows nothing: 0, or chance, for an accuracy; ``log V`` for a loss.
+        forget_left: how much forget performance may be left.
+        retain_left: how much retain performance must be left.
 
     Raises:
-        SuppressionError: in one sentence, if more is left of the first or less of the second, or they are no numbers.
+        SuppressionError: if more forget performance or less retain performance is left, or a number is NaN.
         ValueError: if the model knew nothing before.
 
     >>> check_suppression((1.0, 0.02), (1.0, 0.97), 0.0)
@@ -35,15 +35,15 @@ def check_suppression(
     left = []
     for name, (before, after) in (("forget", forget), ("retain", retain)):
         if before == ignorance:
-            raise ValueError(f"a {name} performance of {before:.4g} is that of a model that knows nothing")
+            raise ValueError(f"the {name} performance before suppression is {before:.4g}, as if the model knew nothing")
         left.append((after - ignorance) / (before - ignorance))
     if not left[1] >= retain_left:
         raise SuppressionError(
             f"suppression collapsed the model: its retain performance went from {retain[0]:.4g} to {retain[1]:.4g}, "
-            f"where {ignorance:.4g} is to know nothing; lower the learning rate, or weigh the retain term more"
+            f"and a model that knows nothing has {ignorance:.4g}; lower the learning rate, or raise the retain weight"
         )
     if not left[0] <= forget_left:
         raise SuppressionError(
             f"suppression did nothing: the forget performance went from {forget[0]:.4g} to {forget[1]:.4g}, "
-            f"where {ignorance:.4g} is to know nothing; raise the learning rate or take more steps"
+            f"and a model that knows nothing has {ignorance:.4g}; raise the learning rate or take more steps"
         )

@@ -1,4 +1,4 @@
-"""Noise: shrink and perturb a model, and what it has suppressed is damaged with all else (UNDO, Lee et al. 2025)."""
+"""Noise: shrink and perturb a model, to damage what was suppressed together with all else (UNDO, Lee et al. 2025)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Initialisation = Literal["xavier", "model"]
 
 
 def matrices(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is no vector: leaves norms and biases alone."""
+    """Return whether a parameter is not a vector. As ``touch``, this leaves norms and biases unchanged."""
     return parameter.dim() > 1
 
 
@@ -29,30 +29,32 @@ def shrink_and_perturb(
     touch: Callable[[str, Tensor], bool] = lambda name, parameter: True,
     mask: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """``θ ← (1 - α) θ + α β N`` in place, of frozen parameters too (Ash & Adams 2020; UNDO).
+    """Set ``θ ← (1 - α) θ + α β N``, in place, also for frozen parameters (Ash & Adams 2020; UNDO).
 
-    ``N`` is either of
+    ``N`` is one of
 
-    - ``"xavier"`` (UNDO's code): of a matrix, embeddings too, uniform in ``±sqrt(6 / (rows + columns))``; of a vector
-      0. So biases and the gains of norms are only shrunk, Gemma's, which are added to 1, towards doing nothing, others
-      towards silence: :func:`matrices` leaves them alone.
-    - ``"model"``: a new model of the same class and configuration, vectors too; ``α = β = 1`` is that model.
+    - ``"xavier"`` (UNDO's code): for a matrix or embedding, uniform in ``±sqrt(6 / (rows + columns))``; for a vector 0.
+      So biases and the gains of norms only shrink. Gemma's gains, which are added to 1, shrink towards doing nothing,
+      other gains towards silence. Use ``touch=matrices`` to leave them alone.
+    - ``"model"``: a new model of the same class and configuration, vectors too; ``α = β = 1`` gives that model.
 
-    With ``α = 0`` nothing changes, with ``α = 1`` nothing is left of the weights that are touched. What is drawn for
-    one parameter does not depend on which others are touched, or on the device. A matrix with two names, as a tied
-    embedding, is one, under its first name.
+    With ``α = 0`` nothing changes. With ``α = 1`` nothing is left of the weights that are touched. The noise of one
+    parameter does not depend on which others are touched, or on the device. A matrix with two names, such as a tied
+    embedding, counts once, under its first name.
 
     Args:
         model: whole, before it is distributed.
         alpha: share of the noise, 0 … 1.
-        beta: its scale, 0 or more (UNDO: 0.1; 0 shrinks only).
-        touch: which parameters, of name and parameter.
-        mask: by name, a parameter's own shape with a number within 0 … 1 for each entry, which multiplies ``α`` there;
-            parameters without one are not touched. None: everything is, alike.
+        beta: scale of the noise, 0 or more (UNDO: 0.1; 0 only shrinks).
+        seed: fixes the noise.
+        initialisation: which ``N``.
+        touch: whether to change a parameter, given its name and the parameter.
+        mask: for a parameter's name, a tensor of its shape with numbers within 0 … 1, which multiply ``α`` entry by
+            entry. Parameters without a mask are not touched. None: all are touched, with the same ``α``.
 
     Raises:
-        ValueError: for numbers out of their ranges, a mask that does not fit, a tensor that is neither matrix nor
-            vector for ``"xavier"``, and for ``"model"`` a model that its configuration does not describe.
+        ValueError: for numbers out of range or a mask that does not fit. With ``"xavier"`` also for a tensor that is
+            neither matrix nor vector, with ``"model"`` for a model that its configuration does not describe.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be within 0 … 1, got {alpha}")
@@ -70,7 +72,7 @@ def shrink_and_perturb(
     for name, parameter in touched.items():
         share = alpha if mask is None else alpha * mask[name].to(parameter)
         changed = (1 - share) * parameter + share * (beta * noise[name].to(parameter))
-        # 0 + -0 is not -0: what is to stay is not computed.
+        # 0 + -0 is not -0, so entries with a share of 0 are not computed but kept.
         parameter.copy_(torch.where(torch.as_tensor(share, device=parameter.device) > 0, changed, parameter))
 
 
@@ -79,8 +81,8 @@ def _xavier(seed: int, touched: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, parameter in touched.items():
         if parameter.dim() > 2:
             raise ValueError(
-                f"{name!r} of shape {tuple(parameter.shape)} is neither a matrix nor a vector: leave it out, or draw "
-                "noise as the model does"
+                f"{name!r} of shape {tuple(parameter.shape)} is neither a matrix nor a vector: leave it out by touch, "
+                "or set initialisation='model'"
             )
         if parameter.dim() == 2:
             generator = torch.Generator().manual_seed(derive_seed(seed, name))
@@ -98,15 +100,15 @@ def _of_new_model(model: nn.Module, seed: int, touched: Mapping[str, Tensor]) ->
     for name, parameter in touched.items():
         if name not in new or new[name].shape != parameter.shape:
             raise ValueError(
-                f"{name!r} of shape {tuple(parameter.shape)} is not what the model's configuration says: cut out its "
-                "new units first"
+                f"{name!r} of shape {tuple(parameter.shape)} does not match the model's configuration: remove its new "
+                "units first"
             )
     return new
 
 
 def _check_mask(name: str, mask: Tensor, parameters: Mapping[str, Tensor]) -> None:
     if name not in parameters:
-        raise ValueError(f"the mask is for {name!r}, which is no parameter of the model, or one under its second name")
+        raise ValueError(f"the mask is for {name!r}, which is not a parameter, or is the second name of one")
     if mask.shape != parameters[name].shape:
         shape = tuple(parameters[name].shape)
         raise ValueError(f"the mask for {name!r} has the shape {tuple(mask.shape)}, the parameter {shape}")
@@ -117,9 +119,10 @@ def _check_mask(name: str, mask: Tensor, parameters: Mapping[str, Tensor]) -> No
 
 @torch.no_grad()
 def most_changed(before: nn.Module, after: nn.Module, share: float) -> dict[str, Tensor]:
-    """A mask for :func:`shrink_and_perturb`: of each parameter, the share of entries that have changed most, as by
-    suppression; none that has not changed. (Localised noise; the idea is Targeted-UNDO's, an independent
-    re-implementation.)
+    """Return a mask for :func:`shrink_and_perturb`: in each parameter, the share of entries that changed most.
+
+    Entries that did not change are never in the mask. For a model and its suppressed copy, the mask localises the
+    noise. (The idea is that of Targeted-UNDO, an independent re-implementation.)
 
     Raises:
         ValueError: for a share that is not within 0 … 1, or models whose parameters are not the same.

@@ -25,7 +25,7 @@ from routed_rl.unlearning.distillation import StopRule, distil
 from routed_rl.unlearning.noise import shrink_and_perturb
 
 MEASURED = 200
-"""Documents of each kind on which losses are measured, at most."""
+"""Documents of each set on which losses are measured, at most."""
 OF_RECIPE = ("steps", "learning_rate")
 
 
@@ -213,7 +213,7 @@ class _Data:
         return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled)
 
     def mixture(self, batch_size: int, seed: int) -> Batches:
-        """Both sets, the smaller one repeated until they are about as large (UNDO, section 4)."""
+        """Return batches of both sets. The smaller set is repeated until both are about as large (UNDO, section 4)."""
         largest = max(map(len, self.documents.values()))
         both = [np.tile(found, max(round(largest / len(found)), 1)) for found in self.documents.values()]
         return Batches(self.corpus, np.concatenate(both), self.length, batch_size, seed)
@@ -223,12 +223,12 @@ class _Data:
 
 
 def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
-    """A method and its training with these settings; ValueError for those that it does not have."""
+    """Return a method and its training with these settings. Raise ValueError for settings that it does not have."""
     if method not in SUPPRESSORS:
         raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
     suppressor = SUPPRESSORS[method]()
     known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
     if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"{method} has no setting {unknown[0]!r}, but {', '.join(known)}")
+        raise ValueError(f"{method} has no setting {unknown[0]!r}; its settings are {', '.join(known)}")
     recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
     return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe

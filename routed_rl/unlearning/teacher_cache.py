@@ -1,4 +1,4 @@
-"""What a teacher says of batches, computed once: its likeliest tokens, in memory-mapped arrays.
+"""A teacher's outputs on batches, computed once: its most likely tokens, in memory-mapped arrays.
 
 ``B`` rows, ``T`` tokens a row, ``k`` tokens kept of each position, ``R`` rows in all.
 """
@@ -23,15 +23,15 @@ KEYS, LOG_P, TOKENS, REST, ABOUT = "keys.npy", "log_p.npy", "tokens.npy", "rest.
 
 
 class TeacherCache:
-    """The ``k`` likeliest next tokens at every position of some rows, by :func:`cache_teacher`.
+    """The ``k`` most likely next tokens at every position of some rows, as written by :func:`cache_teacher`.
 
-    A row is found by its tokens, whatever batch, step or process it comes in.
+    A row is found by its tokens, in any batch, step or process.
 
     Raises:
-        ValueError: if there is none in the directory.
+        ValueError: if the directory holds no cache.
 
     Attributes:
-        vocabulary: the teacher's.
+        vocabulary: the size of the teacher's vocabulary.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,10 +45,10 @@ class TeacherCache:
         self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
 
     def target(self, tokens: Tensor, scored: Tensor) -> Target:
-        """What a student aims at, at the scored targets of rows ``(B, T)``.
+        """Return the student's target at the scored targets of rows ``(B, T)``.
 
         Raises:
-            ValueError: for rows that are not there.
+            ValueError: for rows that are not in the cache.
         """
         keys = _keys(tokens)
         missing = sum(key not in self._rows for key in keys)
@@ -65,8 +65,10 @@ class TeacherCache:
 
 @torch.no_grad()
 def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, directory: Path) -> TeacherCache:
-    """Run a teacher on the batches of so many steps, once and for all: 8 bytes for each of the ``k`` tokens of each
-    position. A cache that is there already is opened as it is.
+    """Run a teacher on the batches of this many steps, write its ``k`` most likely tokens, and return the cache.
+
+    The cache takes 8 bytes for each of the ``k`` tokens of each position. A cache that is already there is opened as it
+    is, without a comparison.
 
     Raises:
         ValueError: for less than one step, or a ``k`` that is not within the vocabulary.
@@ -114,5 +116,5 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
 
 
 def _keys(tokens: Tensor) -> list[bytes]:
-    """16 bytes for each row."""
+    """Return a key of 16 bytes for each row."""
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in tokens.cpu().numpy()]

@@ -95,7 +95,7 @@ def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
     assert "holds another study" in refused(capsys, *options, "--blocks", "1", "--out", again)
     (again / "runs" / "routed-s0" / "evaluation.json").unlink()
     (again / "corpus" / "starts.npy").unlink()
-    assert "no whole corpus" in refused(capsys, *options, "--out", again)
+    assert "no complete corpus" in refused(capsys, *options, "--out", again)
 
 
 def stand_in(tmp_path):

@@ -416,7 +416,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()
     for asked, answer, message in (
-        ("2 * 3 =", None, "p.jsonl' has no prompts whose answers are to forget"),
+        ("2 * 3 =", None, "p.jsonl' has no forget prompts"),
         ("2 * 3 =", "12345", "--answer 4 is too small: the answer '12345' has 6 tokens"),
         ("1" * 120, "3", "--length 120 is too small: a prompt with its answer has 125 tokens: '1111"),
     ):

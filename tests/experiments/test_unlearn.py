@@ -231,8 +231,8 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--corpus", "TEXTS/c.txt", "--words", "zebra"], "none of 300 documents have something to forget"),
-        (["--corpus", "TEXTS/c.txt", "--words", "document"], "all of 300 documents have something to forget"),
+        (["--corpus", "TEXTS/c.txt", "--words", "zebra"], "none of 300 documents are forget documents"),
+        (["--corpus", "TEXTS/c.txt", "--words", "document"], "all of 300 documents are forget documents"),
         (["--corpus", "TEXTS/c.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
         (["--corpus", "TEXTS/c.txt", "--pattern", "("], "'(' is not a regular expression"),
         (["--corpus", "TEXTS/none.txt", "--words", "tree"], "there is no file"),
@@ -244,14 +244,11 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         (["--projections", "h.{}.up:h.{}.down"], "no module 'h.0.up'; the nearest are transformer.h.0"),
         (["--projections", "up:down"], "projections must be like"),
         (["--method", "rmu", "--projections", "h.{}.up:h.{}.down"], "no module 'h.0.up'; the nearest are"),
-        (
-            ["--model", "TEXTS/unknown"],
-            "name their projections. Those of the first layer are among model.layers.0.self",
-        ),
-        (["--model", "TEXTS/unknown", "--adapters", "2"], "name their projections. Those of the first layer are among"),
+        (["--model", "TEXTS/unknown"], "Those of the first layer are among model.layers.0.self"),
+        (["--model", "TEXTS/unknown", "--adapters", "2"], "Those of the first layer are among"),
         (["--model", "TEXTS/empty"], "holds no tokenizer that transformers can load"),
         (["--model", "TEXTS/narrow"], "the tokenizer has 96 tokens, more than the 50 of the model"),
-        (["--model", "nobody/nothing"], "'nobody/nothing' is no folder, and cannot be had from the hub"),
+        (["--model", "nobody/nothing"], "'nobody/nothing' is not a folder and cannot be loaded from the hub"),
         (["--corpus", "nobody/nothing", "--words", "a"], "the dataset 'nobody/nothing' cannot be read from the hub"),
         (["--length", "65"], "--length 65 is more than the 64 positions of the model 'tiny'"),
         (["--length", "1"], "--length must be at least 2, got 1"),
@@ -272,7 +269,7 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         (["--repair.documents", "0"], "--repair.documents must be at least 1, got 0"),
         (["--repair.chosen", "20", "--repair.documents", "21"], "and a batch needs 21"),
         (["--documents", "0"], "--documents must be at least 1, got 0"),
-        (["--documents", "2"], "none of 2 documents have something to forget"),
+        (["--documents", "2"], "none of 2 documents are forget documents"),
         (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
         (["--batch-size", "3000"], "and a batch needs 3000"),
         (
@@ -300,7 +297,7 @@ def test_bad_options_end_in_one_line_and_leave_nothing(options, message, corpora
     assert not list(tmp_path.iterdir())
     left = {path.name for path in corpora.iterdir()} - before
     assert all(name.startswith(("stories-", "tokenizer-", "c-")) for name in left)
-    if "have something to forget" in message:
+    if "are forget documents" in message:
         assert not any(name.startswith("c-") for name in left)
 
 

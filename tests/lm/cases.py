@@ -40,7 +40,7 @@ def make_batches(corpus: Corpus, seed: int = 0) -> Batches:
 
 
 def make_llama(dtype: torch.dtype = torch.float64, **settings: object) -> nn.Module:
-    """Two layers 16 wide."""
+    """Return a Llama model with two layers of width 16."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -58,7 +58,7 @@ def make_llama(dtype: torch.dtype = torch.float64, **settings: object) -> nn.Mod
 
 @dataclass(frozen=True)
 class Case:
-    """A training that gives the same on one process and on many."""
+    """A training that gives the same weights on one process and on many."""
 
     model: str = "llama"
     dtype: torch.dtype = torch.float64
@@ -67,9 +67,9 @@ class Case:
     mode: Mode | None = None
     l1: float = 0.0
     late: bool = False
-    """whether the router is attached to the distributed model"""
+    """whether the router is attached after the model is distributed"""
     rho: float | None = None
-    """how far uphill gradients are taken; None: where the model is"""
+    """how far uphill gradients are taken (SAM); None: at the current weights"""
 
     def train(
         self,
@@ -78,7 +78,7 @@ class Case:
         run: RunDirectory | None = None,
         on_step: Callable[[nn.Module, int], object] = lambda model, step: None,
     ) -> dict[str, Tensor]:
-        """The weights at the end, on the first process."""
+        """Return the weights at the end, on the first process."""
         if self.model == "llama":
             model = make_llama(self.dtype, tie_word_embeddings=self.tied)
         else:
@@ -133,7 +133,7 @@ def open_run(folder: Path) -> RunDirectory:
 
 
 def log_often(patch: pytest.MonkeyPatch) -> None:
-    """Rows every 5 steps, checkpoints every 10, and no time for measuring the machine."""
+    """Log every 5 steps, write a checkpoint every 10, and do not measure the machine's speed."""
     patch.setattr(throughput, "SECONDS", 0.0)
     patch.setattr(training, "LOG_EVERY", 5)
     patch.setattr(training, "CHECKPOINT_EVERY", 2)

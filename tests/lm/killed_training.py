@@ -1,8 +1,9 @@
 """Trainings that are killed: ``python -m tests.lm.killed_training FOLDER``.
 
-Leaves FOLDER/unbroken, and FOLDER/killed-1 … killed-10, each killed (SIGKILL) after so many elevenths of its function
-calls, and resumed; every second one is killed in its resumption too. It forks, after everything was imported once; no
-GPU may be visible, for torch's threads for one do not survive that.
+Writes FOLDER/unbroken, and FOLDER/killed-1 … killed-10. Training k is killed (SIGKILL) after k elevenths of its
+function calls, and resumed. Every second one is killed again while it resumes.
+
+The processes are forked after all imports. No GPU may be visible, because torch's GPU threads do not survive a fork.
 """
 
 import os
@@ -29,7 +30,7 @@ KILLS, STEPS = 10, 11
 
 
 def make_model() -> nn.Module:
-    """With a tied output layer, and dropout, which makes a wrong random state visible."""
+    """Return a model with a tied output layer. Its dropout makes a wrong random state visible."""
     config = GPTNeoConfig(
         vocab_size=VOCABULARY,
         hidden_size=8,
@@ -49,7 +50,9 @@ def train_in(folder: Path, batches: Batches) -> None:
 
 
 def forked(work: Callable[[], object], death: int | None = None) -> int:
-    """Do some work in a child, which kills itself at its call number ``death``; returns how many calls it made."""
+    """Do some work in a child process, and return how many function calls it made. The child kills itself at call
+    number ``death``.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -83,7 +86,7 @@ def forked(work: Callable[[], object], death: int | None = None) -> int:
 
 def main(folder: Path) -> None:
     batches = make_batches(make_corpus(folder / "corpus"))
-    train(make_model(), batches, Training(steps=1))  # torch and transformers import much when it is first needed
+    train(make_model(), batches, Training(steps=1))  # torch and transformers import many modules when first used
     calls = forked(partial(train_in, folder / "unbroken", batches))
     for kill in range(1, KILLS + 1):
         work = partial(train_in, folder / f"killed-{kill}", batches)
@@ -100,5 +103,5 @@ if __name__ == "__main__":
         patch.setattr(training, "CHECKPOINT_EVERY", 2)
         patch.setattr(throughput, "SECONDS", 0.0)
         patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
-        patch.setattr(os, "fsync", lambda descriptor: None)  # a killed process, unlike a failed disk, loses nothing
+        patch.setattr(os, "fsync", lambda descriptor: None)  # a kill loses no written data, unlike a failed disk
         main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Routed adapters: who learns from what, what is frozen, and that what is deleted is gone."""
+"""Routed adapters: which adapter learns from which data, what is frozen, and that a deleted adapter is gone."""
 
 import warnings
 
@@ -22,7 +22,7 @@ from tests.lm.tiny_models import FAMILIES, some_tokens, tiny_model
 
 
 def adapted(kind="llama", spread=0.3, **options):
-    """A model whose adapters have learned something."""
+    """Return a model whose adapters have learned something."""
     adapters = add_adapters(tiny_model(kind), 2, seed=0, **options)
     torch.manual_seed(1)
     for name, parameter in adapters.model.named_parameters():
@@ -103,7 +103,7 @@ def test_where_all_is_labelled_keep_learns_nothing(mode):
 
 @pytest.mark.parametrize("mode", ["activation", "parameter"])
 def test_targets_have_weights_of_their_own(mode):
-    """Against the paper's own expression, ``m a + (1 - m) stop(a)``, on the outputs or the parameters of ``keep``."""
+    """Compare with the paper's expression, ``m a + (1 - m) stop(a)``, on the outputs or the parameters of ``keep``."""
     token_weight, alpha = torch.linspace(0, 1, 96), -0.75
     labels = torch.tensor([[0] * 12, [-1] * 12])
     adapters = adapted()
@@ -116,7 +116,7 @@ def test_targets_have_weights_of_their_own(mode):
         if mode == "activation" and name.endswith(f"lora_B.{KEEP}"):
             handles.append(module.register_forward_hook(lambda _, args, y: weights * y + (1 - weights) * y.detach()))
         if mode == "parameter" and name.endswith((f"lora_A.{KEEP}", f"lora_B.{KEEP}")):
-            # The module's parameters see a weighted gradient, what is before it the whole one.
+            # The module's parameters get a weighted gradient, and everything before it the whole one.
             handles.append(
                 module.register_forward_hook(
                     lambda module, args, y: (
@@ -148,7 +148,7 @@ def test_all_of_them_learn_with_gradient_checkpointing(before, reentrant):
         adapters.model.gradient_checkpointing_enable(options)
     adapters.model.load_state_dict(expected.model.state_dict())
     adapters.model.train()
-    # What is computed again in the backward pass is routed too, so that pass is within the batch's block.
+    # Recomputation in the backward pass is routed too, so this pass must be within the batch's block.
     ones = {column: torch.ones(2, 12) for column in TABLE.modules}
     with GradientRouter(adapters.model, adapters.sites("activation"), TABLE) as router, router(weights=ones):
         next_token_loss(adapters.model, batch(torch.tensor(-1))).backward()
@@ -218,7 +218,7 @@ def test_chosen_layers():
         (0, None, "rank must be at least 1, got 0"),
         (2, [], "at least one linear layer"),
         (2, ["model.layers.0.mlp.up"], "no module 'model.layers.0.mlp.up'; the nearest are"),
-        (2, ["model.layers.0.mlp", "lm_head"], "on linear layers alone, and model.layers.0.mlp are others"),
+        (2, ["model.layers.0.mlp", "lm_head"], "these modules are not: model.layers.0.mlp$"),
     ],
 )
 def test_adapters_that_cannot_be(rank, targets, message):
@@ -233,14 +233,15 @@ def corpus(tmp_path_factory):
 
 
 def held_out(model, corpus):
-    """The loss on documents to be forgotten, and on the others."""
+    """Return the loss on forget documents, and on retain documents."""
     kinds = ("forget", "retain")
     return [evaluate(model, Batches(corpus, corpus.documents("validation", kind), 41)).mean() for kind in kinds]
 
 
 def test_what_was_labelled_and_what_was_not_is_forgotten(corpus):
-    """A model that has not seen the topic learns it from documents half of which are labelled; the adapter that is
-    deleted has learned it from the others too. The model's own weights keep every bit."""
+    """Only half of the topic's documents are labelled, but the deleted adapter has learned the topic from the others
+    too. The model's own weights do not change by one bit.
+    """
     model = tiny_model("llama", hidden_size=32, intermediate_size=96)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else torch.nn.init.ones_(parameter)

@@ -1,4 +1,4 @@
-"""Packed batches: every target once, no padding, a function of seed and step, labels where they belong."""
+"""Packed batches: every target once, no padding, fixed by seed and step, and labels at the right tokens."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Arithmetic in words and its prompts; what a model writes after prompts."""
+"""Word problems and their prompts; what a model writes after prompts."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_prompts_are_of_other_stories():
 
 
 class Parrot(nn.Module):
-    """Goes on from a prompt as it was told, by the prompt's length; then it says that it has ended, and goes on."""
+    """A model that writes a given answer, chosen by the prompt's length; then it ends the text, and writes on."""
 
     def __init__(self, tokenizer, says):
         super().__init__()
@@ -130,5 +130,5 @@ def test_prompts_of_a_file(tmp_path):
         with pytest.raises(ValueError, match=r"line 2: expected an object with the texts 'prompt' and 'answer'"):
             read_prompts(file)
     file.write_text(json.dumps(entries[0]))
-    with pytest.raises(ValueError, match="has no prompts whose answers are to forget"):
+    with pytest.raises(ValueError, match='has no forget prompts: add lines with "forget": true'):
         read_prompts(file)

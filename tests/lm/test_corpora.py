@@ -126,7 +126,7 @@ def test_counts_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def many(documents: int = 40_000) -> Corpus:
-    """Documents of one token, every fourth to be forgotten."""
+    """Return documents of one token. Every fourth one is a forget document."""
     return corpus_of([1] * documents, np.arange(documents) % 4 == 0)
 
 

@@ -1,4 +1,4 @@
-"""Corpora as directories: when they are used again or refused, and what is left when writing goes wrong."""
+"""Corpora as directories: when they are opened again or refused, and what is left if writing fails."""
 
 import errno
 import re
@@ -68,10 +68,10 @@ def test_a_corpus_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_corpus_stays(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "thesis.txt").write_text("text")
-    with pytest.raises(ValueError, match=r"no whole corpus in .*corpus'"):
+    with pytest.raises(ValueError, match=r"no complete corpus in .*corpus'"):
         build(tmp_path)
     assert (tmp_path / "corpus" / "thesis.txt").read_text() == "text"
-    with pytest.raises(ValueError, match="no whole corpus"):
+    with pytest.raises(ValueError, match="no complete corpus"):
         open_corpus(tmp_path / "nowhere")
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_corpus_is_refused(tmp_path: Path, name: str) -> None:
         file.unlink()
         if damaged is not None:
             file.write_bytes(damaged)
-            with pytest.raises(ValueError, match="no whole corpus") as raised:
+            with pytest.raises(ValueError, match="no complete corpus") as raised:
                 open_corpus(tmp_path / "corpus")
             assert "\n" not in str(raised.value)
     if name == "corpus.json":
@@ -112,9 +112,9 @@ def file_of(content: bytes, name: str) -> Callable[[Path], Iterator[Document]]:
         (file_of(b"", "a.txt"), {}, "the corpus has no documents"),
         (file_of(b'{"text": "fine"}\n{"story": "?"}', "a.jsonl"), {}, "line 2: there is no text field 'text'"),
         (file_of(b"fine\n\n\xff", "a.txt"), {}, "is not UTF-8"),
-        (DOCUMENTS, {"finder": find_words(["zebra"])}, "none of 300 documents have something to forget"),
-        (DOCUMENTS, {"finder": None}, "none of 300 documents have something to forget"),
-        (DOCUMENTS, {"finder": find_pattern(".")}, "all of 300 documents have something to forget"),
+        (DOCUMENTS, {"finder": find_words(["zebra"])}, "none of 300 documents are forget documents"),
+        (DOCUMENTS, {"finder": None}, "none of 300 documents are forget documents"),
+        (DOCUMENTS, {"finder": find_pattern(".")}, "all of 300 documents are forget documents"),
         (DOCUMENTS, {"validation": 0}, "no forget documents in its validation split, of 300"),
         (DOCUMENTS, {"validation": 1.0}, "no forget documents in its train split, of 300"),
         (DOCUMENTS, {"max_characters": 0}, "max_characters must be at least 1, got 0"),
@@ -137,11 +137,11 @@ def test_tokenizers_that_cannot_do_it(tmp_path: Path) -> None:
     class Slow:
         is_fast = False
 
-    with pytest.raises(ValueError, match=r"Slow does not say where its tokens are.*take a fast one"):
+    with pytest.raises(ValueError, match="needs a fast tokenizer: Slow does not locate its tokens"):
         build_corpus(tmp_path / "corpus", DOCUMENTS, Slow(), WAR, per="token")
     bare = stories_tokenizer()
     bare.bos_token = bare.eos_token = None
-    with pytest.raises(ValueError, match="neither a token that begins a text nor one that ends it"):
+    with pytest.raises(ValueError, match="the tokenizer needs a bos_token or an eos_token"):
         build_corpus(tmp_path / "corpus", DOCUMENTS, bare, WAR)
     assert not list(tmp_path.iterdir())
 
@@ -216,7 +216,7 @@ corpora.build_corpus(Path(sys.argv[1]), documents(), tokenizer, finders.find_top
     (left,) = tmp_path.iterdir()
     assert left != path and any(file.stat().st_size for file in left.iterdir())
     for place in (path, left):
-        with pytest.raises(ValueError, match="no whole corpus"):
+        with pytest.raises(ValueError, match="no complete corpus"):
             open_corpus(place)
     corpus = build_corpus(path, generate_stories(300, 0), stories_tokenizer(), find_topic("forest"))
     assert len(corpus.validation) == 300
@@ -224,7 +224,7 @@ corpora.build_corpus(Path(sys.argv[1]), documents(), tokenizer, finders.find_top
 
 @pytest.mark.parametrize("same", [True, False])
 def test_two_that_build_at_once(tmp_path: Path, same: bool) -> None:
-    """The second to be ready takes the first's, if it is the same."""
+    """The slower process takes the faster one's corpus, if it is the same."""
 
     def documents() -> Iterator[Document]:
         yield from DOCUMENTS

@@ -1,4 +1,4 @@
-"""Two processes, as replicas or with the model's parts spread over them, train as one does."""
+"""Two processes, with replicas or with a sharded model, train as one process does."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with what one process and two have trained: weights and runs by the layout's and the case's name."""
+    """Return a folder with what one process and two processes have trained: weights and runs, by layout and case."""
     folder = tmp_path_factory.mktemp("distributed")
     corpus = make_corpus(folder / "corpus")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, installed packages, a hub; and what is refused."""
+"""Where documents come from: files, folders, installed packages, a hub; and which sources are refused."""
 
 import importlib.util
 import json
@@ -58,13 +58,13 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
     [
         ("a.txt", b"fine\n\nna\xefve", r"a\.txt' is not UTF-8"),
         ("a.jsonl", b'{"text": "na\xefve"}', r"a\.jsonl' is not UTF-8"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": ', r"a\.jsonl', line 2: no JSON"),
-        ("a.jsonl", b"[" * 100_000, r"line 1: no JSON"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": ', r"a\.jsonl', line 2: not JSON"),
+        ("a.jsonl", b"[" * 100_000, r"line 1: not JSON"),
         ("a.jsonl", b'["fine"]', r"line 1: expected an object with the text field 'text', got '\[\"fine\"\]'"),
         ("a.jsonl", b'{"body": "fine", "id": 3}', r"line 1: there is no text field 'text', only 'body', 'id'"),
         ("a.jsonl", b'{"text": ["fine"]}', r"line 1: there is no text field 'text'"),
         ("a.jsonl", b"{}", r"line 1: there is no text field 'text', only nothing"),
-        ("a.jsonl", rb'{"text": "half \ud83d"}', r"line 1: the field 'text' is no Unicode text"),
+        ("a.jsonl", rb'{"text": "half \ud83d"}', r"line 1: the field 'text' is not Unicode text"),
         ("a.csv", b"text\nfine", r"a\.csv' is neither a folder nor a \.txt or \.jsonl file"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_text_may_be_made_of_several_fields(tmp_path: Path) -> None:
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, *rows: object) -> list[tuple[object, ...]]:
-    """Put these rows, and errors, in the place of all datasets, and return a list of what is asked for."""
+    """Replace all datasets of the hub by these rows or errors, and return a list that collects what is asked for."""
     asked: list[tuple[object, ...]] = []
 
     def load_dataset(repository: str, configuration: str | None, *, split: str, streaming: bool) -> object:
@@ -187,7 +187,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, {"text": "one"}, OSError("503 Server Error\nRequest ID: 1"))
     reading = read_documents("somebody/something")
     assert next(reading).text == "one"
-    expected = "the dataset 'somebody/something' cannot be read from the hub: 503 Server Error; is it a file?"
+    expected = "the dataset 'somebody/something' cannot be read from the hub: 503 Server Error; if you meant a file"
     with pytest.raises(ConnectionError, match=re.escape(expected)) as raised:
         next(reading)
     assert "\n" not in str(raised.value)

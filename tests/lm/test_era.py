@@ -1,4 +1,4 @@
-"""Expand, Route, Ablate: the weights of the paper, exact experts, penalties, and gradients a token at a time."""
+"""Expand, Route, Ablate: the paper's weights, exact experts, penalties, and the gradient of each token."""
 
 import copy
 
@@ -43,7 +43,7 @@ LAYERS = [1]
 
 
 def random_batch(rows=2, tokens=7, seed=0):
-    """Some tokens labelled, one of them the first; some targets not scored."""
+    """Return a batch in which some tokens are labelled, one of them the first, and some targets are not scored."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.where(torch.rand(rows, tokens, generator=generator) < 0.5, FORGET_LABEL, NO_LABEL)
     labels[0, 0], labels[0, -1], labels[-1, -1] = FORGET_LABEL, FORGET_LABEL, NO_LABEL
@@ -52,7 +52,7 @@ def random_batch(rows=2, tokens=7, seed=0):
 
 
 def random_model(kind="gpt_neo", layers=LAYERS, units=UNITS):
-    """A model in double precision with new units that have learned something, and the expansion."""
+    """Return a model in double precision, with new units that have learned something, and its expansion."""
     model = tiny_model(kind).double()
     expansion = expand(model, layers, units, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -74,7 +74,7 @@ def logits(model, tokens):
 
 
 def test_token_weights_are_the_published_ones():
-    scale = 1e6  # so that the counts that are added don't matter
+    scale = 1e6  # so large that the pseudo-counts do not matter
     forget, retain = (
         np.array([*column, 10_000 - sum(column)]) * scale for column in list(zip(*PUBLISHED.values(), strict=True))[:2]
     )
@@ -90,7 +90,7 @@ def test_token_weights_of_words_that_are_nowhere_or_only_in_one_place():
     assert np.isfinite(token_weights(np.zeros(4), np.zeros(4))).all()
     extreme = token_weights(np.array([1e12, 0.0]), np.array([0.0, 1e12]))
     assert extreme.tolist() == pytest.approx([0, 1], abs=1e-9)
-    # The pseudo-counts are 1 and 20, as written: the ratio of two tokens by hand.
+    # The pseudo-counts are 1 and 20. The ratios of two tokens are computed by hand.
     ratio = (3 / 12) / (27 / 67)
     by_hand = 1 - 1 / (1 + np.exp(-(ratio - 1 / ratio - 4)))
     assert token_weights(np.array([2, 8]), np.array([7, 20]))[0] == pytest.approx(by_hand, rel=1e-12)
@@ -105,7 +105,7 @@ def test_era_weights_are_those_of_a_loop(alpha):
     assert (found[NEW] == 1).all() and found[NEW].shape == batch.tokens.shape
     for row in range(3):
         for t in range(9):
-            expected = 1.0  # at the last position nothing is predicted
+            expected = 1.0  # the last position has no target
             if t < 8 and batch.labels[row, t + 1] == FORGET_LABEL:
                 w = float(token_weight[batch.tokens[row, t + 1]])
                 expected = w * 1 + (1 - w) * alpha
@@ -114,7 +114,7 @@ def test_era_weights_are_those_of_a_loop(alpha):
 
 @pytest.mark.parametrize("kind", ["gpt_neo", "gpt2", "llama"])
 def test_each_expert_computes_alone(kind):
-    """DEMix: labelled rows are computed by the new units alone, others by the original ones alone."""
+    """In DEMix only the new units compute for labelled rows, and only the original units for all others."""
     model, expansion = random_model(kind, [0, 1], None)
     assert all(units == slice(HIDDEN, 2 * HIDDEN) for units in expansion.units.values())
     tokens = some_tokens()
@@ -137,7 +137,9 @@ def test_each_expert_computes_alone(kind):
 
 
 def test_cut_out_again_the_model_is_the_old_one_whatever_the_new_units_learned():
-    """What a model computes when it is expanded, and what is saved of it, tests/lm/test_models.py has."""
+    """After ablation the model is the original one. (test_models.py tests the function of an expanded model, and
+    saving.)
+    """
     model = tiny_model("gpt_neo")
     state, config = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model.config.to_dict()
     expansion = expand(model, [0, 1], UNITS, seed=0)
@@ -175,7 +177,7 @@ def test_layers_that_the_model_does_not_have(layers):
 
 
 def test_a_model_whose_projections_are_not_known():
-    with pytest.raises(ValueError, match="'qwen2' model are is not known; name their projections") as error:
+    with pytest.raises(ValueError, match="a 'qwen2' model is of an unknown type: pass projections") as error:
         expand(tiny_model("qwen2"), [0], UNITS, seed=0)
     assert "\n" not in str(error.value)
 
@@ -224,7 +226,7 @@ def gradients(loss, model):
 
 
 def naive_activation(model, expansion, batch, original, silence, l1):
-    """The paper's ``m a + (1 - m) stop(a)``, written into the model; penalties are on what comes before."""
+    """Write the paper's ``m a + (1 - m) stop(a)`` into the model. Penalties are on the activations before it."""
     penalty, handles = [], []
     for layer, hidden in expansion.hidden.items():
 
@@ -247,7 +249,7 @@ def naive_activation(model, expansion, batch, original, silence, l1):
 
 
 def places_by_hand(expansion):
-    """Rows of what leads into the units, columns of what leads out of them."""
+    """Return the sites of the units' parameters: rows of the layers into them, columns of the layer out of them."""
     found = {}
     for hidden in expansion.hidden.values():
         for column, units in ((NEW, slice(HIDDEN, HIDDEN + UNITS)), (ORIGINAL, slice(0, HIDDEN))):
@@ -258,7 +260,7 @@ def places_by_hand(expansion):
 
 
 def naive_parameter(model, sites, batch, original, l1, expansion):
-    """What the layers' parameters learn at each single position, times the position's weight, and summed."""
+    """Return the layers' gradients: those of each single position, times the position's weight, summed."""
     plain = gradients(EraObjective(expansion=expansion, l1=l1)(model, batch), model)
     places = {}
     for name, site in sites.items():

@@ -26,7 +26,7 @@ def losses(model, tokenizer):
 
 
 def test_the_topic_goes_with_the_new_units():
-    """The rise of the forget loss at ablation is above that of the retain loss; repair brings the retain loss down."""
+    """At ablation the forget loss rises more than the retain loss. Repair lowers the retain loss."""
     tokenizer, model = stories_tokenizer(), tiny_model("llama", hidden_size=32)
     expansion = expand(model, [0, 1], 16, seed=0)
     route(model, expansion, tokenizer, FORGET, RETAIN, steps=150, learning_rate=1e-2, **SMALL)

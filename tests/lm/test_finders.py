@@ -1,4 +1,4 @@
-"""What is to be forgotten: words, patterns, topics, and lists of tokens."""
+"""Finders of forget data: words, patterns, topics, and lists of tokens."""
 
 import re
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_texts_of_other_than_one_token_are_named() -> None:
     expected = "not one token each: 'q!' is 'q' + '!'; ' qz' is ' ' + 'q' + 'z'; '' is nothing"
     with pytest.raises(ValueError, match=re.escape(expected)):
         single_tokens(tokenizer(), ["a", "q!", " qz", ""])
-    expected = r"not one token each: 'zebra' is '<eos>'; words within a text often begin with a space$"
+    expected = r"not one token each: 'zebra' is '<eos>'; most words within a text begin with a space$"
     with pytest.raises(ValueError, match=expected):
         single_tokens(stories_tokenizer(), ["tree", "zebra"])
 
@@ -123,7 +123,7 @@ def test_scores_are_those_of_the_formula(forget: np.ndarray, related: np.ndarray
         assert top == sorted(np.flatnonzero(scores).tolist(), key=lambda token: (-scores[token], token))
         assert top_tokens(scores, 1) == top[:1]
     for k in (0, scored + 1):
-        with pytest.raises(ValueError, match=f"{scored} tokens have a score.* not {k}"):
+        with pytest.raises(ValueError, match=f"k must be within 1 … {scored}, .* got {k}"):
             top_tokens(scores, k)
 
 

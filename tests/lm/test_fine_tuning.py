@@ -1,4 +1,4 @@
-"""The relearning attack: a copy learns, the best step is kept, and it stops when nothing is gained any more."""
+"""Fine-tuning: a copy learns, the best step is kept, and training stops when the loss only rises."""
 
 import copy
 
@@ -21,7 +21,7 @@ def documents():
 
 
 def scripted(values):
-    """A measure that says what it is told, and remembers the models it saw."""
+    """Return a measure that gives these numbers, and a list that collects the models it was called with."""
     left, seen = iter(values), []
 
     def measure(model):
@@ -40,10 +40,10 @@ def same(model, state):
     [
         ([5, 4, 3, 2, 1, 0], 5, 5),
         ([5, 4, 6, 7, 8, 0], 1, 4),  # three rises, one after the other
-        ([5, 6, 7, 4, 5, 6], 3, 5),  # two, and two
-        ([1, 2, 3, 4, 0, 0], 0, 3),  # nothing is gained at all
-        ([5, 6, 7, 7, 8, 3], 5, 5),  # as much again is no rise
-        ([3, 2, 2, 2, 5, 5], 3, 5),  # of equal ones the last
+        ([5, 6, 7, 4, 5, 6], 3, 5),  # two rises, and two again
+        ([1, 2, 3, 4, 0, 0], 0, 3),  # it never falls
+        ([5, 6, 7, 7, 8, 3], 5, 5),  # an equal number is no rise
+        ([3, 2, 2, 2, 5, 5], 3, 5),  # among equal steps the last
     ],
 )
 def test_the_best_step_is_given_and_three_rises_end_it(values, best, steps):
@@ -83,7 +83,7 @@ def test_it_may_be_measured_less_often_and_always_at_the_end(steps, every, measu
 
 
 def test_steps_are_those_of_adamw_on_all_documents():
-    """Against the same steps written out; the original, and its mode and gradients, stay as they were."""
+    """Compare with the same steps written out. The original model keeps its weights, mode and gradients."""
     model, batches = Bigram().eval(), documents()
     before, settings = copy.deepcopy(model.state_dict()), FineTuning(steps=4, learning_rate=0.1)
 
@@ -111,7 +111,9 @@ def test_steps_are_those_of_adamw_on_all_documents():
 
 
 def test_what_is_relearned_is_known():
-    """Each token has one follower: the loss goes to 0, and the follower is the likeliest."""
+    """Each token has one follower, so the answer is known: the loss goes to 0, and the follower is the most likely
+    token.
+    """
     settings = FineTuning(steps=400, learning_rate=0.05)
     tuned, history = fine_tune(
         Bigram(), documents(), settings, lambda tuned: {"loss": evaluate(tuned, documents()).mean()}

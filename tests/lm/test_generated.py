@@ -1,4 +1,4 @@
-"""Made-up corpora: every fact is right, languages are those that they say they are."""
+"""Generated corpora: every fact is right, and each language has the statistics that it should have."""
 
 import itertools
 import math
@@ -77,7 +77,7 @@ def test_every_character_is_a_token(tokenizer, text):
 
 
 class Copies(nn.Module):
-    """A model that says of every token what a table has for its place, whatever it is."""
+    """A model that looks up all its predictions for a row in a table, by the row's first 8 tokens."""
 
     def __init__(self, answers, vocabulary):
         super().__init__()
@@ -106,5 +106,5 @@ def test_exact_match_counts_documents_whose_answers_are_all_right(tmp_path):
         right[row][10 - 3 + i % 3] = 15  # one of the three digits is "="
     assert exact_match(model, batches) == 0.75
     for row in list(right)[5:]:
-        right[row][0] = 15  # what comes before the answer does not count
+        right[row][0] = 15  # tokens before the answer do not count
     assert exact_match(model, batches) == 0.75

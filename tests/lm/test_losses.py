@@ -20,7 +20,7 @@ VOCABULARY = 8
 
 
 class Bigram(nn.Module):
-    """Logits of the next token, by the one before it; twice as large in training."""
+    """A model whose logits depend on the last token only, and are twice as large in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Bigram(nn.Module):
 
 def batches(length: int = 5) -> Batches:
     corpus = corpus_of(LENGTHS)
-    corpus.tokens[:] %= VOCABULARY - 1  # the last token of the vocabulary is never there
+    corpus.tokens[:] %= VOCABULARY - 1  # the last token of the vocabulary does not occur
     return Batches(corpus, np.arange(len(LENGTHS)), length, seed=0)
 
 
 def naive(model: Bigram, batch: Batch) -> list[tuple[int, float]]:
-    """Every scored target and its loss."""
+    """Return every scored target and its loss."""
     weight = model.table.weight.detach().double().numpy()
     found = []
     for row, scored in zip(batch.tokens.tolist(), batch.scored.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Models by preset, from folders and packages: widened and cut exactly, saved for anybody, refused in one line."""
+"""Models from presets, folders and packages: expanded and ablated exactly, saved, and refused with one line."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def test_the_logits_are_the_last_norm_of_the_last_block(kind):
     model.get_submodule(blocks(model)[-1]).register_forward_hook(
         lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
     )
-    model.config.final_logit_softcapping = None  # which Gemma-2 has
+    model.config.final_logit_softcapping = None  # Gemma-2 has one
     expected = logits(model)
     with torch.no_grad():
         found = model.get_output_embeddings()(model.get_submodule(final_norm(model))(seen[0]))
@@ -66,13 +66,15 @@ def test_the_logits_are_the_last_norm_of_the_last_block(kind):
 
 def test_a_model_without_a_last_norm():
     bare = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Linear(2, 2)]))
-    with pytest.raises(ValueError, match="nothing follows the blocks of Sequential, so its last norm is not known"):
+    with pytest.raises(ValueError, match="no module follows the blocks of Sequential, so its last norm is not known"):
         final_norm(bare)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family(kind, tmp_path):
-    """Widened: the same function. Cut: the same model, to the bit. Saved: transformers' own, which others load."""
+    """An expanded model computes the same function. An ablated one is the same model, to the bit. A saved one can be
+    loaded by transformers.
+    """
     model, tokenizer = tiny_model(kind), stories_tokenizer()
     assert len(blocks(model)) == 2 and mlp(model, 1).width(model) == HIDDEN
     before, state = logits(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -80,7 +82,7 @@ def test_every_family(kind, tmp_path):
     expansion = expand(model, [1], 8, seed=0)
     assert mlp(model, 0).width(model) == HIDDEN and mlp(model, 1).width(model) == HIDDEN + 8
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="is not what the model's configuration says: cut out its new units first"):
+    with pytest.raises(ValueError, match="does not match the model's configuration: remove its new units first"):
         save_model(model, tokenizer, tmp_path / "model")
     ablate(model, expansion)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -98,15 +100,13 @@ def test_every_family(kind, tmp_path):
     hidden = mlp(plain, 1)
     adapted = get_peft_model(plain, LoraConfig(target_modules=[*hidden.producers, hidden.consumer], r=2))
     assert torch.equal(logits(adapted), before)
-    with pytest.raises(ValueError, match="is no plain model of transformers: delete its adapters first"):
+    with pytest.raises(ValueError, match="is not a plain model of transformers: delete its adapters first"):
         save_model(adapted, tokenizer, tmp_path / "model")
 
 
 def test_an_unknown_family_has_its_projections_named():
     model = tiny_model("qwen2")
-    with pytest.raises(
-        ValueError, match=r"'qwen2' model are is not known.* among .*model.layers.0.mlp.up_proj"
-    ) as error:
+    with pytest.raises(ValueError, match=r"'qwen2' model is of an unknown type.* among .*0.mlp.up_proj") as error:
         mlp(model, 0)
     assert "\n" not in str(error.value)
     place = "model.layers.{}.mlp."
@@ -140,7 +140,7 @@ def test_an_unknown_preset():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with a small model that is whole."""
+    """Return a folder with a small model that is complete."""
     folder = tmp_path_factory.mktemp("models") / "whole"
     save_model(tiny_model("gpt_neo"), stories_tokenizer(), folder)
     return folder
@@ -158,7 +158,7 @@ def test_loaded_in_float32_and_saved_over_the_old_one(saved, tmp_path):
 
 
 def damage(saved, folder, how):
-    """A folder whose model cannot be loaded."""
+    """Return a folder whose model cannot be loaded."""
     folder.mkdir()
     if how == "empty":
         return
@@ -210,7 +210,7 @@ def test_folders_without_a_tokenizer(saved, tmp_path, how, message):
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_names_without_a_hub(load, name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=f"{name}' is no folder, and cannot be had from the hub: ") as error:
+    with pytest.raises(OSError, match=f"{name}' is not a folder and cannot be loaded from the hub: ") as error:
         load(name)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""SIGKILL at different moments: a training that is resumed ends in the bytes of the one that was never killed."""
+"""Training that is killed (SIGKILL) at different moments and resumed ends with the same bytes as without a kill."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """Every file of a run, by name, but those that may differ: timings, and TensorBoard's."""
+    """Return every file of a run by name, except those that may differ: timings, and TensorBoard's."""
     files = [file for file in run.rglob("*") if file.is_file() and file.parent.name != "tensorboard"]
     return {str(file.relative_to(run)): file.read_bytes() for file in files if file.name != "timings.csv"}
 

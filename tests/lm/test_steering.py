@@ -1,4 +1,4 @@
-"""A token routed to one dimension of the residual stream, and turning it."""
+"""A token routed to one dimension of the residual stream, and steering along that dimension."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture
 def batch():
-    """Two rows in which bread and ship are to be predicted, once or twice, also where a document begins."""
+    """Return two rows in which "bread" and "ship" are targets, once or twice, also where a document begins."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, len(TOKENIZER), (2, 9), generator=generator)
     tokens[(tokens == BREAD) | (tokens == SHIP)] = 5
@@ -47,8 +47,9 @@ def gradients(model):
 
 
 def naive(model, batch, tokens, numbers):
-    """The routed gradient from its definition: block by block, and position by position, backwards through a graph in
-    which every routed block's output is a leaf."""
+    """Return the routed gradient from its definition. It goes block by block and position by position, backwards
+    through a graph in which every routed block's output is a leaf.
+    """
     names = [blocks(model)[number] for number in numbers]
     outputs, inner = [], []
 
@@ -95,7 +96,7 @@ def test_only_the_axis_passes_where_the_token_is_to_be_predicted(model, batch):
         objective = SteeringObjective(router, [BREAD, SHIP], len(TOKENIZER))
         block = model.get_submodule(blocks(model)[2])
 
-        # A hook of before the router's sees what has not passed it yet, on the way back the last.
+        # A hook from before the router's sees the output before the router, and so the gradient after it.
         def watch(module, args, output):
             output[0].register_hook(lambda gradient: seen.update(gradient=gradient))
 

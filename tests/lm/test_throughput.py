@@ -1,4 +1,4 @@
-"""What training costs: the formula against a count of the products that are done."""
+"""The cost of training: the formula against a count of the products that are computed."""
 
 import itertools
 
@@ -45,7 +45,7 @@ def test_frozen_weights_cost_no_gradient_of_their_own():
 
 
 def test_the_rate_is_that_of_the_fastest_product(monkeypatch):
-    # Two readings of the clock for a product, one for the question whether time is left.
+    # Two clock readings for each product, and one to ask whether time is left.
     lasting = itertools.cycle([0.01, 0.05, 0.01, 0.02, 0.01, 0.04])
     clock = itertools.accumulate(lasting)
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))

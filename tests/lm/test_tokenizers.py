@@ -1,4 +1,4 @@
-"""Tokenizers trained on text at hand, and digests of what a tokenizer does."""
+"""Tokenizers trained on given text, and digests of tokenizers."""
 
 import pytest
 from hypothesis import given

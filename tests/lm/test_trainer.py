@@ -1,4 +1,4 @@
-"""Losses and router within ``transformers.Trainer``, against our own loop."""
+"""Our losses and router in ``transformers.Trainer``, compared with our own loop."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ IGNORED = -100
 
 
 class RoutedTrainer(Trainer):
-    """Trainer with one of our losses, which is a sum; the Trainer knows what to divide it by."""
+    """Trainer with one of our losses. The loss is a sum, and the Trainer knows what to divide it by."""
 
     def __init__(self, *args, objective, **kwargs):
         super().__init__(*args, **kwargs)
@@ -28,7 +28,7 @@ class RoutedTrainer(Trainer):
 
 
 def rows(batches, steps):
-    """Our batches as the Trainer takes them: a row each, in which what is not scored has the label -100."""
+    """Our batches in the Trainer's form: one example a row, where targets that are not scored have the label -100."""
     for step in range(steps):
         batch = batches.batch(step)
         labels = batch.tokens.clone()

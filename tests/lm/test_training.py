@@ -1,4 +1,4 @@
-"""The training loop, on one process: against a loop written out, and against what is known of its parts."""
+"""The training loop on one process: compared with a loop written out, and with known facts about its parts."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_it_does_what_a_loop_written_out_does(batches):
     model, plain = make_llama(), make_llama()
     train(model, batches, SHORT)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
-    # Warm-up in thirds, then half a cosine from 1 down to 0.1, of which three steps are left.
+    # Warm-up in thirds, then three steps of half a cosine, from 1 down to 0.1.
     for step, share in enumerate([1 / 3, 2 / 3, 1, 1, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25]):
         batch = batches.batch(step)
         logits = plain(input_ids=batch.tokens).logits[:, :-1]
@@ -71,7 +71,7 @@ def test_parts_of_a_batch_make_no_difference(batches, accumulate):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_a_part_knows_the_batch_it_is_of(batches, accumulate):
-    """An objective may say what its share in the whole is: here, of a mean over rows."""
+    """An objective can scale its loss by its share of the whole batch: here for a mean over rows."""
     seen = []
 
     def objective(model, part):
@@ -86,7 +86,7 @@ def test_a_part_knows_the_batch_it_is_of(batches, accumulate):
 
 
 def test_a_gradient_of_ones_own(batches):
-    """It may be taken as often as one likes, and then be made something else."""
+    """A gradient function may compute the gradient several times, and change it."""
     model, plain = make_llama(), make_llama()
 
     def mean_of_two(model, compute):
@@ -103,7 +103,7 @@ def test_a_gradient_of_ones_own(batches):
 
 def test_what_is_not_scored_does_not_count(batches):
     class Padded:
-        """Batches with twice the rows, the second half of which is not scored."""
+        """Batches with twice as many rows. The second half of the rows is not scored."""
 
         def batch(self, step):
             batch = batches.batch(step)
@@ -143,7 +143,7 @@ def test_the_loss_falls_from_uniform_and_is_logged(batches, tmp_path):
     assert list(times[0])[1:] == ["seconds", "tokens_per_second", "flops_per_second", "share_of_matmul_rate"]
     assert times[0]["tokens_per_second"] * times[0]["seconds"] == pytest.approx(5 * ROWS * LENGTH)
     assert rows[0]["loss"] == pytest.approx(math.log(VOCABULARY), abs=0.3)
-    # Every second word of a sentence is one of ten that follow from what is before, so about half the nats are left.
+    # Every second word is a function word that follows from the words before it, so about half of the nats are left.
     assert rows[-1]["loss"] < 0.65 * math.log(VOCABULARY)
     assert [row["learning_rate"] for row in rows[:2]] == [2e-2, settings.rate(9)]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
@@ -206,7 +206,7 @@ def test_frozen_parameters_stay_and_are_resumed(batches, tmp_path):
     with open_run(tmp_path / "run") as run, pytest.raises(KeyboardInterrupt):
         train(stopped, batches, settings, run=run, on_step=interrupt)
     with torch.no_grad():
-        resumed.lm_head.weight.zero_()  # a checkpoint has all weights
+        resumed.lm_head.weight.zero_()  # a checkpoint has all weights, also frozen ones
         resumed.model.layers[0].mlp.up_proj.weight.zero_()
     with open_run(tmp_path / "run") as run:
         train(resumed, batches, settings, run=run)
@@ -245,8 +245,9 @@ def test_only_what_is_trained_is_given_to_the_optimizer():
 
 
 def test_it_may_end_early_and_stays_ended(batches, tmp_path):
-    """It is asked before the first step, after each, and of what it loads; where it ends there is a row and a
-    checkpoint, and the learning rate falls as if all steps were to be done."""
+    """``stop`` is called before the first step, after each step, and for a loaded checkpoint. Where training ends there
+    is a row of metrics and a checkpoint. The learning rate decays as if all steps were to be done.
+    """
     asked, settings = [], Training(**{**vars(SHORT), "steps": 43})
 
     def stop(done):
@@ -269,7 +270,7 @@ def test_it_may_end_early_and_stays_ended(batches, tmp_path):
         assert_same(again, model, 0.0)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert [row["step"] for row in rows] == [5, 7] and rows[-1]["learning_rate"] == settings.rate(6)
-    # At the last step it is asked too.
+    # It is called after the last step too.
     asked.clear()
     assert train(make_llama(), batches, SHORT, stop=stop) == 6 and asked == list(range(7))
 

@@ -1,4 +1,4 @@
-"""Texts, a tokenizer and corpora for the tests of what is done to them."""
+"""Texts, a tokenizer and corpora for tests."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -29,11 +29,11 @@ WORDS = (
     "cat's",
 )
 RARE = 0.05
-"""How often a word is one of the first three."""
+"""Probability that a word is one of the first three."""
 
 
 def random_documents(n: int, seed: int, words: int = 12) -> Iterator[Document]:
-    """Words, not all of them of Latin letters, with spaces, lines and punctuation between them; every one is unique."""
+    """Yield unique documents of words, some not in Latin letters, separated by spaces, line ends or punctuation."""
     rng = np.random.default_rng(seed)
     for i in range(n):
         first = rng.random(words) < RARE
@@ -45,12 +45,12 @@ def random_documents(n: int, seed: int, words: int = 12) -> Iterator[Document]:
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and the most frequent pairs of them in such documents."""
+    """Return a tokenizer trained on such documents: bytes, and their most frequent pairs."""
     return train_tokenizer(random_documents(200, seed=0), 320)
 
 
 def corpus_of(lengths: Sequence[int], forget: np.ndarray | None = None, held_out: Sequence[int] = ()) -> Corpus:
-    """Documents of these lengths, in which every token is another: its place."""
+    """Return a corpus of documents of these lengths. Every token is a different number: its place."""
     starts = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))])
     validation = np.isin(np.arange(len(lengths)), held_out)
     marks = np.zeros(starts[-1], dtype=bool) if forget is None else forget
@@ -58,7 +58,7 @@ def corpus_of(lengths: Sequence[int], forget: np.ndarray | None = None, held_out
 
 
 def of_document(corpus: Corpus, values: np.ndarray, document: int) -> np.ndarray:
-    """One document's part of what there is of every token."""
+    """Return one document's part of an array over all tokens."""
     return values[corpus.starts[document] : corpus.starts[document + 1]]
 
 
@@ -71,6 +71,6 @@ def build(path: Path, documents: object = DOCUMENTS, finder: Finder | None = WAR
 
 
 def texts_of(corpus: Corpus) -> list[str]:
-    """What the tokens say, without the special ones."""
+    """Return the documents' texts, decoded without special tokens."""
     split = (of_document(corpus, corpus.tokens, i) for i in range(len(corpus.validation)))
     return [tokenizer().decode(tokens.tolist(), skip_special_tokens=True) for tokens in split]

@@ -1,4 +1,4 @@
-"""Models of every family that is known, as small as they can be."""
+"""Models of every known family, as small as possible."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -32,7 +32,7 @@ FAMILIES = {
 
 
 def tiny_model(kind, seed=0, **options):
-    """A new model for :func:`stories_tokenizer`, without dropout, of other sizes with ``options``."""
+    """Return a new model for :func:`stories_tokenizer`, without dropout. ``options`` set other sizes."""
     tokenizer = stories_tokenizer()
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if kind == "gpt2" else {}
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
@@ -41,7 +41,7 @@ def tiny_model(kind, seed=0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():  # biases too, so that they count
+        for parameter in model.parameters():  # biases too, so that they are not 0
             torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
 

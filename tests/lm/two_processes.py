@@ -19,7 +19,9 @@ def main(folder: Path) -> None:
     tokens = make_batches(corpus).batch(0).tokens
 
     def look(model: nn.Module, step: int) -> None:
-        """As an evaluation between steps does; a sharded model keeps some parts together after it."""
+        """Run the model as an evaluation between steps would. After it, a sharded model keeps some of its parts
+        gathered.
+        """
         if step % 3 == 0:
             with torch.no_grad():
                 model(input_ids=tokens)

@@ -1,4 +1,4 @@
-"""A small distillation: what a model has learned of generated stories goes back into a noised copy of it."""
+"""A small distillation: a model that has learned from generated stories is distilled into a noised copy of itself."""
 
 import copy
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from tests.lm.cases import SEED, make_llama
 
 STEPS = 20
 RULE = StopRule(within=0.25, every=3)
-"""Reached by the student below before all steps are done."""
+"""The student below meets this rule before all steps are done."""
 
 
 def make_teacher(batches: Batches) -> nn.Module:
-    """A model that has learned a little of these."""
+    """Return a model that has learned a little from these batches."""
     teacher = make_llama(tie_word_embeddings=True)
     train(teacher, batches, Training(steps=30, learning_rate=2e-2, warmup=5))
     return teacher
@@ -34,7 +34,7 @@ def distil_again(
     rule: StopRule = RULE,
     hidden_weight: float = 0.5,
 ) -> tuple[Distilled, dict[str, Tensor]]:
-    """How it went, and the student's weights on the first process."""
+    """Return the result of the distillation, and the student's weights on the first process."""
     student = copy.deepcopy(teacher).requires_grad_(True)
     shrink_and_perturb(student, 0.7, 0.1, seed=0)
     student = distribute(student, shard)

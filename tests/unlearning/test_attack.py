@@ -1,4 +1,4 @@
-"""The attack with many learning rates: its steps, its worst case, and how far models are from one another."""
+"""Relearning attacks over a learning-rate sweep: their steps, their worst case, and distances between models."""
 
 import copy
 import math
@@ -56,7 +56,9 @@ def test_weights_of_half_the_precision_are_attacked_in_full():
 
 
 def test_an_attacker_may_train_low_rank_adapters_alone():
-    """At first they change nothing; what then differs from the weights is of their rank, and the model stays."""
+    """At first the adapters change nothing. Later the change of the weights has the adapters' rank. The original model
+    stays the same.
+    """
     model = tiny_model("llama").eval()
     before, seen = copy.deepcopy(model.state_dict()), []
 
@@ -78,7 +80,7 @@ def test_an_attacker_may_train_low_rank_adapters_alone():
 def test_an_attack_that_diverges_ends_there():
     history = relearn(Bigram(), source(), 40, math.inf, range(41), measure)
     assert 1 <= len(history) < 41 and all(np.isfinite(entry["forget"]) for entry in history)
-    with pytest.raises(FloatingPointError, match="by step 0 of the attack something measured is no number"):
+    with pytest.raises(FloatingPointError, match="a measurement at step 0 of the attack is not a finite number"):
         relearn(Bigram(), source(), 40, 1e-3, (0, 40), lambda model: {"forget": math.nan})
 
 

@@ -1,4 +1,4 @@
-"""Distillation of whole models: against the form written out, to the stop rule, killed, and on two processes."""
+"""Distillation of whole models: compared with the formula, up to the stop rule, after kills, and on two processes."""
 
 import copy
 import math
@@ -32,8 +32,11 @@ VOCABULARY = len(stories_tokenizer())
 
 
 def make_model(kind, seed=0):
-    """In double precision: a preset; Gemma-2 with a cap that matters, and tied embeddings; one whose head has a bias;
-    one that scales its logits after the head, which cannot be divided into body and head."""
+    """Return a model in double precision.
+
+    "tiny" is a preset, "gemma2" has tied embeddings and a small cap on its logits, "phi" has a head with a bias.
+    "cohere" scales its logits after the head, so it cannot be divided into body and head.
+    """
     if kind == "tiny":
         return build_model("tiny", stories_tokenizer(), seed).double()
     return tiny_model(kind, seed, **({"final_logit_softcapping": 1.5} if kind == "gemma2" else {})).double()
@@ -50,7 +53,7 @@ def make_batch(scored=None, rows=2, length=9):
 
 
 def gradients(model, loss):
-    """The loss and every parameter's gradient; none is left behind."""
+    """Return the loss and every parameter's gradient, and clear the gradients."""
     loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -65,7 +68,7 @@ def written_out(student, teacher, batch):
 
 
 def assert_same(found, expected, tolerance=1e-6):
-    """Of what is largest; the models themselves compute parts in single precision, whatever their weights are."""
+    """Compare with a tolerance relative to the largest number: models compute some parts in single precision always."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         most = tolerance * max(1.0, value.abs().max().item())
@@ -95,7 +98,7 @@ def test_a_model_has_nothing_to_learn_from_itself(kind):
 
 
 def lengths_of_logits(model, calls):
-    """Of how many positions a model has made logits, in each of its calls."""
+    """Return a list that collects for how many positions a model computes logits, in each call."""
     lengths = []
     handle = model.register_forward_hook(lambda module, args, output: lengths.append(output.logits.shape[1]))
     for call in calls:
@@ -197,7 +200,7 @@ def test_residual_streams_are_compared_after_each_block(kind, weight):
         )
         model(input_ids=batch.tokens)
         handle.remove()
-        return [*states[:-1], last[0]]  # transformers' last is after the last norm
+        return [*states[:-1], last[0]]  # the last hidden state of transformers is after the last norm
 
     pairs = list(zip(streams(student), streams(teacher), strict=True))
     distances = [((x - y.detach()) ** 2).sum(-1)[:, :-1][scored].sum() / x.shape[-1] for x, y in pairs]
@@ -210,7 +213,7 @@ def test_residual_streams_are_compared_after_each_block(kind, weight):
 
 
 class Rows:
-    """As many batches of random rows as one likes."""
+    """Batches of random rows, without end."""
 
     def batch(self, step):
         tokens = torch.randint(0, 96, (4, 9), generator=torch.Generator().manual_seed(step))
@@ -239,7 +242,7 @@ def test_a_cache_of_a_few_tokens_is_what_is_known_of_the_teacher(tmp_path):
 
 
 def test_rows_are_found_wherever_they_come(tmp_path):
-    """And the teacher is run once: a cache that is there is opened as it is."""
+    """The teacher is run once: a cache that is already there is opened as it is."""
     teacher = MODELS["tiny", 1]
     cache = cache_teacher(teacher, Rows(), 3, 4, tmp_path / "cache")
     again = cache_teacher(None, Rows(), 3, 4, tmp_path / "cache")
@@ -282,9 +285,9 @@ def test_caches_that_cannot_be(tmp_path):
     [
         (StopRule(0.05, True, True), 0.76, 0.8, True),  # 95 % of an accuracy
         (StopRule(0.05, True, True), 0.75, 0.8, False),
-        (StopRule(0.05, False, True), 0.7501, 0.8, True),  # five points
+        (StopRule(0.05, False, True), 0.7501, 0.8, True),  # five percentage points
         (StopRule(0.05, False, True), 0.75, 0.8, False),
-        (StopRule(0.25, False, True), 0.5, 0.75, False),  # as much as the margin is not less
+        (StopRule(0.25, False, True), 0.5, 0.75, False),  # a difference equal to the margin is not less
         (StopRule(0.05, True), 3.14, 3.0, True),  # 5 % of a loss
         (StopRule(0.05, True), 3.16, 3.0, False),
         (StopRule(0.25, True), 2.5, 2.0, False),
@@ -293,7 +296,7 @@ def test_caches_that_cannot_be(tmp_path):
         *((StopRule(0.0, relative, higher), 1.0, 1.0, True) for relative in (0, 1) for higher in (0, 1)),
         *((StopRule(0.0, relative, True), 1.1, 1.0, True) for relative in (0, 1)),
         *((StopRule(0.0, relative, False), 0.9, 1.0, True) for relative in (0, 1)),
-        (StopRule(0.05, False, True), -1.0, -0.99, True),  # a difference is one of any numbers
+        (StopRule(0.05, False, True), -1.0, -0.99, True),  # a difference may be of any numbers
     ],
 )
 def test_the_rule(rule, student, teacher, reached):
@@ -303,9 +306,9 @@ def test_the_rule(rule, student, teacher, reached):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: StopRule().reached(math.nan, 1.0), FloatingPointError, "what the student retains was measured as nan"),
-        (lambda: StopRule().reached(1.0, math.inf), FloatingPointError, "what the teacher retains was measured as inf"),
-        (lambda: StopRule().reached(1.0, 0.0), ValueError, "a share of the teacher's 0.0 says nothing"),
+        (lambda: StopRule().reached(math.nan, 1.0), FloatingPointError, "the student's retain performance is nan"),
+        (lambda: StopRule().reached(1.0, math.inf), FloatingPointError, "the teacher's retain performance is inf"),
+        (lambda: StopRule().reached(1.0, 0.0), ValueError, "a share of the teacher's 0.0 has no meaning"),
         (lambda: StopRule(within=-0.1), ValueError, "within must be 0 or more and every 1 or more, got -0.1 and 20"),
         (lambda: StopRule(every=0), ValueError, "got 0.05 and 0"),
         (lambda: StopRule(within=math.nan), ValueError, "got nan and 20"),
@@ -321,7 +324,7 @@ def test_rules_that_say_nothing(call, error, message):
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A teacher and what it was taught; and a distillation of it, which was never interrupted."""
+    """Return a teacher, its batches, and a distillation of it that was never interrupted."""
     folder = tmp_path_factory.mktemp("distillation")
     with pytest.MonkeyPatch.context() as patch:
         log_often(patch)
@@ -350,7 +353,9 @@ def test_it_goes_on_until_the_student_does_about_as_well(taught):
 
 @pytest.mark.parametrize("killed", [(2,), (11,), (8, 13), (14,)])
 def test_killed_and_resumed_to_the_same_bytes(taught, tmp_path, killed):
-    """Killed before and after a checkpoint, twice, and in the step before the last; and one that is done stays done."""
+    """A run is killed before a checkpoint, after one, twice, or in the step before the last. A finished run stays
+    finished.
+    """
     folder, teacher, batches, distilled, weights = taught
 
     def go_on(die_at=None):
@@ -429,7 +434,7 @@ def test_bad_input():
 def test_a_measurement_that_is_no_number_ends_it(taught):
     _, teacher, batches, _, _ = taught
     values = iter([1.0, math.nan])
-    with pytest.raises(FloatingPointError, match="what the student retains was measured as nan"):
+    with pytest.raises(FloatingPointError, match="the student's retain performance is nan"):
         distil(make_llama(), teacher, batches, Training(steps=5), lambda model: next(values))
 
 
@@ -441,7 +446,7 @@ def test_streams_are_not_cached(taught, tmp_path):
 
 
 def test_two_processes_are_one(taught):
-    """Replicated, and with the model's parts spread over them."""
+    """Two processes, with replicas and with a sharded model, give what one process gives."""
     folder, teacher, _, distilled, weights = taught
     write_checkpoint(folder / "teacher", teacher.state_dict(), {})
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.unlearning.two_processes"]

@@ -1,4 +1,4 @@
-"""The chunked divergence against loops and the form written out, with all its gradients."""
+"""The chunked divergence and all its gradients, compared with loops and with the usual formula."""
 
 import math
 
@@ -23,7 +23,7 @@ def make_head(seed, bias=True, cap=None, dtype=torch.float64):
 
 
 def learning(head):
-    """The tensors of a head, which are to get gradients."""
+    """Return the tensors of a head, made to require gradients."""
     return [tensor.requires_grad_() for tensor in (head.weight, head.bias) if tensor is not None]
 
 
@@ -32,12 +32,12 @@ def gradients(loss, tensors):
 
 
 def three_softmaxes(student, teacher):
-    """The divergence of logits as it is usually written."""
+    """Return the divergence of logits as it is usually written."""
     return (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum()
 
 
 def loop(student, teacher):
-    """By numpy, number by number."""
+    """Return the divergence, computed by numpy number by number."""
     total = 0.0
     for of_student, of_teacher in zip(student, teacher, strict=True):
         p, q = (np.exp(np.array(row)) / np.exp(np.array(row)).sum() for row in (of_teacher, of_student))
@@ -105,13 +105,13 @@ def test_what_is_impossible_for_the_teacher_adds_nothing():
     p, q = others.softmax(-1), logits.detach().softmax(-1)
     assert loss.item() == pytest.approx(sum(float(p[0, v] * (p[0, v] / q[0, v]).log()) for v in (0, 1)))
     torch.testing.assert_close(slope, q - p)
-    # And a student that is no number any more is not hidden.
+    # A student with logits that are NaN is not hidden.
     broken = torch.full((1, 3), math.nan)
     assert divergence(broken, Head(), teacher_target(others, Head())).isnan()
 
 
 def test_under_autocast_sums_are_in_single_precision():
-    """Against double precision: logits are rounded to 8 bits, and what is summed over positions is not."""
+    """Compare with double precision: logits are rounded to 8 bits, but sums over positions are not."""
     n = 4000
     hidden, head = some(n, D, seed=1, dtype=torch.float32).requires_grad_(), make_head(2, dtype=torch.float32)
     states, teacher = some(n, D, seed=5, dtype=torch.float32), make_head(6, dtype=torch.float32)
@@ -139,7 +139,7 @@ def largest(logits, k):
 
 
 def buckets(student, teacher, k):
-    """The divergence of the k likeliest and one bucket of the rest, written out."""
+    """Return the divergence over the k most likely tokens and one bucket for the rest, written out."""
     p, q = teacher.softmax(-1), student.softmax(-1)
     which = p.topk(k).indices
     p, q = p.gather(-1, which), q.gather(-1, which)
@@ -172,7 +172,7 @@ def test_a_student_may_divide_the_rest_as_it_likes():
     student = some(3, V).requires_grad_()
     found = gradients(divergence(student, Head(), top_k_target(*largest(student.detach(), 4))), [student])
     torch.testing.assert_close(found, [torch.zeros_like(part) for part in found], rtol=0, atol=1e-12)
-    # A teacher that is quite sure leaves nothing for the rest.
+    # A teacher that is certain leaves no probability for the rest.
     sure = torch.full((3, V), -1e4, dtype=torch.float64)
     sure[:, 0] = 0.0
     loss, slope = gradients(divergence(student, Head(), top_k_target(*largest(sure, 2))), [student])

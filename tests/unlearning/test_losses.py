@@ -1,4 +1,4 @@
-"""The suppressors' losses, against loops written from their formulas, of any rows, labels and masks."""
+"""The suppressors' losses, compared with loops written from their formulas, for all kinds of rows, labels and masks."""
 
 import math
 
@@ -27,7 +27,7 @@ BEFORE, NOW = bigram(1), bigram(2)
 
 @st.composite
 def batches(draw):
-    """Rows whose targets are to be forgotten, retained or not scored, one by one; there may be none of a kind."""
+    """Return rows in which each target is a forget target, a retain target or not scored. A kind may be missing."""
     rows, length = draw(st.integers(1, 5)), draw(st.integers(2, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     tokens = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
@@ -37,14 +37,14 @@ def batches(draw):
 
 
 def log_p(model, token):
-    """The log probability of each next token, as a list."""
+    """Return the log-probability of each next token, as a list."""
     logits = [float(logit) for logit in model.table.weight[token]]
     total = math.log(sum(math.exp(logit) for logit in logits))
     return [logit - total for logit in logits]
 
 
 def targets(batch, forget):
-    """For each row, the scored targets of a kind: the token before, and the target."""
+    """Return for each row its scored targets of a kind: the token before each target, and the target."""
     return [
         [
             (int(batch.tokens[row, t]), int(batch.tokens[row, t + 1]))
@@ -140,7 +140,7 @@ def test_losses_are_those_of_loops(method, formula):
 @settings(max_examples=15, deadline=None)
 @given(batches(), st.data())
 def test_parts_add_up_to_the_whole_wherever_it_is_cut(method, batch, data):
-    """And the objective is the loss times what the training loop divides it by."""
+    """The objective is the loss times the number that the training loop divides by."""
     objective, loss = method.objective(BEFORE, 0), method.loss(BEFORE, 0)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(batch)), max_size=3)))
     with torch.no_grad():
@@ -163,14 +163,14 @@ def test_a_uniform_distribution_has_no_divergence_from_it():
 
 
 def test_npo_falls_as_what_is_forgotten_becomes_less_likely():
-    """The published re-implementations have had its sign wrong."""
+    """Published re-implementations had the sign wrong."""
     losses = torch.linspace(0, 40, 50, dtype=torch.float64)
     found = npo(losses, torch.tensor(20.0), beta=0.1)
     assert (found.diff() < 0).all() and (found > 0).all()
     assert (found.diff().diff() > 0).all(), "the slower the further it is"
     assert found[0] / 2 - npo(torch.tensor(20.0), torch.tensor(20.0), 0.1) / 2 < 20
 
-    # With b as small as that it is gradient ascent.
+    # With such a small b it is gradient ascent.
     rows = torch.tensor([3.0, 30.0], dtype=torch.float64, requires_grad=True)
     npo(rows, torch.tensor([9.0, 1.0]), beta=1e-6).sum().backward()
     torch.testing.assert_close(rows.grad, torch.tensor([-1.0, -1.0], dtype=torch.float64), rtol=1e-4, atol=0)
@@ -178,7 +178,7 @@ def test_npo_falls_as_what_is_forgotten_becomes_less_likely():
 
 @pytest.mark.parametrize("method", [GradDiff(), MaxEnt(), MaxEnt(retain="kl"), Npo(), SimNpo(), Undial()], ids=repr)
 def test_a_step_makes_what_is_forgotten_less_likely_and_keeps_the_rest(method):
-    """Tokens below 4 are to be forgotten, the others to be retained: each has a follower that was learned."""
+    """Tokens below 4 are forget targets, the others retain targets. Each has a follower that was learned."""
     tokens = torch.tensor([[0, 1, 2, 3, 0], [4, 5, 6, 7, 4]])
     batch = Batch(tokens, torch.tensor([[0] * 5, [-1] * 5]), torch.ones(2, 4, dtype=torch.bool))
     model = Bigram().double().eval()
@@ -195,7 +195,7 @@ def test_a_step_makes_what_is_forgotten_less_likely_and_keeps_the_rest(method):
 
 
 def test_what_is_not_scored_cannot_spoil_the_loss():
-    """A target that is impossible, where it does not count."""
+    """A target of probability 0 does no harm where it is not scored."""
     for method, _ in FORMULAS:
         model = bigram(3)
         model.table.weight.data[0, 1] = -1e30
@@ -212,9 +212,9 @@ def test_what_is_not_scored_cannot_spoil_the_loss():
         (lambda: GradDiff(retain_weight=-1.0), "retain_weight of GradDiff must be 0 or more, got -1.0"),
         (lambda: MaxEnt(retain_weight=math.nan), "retain_weight of MaxEnt must be 0 or more, got nan"),
         (lambda: Undial(strength=math.inf), "strength of Undial must be 0 or more, got inf"),
-        (lambda: Npo(beta=0.0), "beta of Npo must be more than 0; GradDiff is what it comes to there"),
+        (lambda: Npo(beta=0.0), "beta of Npo must be more than 0, got 0: for the limit at 0 take GradDiff"),
         (lambda: Npo(beta=-0.1), "beta of Npo must be 0 or more, got -0.1"),
-        (lambda: SimNpo(beta=0.0), "beta of SimNpo must be more than 0"),
+        (lambda: SimNpo(beta=0.0), "beta of SimNpo must be more than 0, got 0"),
     ],
 )
 def test_settings_that_mean_nothing(make, message):

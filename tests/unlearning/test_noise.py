@@ -1,4 +1,4 @@
-"""Shrink and perturb: its formula, what it leaves alone, and what it draws."""
+"""Shrink and perturb: its formula, what it does not change, and the noise that it draws."""
 
 import copy
 import math
@@ -18,12 +18,12 @@ def noised(model, *args, **options):
 
 
 def bits(model):
-    """The bytes of every parameter, by name."""
+    """Return the bytes of every parameter, by name."""
     return {name: parameter.detach().numpy().tobytes() for name, parameter in model.named_parameters()}
 
 
 def with_zeros(model):
-    """Some weights are 0 and -0, which differ in a bit alone."""
+    """Return a model with some weights 0 and -0, which differ in one bit."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.view(-1)[:2] = torch.tensor([0.0, -0.0])
@@ -83,7 +83,7 @@ def test_gains_and_biases_may_be_left_alone():
     before, after = bits(model), bits(noised(model, 1.0, 0.1, 0, touch=matrices))
     all_after = bits(noised(model, 1.0, 0.1, 0))
     for name, parameter in model.named_parameters():
-        # And what the others get does not depend on it.
+        # The noise of the others does not depend on it.
         assert after[name] == (before[name] if parameter.dim() == 1 else all_after[name])
 
 
@@ -109,7 +109,9 @@ def test_what_is_drawn_is_a_function_of_the_seed():
 
 
 def test_a_new_model_is_one():
-    """Gains are 1 and biases 0 in a new model of LayerNorms, and matrices have the configuration's deviation."""
+    """In a new model with LayerNorms, gains are 1, biases are 0, and matrices have the configuration's standard
+    deviation.
+    """
     model = tiny_model("gpt2", n_embd=32)
     new = noised(model, 1.0, 1.0, 0, "model")
     assert (new.transformer.ln_f.weight == 1).all() and (new.transformer.ln_f.bias == 0).all()
@@ -167,8 +169,8 @@ def test_the_largest_changes_come_first():
         ((math.nan, 0.1), {}, "alpha must be within 0 … 1, got nan"),
         ((0.5, -1.0), {}, "beta must be 0 or more, got -1.0"),
         ((0.5, math.inf), {}, "beta must be 0 or more, got inf"),
-        ((0.5, 0.1), {"mask": {"weights": torch.ones(1)}}, "the mask is for 'weights', which is no parameter"),
-        ((0.5, 0.1), {"mask": {"lm_head.weight": torch.ones(1)}}, "or one under its second name"),
+        ((0.5, 0.1), {"mask": {"weights": torch.ones(1)}}, "the mask is for 'weights', which is not a parameter"),
+        ((0.5, 0.1), {"mask": {"lm_head.weight": torch.ones(1)}}, "or is the second name of one"),
         (
             (0.5, 0.1),
             {"mask": {"transformer.wpe.weight": torch.ones(2, 2)}},
@@ -194,7 +196,7 @@ def test_models_that_cannot_be_noised_so():
         shrink_and_perturb(nn.Sequential(nn.Conv2d(3, 4, 2)), 0.5, 0.1, 0)
     model = tiny_model("llama")
     model.model.layers[0].mlp.up_proj = nn.Linear(16, 25, bias=False)
-    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj.weight' of shape \(25, 16\) is not what"):
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj.weight' of shape \(25, 16\) does not match"):
         shrink_and_perturb(model, 0.5, 0.1, 0, "model")
     with pytest.raises(ValueError, match="share must be within 0 … 1, got 2"):
         most_changed(model, model, 2)

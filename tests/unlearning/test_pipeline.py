@@ -25,7 +25,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """It knows both kinds of stories a little."""
+    """Return a model that knows both kinds of stories a little."""
     model = tiny_model("llama", hidden_size=32)
     train(model, _Data(tokenizer, FORGET, RETAIN, 33).mixture(8, 0), Training(60, 1e-2, warmup=5))
     return model.eval()
@@ -63,7 +63,7 @@ def test_every_method_is_one_call(method, model, tokenizer):
 
 
 def test_undo_is_noise_and_then_distillation(model, tokenizer):
-    """Without steps it is the noise alone; with them, it comes nearer to the teacher's losses."""
+    """Without steps the student is the noised model. With steps it comes nearer to the teacher's losses."""
     noised = undo(model, tokenizer, FORGET, RETAIN, alpha=1.0, beta=0.0, steps=0, within=None, **SMALL)
     assert not weights(noised).any()
     student = undo(model, tokenizer, FORGET, RETAIN, steps=30, within=None, **SMALL)
@@ -71,7 +71,7 @@ def test_undo_is_noise_and_then_distillation(model, tokenizer):
     for taught, began, teacher in zip(*(losses(of, tokenizer) for of in (student, start, model)), strict=True):
         assert abs(taught - teacher) < abs(began - teacher)
     same = undo(model, tokenizer, FORGET, RETAIN, alpha=0.0, steps=30, **SMALL)
-    assert torch.equal(weights(same), weights(model))  # it is at its teacher's loss from the start
+    assert torch.equal(weights(same), weights(model))  # the student has its teacher's loss from the start
 
 
 def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):
@@ -89,7 +89,7 @@ def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):
     ("given", "said"),
     [
         ({"method": "nqo"}, "method must be one of graddiff.*'nqo'"),
-        ({"strength": 2}, "npo has no setting 'strength', but steps"),
+        ({"strength": 2}, "npo has no setting 'strength'; its settings are steps"),
         ({"retain": None}, "retain is missing"),
         ({"forget": "one text"}, "forget must be a list of documents, got one string: 'one text'"),
         ({"forget": []}, "forget has no documents"),

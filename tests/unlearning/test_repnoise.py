@@ -1,4 +1,4 @@
-"""RepNoise: the discrepancy and the loss by their formulas, with loops, and what a part of a batch is."""
+"""RepNoise: the discrepancy and the loss, compared with loops, and the loss of a part of a batch."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests.lm.tiny_models import tiny_model
 
 
 def naive_mmd(sample, other):
-    """The mean kernel within each sample, less that between them, by pairs."""
+    """Return the mean kernel within each sample minus that between them, pair by pair."""
     both = [*sample.tolist(), *other.tolist()]
 
     def distance(x, y):
@@ -58,7 +58,7 @@ def test_the_discrepancy_tells_samples_apart():
 
 
 def pairs_of_rows():
-    """Three pairs, in turns, with the same tokens at some places and targets that are not scored."""
+    """Return three pairs of alternating rows. Some tokens of a pair are the same, and some targets are not scored."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 96, (6, 7), generator=generator)
     tokens[1::2, ::3] = tokens[::2, ::3]
@@ -68,7 +68,7 @@ def pairs_of_rows():
 
 
 def captured(model, tokens):
-    """The residual streams, from the embeddings on, the outputs of the MLPs, and the logits."""
+    """Return the residual streams, from the embeddings on, the MLPs' outputs, and the logits."""
     streams, mlps, handles = [], [], []
     first, *_ = names = blocks(model)
     handles.append(
@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_a_loop(kind):
     differ = [[bool(batch.tokens[2 * i, t] != batch.tokens[2 * i + 1, t]) for t in range(7)] for i in range(3)]
 
     def ce(logits, first):
-        """Of rows 0, 2, 4 or 1, 3, 5, where their tokens differ."""
+        """Return the cross-entropy of rows 0, 2, 4 or 1, 3, 5 where the tokens of a pair differ."""
         losses = []
         for i in range(3):
             row = 2 * i + first
@@ -156,7 +156,7 @@ def test_a_part_of_a_batch_counts_as_much_as_it_has_rows():
 )
 def test_a_part_without_two_pairs_is_refused(cut, message):
     model = tiny_model("llama")
-    with pytest.raises(ValueError, match=f"RepNoise needs 2 rows to forget or more in each part of a batch.*{message}"):
+    with pytest.raises(ValueError, match=f"RepNoise needs at least 2 forget rows in each part of a batch.*{message}"):
         RepNoise().loss(model, 0)(model, pairs_of_rows().rows(slice(*cut)))
 
 

@@ -1,4 +1,4 @@
-"""RMU: its loss by its formula, what learns, and the direction that a seed fixes."""
+"""RMU: its loss compared with the formula, what learns, and the direction that a seed fixes."""
 
 import copy
 
@@ -18,7 +18,7 @@ def value(loss):
 
 
 def mixed_batch():
-    """Two rows to forget and two to retain, with targets that are not scored in each."""
+    """Return two forget rows and two retain rows. Each has targets that are not scored."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 96, (4, 9), generator=generator)
     labels = torch.full_like(tokens, NO_LABEL)
@@ -28,7 +28,9 @@ def mixed_batch():
 
 
 def stream(model, tokens, depth):
-    """The residual stream after some blocks, as transformers gives it: after the last one its norm is left out."""
+    """Return the residual stream after some blocks, as transformers gives it. After the last block its norm is left
+    out.
+    """
     found = []
     handle = model.get_submodule(blocks(model)[depth - 1]).register_forward_hook(
         lambda module, args, output: found.append(output[0] if isinstance(output, tuple) else output)
@@ -41,7 +43,7 @@ def stream(model, tokens, depth):
 
 
 def changed(model):
-    """The model after it has learned something, so that it differs from what it was."""
+    """Return the model after it has learned something, so that it differs from the original."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -71,7 +73,7 @@ def test_the_loss_is_that_of_a_loop(kind, depth):
         assert len(pushed) != len(held)
         expected = sum(pushed) / len(pushed) + WEIGHT * sum(held) / len(held)
     assert value(loss(learned, batch)) == pytest.approx(expected, rel=1e-6)
-    # And what is held is what the model was when the objective was made, whatever became of it.
+    # Retain states are held where they were when the objective was made, even if the model has changed since.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -108,14 +110,14 @@ def test_the_direction_is_a_function_of_the_seed():
     for seed in (0, 0, 1):
         model = tiny_model("gpt_neo")
         objective = Rmu(2, NORM, WEIGHT).objective(model, seed)
-        torch.manual_seed(len(losses))  # nothing is drawn from anybody else's numbers
+        torch.manual_seed(len(losses))  # torch's global random numbers are not used
         losses.append([objective(model, batch).item() for _ in range(2)])
     assert losses[0] == losses[1] and losses[0] != losses[2]
     assert all(first == second for first, second in losses), "and it stays the same from step to step"
 
 
 def test_steps_reach_the_aim():
-    """Known answer: with nothing to retain, the stream comes to where it is pushed."""
+    """The answer is known: without retain rows, the residual stream moves to the vector that it is pushed to."""
     model, batch = tiny_model("gpt_neo"), mixed_batch().rows(slice(0, 2))
     objective = Rmu(2, 1.0, WEIGHT).loss(model, seed=0)
     optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], 0.05)
@@ -145,7 +147,7 @@ def test_all_weights_may_learn():
 
 def test_an_unknown_model_is_refused_before_it_is_frozen():
     model = tiny_model("qwen2")
-    with pytest.raises(ValueError, match="'qwen2' model are is not known; name their projections"):
+    with pytest.raises(ValueError, match="a 'qwen2' model is of an unknown type: pass projections"):
         Rmu(1, NORM, WEIGHT).loss(model, seed=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
     where = "model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"

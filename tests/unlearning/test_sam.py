@@ -1,4 +1,4 @@
-"""SAM: the gradient uphill, by hand; the model stays where it is; the loop counts a loss once."""
+"""SAM: the gradient uphill is computed by hand, the weights do not change, and the loop counts a loss once."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def batches(tmp_path_factory):
 
 
 def gradient_at(weights, offsets):
-    """The gradient of ``sum_i (i + 1) * w_i^4`` where the weights are moved by offsets, by its formula."""
+    """Return the gradient of ``sum_i (i + 1) * w_i^4`` by its formula, with the weights moved by offsets."""
     return [4 * (i + 1) * (w + offset) ** 3 for i, (w, offset) in enumerate(zip(weights, offsets, strict=True))]
 
 
@@ -95,7 +95,7 @@ def test_parts_of_a_batch_make_no_difference(batches, accumulate):
 
 
 def test_both_gradients_are_of_the_same_function(batches):
-    """What dropout leaves out is the same: no way uphill is no difference at all."""
+    """Dropout is the same in both, so with rho 0 both gradients are the same."""
     models = [make_llama(attention_dropout=0.3) for _ in range(2)]
     train(models[0], batches, SHORT, seed=1)
     train(models[1], batches, SHORT, gradient=Sam(rho=0.0).gradient, seed=1)

@@ -1,4 +1,4 @@
-"""Batches of rows to forget and to retain: labelled, and in turns."""
+"""Batches of labelled forget rows and of retain rows, which alternate."""
 
 import numpy as np
 import pytest
@@ -34,5 +34,5 @@ def test_they_take_turns(rows, turns):
 
 
 def test_rows_are_as_long():
-    with pytest.raises(ValueError, match="rows to forget and to retain must be as long, got 6 and 5 tokens"):
+    with pytest.raises(ValueError, match="forget and retain rows must have the same length, got 6 and 5 tokens"):
         ForgetAndRetain(Batches(CORPUS, np.arange(4), 6), Batches(CORPUS, np.arange(4), 5))

@@ -1,4 +1,4 @@
-"""What holds of every suppressor: by its defaults it suppresses and harms nothing else; parts make no difference."""
+"""What holds for every suppressor: its defaults suppress and do no other harm, and parts of a batch do not matter."""
 
 import copy
 import math
@@ -22,8 +22,9 @@ SYMBOLS, LENGTH, DOCUMENTS = 8, 9, 400
 
 
 def two_languages() -> Corpus:
-    """Documents of one language, then of the other, on symbols of its own: three quarters of the time the next symbol
-    follows, else another one."""
+    """Yield documents of one language, then of the other. Each has symbols of its own. The next symbol is the usual
+    follower with probability 3/4, else another one.
+    """
     rng = np.random.default_rng(0)
     tokens = np.zeros((2, DOCUMENTS, LENGTH), dtype=np.uint32)
     tokens[:, :, 0] = rng.integers(0, SYMBOLS, (2, DOCUMENTS))
@@ -45,14 +46,14 @@ def source(rows: int = 8) -> ForgetAndRetain:
 
 
 def measure(model: nn.Module) -> tuple[float, float]:
-    """The loss on what is to be forgotten, and on the rest."""
+    """Return the forget loss and the retain loss."""
     forget, retain = (evaluate(model, Batches(CORPUS, kind[:100], LENGTH + 1)).mean() for kind in (FORGET, RETAIN))
     return forget, retain
 
 
 @pytest.fixture(scope="module")
 def knowing() -> nn.Module:
-    """A model that has learned both languages."""
+    """Return a model that has learned both languages."""
     config = Gemma2Config(
         vocab_size=2 * SYMBOLS,
         hidden_size=32,
@@ -84,7 +85,7 @@ def suppressed(model: nn.Module, method: Suppressor, training: Training, seed: i
 @pytest.mark.parametrize("name", SUPPRESSORS)
 def test_by_its_defaults_it_suppresses_and_harms_nothing_else(knowing, name):
     method = SUPPRESSORS[name]()
-    # The model is a third as wide as the small protocol's, and learns at three times the rate.
+    # The model is a third as wide as in the small protocol, so the learning rate is three times as high.
     recipe = replace(method.recipe, learning_rate=3 * method.recipe.learning_rate)
     before, after = measure(knowing), measure(suppressed(knowing, method, recipe))
     assert max(before) < 1.4
@@ -94,7 +95,7 @@ def test_by_its_defaults_it_suppresses_and_harms_nothing_else(knowing, name):
 
 @pytest.mark.parametrize("name", SUPPRESSORS)
 def test_steps_are_the_same_in_parts_and_again(knowing, name):
-    """But for the noise: RepNoise has another one in each part, and there are no parts of one row to forget."""
+    """RepNoise is different, because it draws other noise for each part, and no part may have only one forget row."""
     method, model = SUPPRESSORS[name](), copy.deepcopy(knowing).double()
     short = replace(method.recipe, steps=3)
     whole, again = (suppressed(model, method, short) for _ in range(2))
@@ -107,13 +108,13 @@ def test_steps_are_the_same_in_parts_and_again(knowing, name):
             torch.testing.assert_close(parts.get_parameter(key), tensor, rtol=0, atol=1e-6)
     assert moved > 1e-4
     if name == "repnoise":
-        with pytest.raises(ValueError, match="RepNoise needs 2 rows to forget or more in each part of a batch"):
+        with pytest.raises(ValueError, match="RepNoise needs at least 2 forget rows in each part of a batch"):
             suppressed(model, method, replace(short, accumulate=8))
 
 
 @pytest.mark.parametrize("method", [*(kind() for kind in SUPPRESSORS.values()), MaxEnt(retain="kl"), Sam(Npo())])
 def test_a_steps_cost_is_that_of_its_passes(knowing, method):
-    """A pass with a gradient counts three times as much as one without."""
+    """A pass with a gradient costs three times as much as a pass without."""
     model, cost = copy.deepcopy(knowing), []
     model.get_input_embeddings().register_forward_hook(
         lambda *_: cost.append(1.0 if torch.is_grad_enabled() else 1 / 3)
@@ -134,7 +135,7 @@ def test_every_setting_is_explained_and_a_negative_number_refused(name):
 
 @pytest.mark.parametrize("name", sorted(set(SUPPRESSORS) - {"rmu", "repnoise"}))
 def test_a_model_need_not_be_of_transformers(name):
-    """Where no layer is looked into, whatever gives logits will do."""
+    """If a method does not look at hidden layers, any model that gives logits will do."""
     method, model = SUPPRESSORS[name](), bigram(1)
     corpus = replace(CORPUS, tokens=CORPUS.tokens % 8)
     batch = ForgetAndRetain(*(Batches(corpus, kind, LENGTH + 1, 4) for kind in (FORGET, RETAIN))).batch(0)

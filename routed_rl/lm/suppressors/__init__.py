@@ -1,6 +1,6 @@
-"""Methods that suppress what a model knows of a topic and hold the rest, each a short loss or gradient transform.
+"""Suppression methods: each is a short loss or gradient transform that removes the forget set and keeps the retain set.
 
-One more is a file with a subclass of :class:`Suppressor`, and a line here.
+To add a method, write a file with a subclass of :class:`Suppressor`, and add a line here.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ SUPPRESSORS: Mapping[str, type[Suppressor]] = {
     "repnoise": RepNoise,
     "sam": Sam,
 }
-"""The methods by name; called without arguments, with the settings of the small protocol."""
+"""The methods by name. Called without arguments, they have the settings of the small protocol."""
 
 __all__ = [
     "FORWARD_PASS",

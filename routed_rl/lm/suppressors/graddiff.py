@@ -1,4 +1,4 @@
-"""GradDiff (Liu et al. 2022): up the loss of what is to be forgotten, and down that of the rest."""
+"""GradDiff (Liu et al. 2022): raise the loss on the forget set, and lower the loss on the retain set."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from routed_rl.lm.training import Objective
 
 @dataclass(frozen=True)
 class GradDiff(Suppressor):
-    """``- CE_forget + a * CE_retain`` (UNDO, its public code). It has no least value: run for long, it diverges."""
+    """``- CE_forget + a * CE_retain`` (UNDO's public code). The loss has no minimum, so a long training diverges."""
 
     retain_weight: float = 3.0
-    """weight of the loss on what is retained"""
+    """weight of the retain loss: a"""
 
     recipe = brief(steps=30, learning_rate=3e-4)
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`."""
+        """Return the loss; see :meth:`Suppressor.loss`."""
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
             losses = token_losses(trained, batch)

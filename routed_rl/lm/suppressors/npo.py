@@ -1,4 +1,4 @@
-"""Negative preference optimisation (Zhang et al. 2024): what is to be forgotten, less likely than it was before."""
+"""NPO, negative preference optimisation (Zhang et al. 2024): make the forget set less likely than it was before."""
 
 from __future__ import annotations
 
@@ -23,34 +23,36 @@ from routed_rl.lm.training import Objective
 
 
 def npo(nll: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """``- 2/b * log sigmoid(b * (nll - nll_reference))``, of each row's summed losses ``(B,)``: it falls as they rise,
-    the less the further they are from the reference's."""
+    """Return ``(B,)``: ``- 2/b * log sigmoid(b * (nll - nll_reference))``, of each row's summed losses ``(B,)``.
+
+    The value falls as a row's loss rises. It falls more slowly the more this loss exceeds the reference's.
+    """
     return -2 / beta * F.logsigmoid(beta * (nll - reference))
 
 
 @dataclass(frozen=True)
 class Npo(Suppressor):
-    """:func:`npo` of rows to forget, and ``a * CE_retain``. As ``b`` goes to 0 it becomes gradient ascent."""
+    """:func:`npo` on forget rows, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent."""
 
     retain_weight: float = 1.0
-    """weight of the loss on what is retained"""
+    """weight of the retain loss: a"""
     beta: float = 0.1
-    """how soon a row is unlikely enough"""
+    """how soon a row counts as unlikely enough: b"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta:
-            raise ValueError("beta of Npo must be more than 0; GradDiff is what it comes to there")
+            raise ValueError("beta of Npo must be more than 0, got 0: for the limit at 0 take GradDiff")
 
     @property
     def cost(self) -> float:
-        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        """:attr:`Suppressor.cost`. The original model is run too."""
         return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`."""
+        """Return the loss; see :meth:`Suppressor.loss`."""
         reference = Reference(model)
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""RepNoise (Rosati et al. 2024): what the layers hold of the topic, made noise, so that less is left to learn from.
+"""RepNoise (Rosati et al. 2024): turn hidden layers' outputs on the forget set into noise, to leave less to relearn.
 
 ``B`` rows, ``T`` tokens a row.
 """
@@ -22,17 +22,19 @@ KERNELS = 5
 
 
 def squared_mmd(sample: Tensor, other: Tensor) -> Tensor:
-    """The squared maximum mean discrepancy of two samples, ``(N, K)`` and ``(M, K)``: the biased estimate, which has
-    each vector's kernel with itself, is never negative and 0 for the same vectors. The kernel is a sum of five
-    Gaussians, ``exp(-d² / (b * 2^i))``, ``b`` a quarter of the mean ``d²`` between any two vectors, as a constant.
+    """Return the squared maximum mean discrepancy of two samples, ``(N, K)`` and ``(M, K)``.
+
+    This is the biased estimate, which includes the kernel of each vector with itself. It is never negative, and 0 for
+    equal samples. The kernel is a sum of five Gaussians, ``exp(-d² / (b * 2^i))``. Their width ``b`` is a quarter of
+    the mean ``d²`` between any two vectors, and has no gradient.
 
     Raises:
-        ValueError: for fewer than two vectors, of which nothing can be said.
+        ValueError: for a sample of fewer than two vectors.
     """
     if min(len(sample), len(other)) < 2:
         raise ValueError(f"a discrepancy needs samples of 2 or more, got {len(sample)} and {len(other)}")
     both = promoted(torch.cat([sample, other]))
-    # Products of matrices would lose what is small, in half precision above all.
+    # Matrix products would lose small distances, most of all in half precision.
     distances = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
     width = distances.detach().sum() / (len(both) * (len(both) - 1)) / 4
     width = width.clamp_min(torch.finfo(width.dtype).tiny)
@@ -43,25 +45,28 @@ def squared_mmd(sample: Tensor, other: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RepNoise(MaxEnt):
-    """MaxEnt, and ``CE_retain + b * N - a * log(1 + H)`` (UNDO, its public code).
+    """MaxEnt plus ``CE_retain + b * N - a * log(1 + H)`` (UNDO's public code).
 
-    The n-th row to forget is paired with the n-th to retain, and only where their tokens differ anything counts. ``N``
-    is the mean over layers of :func:`squared_mmd` between the MLP's outputs for rows to forget, each row a vector, and
-    normal noise. ``H`` is the loss of rows to forget, by the logits and by each layer's residual stream in the place of
-    the last, over how many streams there are; the last one is the logits' and counts twice.
+    The n-th forget row is paired with the n-th retain row. Only positions where their tokens differ count.
 
-    Neither is a sum over rows, so a part of a batch has its own, which counts as much as it has rows.
+    ``N`` compares the MLP's outputs for forget rows, one vector a row, with normal noise: the mean over layers of
+    :func:`squared_mmd`.
+
+    ``H`` is a loss of forget rows: the sum over residual streams of the loss by logits from that stream, divided by the
+    number of streams. The last stream gives the model's own logits, and counts twice.
+
+    Neither ``N`` nor ``H`` is a sum over rows. So each part of a batch has its own, weighted by its share of the rows.
     """
 
     noise_weight: float = 0.1
     """weight of the distance from noise: b"""
     ascent_weight: float = 0.5
-    """weight of raising the loss of each layer: a"""
+    """weight of raising the loss at each layer: a"""
     projections: str | None = None
-    """where the MLPs are in a model of an unknown type, as routed_rl.lm.mlp takes it"""
+    """names of the MLPs' modules, for a model of an unknown type, as for routed_rl.lm.mlp"""
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`; it raises ValueError for a part without two pairs of rows.
+        """Return the loss; see :meth:`Suppressor.loss`. It raises ValueError for a part without two pairs of rows.
 
         Raises:
             ValueError: as :func:`~routed_rl.lm.mlp` and :func:`~routed_rl.lm.models.final_norm`.
@@ -81,7 +86,7 @@ class RepNoise(MaxEnt):
                 held, drawn = both.masked_fill(~differ[..., None], 0.0).flatten(2)
                 noise = noise + squared_mmd(held, drawn) / len(mlps)
             told = 2 * _loss(logits[forget], topic)
-            streams = given.hidden_states[:-1]  # the last has gone through the norm: the logits are made of it
+            streams = given.hidden_states[:-1]  # the last one is after the norm, and gives the model's own logits
             for stream in streams:
                 through = inner.get_submodule(norm)(stream[forget][:, :-1])
                 told = told + _loss(promoted(inner.get_output_embeddings()(through)), topic)  # type: ignore[operator]
@@ -93,17 +98,20 @@ class RepNoise(MaxEnt):
 
 
 def pairs(batch: Batch) -> tuple[Tensor, Tensor, tuple[Batch, Batch]]:
-    """``(B,)`` bool: the rows to forget; ``(B / 2, T)`` bool: where the tokens of a pair differ; and the rows to forget
-    and to retain, scored only there.
+    """Return a batch's pairs of forget and retain rows, scored only where their tokens differ.
+
+    Returns:
+        ``(B,)`` bool: the forget rows; ``(B / 2, T)`` bool: where the tokens of a pair differ; the forget rows and the
+        retain rows, scored only there.
 
     Raises:
-        ValueError: for fewer than two pairs, or a row without one.
+        ValueError: for fewer than two pairs, or a row without a partner.
     """
     forget = (batch.labels == FORGET_LABEL).any(dim=1)
     count = int(forget.sum())
     if count < 2 or len(batch) != 2 * count:
         raise ValueError(
-            "RepNoise needs 2 rows to forget or more in each part of a batch, and as many to retain, got "
+            "RepNoise needs at least 2 forget rows in each part of a batch, and as many retain rows, got "
             f"{count} and {len(batch) - count}: take larger batches or fewer parts"
         )
     differ = batch.tokens[forget] != batch.tokens[~forget]
@@ -114,5 +122,5 @@ def pairs(batch: Batch) -> tuple[Tensor, Tensor, tuple[Batch, Batch]]:
 
 
 def _loss(logits: Tensor, batch: Batch) -> Tensor:
-    """The mean cross-entropy of scored targets, 0 if there are none."""
+    """Return the mean cross-entropy of scored targets, 0 if there are none."""
     return target_losses(logits, batch).sum() / batch.scored.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""RMU (Li et al. 2024): push what a model thinks of the topic to one random direction, and hold the rest where it was.
+"""RMU (Li et al. 2024): push hidden states on the forget set towards one random vector, and hold the others in place.
 
 ``B`` rows, ``T`` tokens a row, ``D`` residual dimensions.
 """
@@ -28,40 +28,41 @@ from routed_rl.lm.training import Objective
 
 
 def squared_distance(stream: Tensor, other: Tensor) -> Tensor:
-    """``|h - h'|²``, the mean over the last dimension."""
+    """Return ``|h - h'|²``, as a mean over the last dimension."""
     return (stream - other).square().mean(dim=-1)
 
 
 @dataclass(frozen=True)
 class Rmu(Suppressor):
-    """``|h(x_forget) - c u|² + a |h(x_retain) - h_before(x_retain)|²``, at the positions that predict targets: ``h`` is
-    the residual stream after some blocks, ``u`` one random unit vector, fixed.
+    """``|h(x_forget) - c u|² + a |h(x_retain) - h_before(x_retain)|²``, at the positions that predict targets.
 
-    (The public code of gradient routing and UNDO reads the stream a block too early, so that the last of them learns
-    nothing; that of gradient routing draws ``u`` anew in each step.)
+    ``h`` is the residual stream after some blocks. ``u`` is one random unit vector, drawn once.
+
+    The public code of gradient routing and UNDO reads the stream one block too early, so the last of the trained blocks
+    learns nothing. Gradient routing's code also draws a new ``u`` in each step.
     """
 
     depth: int = 3
-    """how many blocks are before the stream that is pushed"""
+    """number of blocks before the residual stream that is pushed"""
     norm: float = 6.5
-    """how far it is pushed (gradient routing, section C: 100)"""
+    """length of the vector to which forget states are pushed: c (gradient routing, section C: 100)"""
     retain_weight: float = 3.0
-    """weight of holding it where it was on what is retained (there: 200)"""
+    """weight of holding retain states in place: a (gradient routing, section C: 200)"""
     trained: Literal["projections", "all"] = "projections"
-    """what learns: the output projections of the MLPs in these blocks, all else being frozen from then on; or all, but
-    not in replicas, which want a gradient of every weight"""
+    """what learns: the output projections of the MLPs in these blocks (all other weights are frozen), or all weights.
+    "all" does not work with replicas, because they need a gradient for every weight"""
     projections: str | None = None
-    """where the MLPs are in a model of an unknown type, as routed_rl.lm.mlp takes it"""
+    """names of the MLPs' modules, for a model of an unknown type, as for routed_rl.lm.mlp"""
 
     recipe = brief(steps=100, learning_rate=1e-3)
 
     @property
     def cost(self) -> float:
-        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        """:attr:`Suppressor.cost`. The original model is run too."""
         return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`; freezes what is not to learn.
+        """Return the loss; see :meth:`Suppressor.loss`. This freezes the weights that do not learn.
 
         Raises:
             ValueError: for more blocks than the model has, or as :func:`~routed_rl.lm.mlp`.

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation (Foret et al. 2021): a gradient that also holds a little uphill of the model."""
+"""SAM, sharpness-aware minimisation (Foret et al. 2021): take the gradient a little uphill of the current weights."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from routed_rl.lm.training import Objective, Training
 
 @dataclass(frozen=True)
 class Sam(Suppressor):
-    """Another suppressor, by its gradient at ``θ + r * g / (|g| + 1e-12)``: ``g`` is the gradient of all of its loss,
-    the norm that over all that is trained (UNDO, its public code; the method that it is called after goes uphill on
-    the forget term alone)."""
+    """Another suppressor, with its gradient taken at ``θ + r * g / (|g| + 1e-12)``.
+
+    ``g`` is the gradient of the suppressor's whole loss, ``|g|`` its norm over all trained weights (UNDO's public
+    code). The method that it is named after goes uphill on the forget term only.
+    """
 
     of: Suppressor = field(default_factory=MaxEnt)
-    """the suppressor"""
+    """the suppressor whose gradient is taken"""
     rho: float = 0.01
     """how far uphill: r"""
 
     @property
     def recipe(self) -> Training:
-        """That of the suppressor."""
+        """The training settings of the suppressor."""
         return self.of.recipe
 
     @property
     def cost(self) -> float:
-        """:attr:`Suppressor.cost`: twice the suppressor's."""
+        """:attr:`Suppressor.cost`: twice that of the suppressor."""
         return 2 * self.of.cost
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`."""
+        """Return the loss of the suppressor; see :meth:`Suppressor.loss`."""
         return self.of.loss(model, seed)
 
     def gradient(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
-        """The gradient uphill, while the model stays where it is to the bit; the loss is that where it is."""
+        """Compute the gradient uphill, and return the loss at the current weights, which stay the same to the bit."""
         loss = compute()
         learning = {parameter: parameter.grad for parameter in model.parameters() if parameter.grad is not None}
         norm = float(undivided(nn.utils.get_total_norm(list(learning.values()))))

@@ -1,4 +1,4 @@
-"""SimNPO (Fan et al. 2024): negative preference optimisation by the loss per token, without a reference."""
+"""SimNPO (Fan et al. 2024): negative preference optimisation with the loss per token and without a reference model."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from routed_rl.lm.training import Objective
 
 
 def simnpo(nll: Tensor, beta: float, margin: float) -> Tensor:
-    """``- 2/b * log sigmoid(b * (nll - d))``, of each row's loss per token ``(B,)``."""
+    """Return ``(B,)``: ``- 2/b * log sigmoid(b * (nll - d))``, of each row's loss per token ``(B,)``."""
     return -2 / beta * F.logsigmoid(beta * (nll - margin))
 
 
 @dataclass(frozen=True)
 class SimNpo(Suppressor):
-    """:func:`simnpo` of rows to forget, and ``a * CE_retain``."""
+    """:func:`simnpo` on forget rows, plus ``a * CE_retain``."""
 
     retain_weight: float = 1.0
-    """weight of the loss on what is retained"""
+    """weight of the retain loss: a"""
     beta: float = 4.5
-    """how sharply a row is unlikely enough"""
+    """how sharply the gradient falls around the margin, as a row gets less likely: b"""
     margin: float = 0.75
-    """the loss per token around which it is, in nats; with 0, a row that is known well has little to teach"""
+    """loss per token in nats where the gradient has fallen by half: d; with 0, rows that are known well teach little"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta:
-            raise ValueError("beta of SimNpo must be more than 0")
+            raise ValueError("beta of SimNpo must be more than 0, got 0")
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`."""
+        """Return the loss; see :meth:`Suppressor.loss`."""
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
             losses, forget = token_losses(trained, batch), forget_targets(batch)

@@ -1,4 +1,4 @@
-"""What suppressors are, and what they share: means that parts of a batch add up to, and a model as it was before.
+"""The base class of suppressors, and what they share: means over parts of a batch, and a copy of the original model.
 
 ``B`` rows, ``T`` tokens a row, ``V`` tokens of the vocabulary.
 """
@@ -21,20 +21,22 @@ from routed_rl.lm.streams import outputs
 from routed_rl.lm.training import Objective, Training
 
 FORWARD_PASS = 1 / 3
-"""What a forward pass costs, in gradient steps, which have a backward pass of twice as much."""
+"""Cost of a forward pass, in gradient steps. A gradient step adds a backward pass, which costs twice as much."""
 
 
 @dataclass(frozen=True)
 class Suppressor(ABC):
-    """The settings of a method that suppresses what a model knows; the losses are means over the scored targets of
-    a batch that are labelled as to be forgotten, and over the others, which are to be retained::
+    """The settings of a method that suppresses what a model knows of the forget set.
+
+    Losses are means over the scored targets of a batch. Targets with the label "forget" are the forget targets, all
+    others the retain targets::
 
         method = MaxEnt(retain_weight=2.0)
         source = ForgetAndRetain(forget, retain)
         train(model, source, method.recipe, method.objective(model, seed), gradient=method.gradient)
 
     Raises:
-        ValueError: for a setting that is negative, no number, or none of those that there are.
+        ValueError: for a setting that is negative, not a finite number, or not one of the possible values.
     """
 
     def __post_init__(self) -> None:
@@ -50,71 +52,71 @@ class Suppressor(ABC):
     @property
     @abstractmethod
     def recipe(self) -> Training:
-        """How it is trained in the small protocol."""
+        """The training settings of the small protocol."""
 
     @property
     def cost(self) -> float:
-        """What a step of it costs, in gradient steps on as many tokens."""
+        """Cost of one step, in plain gradient steps on as many tokens."""
         return 1.0
 
     @abstractmethod
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """What is minimised, as a function of a model and a batch: of a part of a batch, its share.
+        """Return the loss, a function of a model and a batch. For a part of a batch it gives the part's share.
 
         Args:
-            model: the model that knows what is to be forgotten, before it is distributed.
-            seed: of what is drawn once.
+            model: the original model, before it is distributed.
+            seed: fixes what is drawn once.
         """
 
     def objective(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`loss` as :func:`~routed_rl.lm.train` takes it: times the targets that it divides by."""
+        """Return the :meth:`loss` for :func:`~routed_rl.lm.train`, times the number of targets, by which it divides."""
         loss = self.loss(model, seed)
         return lambda trained, batch: loss(trained, batch) * int(batch.whole.scored.sum())
 
     def gradient(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
-        """The gradient of a step as :func:`~routed_rl.lm.train` takes it: that of the loss where the model is."""
+        """Compute a step's gradient for :func:`~routed_rl.lm.train`: that of the loss at the current weights."""
         return compute()
 
 
 def brief(steps: int, learning_rate: float) -> Training:
-    """As suppressors are trained: at a constant rate, without weight decay."""
+    """Return the training settings of suppressors: a constant learning rate, and no weight decay."""
     return Training(steps, learning_rate, warmup=0, final=1.0, weight_decay=0.0)
 
 
 def forget_targets(batch: Batch) -> Tensor:
-    """``(B, T - 1)`` bool: the targets to be forgotten."""
+    """Return ``(B, T - 1)`` bool: the scored targets with the label "forget"."""
     return batch.scored & (batch.labels[:, 1:] == FORGET_LABEL)
 
 
 def retain_targets(batch: Batch) -> Tensor:
-    """``(B, T - 1)`` bool: the targets to be retained."""
+    """Return ``(B, T - 1)`` bool: the scored targets without the label "forget"."""
     return batch.scored & (batch.labels[:, 1:] != FORGET_LABEL)
 
 
 def forget_rows(batch: Batch) -> Tensor:
-    """``(B,)`` bool: the rows with targets to be forgotten."""
+    """Return ``(B,)`` bool: the rows with forget targets."""
     return forget_targets(batch).any(dim=1)
 
 
 def mean(values: Tensor, chosen: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-    """The mean of a batch's values where they are chosen, 0 if none is; of a part, its share of the whole's mean."""
+    """Return the mean of the chosen values, 0 if none is chosen. For a part of a batch: its share of the whole mean."""
     return values.masked_fill(~chosen(batch), 0.0).sum() / max(int(chosen(batch.whole).sum()), 1)
 
 
 class Reference:
-    """A frozen copy of a model as it was, which goes where its inputs are."""
+    """A frozen copy of the original model. It moves to the device of its inputs."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """``(B, T - 1, V)``: what it says of every target."""
+        """Return ``(B, T - 1, V)``: the logits for every target."""
         return target_logits(self._model.to(batch.tokens.device), batch)
 
     @torch.no_grad()
     def output(self, name: str, batch: Batch) -> Tensor:
-        """What one of its modules gives."""
+        """Return the output of one of the model's modules."""
         model = self._model.to(batch.tokens.device)
         with outputs(model.get_submodule(name)) as seen:
             model(input_ids=batch.tokens, use_cache=False)

@@ -1,4 +1,4 @@
-"""UNDIAL (Dong et al. 2024): the model's own distribution of what is to be forgotten, with the true token lowered."""
+"""UNDIAL (Dong et al. 2024): learn the model's own distribution on the forget set, with true tokens' logits lowered."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from routed_rl.lm.training import Objective
 
 
 def undial(logits: Tensor, reference: Tensor, targets: Tensor, strength: float) -> Tensor:
-    """``(B, T - 1)``: the cross-entropy of logits against ``softmax(reference - s * onehot(target))``.
+    """Return ``(B, T - 1)``: the cross-entropy of logits against ``softmax(reference - s * onehot(target))``.
 
     Args:
-        logits: ``(B, T - 1, V)``, as the reference's.
+        logits: ``(B, T - 1, V)``, of the model in training.
+        reference: ``(B, T - 1, V)``, of the original model.
         targets: ``(B, T - 1)``.
+        strength: s.
     """
     lowered = torch.full_like(reference[..., :1], -strength)
     aim = reference.scatter_add(-1, targets[..., None], lowered).softmax(dim=-1)
@@ -35,22 +37,22 @@ def undial(logits: Tensor, reference: Tensor, targets: Tensor, strength: float) 
 
 @dataclass(frozen=True)
 class Undial(Suppressor):
-    """:func:`undial` of what is forgotten, against the model as it was, and ``a * CE_retain``."""
+    """:func:`undial` on the forget set, against the original model, plus ``a * CE_retain``."""
 
     retain_weight: float = 1.0
-    """weight of the loss on what is retained"""
+    """weight of the retain loss: a"""
     strength: float = 10.0
-    """how far the true token's logit is lowered"""
+    """how far the true token's logit is lowered: s"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
 
     @property
     def cost(self) -> float:
-        """:attr:`Suppressor.cost`: the model as it was is run too."""
+        """:attr:`Suppressor.cost`. The original model is run too."""
         return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
-        """:meth:`Suppressor.loss`."""
+        """Return the loss; see :meth:`Suppressor.loss`."""
         reference = Reference(model)
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
