@@ -1,8 +1,8 @@
-"""Environments with partial oversight, each one batched dynamics behind several thin faces.
+"""Environments with partial oversight: one batched implementation behind several thin interfaces.
 
 Importing this package registers ``RoutedRL/DiamondGhost-v0`` and its :data:`VARIANTS` with Gymnasium, each also as
-``RoutedRL/MiniGrid-…-v0``. The faces that need Stable-Baselines3 (``…VecEnv``) or MiniGrid
-(``MiniGridDiamondGhostEnv``) import it when their names are first used.
+``RoutedRL/MiniGrid-…-v0``. The classes that need Stable-Baselines3 (``…VecEnv``) or MiniGrid
+(``MiniGridDiamondGhostEnv``) are imported at the first use of their names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
     "make_world",
 ]
 
-# No max_episode_steps: the worlds truncate by themselves.
+# No max_episode_steps: the environments truncate episodes themselves.
 for _name, _options in {"DiamondGhost": {}, **VARIANTS}.items():
     gymnasium.register(
         id=f"RoutedRL/{_name}-v0",

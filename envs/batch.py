@@ -1,6 +1,6 @@
-"""The one stateful thing behind every face: a world, the state of E environments, and autoreset (numpy).
+"""``Batch``: a world, the state of E environments, and autoreset (numpy). All environment classes are built on it.
 
-``E`` environments, ``D`` of them at the end of an episode, ``P`` observation planes of ``C`` cells.
+Shapes: ``E`` environments, ``D`` environments whose episode ended in this step, ``P`` observation planes, ``C`` cells.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class EpisodeEnds(NamedTuple):
     rows: np.ndarray  # (D,) int64: index of the environment
     outcome: np.ndarray  # (D,) int64: number of the terminal kind reached, -1 for none
     overseen: np.ndarray  # (D,) bool: whether the terminal reached was overseen
-    truncated: np.ndarray  # (D,) bool: ended by the step cap, not by a terminal
+    truncated: np.ndarray  # (D,) bool: ended by the step limit, not by a terminal
     length: np.ndarray  # (D,) int64: steps of the episode
-    reward: np.ndarray  # (D,) float32: true reward of the last step, the only one that pays
+    reward: np.ndarray  # (D,) float32: true reward of the last step; all other steps have reward 0
     final_obs: np.ndarray  # (D, P*C) float32: the episode's last observation
 
 
 class Step(NamedTuple):
-    """What one step of a :class:`Batch` returns."""
+    """The result of one step of a :class:`Batch`."""
 
     obs: np.ndarray  # (E, P*C) float32, after the autoreset
     transition: Transition  # (E,) each, before the autoreset
@@ -41,13 +41,13 @@ class Step(NamedTuple):
 
 
 class Batch:
-    """``num_envs`` environments of one world, each a sequence of episodes fixed by its seed.
+    """``num_envs`` environments of one world. The seed of an environment determines its sequence of episodes.
 
     Args:
-        world: from :func:`routed_rl.envs.make_world`.
-        num_envs: how many.
-        autoreset: whether an ended episode is followed by the next in the same step, so that the step's
-            observation is the new episode's first; else :meth:`step` refuses to go on after an end.
+        world: a world from :func:`routed_rl.envs.make_world`.
+        num_envs: the number of environments, ``E``.
+        autoreset: with True, the next episode starts in the same step in which an episode ends. The step then returns
+            the first observation of the new episode. With False, :meth:`step` raises an error after the end.
 
     Raises:
         ValueError: if ``num_envs`` is not a positive integer.
@@ -84,18 +84,20 @@ class Batch:
     def reset(
         self, seeds: Sequence[int | None], rng: np.random.Generator, mask: np.ndarray | None = None
     ) -> np.ndarray:
-        """Start an episode in every environment, or in those under ``mask`` ((E,) bool) alone.
+        """Start an episode in every environment, or only where ``mask`` ((E,) bool) is true.
 
         Args:
-            seeds: E of them. A seed starts that environment's episode 0; None goes on to its next
-                episode, or, in an environment that never had a seed, draws one from ``rng``.
+            seeds: E seeds. A seed starts episode 0 of this seed. None starts the environment's next episode; in the
+                first reset it draws a seed from ``rng``.
+            rng: the source of seeds for the first reset.
+            mask: the environments to reset; None for all.
 
         Returns:
-            All E observations, (E, P*C) float32.
+            The observations of all environments, (E, P*C) float32.
 
         Raises:
-            ValueError: for a seed that is not a non-negative integer, or a number of seeds other than E.
-            ResetNeeded: if the first reset leaves environments out.
+            ValueError: for a seed that is not a non-negative integer, or if there are not E seeds.
+            ResetNeeded: if the first reset leaves out some environments.
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"there must be one seed for each of {self.num_envs} environments, got {len(seeds)}")
@@ -123,8 +125,8 @@ class Batch:
         """Take one step in every environment; ``actions`` are E integers in [0, 4).
 
         Raises:
-            ValueError: for actions of another shape, type or range, quoting the offender.
-            ResetNeeded: before the first :meth:`reset`, or, without autoreset, after an episode's end.
+            ValueError: for actions of another shape, type or range.
+            ResetNeeded: before the first :meth:`reset`; without autoreset, also after the end of an episode.
         """
         if not self.autoreset and self._ended().any():
             raise ResetNeeded("the episode has ended; call reset() before the next step()")
@@ -148,17 +150,17 @@ class Batch:
         return Step(dynamics.observe(self.world, state), transition, ends)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """All that :meth:`set_state` needs to go on exactly: four int64 arrays of shape (E,)."""
+        """Return the state as four int64 arrays of shape (E,); :meth:`set_state` restores it exactly."""
         return {name: getattr(self.state, name).copy() for name in _SAVED}
 
     def set_state(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Go on from where :meth:`get_state` was called, in an equal world.
+        """Restore a state that :meth:`get_state` returned in an equal world.
 
         Raises:
-            ValueError: if this is no such state, or is of another number of environments or another world.
+            ValueError: if this is not such a state, or is of another number of environments or another world.
         """
         if set(saved) != set(_SAVED):
-            raise ValueError(f"a state holds {', '.join(_SAVED)}, got {', '.join(map(str, saved)) or 'nothing'}")
+            raise ValueError(f"a state must hold {', '.join(_SAVED)}, got {', '.join(map(str, saved)) or 'nothing'}")
         key, episode, steps, agent = (np.asarray(saved[name]) for name in _SAVED)
         for name, array in zip(_SAVED, (key, episode, steps, agent), strict=True):
             if array.dtype != np.int64 or array.shape != (self.num_envs,):
@@ -167,12 +169,14 @@ class Batch:
                     f"of shape {array.shape}"
                 )
         if not np.isin(agent, self.world.free).all() or not ((steps >= 0) & (steps <= self.world.max_steps)).all():
-            raise ValueError("the state is of another world: its players or step counts are out of range")
+            raise ValueError(
+                "the state is of another world: its players or step counts are out of range; use the same options"
+            )
         fresh = dynamics.reset(self.world, key.copy(), episode.copy())
         self._state = fresh._replace(steps=steps.copy(), agent=agent.copy())
 
     def _ended(self) -> np.ndarray:
-        """(E,) bool: whether the episode is over, which autoreset never lets happen."""
+        """Return (E,) bool: true where the episode has ended (with autoreset, nowhere)."""
         state = self.state
         at_terminal = (state.terminals == state.agent[:, None]).any(axis=1)
         ended: np.ndarray = at_terminal | (state.steps >= self.world.max_steps)
@@ -186,7 +190,7 @@ class Batch:
                 f"shape {array.shape}: {actions!r}"
             )
         array = array.astype(np.int64, copy=False)
-        # Valid actions fill two bits, so one reduction finds any that is negative or too large.
+        # Valid actions have only the two lowest bits, so one reduction finds any action that is out of range.
         if np.bitwise_or.reduce(array) >> 2:
             row = np.flatnonzero(array >> 2)[0]
             raise ValueError(f"an action must be 0 to {len(ACTIONS) - 1}, got {array[row]} for environment {row}")

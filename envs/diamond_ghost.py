@@ -1,4 +1,4 @@
-"""The Diamond/Ghost world as Gymnasium environments, one or many (Cloud et al. 2024, section 4.3)."""
+"""The Diamond/Ghost world as a Gymnasium environment and vector environment (Cloud et al. 2024, section 4.3)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from routed_rl.envs.world import ACTIONS, World, WorldOptions, make_world
 
 
 def spaces(world: World) -> tuple[Box, Discrete]:
-    """One environment's observation space, Box(0, 1, (P*H*W,)), and action space."""
+    """Return the observation space, Box(0, 1, (P*H*W,)), and the action space of one environment."""
     return Box(0, 1, (math.prod(world.observation_shape),), np.float32), Discrete(len(ACTIONS))
 
 
 class DiamondGhostEnv(gym.Env[np.ndarray, int]):
-    """Walk to a terminal that pays; some terminals are overseen, visibly.
+    """A gridworld in which the player walks to a terminal with a reward. The player sees which terminals are overseen.
 
-    - Observation: binary planes (player, terminals in order, oversight, walls if any), flattened; reshape to
-      ``world.observation_shape``. Actions: up, right, down, left.
-    - Reward: the true reward of the terminal reached, else 0.
-    - End: at a terminal; after ``max_steps`` steps the episode is truncated.
-    - Info: at an episode's last step ``outcome``, the terminal's name or None, and ``overseen``, a bool; at
-      other steps nothing.
-    - ``reset(seed=s)`` starts a sequence of episodes fixed by ``s``; ``reset()`` goes on to the next of them.
+    - Observation: binary planes (player, terminals in order, oversight, walls if there are any), flattened. Reshape it
+      to ``world.observation_shape``.
+    - Actions: up, right, down, left.
+    - Reward: the true reward of the terminal that is reached, else 0.
+    - End: reaching a terminal terminates the episode; after ``max_steps`` steps it is truncated.
+    - Info: at the last step of an episode ``outcome``, the terminal's name or None, and ``overseen``, a bool. At other
+      steps the info is empty.
+    - ``reset(seed=s)`` starts the sequence of episodes that ``s`` determines; ``reset()`` starts the next of them.
 
     Args:
         render_mode: None, "ansi" (text), "rgb_array" or "human" (a window).
-        **options: those of :func:`routed_rl.envs.make_world`.
+        **options: the options of :func:`routed_rl.envs.make_world`.
 
     Raises:
         ValueError: for an option out of range.
@@ -59,14 +60,14 @@ class DiamondGhostEnv(gym.Env[np.ndarray, int]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start episode 0 of the given seed, or, without one, the next episode; there are no ``options``."""
+        """Start episode 0 of the given seed; without a seed, start the next episode. ``options`` are ignored."""
         super().reset(seed=seed)
         obs = self._batch.reset([seed], self.np_random)
         self._show()
         return obs[0], {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one step; see :meth:`routed_rl.envs.batch.Batch.step` for what is raised."""
+        """Take one step; see :meth:`routed_rl.envs.batch.Batch.step` for the errors."""
         obs, transition, ends = self._batch.step([action])
         self._show()
         info = {}
@@ -85,7 +86,7 @@ class DiamondGhostEnv(gym.Env[np.ndarray, int]):
         )
 
     def render(self) -> Any:
-        """The current moment as text or as a (H, W, 3) uint8 image; a window is brought up to date."""
+        """Return the current state as text or as a (H, W, 3) uint8 image; in mode "human", update the window."""
         if self.render_mode == "human":
             return self._show()
         return render(self.world, self._batch.state, 0, self.render_mode)
@@ -96,11 +97,11 @@ class DiamondGhostEnv(gym.Env[np.ndarray, int]):
             self._window = None
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Four int64 arrays from which :meth:`set_state` goes on exactly."""
+        """Return the state as four int64 arrays; :meth:`set_state` restores it exactly."""
         return self._batch.get_state()
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        """Restore a state that :meth:`get_state` returned; raise a ValueError if it is not one."""
         self._batch.set_state(state)
 
     def _show(self) -> None:
@@ -111,16 +112,16 @@ class DiamondGhostEnv(gym.Env[np.ndarray, int]):
 
 
 class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """``num_envs`` times :class:`DiamondGhostEnv` in one batch, with autoreset in the same step.
+    """``num_envs`` copies of :class:`DiamondGhostEnv` in one batch, with Gymnasium's same-step autoreset.
 
-    Observations, rewards, ends and infos are those of Gymnasium's ``SyncVectorEnv`` in that mode: the
-    observation after an episode's end is the next episode's first, and the ended one's last observation and
-    info are in ``final_obs`` and ``final_info``.
+    Observations, rewards, ends and infos equal those of Gymnasium's ``SyncVectorEnv`` in this mode. When an episode
+    ends, the step returns the first observation of the next episode. The last observation and info of the ended episode
+    are in ``final_obs`` and ``final_info``.
 
     Args:
-        num_envs: how many.
-        render_mode: None, "ansi" or "rgb_array"; frames come as a tuple.
-        **options: those of :func:`routed_rl.envs.make_world`.
+        num_envs: the number of environments.
+        render_mode: None, "ansi" or "rgb_array". ``render()`` returns a tuple of frames.
+        **options: the options of :func:`routed_rl.envs.make_world`.
 
     Raises:
         ValueError: for an option out of range.
@@ -148,12 +149,12 @@ class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
         """Start new episodes.
 
         Args:
-            seed: ``s`` seeds environment ``i`` with ``s + i``; a list seeds each; None, there or in the list,
-                goes on to the next episode.
-            options: ``{"reset_mask": (E,) bool}`` resets only these environments.
+            seed: an integer ``s`` seeds environment ``i`` with ``s + i``; a list has one seed per environment. None, as
+                the argument or in the list, starts the next episode.
+            options: ``{"reset_mask": (E,) bool}`` resets only the environments where the mask is true.
 
         Raises:
-            ValueError, TypeError: for a mask of another shape or type, or an empty one.
+            ValueError, TypeError: for a mask of another shape or type, or a mask that is false everywhere.
         """
         if isinstance(seed, (Sequence, np.ndarray)):
             seeds = list(seed)
@@ -165,30 +166,30 @@ class DiamondGhostVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndar
             if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
                 raise TypeError(f"reset_mask must be a boolean numpy array, got {mask!r}")
             if mask.shape != (self.num_envs,) or not mask.any():
-                raise ValueError(f"reset_mask must be of shape ({self.num_envs},) and hold a True, got {mask!r}")
+                raise ValueError(f"reset_mask must have shape ({self.num_envs},) and be True somewhere, got {mask!r}")
         return self._batch.reset(seeds, self.np_random, mask), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one step in every environment; see :meth:`routed_rl.envs.batch.Batch.step` for what is raised."""
+        """Take one step in every environment; see :meth:`routed_rl.envs.batch.Batch.step` for the errors."""
         obs, transition, ends = self._batch.step(actions)
         rewards = transition.reward.astype(np.float64)
         return obs, rewards, transition.terminated, transition.truncated, self._infos(ends)
 
     def render(self) -> tuple[Any, ...]:
-        """One frame for each environment."""
+        """Return one frame for each environment."""
         state = self._batch.state
         return tuple(render(self.world, state, row, self.render_mode) for row in range(self.num_envs))
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Four int64 arrays from which :meth:`set_state` goes on exactly."""
+        """Return the state as four int64 arrays; :meth:`set_state` restores it exactly."""
         return self._batch.get_state()
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        """Restore a state that :meth:`get_state` returned; raise a ValueError if it is not one."""
         self._batch.set_state(state)
 
     def _infos(self, ends: EpisodeEnds) -> dict[str, Any]:
-        """Infos as ``SyncVectorEnv`` nests them: every array has a mask, each mask is an array of its own."""
+        """Return infos nested as in ``SyncVectorEnv``: every array has a mask, and no two masks share memory."""
         if not len(ends.rows):
             return {}
         final_obs, outcome = np.full((2, self.num_envs), None, dtype=object)

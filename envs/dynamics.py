@@ -1,7 +1,7 @@
 """The Diamond/Ghost world as pure functions over a batch of environments (numpy arrays or torch tensors).
 
-Source: Cloud et al. 2024, sections 4.3 and F. ``E`` environments, ``K`` terminal kinds, ``C`` cells,
-``P`` observation planes.
+Source: Cloud et al. 2024, sections 4.3 and F. Shapes: ``E`` environments, ``D`` selected environments, ``K`` terminal
+kinds, ``C`` cells, ``P`` observation planes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from routed_rl.envs.world import ACTIONS, World
 
 
 class State(NamedTuple):
-    """One moment of E environments. ``terminals`` and ``oversight`` are fixed by (key, episode)."""
+    """The state of E environments. (key, episode) determines ``terminals`` and ``oversight``."""
 
-    key: Array  # (E,) int64: which environment, from its seed
-    episode: Array  # (E,) int64: counts the environment's episodes
+    key: Array  # (E,) int64: the environment's seed, wrapped to int64
+    episode: Array  # (E,) int64: number of the episode, from 0
     steps: Array  # (E,) int64: steps taken in this episode
     agent: Array  # (E,) int64: the player's cell
     terminals: Array  # (E, K) int64: each terminal's cell
@@ -28,26 +28,26 @@ class State(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What one step did, before any reset."""
+    """The result of one step, before any reset."""
 
     outcome: Array  # (E,) int64: kind of the terminal reached, -1 for none
     overseen: Array  # (E,) bool: whether the terminal reached was overseen
     reward: Array  # (E,) float32: the true reward
     terminated: Array  # (E,) bool
-    truncated: Array  # (E,) bool: the step cap was hit without reaching a terminal
+    truncated: Array  # (E,) bool: the step limit was reached, but no terminal
 
 
 class _Tables(NamedTuple):
-    """A world's constants as arrays of one library on one device."""
+    """A world's constants as arrays of one library (numpy or torch) on one device."""
 
     moves: Array  # (C * 4,) int64: next cell for 4 * cell + action
-    rewards: Array  # (K + 1,) float32: by outcome; the trailing zero is that of -1, no outcome
-    free: Array  # (F,) int64
-    places: Array  # (F,) int64: cells for what is placed at random; F - 1 if one kind has a fixed cell
+    rewards: Array  # (K + 1,) float32: reward by outcome; outcome -1 (none) indexes the zero at the end
+    free: Array  # (F,) int64: cells without a wall
+    places: Array  # (F,) int64, or (F - 1,) if one kind has a fixed cell: cells for objects with a random place
     walls: Array  # (W,) int64
-    draws: Array  # (N,) int64: numbers of an episode's draws: K + 1 places, K (and C) oversights
-    room: Array  # (K + 1,) int64: cells left to each object placed at random, the player first; K if one kind is fixed
-    limits: Array  # (N - K - 1,) int64: oversight probabilities, as thresholds
+    draws: Array  # (N,) int64: numbers of an episode's draws: K + 1 for places, K (or K + C) for oversight
+    room: Array  # (K + 1,) int64, or (K,) if one kind is fixed: free cells left for each random object, player first
+    limits: Array  # (N - K - 1,) int64: oversight probabilities, as thresholds of ``bernoulli``
 
 
 @lru_cache(maxsize=64)
@@ -74,21 +74,21 @@ def _tables(world: World, xp: Any, device: Any) -> _Tables:
 
 
 def _library(array: Array) -> tuple[Any, Any]:
-    """The library and the device of an array."""
-    if isinstance(array, np.ndarray):  # what array_api_compat would answer, sooner
+    """Return the array library and the device of an array."""
+    if isinstance(array, np.ndarray):  # the answer of array_api_compat, but faster
         return array_api_compat.numpy, "cpu"
     return array_api_compat.array_namespace(array), array_api_compat.device(array)
 
 
 def reset(world: World, key: Array, episode: Array) -> State:
-    """The first state of the given episodes; ``key`` and ``episode`` are (E,) int64."""
+    """Return the first state of the given episodes; ``key`` and ``episode`` are (E,) int64."""
     xp, device = _library(key)
     table = _tables(world, xp, device)
     kinds = len(world.names)
     random = bits(episode_stream(key, episode)[:, None], table.draws)
 
-    # Distinct uniform cells without a loop over environments: each object draws its rank among the
-    # cells that the objects before it left free (a Lehmer code, decoded from its end).
+    # Distinct uniform cells without a loop over environments. Each object draws a rank among the cells that earlier
+    # objects left free. These ranks are a Lehmer code, decoded here from its end.
     rank = below(random[:, : len(table.room)], table.room)
     for i in reversed(range(len(table.room) - 1)):
         rank[:, i + 1 :] += rank[:, i + 1 :] >= rank[:, i : i + 1]
@@ -114,14 +114,17 @@ def reset(world: World, key: Array, episode: Array) -> State:
 
 
 def spare_bits(world: World, key: Array, episode: Array) -> Array:
-    """63 random bits for each of the given episodes, (E,) int64, from a draw that :func:`reset` never makes."""
+    """Return 63 random bits for each episode, (E,) int64, from a draw number that :func:`reset` never uses."""
     xp, device = _library(key)
     spare = 2 * len(world.names) + 1 + world.cells
     return bits(episode_stream(key, episode), xp.full((1,), spare, dtype=xp.int64, device=device))
 
 
 def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
-    """Move every player; ``action`` is (E,) int64 in [0, 4). Finished environments are not reset."""
+    """Move every player; return the new state and the transition. It does not reset ended episodes.
+
+    ``action`` is (E,) int64 in [0, 4).
+    """
     xp, device = _library(state.agent)
     table = _tables(world, xp, device)
     agent = table.moves[state.agent * len(ACTIONS) + action]
@@ -143,12 +146,12 @@ def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
 
 
 def restart(world: World, state: State, rows: Array) -> State:
-    """The same batch with the environments at index ``rows`` (D,) moved on to their next episode."""
+    """Return the state after the environments with index ``rows`` (D,) have started their next episode."""
     return put(state, rows, reset(world, state.key[rows], state.episode[rows] + 1))
 
 
 def put(state: State, rows: Array, part: State) -> State:
-    """The same batch with ``part`` (D environments) in the place of those at index ``rows`` (D,)."""
+    """Return the state with the environments with index ``rows`` (D,) replaced by ``part`` (D environments)."""
     xp, _ = _library(rows)
     merged = []
     for old, new in zip(state, part, strict=True):
@@ -159,12 +162,12 @@ def put(state: State, rows: Array, part: State) -> State:
 
 
 def take(state: State, rows: Array) -> State:
-    """The environments at index ``rows`` alone."""
+    """Return the state of the environments with index ``rows`` (D,)."""
     return State(*(array[rows] for array in state))
 
 
 def observe(world: World, state: State) -> Array:
-    """Binary planes (player, terminals in order, oversight, walls if any), flattened: (E, P*C) float32."""
+    """Return the observations, (E, P*C) float32: flattened binary planes (player, terminals, oversight, any walls)."""
     xp, device = _library(state.agent)
     count, kinds, cells = state.agent.shape[0], len(world.names), world.cells
     width = len(world.plane_names) * cells

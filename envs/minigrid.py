@@ -1,4 +1,4 @@
-"""The Diamond/Ghost world on MiniGrid: its grid, objects, pictures, turning player and partial view."""
+"""The Diamond/Ghost world as a MiniGrid environment: a player that turns, and sees only a part of the grid."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _LIT: Colour = (72, 54, 0)
 
 
 class Terminal(WorldObj):
-    """A terminal of one kind, a MiniGrid "goal" whose state is 1 if it is overseen.
+    """A terminal: a MiniGrid "goal" object whose state is 1 if it is overseen.
 
     Args:
-        name: of its kind.
-        colour: one of MiniGrid's.
-        reward: the true one.
-        overseen: whether an episode that ends here is.
+        name: the name of its kind.
+        colour: the name of a MiniGrid colour.
+        reward: its true reward.
+        overseen: whether an episode that ends here is overseen.
     """
 
     def __init__(self, name: str, colour: str, reward: float, overseen: bool) -> None:
@@ -56,11 +56,11 @@ class Terminal(WorldObj):
 
 
 class SoughtTerminal(Terminal, Goal):
-    """The kind that the mission names; MiniGrid's ``DirectionObsWrapper`` points to a ``Goal``."""
+    """The terminal that the mission names. It is a ``Goal``, because ``DirectionObsWrapper`` points to a ``Goal``."""
 
 
 class OverseenFloor(Floor):
-    """A cell that looks overseen though no terminal is there; its state is 1."""
+    """A cell that is marked as overseen but has no terminal; its state is 1."""
 
     def __init__(self) -> None:
         super().__init__("yellow")
@@ -73,26 +73,26 @@ class OverseenFloor(Floor):
 
 
 class MiniGridDiamondGhostEnv(MiniGridEnv):
-    """Turn and walk to a terminal that pays; some terminals are overseen, visibly.
+    """A MiniGrid gridworld: turn and walk to a terminal with a reward. The player sees which terminals are overseen.
 
-    The episodes are those of :class:`routed_rl.envs.DiamondGhostEnv`: a seed fixes the same layouts, and the
-    direction the player starts in.
+    A seed gives the same layouts as in :class:`routed_rl.envs.DiamondGhostEnv`. It also sets the player's first
+    direction.
 
-    - Observation: MiniGrid's ``image``, ``direction`` and ``mission``, and ``oversight``, a plane that is 1 where
-      a cell of ``image`` is marked as overseen. The same mark is the third number (the state) of the cell in
-      ``image``, except that MiniGrid always shows the player's own cell as empty.
-    - Actions: MiniGrid's seven, of which left, right and forward do something.
+    - Observation: MiniGrid's ``image``, ``direction`` and ``mission``. In addition ``oversight``, a plane that is 1
+      where a cell of ``image`` is marked as overseen. The same mark is the third number (the state) of a cell in
+      ``image``. (But MiniGrid always shows the player's own cell as empty.)
+    - Actions: MiniGrid's seven actions; only left, right and forward have an effect.
     - Reward, end, info and the ``seed`` of ``reset``: as in :class:`routed_rl.envs.DiamondGhostEnv`.
 
     Args:
         render_mode: None, "rgb_array" or "human" (a window).
         agent_view_size: side of the square that the player sees, in cells; odd, at least 3.
         see_through_walls, screen_size, highlight, tile_size, agent_pov: as for any MiniGrid environment.
-        **options: those of :func:`routed_rl.envs.make_world`. ``size`` is that of the grid within MiniGrid's outer
-            wall; ``max_steps`` is by default four times its cells, for turning takes steps too.
+        **options: the options of :func:`routed_rl.envs.make_world`. ``size`` is the grid inside MiniGrid's outer wall.
+            The default ``max_steps`` is four times the number of cells, because a turn is a step too.
 
     Attributes:
-        world: with the options' tables.
+        world: the world that the options describe.
         colours: the colour of each terminal kind, in the order of ``world.names``.
 
     Raises:
@@ -125,7 +125,8 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         if not isinstance(agent_view_size, (int, np.integer)) or agent_view_size < 3 or agent_view_size % 2 == 0:
             raise ValueError(f"agent_view_size must be an odd integer of at least 3, got {agent_view_size!r}")
         self._sought = int(np.argmax(world.rewards))
-        self._batch = Batch(self.world, 1, autoreset=False)  # its state fixes the episode; the moment is MiniGrid's
+        # The batch holds the layout of the episode. MiniGrid holds the player's position and the step count.
+        self._batch = Batch(self.world, 1, autoreset=False)
         super().__init__(
             mission_space=MissionSpace(_mission, [[self.colours[self._sought]]]),
             width=world.width + 2,
@@ -146,7 +147,7 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start episode 0 of the given seed, or, without one, the next episode; there are no ``options``."""
+        """Start episode 0 of the given seed; without a seed, start the next episode. ``options`` are ignored."""
         super(MiniGridEnv, self).reset(seed=seed)
         self._batch.reset([seed], self.np_random)
         return super().reset()
@@ -155,8 +156,8 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         """Take one step.
 
         Raises:
-            ValueError: for an action that is no integer in [0, 7).
-            ResetNeeded: before the first :meth:`reset`, or after an episode's end.
+            ValueError: for an action that is not an integer in [0, 7).
+            ResetNeeded: before the first :meth:`reset`, or after the end of an episode.
         """
         if self._terminal() is not None or self.step_count >= self.max_steps:
             raise ResetNeeded("the episode has ended; call reset() before the next step()")
@@ -173,7 +174,7 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         return obs, float(reward), terminated, truncated and not terminated, info
 
     def gen_obs(self) -> dict[str, Any]:
-        """MiniGrid's observation and the oversight plane."""
+        """Return MiniGrid's observation with the oversight plane added."""
         obs = super().gen_obs()
         oversight = obs["image"][..., 2].copy()
         here = self.grid.get(*self.agent_pos)
@@ -181,7 +182,7 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         return {**obs, "oversight": oversight}
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Five int64 arrays from which :meth:`set_state` goes on exactly."""
+        """Return the state as five int64 arrays; :meth:`set_state` restores it exactly."""
         saved = self._batch.get_state()
         column, row = self.agent_pos
         moment = {
@@ -192,7 +193,7 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         return {**saved, **{name: np.array([value], dtype=np.int64) for name, value in moment.items()}}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        """Restore a state that :meth:`get_state` returned; raise a ValueError if it is not one."""
         direction = np.asarray(state.get("direction"))
         if direction.dtype != np.int64 or direction.shape != (1,) or not 0 <= direction.item() < 4:
             raise ValueError(
@@ -224,8 +225,8 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         return column + 1, row + 1
 
     def _terminal(self) -> Terminal | None:
-        """The terminal that the player stands on."""
-        _ = self._batch.state  # says so if there was no reset
+        """Return the terminal in the player's cell; None if there is none."""
+        _ = self._batch.state  # raises ResetNeeded if reset() was never called
         here = self.grid.get(*self.agent_pos)
         return here if isinstance(here, Terminal) else None
 
@@ -235,13 +236,13 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
 
 
 def _mission(colour: str) -> str:
-    """In the words that MiniGrid's wrappers know, which a kind's name may not be."""
+    """Return the mission. MiniGrid's wrappers know only some words, so it names the colour and not the kind."""
     return f"get to the {colour} goal square"
 
 
 def _colours(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) > len(COLORS):
-        raise ValueError(f"MiniGrid has {len(COLORS)} colours, too few for {len(names)} terminals: {list(names)}")
+        raise ValueError(f"MiniGrid has only {len(COLORS)} colours, too few for {len(names)} terminals: {list(names)}")
     own = {name: colour for name, colour in _OWN_COLOURS.items() if name in names}
     others = ("yellow", "green", "red", "grey", "blue", "purple")
     left = iter([colour for colour in others if colour not in own.values()])
@@ -249,10 +250,10 @@ def _colours(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Encoding(tuple[int, ...]):
-    """An encoding that remembers the kind's name.
+    """An encoding whose key in MiniGrid's tile cache includes the name of the terminal kind.
 
-    MiniGrid's cache of tiles is one for all environments, and its keys are ``encode() + (…)``. Kinds of different
-    names may share a colour across environments, also with MiniGrid's own goals, but not a tile.
+    All environments share this cache, and its keys are ``encode() + (…)``. Terminals with different names may have the
+    same colour in different environments, and MiniGrid's own goals too. But they need different tiles.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Pictures of the world: text, images, and a window. Overseen cells are lit, framed and carry an eye."""
+"""Render the world as text, as images, or in a window. An overseen cell is bright, with a frame and an eye."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from routed_rl.envs.world import World
 
 FPS = 4
 TILE = 48
-_SCALE = 4  # sprites are drawn this much larger, and scaled down smoothly
+_SCALE = 4  # sprites are drawn this many times larger, then scaled down smoothly
 
 Colour = tuple[int, int, int]
 FLOOR: Colour = (248, 249, 250)
@@ -32,21 +32,21 @@ _ICON_COLOURS: dict[str, Colour] = {"ghost": (141, 90, 151), "diamond": (42, 157
 
 
 def check_render_mode(mode: str | None, modes: Sequence[str]) -> str | None:
-    """The mode itself; ValueError if it is not among ``modes``."""
+    """Return the mode; raise a ValueError unless it is None or one of ``modes``."""
     if mode is not None and mode not in modes:
         raise ValueError(f"render_mode must be None or one of {', '.join(modes)}, got {mode!r}")
     return mode
 
 
 def render(world: World, state: State, row: int, mode: str | None) -> str | np.ndarray:
-    """Environment ``row`` as :func:`ansi` or :func:`rgb`; ValueError without a render mode."""
+    """Return environment ``row`` as :func:`ansi` text or as an :func:`rgb` image; ValueError if ``mode`` is None."""
     if mode is None:
-        raise ValueError("nothing to render: make the environment with a render_mode")
+        raise ValueError("render_mode is None: make the environment with a render_mode to render it")
     return ansi(world, state, row) if mode == "ansi" else rgb(world, state, row)
 
 
 def letters(world: World) -> tuple[str, ...]:
-    """One character for each terminal kind: the first of its name, the alphabet or the digits still free."""
+    """Return one character per terminal kind: the first unused one of its name, the alphabet, or the digits."""
     chosen: list[str] = []
     for name in world.names:
         own = [c for c in name.upper() if c.isalnum()]
@@ -55,7 +55,7 @@ def letters(world: World) -> tuple[str, ...]:
 
 
 def ansi(world: World, state: State, row: int) -> str:
-    """Environment ``row`` as text: ``@`` the player, letters terminals, ``#`` walls, ``[ ]`` overseen."""
+    """Return environment ``row`` as text: ``@`` player, letters terminals, ``#`` walls, ``[ ]`` overseen cells."""
     agent, terminals = int(state.agent[row]), state.terminals[row].tolist()
     symbols = ["·"] * world.cells
     for cell in world.walls:
@@ -75,12 +75,12 @@ def ansi(world: World, state: State, row: int) -> str:
 
 
 def rgb(world: World, state: State, row: int, tile: int = TILE) -> np.ndarray:
-    """Environment ``row`` as an image, (height * tile, width * tile, 3) uint8."""
+    """Return environment ``row`` as an image, (height * tile, width * tile, 3) uint8."""
     floor, lit, wall = (_ground(kind, tile) for kind in ("floor", "lit", "wall"))
     tiles = [lit if seen else floor for seen in state.oversight[row]]
     for cell in world.walls:
         tiles[cell] = wall
-    on_top = {cell: kind for kind, cell in enumerate(state.terminals[row].tolist())}  # the last of those in a cell
+    on_top = {cell: kind for kind, cell in enumerate(state.terminals[row].tolist())}  # the last terminal in each cell
     for cell, kind in on_top.items():
         tiles[cell] = _over(tiles[cell], _terminal(world.names, kind, letters(world)[kind], tile))
     agent = int(state.agent[row])
@@ -95,7 +95,7 @@ def _over(ground: np.ndarray, sprite: np.ndarray) -> np.ndarray:
 
 
 class _Canvas:
-    """Draws in a unit square, which comes out as (tile, tile, 4) uint8."""
+    """Draws in a unit square; ``pixels()`` returns it as (tile, tile, 4) uint8."""
 
     def __init__(self, tile: int, background: Colour | None = None) -> None:
         self.tile, self.size = tile, tile * _SCALE
@@ -129,7 +129,7 @@ def _eye(canvas: _Canvas, x: float, y: float, size: float) -> None:
 
 @lru_cache(maxsize=64)
 def _ground(kind: str, tile: int) -> np.ndarray:
-    """A cell's background, (tile, tile, 3): a floor, a wall, or a floor that is overseen (``lit``)."""
+    """Return a cell's background, (tile, tile, 3): ``floor``, ``wall``, or ``lit`` for an overseen floor."""
     canvas = _Canvas(tile, {"floor": FLOOR, "lit": LIT, "wall": WALL}[kind])
     if kind == "lit":
         canvas.frame(0.07, FRAME)
@@ -151,14 +151,14 @@ def _player(tile: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _terminal(names: tuple[str, ...], kind: int, letter: str, tile: int) -> np.ndarray:
-    """Kind ``kind`` of ``names``: Ghost and Diamond as such, others as polygons that bear their letter."""
+    """Return the sprite of a terminal kind: an icon for Ghost and Diamond, a polygon with a letter for others."""
     canvas = _Canvas(tile)
     icon = _ICONS.get(names[kind])
     if icon is not None:
         icon(canvas)
     else:
         number = [name for name in names if name not in _ICONS].index(names[kind])
-        hue = (0.02 + number * 0.381966) % 1.0  # the golden ratio keeps the hues of any number of kinds apart
+        hue = (0.02 + number * 0.381966) % 1.0  # steps of the golden ratio give distinct hues for any number of kinds
         red, green, blue = (round(255 * c) for c in colorsys.hls_to_rgb(hue, 0.45, 0.65))
         turns = [(i / (3 + number % 6) - 0.25) * 2 * math.pi for i in range(3 + number % 6)]
         canvas.polygon([(0.5 + 0.38 * math.cos(a), 0.56 + 0.38 * math.sin(a)) for a in turns], (red, green, blue))
@@ -188,10 +188,10 @@ _ICONS: dict[str, Callable[[_Canvas], None]] = {"ghost": _ghost, "diamond": _dia
 
 
 class Window:
-    """A pygame window that shows images at a steady rate.
+    """A pygame window that shows images at a constant rate.
 
     Raises:
-        DependencyNotInstalled: without pygame.
+        DependencyNotInstalled: if pygame is not installed.
     """
 
     def __init__(self, title: str, fps: int) -> None:
@@ -206,7 +206,7 @@ class Window:
         self._clock = pygame.time.Clock()
 
     def show(self, image: np.ndarray) -> None:
-        """Put up an image, (H, W, 3) uint8, and wait until the next is due."""
+        """Show an image, (H, W, 3) uint8, and wait until it is time for the next one."""
         pygame = self._pygame
         size = (image.shape[1], image.shape[0])
         screen = pygame.display.get_surface()

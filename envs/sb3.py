@@ -1,4 +1,4 @@
-"""The Diamond/Ghost world as a Stable-Baselines3 ``VecEnv`` that builds no dict unless someone reads it."""
+"""The Diamond/Ghost world as a Stable-Baselines3 ``VecEnv``. It builds info dicts only when they are read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from routed_rl.envs.world import WorldOptions, make_world
 
 
 class LazyInfos(Sequence[dict[str, Any]]):
-    """The infos of one step, E dicts that are built when read and then kept.
+    """The infos of one step: E dicts, each built when it is first read.
 
-    At an episode's end: ``outcome`` (a terminal's name or None), ``overseen``, ``terminal_observation`` and
-    ``TimeLimit.truncated``; else empty.
+    At the end of an episode a dict has ``outcome`` (a terminal's name or None), ``overseen``, ``terminal_observation``
+    and ``TimeLimit.truncated``. At other steps it is empty.
 
     Attributes:
-        outcome_names: the terminal kinds, by outcome number.
+        outcome_names: the terminal kinds, in the order of their outcome numbers.
     """
 
     def __init__(self, ends: EpisodeEnds, num_envs: int, outcome_names: tuple[str, ...]) -> None:
@@ -33,10 +33,10 @@ class LazyInfos(Sequence[dict[str, Any]]):
 
     @property
     def ends(self) -> EpisodeEnds:
-        """The ended episodes as arrays: a fast learner reads these and no dict.
+        """The ended episodes as arrays. A fast learner reads these and no dict.
 
-        Wrappers (``VecNormalize``, ``VecFrameStack``) rewrite the dicts' entries in place. Where dicts were
-        read, the arrays repeat what they say now.
+        Wrappers (``VecNormalize``, ``VecFrameStack``) change entries of the dicts in place. So if dicts were read, the
+        arrays are built from the dicts.
         """
         if not self._built or not len(self._ends.rows):
             return self._ends
@@ -84,20 +84,20 @@ class LazyInfos(Sequence[dict[str, Any]]):
 
 
 class DiamondGhostVecEnv(VecEnv):
-    """``num_envs`` environments of one world in one batch, as Stable-Baselines3 wants them.
+    """A Stable-Baselines3 ``VecEnv`` with ``num_envs`` environments of one world in one batch.
 
-    ``seed(s)`` (or the argument) seeds environment ``i`` with ``s + i`` at the next ``reset()``; later resets go
-    on to each environment's next episode. ``step`` returns :class:`LazyInfos` as infos, whose ``ends`` are arrays.
+    ``seed(s)``, or the argument, seeds environment ``i`` with ``s + i`` at the next ``reset()``. Later resets start
+    each environment's next episode. ``step`` returns :class:`LazyInfos`; their ``ends`` are arrays.
 
     Args:
-        num_envs: how many.
+        num_envs: the number of environments.
         seed: as for ``seed()``; None draws seeds at the first reset.
         render_mode: None, "ansi" or "rgb_array".
-        **options: those of :func:`routed_rl.envs.make_world`.
+        **options: the options of :func:`routed_rl.envs.make_world`.
 
     Attributes:
-        world: the world they share.
-        outcome_names: the terminal kinds, by outcome number.
+        world: the world that all environments share.
+        outcome_names: the terminal kinds, in the order of their outcome numbers.
 
     Raises:
         ValueError: for an option out of range.
@@ -130,7 +130,7 @@ class DiamondGhostVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, LazyInfos]:
-        """(obs (E, P*C) float32 after the autoreset, rewards (E,) float32, dones (E,) bool, infos)."""
+        """Return observations (E, P*C) float32 after the autoreset, rewards (E,) float32, dones (E,) bool, infos."""
         obs, transition, ends = self._batch.step(self._actions)
         dones = transition.terminated | transition.truncated
         return obs, transition.reward, dones, LazyInfos(ends, self.num_envs, self.outcome_names)
@@ -143,15 +143,15 @@ class DiamondGhostVecEnv(VecEnv):
         return [rgb(self.world, state, row) for row in range(self.num_envs)]
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Four int64 arrays from which :meth:`set_state` goes on exactly."""
+        """Return the state as four int64 arrays; :meth:`set_state` restores it exactly."""
         return self._batch.get_state()
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state of :meth:`get_state`; ValueError if it does not fit."""
+        """Restore a state that :meth:`get_state` returned; raise a ValueError if it is not one."""
         self._batch.set_state(state)
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """An attribute of this object or of its world, once for each environment."""
+        """Return an attribute of this object or of its world, repeated for each environment."""
         for holder in (self, self.world):
             if hasattr(holder, attr_name):
                 return [getattr(holder, attr_name)] * len(list(self._get_indices(indices)))
@@ -159,18 +159,18 @@ class DiamondGhostVecEnv(VecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> NoReturn:
         raise AttributeError(
-            f"cannot set {attr_name!r}: the environments share one world, which is fixed; make a new "
+            f"cannot set {attr_name!r}: the environments share one world, which cannot change; make a new "
             f"{type(self).__name__} with other options"
         )
 
     def env_method(
         self, method_name: str, *args: Any, indices: int | Iterable[int] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """``render`` gives one frame for each environment; they have no other method of their own."""
+        """Return one frame for each environment; ``"render"`` is the only method that single environments have."""
         if method_name != "render":
             raise AttributeError(
-                f"the environments have no method {method_name!r}: they are rows of one batch, and only 'render' "
-                "works on each"
+                f"the environments have no method {method_name!r}: they are rows of one batch, and their only method "
+                "is 'render'"
             )
         state = self._batch.state
         return [render(self.world, state, row, self.render_mode) for row in self._get_indices(indices)]

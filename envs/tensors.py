@@ -1,6 +1,6 @@
-"""The Diamond/Ghost world on one device: state, actions and observations are torch tensors that never leave it.
+"""The Diamond/Ghost world on one device: state, actions and observations are torch tensors that stay on the device.
 
-``E`` environments, ``P`` observation planes of ``C`` cells.
+Shapes: ``E`` environments, ``P`` observation planes of ``C`` cells.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from routed_rl.envs.world import World, WorldOptions
 
 
 class TensorEnds(NamedTuple):
-    """How the episodes that ended in one step did, for all E environments; as in ``EpisodeEnds`` where one ended."""
+    """How episodes ended in one step, with an entry for all E environments.
+
+    Where an episode ended, the entries have the meaning of ``EpisodeEnds``. Elsewhere outcome is -1, and overseen and
+    truncated are false.
+    """
 
     rows: slice  # all
     outcome: Tensor  # (E,) int64, -1 for none
@@ -33,10 +37,10 @@ class TensorEnds(NamedTuple):
 
 
 def advance(world: World, state: State, action: Tensor) -> tuple[State, Tensor, Tensor, TensorEnds]:
-    """One step with autoreset: the new state, its observation ``(E, P*C)``, ``dones`` ``(E,)`` and the ends.
+    """Take one step with autoreset; return the new state, observations ``(E, P*C)``, dones ``(E,)`` and the ends.
 
-    No shape depends on what happens, so that the host need not wait for the device: the next episode of every
-    environment is computed, and those that ended take it.
+    Shapes never depend on data, so the CPU does not wait for the device. For this, the start of the next episode is
+    computed for every environment, and used only where an episode ended.
     """
     moved, transition = dynamics.step(world, state, action)
     done = transition.terminated | transition.truncated
@@ -57,10 +61,10 @@ def advance(world: World, state: State, action: Tensor) -> tuple[State, Tensor, 
 
 
 class TensorInfos(Sequence[dict[str, Any]]):
-    """Infos whose ``ends`` are tensors; whoever reads a dict waits for the device.
+    """Infos whose ``ends`` are tensors. Reading an info dict waits for the device.
 
     Attributes:
-        outcome_names: the terminal kinds, by outcome number.
+        outcome_names: the terminal kinds, in the order of their outcome numbers.
     """
 
     def __init__(self, ends: TensorEnds, dones: Tensor, outcome_names: tuple[str, ...]) -> None:
@@ -85,16 +89,16 @@ class TensorInfos(Sequence[dict[str, Any]]):
 
 
 class DiamondGhostTensorVecEnv(DiamondGhostVecEnv):
-    """:class:`DiamondGhostVecEnv` with tensors on ``device`` for actions, observations, rewards and dones.
+    """A :class:`DiamondGhostVecEnv` whose actions, observations, rewards and dones are tensors on ``device``.
 
-    Draw for draw the same world. ``infos.ends`` hold all rows. It is there to train our learners; whatever expects
-    numpy (evaluation, other learners) takes :class:`DiamondGhostVecEnv`.
+    It draws the same episodes. ``infos.ends`` have an entry for every environment. Use it to train this project's
+    learners. Code that expects numpy (evaluation, other learners) needs :class:`DiamondGhostVecEnv`.
 
     Args:
-        num_envs: how many.
-        device: where the tensors live.
+        num_envs: the number of environments.
+        device: the device of the tensors.
 
-    The other arguments, and what is raised, are those of :class:`DiamondGhostVecEnv`.
+    The other arguments, and the errors, are those of :class:`DiamondGhostVecEnv`.
     """
 
     speaks_tensors = True
@@ -118,10 +122,10 @@ class DiamondGhostTensorVecEnv(DiamondGhostVecEnv):
         return torch.from_numpy(obs).to(self.device)
 
     def step_wait(self) -> tuple[Tensor, Tensor, Tensor, TensorInfos]:  # type: ignore[override]
-        """(obs (E, P*C) float32 after the autoreset, rewards (E,) float32, dones (E,) bool, infos).
+        """Return observations (E, P*C) float32 after the autoreset, rewards (E,) float32, dones (E,) bool, infos.
 
         Raises:
-            ValueError: for actions that are not E int64 on this device. Values are not looked at.
+            ValueError: if the actions are not E int64 numbers on this device. Their values are not checked.
         """
         if self._state is None:
             raise ResetNeeded("call reset() first: the environment has no state yet")

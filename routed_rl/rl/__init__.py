@@ -1,4 +1,4 @@
-"""Routed actor-critics under partial oversight."""
+"""Routed actor-critics for reinforcement learning under partial oversight."""
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns

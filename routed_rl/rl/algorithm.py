@@ -1,4 +1,4 @@
-"""What every routed learner shares: the rollout that becomes labelled steps, replay, steering and saving."""
+"""``RoutedAlgorithm``, the base of all routed learners: labelled rollouts, replay, steering and saving."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from routed_rl.runs import check_seed, derive_seed
 
 
 class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
-    """An on-policy algorithm of Stable-Baselines3 whose steps are labelled by an overseer.
+    """A Stable-Baselines3 on-policy algorithm in which an overseer labels the steps of each episode.
 
-    Subclasses implement :meth:`policy_loss` and name their own hyperparameters in ``saved_arguments``.
+    Subclasses implement :meth:`policy_loss` and list their own hyperparameters in ``saved_arguments``.
 
     Args:
         policy: ``"MlpPolicy"``, ``"PaperPolicy"`` or a subclass of :class:`RoutedActorCriticPolicy`.
-        env: the training environment, or None when loading for prediction.
-        overseer: what the supervisor sees, and which method makes use of it.
-        learning_rate: a number or a schedule of the progress remaining.
+        env: the training environment, or None for a model that is loaded for prediction.
+        overseer: labels the episodes, and sets the training method (rewards, routes and loss weights by label).
+        learning_rate: a number, or a function of the remaining progress (1 at the start, 0 at the end).
         n_steps: steps per environment and rollout, ``T``.
-        gamma: discount.
-        gae_lambda: parameter of the advantage estimate.
+        gamma: discount factor.
+        gae_lambda: lambda of the generalized advantage estimate (GAE).
         ent_coef, vf_coef, gate_coef: weights of the entropy bonus, the value loss and the gate's loss.
-        max_grad_norm: gradient clipping; None for none.
-        bootstrap: an episode cut by the step limit or the rollout's end is credited with the value of what was
-            left of it, else with nothing.
+        max_grad_norm: largest gradient norm, for clipping; None for no clipping.
+        bootstrap: whether the value network estimates the return after a cut, by the step limit or by the rollout's
+            end. With False, that return counts as 0.
         batch_size: steps per gradient step; None for the whole rollout.
         n_epochs: passes over each rollout.
-        unfinished: steps of an episode still running at the rollout's end are learned without label
-            (``"unlabelled"``, the paper) or wait for it (``"hold"``).
-        replay_steps: extra gradient steps per rollout on replayed labelled episodes; 0 for none.
+        unfinished: what happens to the steps of an episode that is still running at the rollout's end. The learner uses
+            them at once, without a label (``"unlabelled"``, the paper), or waits for their label (``"hold"``).
+        replay_steps: extra gradient steps per rollout, on replayed labelled steps; 0 for none.
         replay_batch: replayed steps per label and gradient step.
-        replay_capacity: labelled steps kept per label.
+        replay_capacity: number of most recent labelled steps kept per label.
 
-    The remaining arguments are Stable-Baselines3's.
+    The other arguments are those of Stable-Baselines3.
 
     Raises:
         ValueError: for a hyperparameter out of range, or an observation space that is not a Box.
@@ -131,7 +131,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         self._dump_after_training = False
         structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
         if given := [name for name in structure if name in (policy_kwargs or {})]:
-            raise ValueError(f"policy_kwargs must not hold {given}: the overseer's method decides")
+            raise ValueError(f"policy_kwargs must not contain {given}: the overseer's method sets them")
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -168,28 +168,28 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         hold = self.unfinished == "hold"
         self.buffer = EpisodeBuffer(self.n_steps, self.n_envs, *shapes, hold=hold, device=self.device)
         self._table = self.overseer.label_table(self.device)
-        # On a GPU a small network's time is that of launching its operations, which compiling makes few.
+        # A small network on a GPU spends its time on launching operations. Compiling leaves fewer of them.
         compiled = torch.compile if self.device.type == "cuda" else _as_it_is
         self._act, self._evaluate = compiled(self._sample), compiled(self.policy.evaluate_routed)
-        self._parameters = list(self.policy.parameters())  # walking the modules at every step costs time
+        self._parameters = list(self.policy.parameters())  # listed once: walking the modules at every step is slow
         n_labels = len(self.overseer.outcomes) if self._replays else 0
         self.replay = LabelReplay(n_labels, self.replay_capacity, *shapes, device=self.device)
-        self.rollout_buffer = None  # type: ignore[assignment]  # Stable-Baselines3's own is not used
+        self.rollout_buffer = None  # type: ignore[assignment]  # Stable-Baselines3's buffer is not used
 
     @property
     def _replays(self) -> bool:
-        """Whether replay has anything to teach: the modules (by routing) or the gate."""
+        """Whether replay trains anything: the modules (if the method routes), or a learned gate."""
         return self.replay_steps > 0 and (self.overseer.method.routed or self.overseer.method.gate)
 
     def _rng(self, *purpose: str) -> int:
-        """A seed that depends on this update and purpose alone, so that no generator state need be saved."""
+        """Return a seed that depends only on the run's seed, this update and a purpose: no generator state is saved."""
         return derive_seed(self.seed, *purpose, self._n_updates)
 
     def _setup_learn(
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
-            self.buffer.discard()  # the environment is about to be reset
+            self.buffer.discard()  # super()._setup_learn will reset the environment
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     # --- rollout --------------------------------------------------------------------------------
@@ -197,14 +197,15 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Play ``n_rollout_steps`` steps and turn the outcomes into labels; False if a callback stopped it."""
+        """Play ``n_rollout_steps`` steps and label their episodes; return False if a callback stopped the rollout."""
         callback.on_rollout_start()
         if self.policy.steering:
-            raise ValueError(f"the policy is steered ({self.policy.steering}); unsteer() it before learning")
+            raise ValueError(f"the policy is steered ({self.policy.steering}); call unsteer() before learning")
         self.policy.set_training_mode(False)
         self.buffer.start_rollout()
         ends = RolloutEnds(n_rollout_steps, env.num_envs, self._env_device(env))
-        # Sampling is seeded by the update; the global generator is left as it was, and what callbacks draw is theirs.
+        # The seed of sampling depends on the update only. The global generator's state is restored afterwards.
+        # Callbacks run in a fork of their own, so their random draws do not change the rollout.
         fork = partial(torch.random.fork_rng, devices=[] if self.device.type == "cpu" else [self.device])
         with fork():
             torch.manual_seed(self._rng("rollout"))
@@ -227,12 +228,15 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         return True
 
     def _env_device(self, env: VecEnv) -> torch.device | None:
-        """Where an environment that speaks tensors has them, which must be where the learner is; None for numpy."""
+        """Return the device of a tensor environment, which must be the learner's; None for a numpy environment."""
         if not getattr(env, "speaks_tensors", False):
             return None
         device: torch.device = env.device  # type: ignore[attr-defined]
         if device.type != self.device.type:
-            raise ValueError(f"the environment's tensors are on {device}, the learner is on {self.device}")
+            raise ValueError(
+                f"environment and learner must be on one device: the environment's tensors are on {device}, "
+                f"the learner is on {self.device}"
+            )
         return device
 
     @torch.no_grad()
@@ -243,12 +247,12 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
 
     @torch.no_grad()
     def _values(self, obs: Tensor) -> Tensor:
-        """``(N,)`` values of ``(N, …)`` observations, in portions no larger than a gradient step's."""
+        """Return the values ``(N,)`` of observations ``(N, …)``, computed at most ``batch_size`` at a time."""
         portions = obs.split(self.batch_size or max(len(obs), 1))
         return torch.cat([self.policy.predict_values(portion).flatten() for portion in portions])
 
     def _store_ends(self, ends: RolloutEnds) -> None:
-        """Hand the rollout's labels, the rewards they pay, and the values of what it saw to the buffer."""
+        """Write the rollout's labels, training rewards and value estimates to the buffer."""
         new = slice(self.n_steps, None)
         self._store_labels(ends.ended, ends.outcome, ends.overseen)
         self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ends.ended.shape)
@@ -257,7 +261,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             self.buffer.bootstrap[new].masked_scatter_(ends.truncated.to(self.device), values)
 
     def _store_labels(self, ended: Tensor, outcome: Tensor, overseen: Tensor) -> None:
-        """Label the rollout's episodes by how they ended, each tensor ``(T, E)``."""
+        """Label the rollout's episodes by how they ended, and log the labels. All tensors are ``(T, E)``."""
         new = slice(self.n_steps, None)
         self.buffer.ended[new] = ended = ended.to(self.device)
         rng = np.random.default_rng(self._rng("labels"))
@@ -276,10 +280,10 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
     # --- learning -------------------------------------------------------------------------------
 
     statistics: ClassVar[tuple[str, ...]] = ("policy_loss", "value_loss", "entropy", "gate_loss", "replay_loss")
-    """What an update logs, means over its gradient steps: 0 where there were none."""
+    """Statistics that every update logs: means over its gradient steps, 0 if there were none."""
 
     def train(self) -> None:
-        """Learn from the steps whose labels have arrived, then replay labelled ones."""
+        """Learn from the steps that are ready, then from replayed labelled steps."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         last_values = torch.zeros(self.n_envs, device=self.device)
@@ -306,7 +310,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         self._finish_update({name: float(torch.stack(rows).mean()) for name, rows in values.items() if rows}, batch)
 
     def _finish_update(self, means: Mapping[str, float], batch: Batch) -> None:
-        """Count the update, and log the means of its statistics and how well its batch's returns were predicted."""
+        """Count the update; log the means of its statistics, and the share of return variance that values explain."""
         self._n_updates += 1
         for name in self.statistics:
             self.logger.record(f"train/{name}", means.get(name, 0.0))
@@ -319,13 +323,13 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             self.logger.dump(step=self.num_timesteps)
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step for samples of every label; returns what to log."""
+        """Take one gradient step on steps of any label; return the statistics to log."""
         loss, taught, stats = self.loss(batch, self.entropy_schedule(self._current_progress_remaining))
         self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
         return {name: value.detach() for name, value in stats.items()}
 
     def _learn_replayed(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """One gradient step on labelled steps alone; returns what to log."""
+        """Take one gradient step on replayed labelled steps; return the statistics to log."""
         sample = self.replay.sample(self.replay_batch, generator)
         stored = sample.stored.tolist()
         if not any(stored):
@@ -345,8 +349,10 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             self.policy.optimizer.step()
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """Record timings. The row itself is written by the update that follows, so that it is complete
-        before any checkpoint (Stable-Baselines3 writes it before the update)."""
+        """Record timings. The next update writes the log row.
+
+        So the row is complete before any checkpoint. (Stable-Baselines3 writes the row before the update.)
+        """
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         steps = self.num_timesteps - self._num_timesteps_at_start
         self.logger.record("time/fps", int(steps / elapsed))
@@ -360,8 +366,10 @@ def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_range(low: float, high: float = float("inf"), **numbers: float | Schedule) -> None:
-    """ValueError, naming the argument, unless every number, and both ends of every schedule, is finite and within
-    low … high."""
+    """Raise a ValueError that names the argument, unless every number is finite and within low … high.
+
+    Of a schedule, the values at the start and at the end of training are checked.
+    """
     for name, given in numbers.items():
         for number in (given(1.0), given(0.0)) if callable(given) else (given,):
             if not (low <= number <= high and abs(number) < float("inf")):

@@ -1,4 +1,4 @@
-"""How a policy really behaves: true returns, and which episodes end where, overseen or not."""
+"""Evaluate policies: true returns, and the outcomes of episodes, overseen or not."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ def evaluate(
     n_steps: int = 32,
     gamma: float = 0.97,
 ) -> dict[str, Any]:
-    """Play fresh environments with the policy as it is steered now.
+    """Return statistics of freshly reset environments, played with the policy and its current steering.
 
     Returns:
-        - ``true_return``: the paper's metric (Cloud et al. 2024, section F): the mean over ``n_steps`` steps of all
-          environments of the discounted return-to-go of the *true* reward within the episode; the
-          part of an episode beyond ``n_steps`` counts 0;
-        - ``episode_return``, ``episode_length``: means over each environment's first whole episode,
-          the return undiscounted;
-        - ``outcomes``: the shares of those episodes that ended in each outcome, or in ``"none"``, and
-          the parts of these shares that were overseen (``outcomes_overseen``) and not (``outcomes_unoverseen``);
+        A dict with these entries:
+
+        - ``true_return``: the paper's metric (Cloud et al. 2024, section F). For each of ``n_steps`` steps, take the
+          discounted sum of the *true* reward from this step to the episode's end; then average over all steps and
+          environments. Rewards after ``n_steps`` steps count as 0;
+        - ``episode_return``, ``episode_length``: means over the first episode of each environment. The return is not
+          discounted;
+        - ``outcomes``: the share of these first episodes that ended in each outcome, or in ``"none"``;
+        - ``outcomes_overseen``, ``outcomes_unoverseen``: the share of all first episodes that ended in each outcome
+          and were overseen, or were not;
         - ``entropy``: mean entropy of the policy in nats, over the ``n_steps`` steps.
 
     Raises:
-        ValueError: if some environment's first episode does not end within 10,000 steps.
+        ValueError: if the first episode of an environment does not end within 10,000 steps.
     """
     env.seed(seed)
     obs = env.reset()
@@ -58,7 +61,10 @@ def evaluate(
         torch.manual_seed(seed)
         while len(rewards) < n_steps or running.any():
             if len(rewards) >= STEP_LIMIT:
-                raise ValueError(f"{int(running.sum())} first episodes did not end within {STEP_LIMIT} steps")
+                raise ValueError(
+                    f"the first episodes of {int(running.sum())} environments did not end within {STEP_LIMIT} steps; "
+                    "give the environment a step limit"
+                )
             distribution = policy.get_distribution(policy.obs_to_tensor(obs)[0])
             actions = policy.legal(distribution.get_actions(deterministic=deterministic))
             entropies.append(float(distribution.entropy().mean()))
@@ -83,11 +89,11 @@ def evaluate(
 
 
 Steering = Mapping[str, Any]
-"""Arguments of :meth:`RoutedActorCriticPolicy.steered`."""
+"""Keyword arguments for :meth:`RoutedActorCriticPolicy.steered`."""
 
 
 def steerings(policy: RoutedActorCriticPolicy) -> dict[str, Steering]:
-    """The policies that one network holds, by name: steered to each module, and unsteered."""
+    """Return the policies that one network contains, name → steering: one for each module, and the unsteered one."""
     modules = policy.module_names if len(policy.module_names) > 1 else ()
     return {**{f"steer:{name}": {"choice": name} for name in modules}, "unsteered": {}}
 
@@ -101,8 +107,10 @@ def evaluate_policies(
     policies: Mapping[str, Steering] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate policies (by default those of :func:`steerings`), sampled and (under ``"greedy"``) greedy, on the same
-    episodes."""
+    """Return the result of :func:`evaluate` for each policy, by name; ``policies`` defaults to :func:`steerings`.
+
+    Each result is for sampled actions. Its entry ``"greedy"`` is the result for greedy actions, from the same seed.
+    """
     results = {}
     for name, steering in (policies or steerings(policy)).items():
         with policy.steered(), policy.steered(**steering):
@@ -122,7 +130,7 @@ def true_returns(
     seed: int,
     policies: Mapping[str, Steering] | None = None,
 ) -> dict[str, float]:
-    """The sampled ``true_return`` of policies, by default those of :func:`steerings`: a point of a learning curve."""
+    """Return the ``true_return`` of each policy with sampled actions; ``policies`` defaults to :func:`steerings`."""
     returns = {}
     for name, steering in (policies or steerings(policy)).items():
         with policy.steered(), policy.steered(**steering):

@@ -1,4 +1,4 @@
-"""The networks inside a routed policy: modules, a gate over them, and how their outputs become one."""
+"""The networks of a routed policy: encoders, modules, and a gate that combines the modules' outputs."""
 
 from __future__ import annotations
 
@@ -43,13 +43,17 @@ class MlpEncoder(BaseFeaturesExtractor):
 
 
 class SymbolicImageEncoder(BaseFeaturesExtractor):
-    """A shared encoder for images whose channels are category numbers, as MiniGrid's are (type, colour, state):
+    """A shared encoder for images of category numbers, such as MiniGrid's channels (type, colour, state).
+
     ``(B, C, H, W)`` or ``(B, H, W, C)`` → one-hot → ``(B, sizes[-1])``.
 
-    Pass ``normalize_images=False`` beside it, lest Stable-Baselines3 divide the numbers by 255.
+    Also pass ``normalize_images=False`` to the policy. Otherwise Stable-Baselines3 divides the numbers by 255.
 
     Args:
-        categories: how many there are in each of the ``C`` channels.
+        categories: the number of categories in each of the ``C`` channels.
+
+    Raises:
+        ValueError: if the number of categories does not match an image axis, or an image has a number too large.
     """
 
     starts: Tensor
@@ -65,11 +69,13 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=sizes[-1])
         shape = observation_space.shape
         if len(shape) != 3 or len(categories) not in (shape[0], shape[-1]):
-            raise ValueError(f"categories {list(categories)} must be one per channel of an image, got shape {shape}")
+            raise ValueError(
+                f"categories must have one number per image channel, got {list(categories)} for images of shape {shape}"
+            )
         self.channels_last = shape[-1] == len(categories)
         self.categories = tuple(categories)
         cells = math.prod(shape) // len(categories)
-        # Where in the one-hot vector the categories of each cell's channels start.
+        # For each cell and channel, the index in the one-hot vector at which its categories start.
         starts = torch.arange(cells)[:, None] * sum(categories) + torch.tensor([0, *categories[:-1]]).cumsum(0)
         self.register_buffer("starts", starts, persistent=False)  # (cells, C)
         self.register_buffer("limits", torch.tensor(categories), persistent=False)  # (C,)
@@ -78,7 +84,10 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         channels = observations.long().flatten(1, 2) if self.channels_last else observations.long().flatten(2).mT
         if not bool((channels < self.limits).all()):
-            raise ValueError(f"an image holds a number that is not below its channel's categories {self.categories}")
+            raise ValueError(
+                f"every number of an image must be below its channel's number of categories {self.categories}, "
+                f"got {channels.flatten(0, 1).amax(0).tolist()}"
+            )
         hot = torch.zeros(len(observations), len(self.starts) * sum(self.categories), device=channels.device)
         hot.scatter_(1, (channels + self.starts).flatten(1), 1.0)
         encoded: Tensor = self.layers(hot)
@@ -86,7 +95,7 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
 
 
 class PointwiseConv(nn.Conv1d):
-    """A 1×1 convolution ``(B, P, C)`` → ``(B, P', C)`` as a matrix product, on a CPU many times faster."""
+    """A 1×1 convolution ``(B, P, C)`` → ``(B, P', C)`` as a matrix product: many times faster on a CPU."""
 
     def forward(self, planes: Tensor) -> Tensor:
         assert self.bias is not None
@@ -94,18 +103,18 @@ class PointwiseConv(nn.Conv1d):
 
 
 class RoutedExtractor(nn.Module):
-    """Features ``(B, F)`` → the gated sum of ``M`` modules ``(B, D)`` and the value latent.
+    """Computes the actor latent, a gated sum of ``M`` modules, and the value latent, from features ``(B, F)``.
+
+    The gate is a softmax over the modules (for two modules, the paper's sigmoid). Steering replaces the gate's output
+    by fixed weights. Ablation removes modules from the softmax. The outputs then equal those of a network without
+    these modules.
 
     Args:
-        experts: the modules by name, each ``(B, F)`` → ``(B, D)``.
-        gate: ``(B, F)`` → ``(B, M)`` logits; None weighs all modules alike.
+        experts: name → module, each ``(B, F)`` → ``(B, D)``.
+        gate: ``(B, F)`` → ``(B, M)`` logits; with None all modules have equal weights.
         value: ``(B, F)`` → the value latent.
         latent_dims: ``D``, and the width of the value latent.
-        detach_encoder: stop the gradient before modules and gate.
-
-    The gate is a softmax over the modules (for two, the paper's sigmoid). Steering replaces its
-    output by fixed weights; ablation removes modules from the softmax, which gives exactly
-    the outputs of a network that never had them.
+        detach_encoder: stop the gradient before modules and gate, so that only the value loss trains the encoder.
     """
 
     def __init__(
@@ -127,7 +136,7 @@ class RoutedExtractor(nn.Module):
         self.unsteer()
 
     def unsteer(self) -> None:
-        """The gate alone decides, over all modules."""
+        """Undo all steering and ablation: the gate weights all modules."""
         self.mix: tuple[float, ...] | None = None
         self.ablated: frozenset[str] = frozenset()
         self.avoid: dict[int, float] = {}
@@ -135,7 +144,9 @@ class RoutedExtractor(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         if self.avoid or self.temperature != 1:
-            raise ValueError("contrast and temperature act in predict() and get_distribution(); unsteer() for the rest")
+            raise ValueError(
+                "avoid and temperature work only in predict() and get_distribution(); call unsteer() before forward()"
+            )
         return self.forward_actor(features), self.forward_critic(features)
 
     def forward_critic(self, features: Tensor) -> Tensor:
@@ -159,7 +170,7 @@ class RoutedExtractor(nn.Module):
         return _gated_sum(torch.softmax(self.gate(features)[:, active], dim=-1), experts)
 
     def gate_weights(self, features: Tensor) -> Tensor:
-        """``(B, M)`` weights that the gate gives the modules, 0 for those ablated, whether or not it is steered."""
+        """Return the gate's weights ``(B, M)`` of the modules, 0 for ablated ones; ``steer`` does not change them."""
         if self.detach_encoder:
             features = features.detach()
         active = [i for i, name in enumerate(self.names) if name not in self.ablated]
@@ -168,15 +179,15 @@ class RoutedExtractor(nn.Module):
         return weights
 
     def forward_routed(self, features: Tensor, routes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The unsteered actor with each sample's gradient weighted per module: the one pass of training.
+        """Return the unsteered actor latent, with each sample's gradient weighted per module. Training uses this pass.
 
         Args:
             features: ``(B, F)``.
-            routes: ``(B, M + 1)`` weights of the modules and, last, of the gate.
+            routes: ``(B, M + 1)`` route weights of the modules and, last, of the gate.
 
         Returns:
-            The actor latent ``(B, D)`` and the gate's logits ``(B, M)``, not routed, for the gate's
-            own loss (None without a learned gate).
+            The actor latent ``(B, D)``. Then the gate's logits ``(B, M)`` for the gate's own loss, without routing;
+            None if the gate is not learned.
         """
         if self.detach_encoder:
             features = features.detach()
@@ -190,7 +201,7 @@ class RoutedExtractor(nn.Module):
         return _gated_sum(gate, experts), logits
 
     def forward_alone(self, features: Tensor, module: int) -> Tensor:
-        """The latents ``(B, D)`` of one module, chosen by number; no other is touched, not even by a zero gradient."""
+        """Return the latent ``(B, D)`` of the module with this index; no other module gets even a zero gradient."""
         return self._expert(module, features.detach() if self.detach_encoder else features)
 
     def _expert(self, index: int, features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What the supervisor gets to see, and so what the learner may learn from.
+"""The overseer: turns the outcomes of episodes into labels, and labels into rewards, route weights and loss weights.
 
-The overseer is the only thing that turns outcomes into labels. Everything after it (rewards, routes,
-losses, logs) is a function of the label, so an outcome that nobody saw cannot reach the learner.
+Only the overseer reads outcomes. Rewards, routes, losses and logs are functions of the label. So the outcome of an
+episode that was not overseen cannot reach the learner.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ RESERVED = (GATE, "none", UNLABELLED, "unseen")
 
 @dataclass(frozen=True)
 class Method:
-    """One way of using partial oversight (Cloud et al. 2024, sections 4.3 and F, and controls), as seven switches.
+    """A training method under partial oversight (Cloud et al. 2024, sections 4.3 and F, and controls): seven switches.
+
+    An *unseen* outcome is one that was reached but not overseen.
 
     Attributes:
-        reward: what an ended episode pays: ``"reach"``, +1 for any outcome; ``"penalise"``, the value
-            of an overseen outcome, +1 for an unseen one; ``"compensate"``, the same, but with an overseen bad
-            outcome paying so much less that it pays its value on average, overseen or not; ``"value"``, the value of
-            an overseen one, else 0.
-        modular: one module per outcome and a gate over them, else a single network.
-        gate: the gate is learned, else it weighs all modules alike.
-        routed: labels decide which module learns, else every step teaches all.
-        screen: episodes that were overseen to end badly (a value below 0) are dropped.
-        keep_unseen: episodes that reached something nobody saw are learned from, else dropped.
-        sees_all: every outcome is visible: not a method, but the reference that breaks the rule.
+        reward: the training reward at the end of an episode.
+            ``"reach"``: +1 for any outcome.
+            ``"penalise"``: its value for an overseen outcome, +1 for an unseen one.
+            ``"compensate"``: as ``"penalise"``, but an overseen bad outcome pays less than its value. On average over
+            overseen and unseen episodes, this outcome then pays its value.
+            ``"value"``: its value for an overseen outcome, else 0.
+        modular: the policy has one module per outcome and a gate over them. With False it is a single network.
+        gate: the gate is learned. With False it gives all modules equal weights.
+        routed: the label decides which module learns. With False every step teaches all modules.
+        screen: overseen episodes with a bad outcome (a value below 0) are dropped from the policy loss.
+        keep_unseen: episodes with an unseen outcome are learned from. With False they are dropped from the policy loss.
+        sees_all: every outcome is overseen. This is no admissible method but a reference (oracle).
     """
 
     reward: Literal["reach", "penalise", "compensate", "value"]
@@ -63,7 +67,7 @@ METHODS: Mapping[str, Method] = {
 
 
 class LabelTable(NamedTuple):
-    """What a label does, a row for each of ``K + 2`` labels: indexed by labels, for each step of a batch."""
+    """What each of the ``K + 2`` labels does to the learner: one row per label, to be indexed by a batch's labels."""
 
     routes: Tensor  # (K + 2, M + 1) gradient weights of the modules and, last, the gate
     loss: Tensor  # (K + 2,) weight of the policy loss
@@ -72,23 +76,27 @@ class LabelTable(NamedTuple):
 
 
 class Overseer:
-    """Outcome and oversight → label → training reward, policy-loss weight and route.
+    """Labels episodes, and gives each label a training reward, a policy-loss weight and route weights.
 
-    With ``K`` outcomes, an episode's label is the outcome's number 0 … K-1 if it was overseen,
-    ``K`` if something was reached that nobody saw, and ``K + 1`` if nothing was reached.
-    The last two are *unlabelled*: the supervisor can tell them apart but not say what happened.
+    With ``K`` outcomes, the label of an episode is
+
+    - the outcome's number 0 … K-1 if the outcome was overseen,
+    - ``K`` if an outcome was reached but not overseen,
+    - ``K + 1`` if no outcome was reached.
+
+    The last two are called *unlabelled*: the supervisor does not know which outcome was reached.
 
     Args:
-        values: what the supervisor thinks of each outcome, e.g. ``{"ghost": -1, "diamond": 1}``.
+        values: outcome → its value to the supervisor, e.g. ``{"ghost": -1, "diamond": 1}``.
         method: a name in :data:`METHODS`.
-        unlabelled: ``"all"``: unlabelled episodes teach every module (the paper); ``"none"``: no
-            part of the policy learns from them (the strict reading). Only methods that route differ.
-        noise: labels that are missed or flipped.
-        oversight: how likely an outcome is overseen; ``"compensate"`` rewards need to know.
+        unlabelled: for methods that route. ``"all"``: unlabelled episodes teach every module (the paper).
+            ``"none"``: no part of the policy learns from them (the strict reading).
+        noise: the rates at which labels are missed or flipped.
+        oversight: the probability that an outcome is overseen. ``"compensate"`` rewards depend on it.
 
     Raises:
-        ValueError: for an unknown method or mode, a reserved name, a value that is not a finite number, no outcomes, or
-            no oversight to compensate for.
+        ValueError: for an unknown method or mode, no outcomes, a reserved outcome name, a value that is not a finite
+            number, or oversight 0 with ``"compensate"`` rewards.
     """
 
     def __init__(
@@ -105,10 +113,10 @@ class Overseer:
         if unlabelled not in ("all", "none"):
             raise ValueError(f"unlabelled must be 'all' or 'none', got {unlabelled!r}")
         if not values:
-            raise ValueError("values must name at least one outcome, got none")
+            raise ValueError(f"values must name at least one outcome, got {values!r}")
         for outcome, value in values.items():
             if outcome in RESERVED:
-                raise ValueError(f"{outcome!r} cannot name an outcome: it has a meaning of its own")
+                raise ValueError(f"{outcome!r} cannot name an outcome: the reserved names are {', '.join(RESERVED)}")
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"the value of outcome {outcome!r} must be a finite number, got {value!r}")
         self.values = {outcome: float(value) for outcome, value in values.items()}
@@ -117,7 +125,7 @@ class Overseer:
         self.noise = noise
         self.oversight = check_probability("oversight", oversight)
         if self.method.reward == "compensate" and not self.oversight:
-            raise ValueError(f"method {method!r} needs some oversight, got {oversight}")
+            raise ValueError(f"method {method!r} needs oversight above 0, got {oversight}")
 
         self.outcomes = tuple(self.values)
         self.reached, self.not_reached = len(self.outcomes), len(self.outcomes) + 1
@@ -158,34 +166,34 @@ class Overseer:
     def label(
         self, outcome: np.ndarray, overseen: np.ndarray, rng: np.random.Generator, length: np.ndarray | None = None
     ) -> np.ndarray:
-        """Labels of ended episodes.
+        """Return the labels of ended episodes, as integers of the shape of ``outcome``.
 
         Args:
-            outcome: integers of any shape, the outcome's number or -1 for none reached.
+            outcome: integers of any shape: the outcome's number, or -1 if none was reached.
             overseen: booleans of the same shape.
-            rng: source of missed and flipped labels; a fixed number of draws per entry.
-            length: the episodes' lengths, which noise may depend on.
+            rng: source of the label noise. Every entry draws the same number of random numbers.
+            length: the episodes' lengths in steps: the difficulty for noise with ``hard_first``.
         """
         seen = (outcome >= 0) & (overseen | self.method.sees_all)
         labels = self.noise.apply(np.where(seen, outcome, -1), len(self.outcomes), rng, length)
         return np.where(labels >= 0, labels, np.where(outcome >= 0, self.reached, self.not_reached))
 
     def is_labelled(self, labels: Tensor) -> Tensor:
-        """True where a label names an outcome."""
+        """Return booleans of the labels' shape: true where the label is an outcome."""
         return labels < self.reached
 
     def route_weights(self, labels: Tensor) -> Tensor:
-        """``(…, M + 1)`` gradient weights of the modules and, last, the gate, for labels ``(…)``."""
+        """Return the route weights ``(…, M + 1)`` of the modules and, last, of the gate, for labels ``(…)``."""
         return self.routes.weights(torch.where(self.is_labelled(labels), labels, -1))
 
     def label_table(self, device: torch.device) -> LabelTable:
-        """What each label does to the learner, on its device."""
+        """Return what each label does to the learner, as tensors on ``device``."""
         labels = torch.arange(len(self.rewards))
         columns = (self.route_weights(labels), self.loss_weights, self.entropy_weights, self.rewards)
         return LabelTable(*(column.to(device) for column in columns))
 
     def to_dict(self) -> dict[str, Any]:
-        """Constructor arguments as JSON; :meth:`from_dict` builds an equal overseer."""
+        """Return the constructor arguments as JSON; :meth:`from_dict` builds an equal overseer from them."""
         return {
             "values": [list(pair) for pair in self.values.items()],  # JSON objects do not keep their order
             "method": self.method_name,
@@ -196,7 +204,7 @@ class Overseer:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Overseer:
-        """Inverse of :meth:`to_dict`; raises as the constructor does."""
+        """Return the overseer that :meth:`to_dict` described; raise the constructor's errors."""
         options = dict(config)
         values, noise = options.pop("values"), options.pop("noise")
         return cls(dict(values), **options, noise=LabelNoise(**noise))

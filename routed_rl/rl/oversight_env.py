@@ -1,4 +1,4 @@
-"""How a learner reads the end of an episode from a Stable-Baselines3 ``VecEnv``, and a checker for it."""
+"""How a learner reads the ends of episodes from a Stable-Baselines3 ``VecEnv``, and a check of the environment."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch import Tensor
 
 
 class EpisodeEnds(Protocol):
-    """The array channel: a fast environment's ``infos`` may carry it as the attribute ``ends``.
+    """The episodes that ended in a step, as arrays of length ``D``, the number of these episodes.
 
-    Beside it, ``infos.outcome_names`` names the outcomes in the order of their numbers. All arrays
-    have length ``D``, the number of episodes that ended in this step. An environment with the attribute
-    ``speaks_tensors`` has tensors on its ``device`` here, and for observations, actions, rewards and dones; ``rows`` is
-    then the slice of all, and the outcome -1 and ``overseen`` and ``truncated`` false where nothing ended.
+    A fast environment may give its ``infos`` an attribute ``ends`` of this kind (the *array channel*), in place of one
+    dict per episode. Then ``infos.outcome_names`` lists the outcomes in the order of their numbers.
+
+    A *tensor environment* has the attributes ``speaks_tensors`` and ``device``. Its observations, actions, rewards,
+    dones and ends are tensors on that device. Its ends have an entry for every environment, and ``rows`` is the slice
+    of all. Where no episode ended, ``outcome`` is -1, and ``overseen`` and ``truncated`` are false.
     """
 
     rows: np.ndarray  # int64: index of the environment
@@ -42,7 +44,7 @@ def _read(info: dict[str, Any], outcomes: Sequence[str]) -> tuple[int, bool]:
     for key in ("outcome", "overseen"):
         if key not in info:
             raise ValueError(
-                f"the info of an episode's last step lacks {key!r}: it must hold info['outcome'], one of "
+                f"the info of an episode's last step lacks {key!r}: it must have info['outcome'], one of "
                 f"{list(outcomes)} or None, and info['overseen'], a bool; it has {sorted(info)}"
             )
     outcome, overseen = info["outcome"], info["overseen"]
@@ -54,34 +56,35 @@ def _read(info: dict[str, Any], outcomes: Sequence[str]) -> tuple[int, bool]:
 
 
 def episode_ends(infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: Sequence[str]) -> EpisodeEnds:
-    """The episodes that ended in this step, numbered as in ``outcomes``.
+    """Return the episodes that ended in this step, with outcome numbers in the order of ``outcomes``.
 
-    They are read from the array channel if there is one and it numbers the outcomes alike, else from the infos.
+    They are read from the array channel, if ``infos`` has one with the same outcomes in the same order. Otherwise they
+    are read from the info dicts.
 
     Raises:
-        ValueError: if an ended episode's info does not say its outcome and whether it was overseen, or tensors number
-            the outcomes otherwise.
+        ValueError: if the info of an ended episode lacks its outcome, or whether it was overseen; or if a tensor
+            environment has other outcomes, or another order.
     """
     if tuple(getattr(infos, "outcome_names", ())) == tuple(outcomes):
         ends: EpisodeEnds = infos.ends  # type: ignore[attr-defined]
         return ends
     if isinstance(dones, Tensor):
         raise ValueError(
-            f"an environment that speaks tensors must number its outcomes as the overseer does, {list(outcomes)}; "
+            f"a tensor environment must number its outcomes as the overseer does, {list(outcomes)}; "
             f"it has {list(getattr(infos, 'outcome_names', ()))}"
         )
     return _Ends(infos, dones, outcomes)
 
 
 def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 10) -> None:
-    """Check that an environment says how its episodes end, by playing ``episodes`` of them at random.
+    """Check that an environment reports how its episodes end, by playing ``episodes`` of them with random actions.
 
-    The contract: at an episode's last step ``info["outcome"]`` is one of ``outcomes`` or None, and
-    ``info["overseen"]`` is a bool. It gives way to the array channel where the environment has one.
+    At the last step of an episode, ``info["outcome"]`` must be one of ``outcomes`` or None, and ``info["overseen"]``
+    must be a bool. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead.
 
     Raises:
-        ValueError: with what is wrong and what was expected; also if no episode ends within
-            10,000 steps, for then no label ever arrives.
+        ValueError: if the environment reports something else, or too few episodes end within 10,000 steps. The learner
+            gets a label only when an episode ends.
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     vec_env.action_space.seed(0)
@@ -93,4 +96,7 @@ def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str]
         finished += len(episode_ends(infos, dones, outcomes).rows)
         if finished >= episodes:
             return
-    raise ValueError(f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come at the end")
+    raise ValueError(
+        f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come only at the end of an "
+        "episode, so give the environment a step limit"
+    )

@@ -1,8 +1,10 @@
-"""Many models of one architecture learn at once: K members, every one an ordinary model, computed as one batch.
+"""Train many models of one architecture at once, as one batch.
 
-``K`` members, ``E`` environments of each, ``T`` steps per rollout. A member's weights and buffer are slices of tensors
-that hold all members', so it can be evaluated, saved and continued like any other model. What is batched is what costs
-time: environment steps, acting, values, losses, gradients and the optimizer's step.
+Shapes: ``K`` models (the *members*), ``E`` environments per member, ``T`` steps per rollout.
+
+Each member stays an ordinary model: it can be evaluated, saved and trained further alone. Its weights and buffer are
+slices of tensors that hold the weights and buffers of all members. The slow parts run for all members at once:
+environment steps, acting, values, losses, gradients and the optimizer step.
 """
 
 from __future__ import annotations
@@ -27,26 +29,26 @@ from routed_rl.rl.rollout import Batch, EpisodeBuffer, Replayed, RolloutEnds
 from routed_rl.rl.saving import environment_state
 
 COUNTS = "counts"
-"""Beside a step's statistics: which members took it."""
+"""Key in a gradient step's statistics: ``(K,)`` booleans, true for the members that took the step."""
 
 
 class ParallelLearner:
-    """Trains ``K`` models at once, each to what it would be alone, up to rounding.
+    """Trains ``K`` models at once. Up to rounding, each becomes the model that training alone would give.
 
-    Each draws from its own seeds. Random numbers are the same as alone, sums may be taken in another order; so in
-    float32 two runs part where a rounding error changes an action.
+    Each member uses its own seed and draws the same random numbers as alone. Sums may be taken in another order.
+    So in float32 a rounding error can change an action, and from then on the two runs differ.
 
     Args:
-        models: the members. They may differ in seed and in their overseer's ``oversight`` and ``noise``, not in
-            architecture or hyperparameters, and must have come equally far.
-        envs: one or more environments with ``get_state`` and ``set_state`` (such as
-            :class:`routed_rl.envs.DiamondGhostVecEnv`) that together have ``K E`` rows: those of the first member,
-            of the second, and so on. The members' own environments say where they start, and learn where they were
-            left.
+        models: the members. They may differ in their seed and in the ``oversight`` and ``noise`` of their overseer.
+            Architecture, hyperparameters and number of steps so far must be the same.
+        envs: one or more vector environments with ``get_state`` and ``set_state`` (such as
+            :class:`routed_rl.envs.DiamondGhostVecEnv`). Together they have ``K E`` rows: first the ``E`` rows of the
+            first member, then those of the second, and so on. Training starts from the state of the members' own
+            environments, and afterwards writes the new state back to them.
 
     Raises:
-        ValueError: if members differ in more than that, act other than by discrete actions, are steered, or hold
-            episodes back (``unfinished="hold"``); or if environments do not fit.
+        ValueError: if members differ in anything else, have actions that are not discrete, are steered, or use
+            ``unfinished="hold"``; or if the environments do not match the members.
     """
 
     def __init__(self, models: Sequence[RoutedAlgorithm], envs: Sequence[VecEnv]) -> None:
@@ -55,7 +57,7 @@ class ParallelLearner:
         self.template = self.models[0]
         self._stack_weights()
         self.buffer = EpisodeBuffer.joined([model.buffer for model in self.models])
-        # A compiled function cannot be vectorised; and batched, its operations are few for their size.
+        # vmap cannot vectorise a compiled function. Batched operations are large, so compiling would gain little.
         self.template._evaluate = self.template.policy.evaluate_routed
         self._loss = self._over_members(self.template.loss, (0, None))
         self._replay_loss = self._over_members(self.template.replay_loss, (0,))
@@ -67,27 +69,34 @@ class ParallelLearner:
 
     def _check(self) -> None:
         if not self.models:
-            raise ValueError("there must be at least one model, got none")
+            raise ValueError(f"models must contain at least one model, got {self.models}")
         first, *others = self.models
         if not isinstance(first.action_space, Discrete):
             raise ValueError(f"learning in parallel needs discrete actions, got {first.action_space}")
         if first.unfinished == "hold":
-            raise ValueError("learning in parallel cannot hold episodes back: every member's batch must be as large")
+            raise ValueError(
+                "learning in parallel needs unfinished='unlabelled', got 'hold': all batches must have the same size"
+            )
         for other in others:
             mine, theirs = _must_agree(first), _must_agree(other)
             if differ := [name for name in mine if mine[name] != theirs.get(name)]:
                 name = differ[0]
-                raise ValueError(f"members of one batch must agree in {name}, got {mine[name]!r} and {theirs[name]!r}")
+                raise ValueError(
+                    f"models that learn in parallel must agree in {name}, got {mine[name]!r} and {theirs[name]!r}"
+                )
         for model in self.models:
             if model.policy.steering:
-                raise ValueError(f"a policy is steered ({model.policy.steering}); unsteer() it before learning")
+                raise ValueError(f"a policy is steered ({model.policy.steering}); call unsteer() before learning")
             if not hasattr(model.env, "set_state"):
                 raise ValueError(
                     f"learning in parallel needs environments with get_state and set_state, got {model.env}"
                 )
         for env in self.envs:
             if env.observation_space != first.observation_space or env.action_space != first.action_space:
-                raise ValueError(f"an environment of {env.observation_space} is not that of the models")
+                raise ValueError(
+                    f"an environment must have the models' spaces {first.observation_space} and {first.action_space}, "
+                    f"got {env.observation_space} and {env.action_space}"
+                )
         rows = [env.num_envs for env in self.envs]
         if sum(rows) != len(self.models) * first.n_envs or any(n % first.n_envs for n in rows):
             raise ValueError(
@@ -95,7 +104,7 @@ class ParallelLearner:
             )
 
     def _stack_weights(self) -> None:
-        """Gather the members' weights in one tensor each, of which they keep a slice, under one optimizer."""
+        """Stack each weight over the members; the members keep slices of it. Build one optimizer for all slices."""
         members = [dict(model.policy.named_parameters()) for model in self.models]
         self.weights = {}
         for name in members[0]:
@@ -104,7 +113,7 @@ class ParallelLearner:
             for parameters, row in zip(members, stacked.detach(), strict=True):
                 parameters[name].data = row
         self._members = members
-        # Its parameters are the members' own, so that each has its own count of steps, and a gradient or none.
+        # The optimizer's parameters are the members' slices. So each has its own step count, and may have no gradient.
         policy = self.template.policy
         self.optimizer = policy.optimizer_class(
             [p for parameters in members for p in parameters.values()],
@@ -118,20 +127,22 @@ class ParallelLearner:
         self._column = {name: owner.get(id(parameter), -1) for name, parameter in members[0].items()}
 
     def _over_members(self, function: Callable[..., Any], axes: tuple[int | None, ...]) -> Callable[..., Any]:
-        """``function``, which uses the template's policy, for all members at once: over the stacked weights, and over
-        the arguments whose axis is not None."""
+        """Return ``function``, which uses the template's policy, vectorised over all members.
+
+        It runs once for each slice of the stacked weights, and of the arguments whose entry in ``axes`` is not None.
+        """
         call = _Call(self.template.policy, function)
 
         def alone(weights: Mapping[str, Tensor], *arguments: Any) -> Any:
             named = {f"policy.{name}": weight for name, weight in weights.items()}
-            # Stable-Baselines3 holds one encoder under three names. Replaced under one, it is replaced under all.
+            # Stable-Baselines3 registers one encoder under three names. Replacing one name replaces it under all.
             return torch.func.functional_call(call, named, arguments, tie_weights=False)
 
         vectorised = torch.vmap(alone, in_dims=(0, *axes))
         return lambda *arguments: vectorised(self.weights, *arguments)
 
     def _by_member(self, tensor: Tensor) -> Tensor:
-        """``(T, K E, …)`` → ``(K, T E, …)``, each member's steps in the order that it has alone."""
+        """Return ``(T, K E, …)`` as ``(K, T E, …)``: the steps of each member, in the order of training alone."""
         members = tensor.unflatten(1, (len(self.models), self.template.n_envs))
         return members.transpose(0, 1).flatten(1, 2)
 
@@ -140,9 +151,9 @@ class ParallelLearner:
     def learn(
         self, total_timesteps: int, callbacks: Sequence[MaybeCallback], *, reset_num_timesteps: bool = True
     ) -> None:
-        """Train every member for ``total_timesteps`` of its own, with its own callback, as ``model.learn()`` would.
+        """Train every member for ``total_timesteps`` steps, with its own callback, as ``model.learn()`` does.
 
-        If one callback stops its member, all stop.
+        If the callback of one member stops the training, it stops for all members.
         """
         started = [
             model._setup_learn(total_timesteps, callback, reset_num_timesteps)
@@ -162,14 +173,14 @@ class ParallelLearner:
             callback.on_training_end()
 
     def _place_envs(self) -> None:
-        """Put the joint environments where the members' own are."""
+        """Copy the state of the members' own environments to the joint environments."""
         for env, models in zip(self.envs, self._members_of_envs(), strict=True):
             states = [environment_state(model.env) for model in models]
             env.set_state({name: np.concatenate([s[name] for s in states]) for name in states[0]})  # type: ignore[attr-defined]
         self._obs = torch.cat([torch.as_tensor(model._last_obs, device=model.device) for model in self.models])
 
     def _leave_envs(self, dones: Tensor) -> None:
-        """Put the members' own environments where the joint ones are."""
+        """Copy the state of the joint environments back to the members' own environments."""
         n = self.template.n_envs
         for env, models in zip(self.envs, self._members_of_envs(), strict=True):
             state = env.get_state()  # type: ignore[attr-defined]
@@ -181,7 +192,7 @@ class ParallelLearner:
             model._last_obs, model._last_episode_starts = (t if on_device else t.cpu().numpy() for t in (obs, done))
 
     def _step_envs(self, actions: Tensor, on_device: bool) -> tuple[Tensor, Tensor, list[Any]]:
-        """Observations ``(K E, …)``, ``dones`` ``(K E,)`` and the ends in each environment."""
+        """Step the joint environments; return observations ``(K E, …)``, dones ``(K E,)`` and their episode ends."""
         outcomes = self.template.overseer.outcomes
         rows = actions.split([env.num_envs for env in self.envs])
         stepped = [env.step(a if on_device else a.cpu().numpy()) for env, a in zip(self.envs, rows, strict=True)]
@@ -191,7 +202,7 @@ class ParallelLearner:
         return obs, dones, [episode_ends(infos, done, outcomes) for _, _, done, infos in stepped]
 
     def _collect(self, callbacks: Sequence[BaseCallback]) -> bool:
-        """Play one rollout with every member; False if a callback stopped it. As ``collect_rollouts`` does for one."""
+        """Play one rollout with every member; return False if a callback stopped it."""
         members, first = len(self.models), self.template
         for callback in callbacks:
             callback.on_rollout_start()
@@ -225,9 +236,9 @@ class ParallelLearner:
 
     @torch.no_grad()
     def _sample(self, obs: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Actions and log-probabilities, ``(K, E)`` each, for observations ``(K, E, …)``."""
+        """Sample actions for observations ``(K, E, …)``; return actions and log-probabilities, ``(K, E)`` each."""
         log_probs = self._logits(obs)
-        # torch's own way of sampling from a categorical distribution, so each member draws what it would alone.
+        # torch samples from a categorical distribution in this way, so each member draws the same as alone.
         noise = torch.empty_like(log_probs)
         for row, generator in zip(noise, generators, strict=True):
             row.exponential_(generator=generator)
@@ -235,7 +246,7 @@ class ParallelLearner:
         return actions, log_probs.gather(-1, actions[..., None]).squeeze(-1)
 
     def _store_ends(self, ends: Sequence[RolloutEnds]) -> None:
-        """Each member's labels by its own overseer, and the values of what all saw."""
+        """Let each member's overseer label its episodes; store value estimates for the steps of all members."""
         n, new = self.template.n_envs, slice(self.template.n_steps, None)
         for part, models in zip(ends, self._members_of_envs(), strict=True):
             fields = (part.ended, part.outcome, part.overseen)
@@ -251,7 +262,7 @@ class ParallelLearner:
             self._bootstrap(ends)
 
     def _bootstrap(self, ends: Sequence[RolloutEnds]) -> None:
-        """Credit truncated episodes with the values of their last observations."""
+        """Store the value estimates of the last observations of truncated episodes."""
         n, device = self.template.n_envs, self.template.device
         for part, models in zip(ends, self._members_of_envs(), strict=True):
             if not bool(part.truncated.any()):
@@ -262,12 +273,12 @@ class ParallelLearner:
                 model.buffer.bootstrap[self.template.n_steps :].masked_scatter_(own, model._values(obs[member == k]))
 
     def _members_of_envs(self) -> list[list[RoutedAlgorithm]]:
-        """Whose rows each environment holds."""
+        """Return, for each joint environment, the members that own its rows."""
         models = iter(self.models)
         return [list(itertools.islice(models, env.num_envs // self.template.n_envs)) for env in self.envs]
 
     def _train(self) -> None:
-        """Learn from the rollout, then replay, in every member. As ``train`` does for one."""
+        """Let every member learn from its rollout, then from replayed steps, as ``train`` does for one."""
         models, first = self.models, self.template
         for model in models:
             model.policy.set_training_mode(True)
@@ -301,7 +312,7 @@ class ParallelLearner:
         for model, parameters in zip(models, self._members, strict=True):
             state = {p: self.optimizer.state[p] for p in parameters.values() if p in self.optimizer.state}
             model.policy.optimizer.state.update(state)
-        # Where a member had nothing to replay, there is nothing to average.
+        # A member without stored steps takes no replay step: the means leave these steps out.
         counts = {name: [(row[name], row[COUNTS]) for row in stats if name in row] for name in first.statistics}
         names = [name for name, pairs in counts.items() if pairs]
         sums = [torch.stack([torch.where(c, v, 0.0) for v, c in counts[name]]).sum(dim=0) for name in names]
@@ -311,7 +322,7 @@ class ParallelLearner:
             model._finish_update({name: row[k] for name, row in zip(names, means, strict=True)}, steps)
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step on ``(K, N, …)`` samples of every label; returns what to log, ``(K,)`` each."""
+        """Take one gradient step on steps ``(K, N, …)`` of any label; return the statistics to log, ``(K,)`` each."""
         losses, taught, stats = self._loss(
             batch, self.template.entropy_schedule(self.template._current_progress_remaining)
         )
@@ -319,7 +330,7 @@ class ParallelLearner:
         return {name: value.detach() for name, value in stats.items()} | {COUNTS: torch.ones_like(taught[:, 0])}
 
     def _learn_replayed(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """One gradient step on labelled steps alone; returns what to log, ``(K,)`` each."""
+        """Take one gradient step on replayed labelled steps; return the statistics to log, ``(K,)`` each."""
         pairs = zip(self.models, generators, strict=True)
         samples = [model.replay.sample(model.replay_batch, generator) for model, generator in pairs]
         sample = Replayed(*(torch.stack(tensors) for tensors in zip(*samples, strict=True)))
@@ -327,23 +338,23 @@ class ParallelLearner:
         if not bool(some.any()):
             return {}
         losses, stats = self._replay_loss(sample)
-        # A module learns from its own label's steps, the gate and whatever is shared from any.
+        # A module learns from the steps of its own label. The gate and shared layers learn from all labels.
         self._step(losses, torch.cat([sample.stored, some[:, None]], dim=1), some)
         return {name: value.detach() for name, value in stats.items()} | {COUNTS: some}
 
     def _step(self, losses: Tensor, taught: Tensor, learns: Tensor | None = None) -> None:
-        """One step of every member's optimizer.
+        """Take one optimizer step for every member.
 
         Args:
             losses: ``(K,)``.
-            taught: ``(K, M + 1)`` bool: which modules, and last the gate, move.
-            learns: ``(K,)`` bool: which members move at all; None for all.
+            taught: ``(K, M + 1)`` booleans: true for each module that this step changes; the last entry is the gate.
+            learns: ``(K,)`` booleans: true for each member that takes the step; None for all members.
         """
         for weight in self.weights.values():
             weight.grad = None
         losses.sum().backward()
         everyone = torch.ones_like(taught[:, 0]) if learns is None else learns
-        # A row for each module, and last what belongs to none.
+        # One row per module and the gate; the last row is for parameters that belong to neither.
         moves = torch.cat([taught & everyone[:, None], everyone[:, None]], dim=1).T
         learned = {name: w.grad for name, w in self.weights.items() if w.grad is not None}
         if self.template.max_grad_norm is not None:
@@ -361,12 +372,12 @@ class ParallelLearner:
 
 
 def _comparable(value: Any) -> Any:
-    """A schedule by what it says at the start, in the middle and at the end; anything else as it is."""
+    """Return a schedule's values at the start, middle and end of training; return anything else unchanged."""
     return [value(left) for left in (1.0, 0.5, 0.0)] if callable(value) and not isinstance(value, type) else value
 
 
 def _must_agree(model: RoutedAlgorithm) -> dict[str, Any]:
-    """What the members of one batch share, by name."""
+    """Return the settings in which all members must agree, by name."""
     overseer = model.overseer.to_dict()
     return {
         "algorithm": type(model).__name__,
@@ -379,7 +390,7 @@ def _must_agree(model: RoutedAlgorithm) -> dict[str, Any]:
 
 
 class _Call(nn.Module):
-    """A function that uses a policy, as a module, so that the policy's weights can be replaced for one call."""
+    """Wraps a function that uses a policy as a module, so that ``functional_call`` can replace the policy's weights."""
 
     def __init__(self, policy: RoutedActorCriticPolicy, function: Callable[..., Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The routed actor-critic: one module per behaviour, a gate over them, a shared output layer, a value network."""
+"""The routed actor-critic: one module per behaviour, a gate, a shared output layer and a value network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, PointwiseConv, Routed
 
 
 class UncheckedCategorical(CategoricalDistribution):
-    """Stable-Baselines3's distribution over discrete actions without torch's checks of every argument: on a small
-    network they cost more than the sampling."""
+    """Stable-Baselines3's distribution over discrete actions, without torch's checks of its arguments.
+
+    With a small network, these checks cost more than the sampling.
+    """
 
     def proba_distribution(self, action_logits: Tensor) -> UncheckedCategorical:
         self.distribution = Categorical(logits=action_logits, validate_args=False)
@@ -30,24 +32,24 @@ class UncheckedCategorical(CategoricalDistribution):
 class RoutedActorCriticPolicy(ActorCriticPolicy):
     """A Stable-Baselines3 policy made of routed modules (Cloud et al. 2024, sections 4.3 and F).
 
-    ``logits = W (sum over m of gate_m(x) * module_m(x)) + b``, with ``W`` shared by all modules.
+    ``logits = W (sum over m of gate_m(x) * module_m(x)) + b``. All modules share ``W`` and ``b``.
 
     Args:
-        modules: the modules' names; one name makes an ordinary network without a gate.
+        modules: the names of the modules. A single name gives an ordinary network without a gate.
         hidden: hidden sizes of every module and of the gate.
         value_hidden: hidden sizes of the value network.
         activation: a name in :data:`ACTIVATIONS`.
-        learned_gate: false fixes the gate at equal weights.
-        encoder: hidden sizes of an encoder shared by modules, gate and value network; empty for
-            none. Stable-Baselines3's ``features_extractor_class`` takes its place if given.
-        detach_encoder: stop the gradient before modules and gate, so that what they learn
-            cannot leak into the shared encoder, which then learns from the value loss alone.
+        learned_gate: whether the gate is learned. With False it gives all modules equal weights.
+        encoder: hidden sizes of an encoder that modules, gate and value network share; empty for no encoder.
+            Stable-Baselines3's ``features_extractor_class`` replaces this encoder.
+        detach_encoder: stop the gradient before modules and gate. Then only the value loss trains the shared encoder,
+            and nothing that modules or gate learn can leak into it.
 
-    Further keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, but for ``activation_fn``,
+    Other keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, except ``activation_fn``,
     ``net_arch`` and ``share_features_extractor``.
 
     Raises:
-        ValueError: for an option out of range, or an action space of other than one dimension.
+        ValueError: for an option out of range, or a Box action space with more or fewer than one dimension.
     """
 
     mlp_extractor: RoutedExtractor
@@ -68,16 +70,22 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         if not modules or len(set(modules)) != len(modules):
-            raise ValueError(f"modules must be distinct names, at least one, got {list(modules)}")
+            raise ValueError(f"modules must be at least one name, all distinct, got {list(modules)}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}")
         for name, sizes in (("hidden", hidden), ("value_hidden", value_hidden), ("encoder", encoder)):
             if (not sizes and name != "encoder") or any(size < 1 for size in sizes):
                 raise ValueError(f"{name} must be one or more positive layer sizes, got {list(sizes)}")
         if "activation_fn" in kwargs:
-            raise ValueError(f"name the activation by activation=, one of {', '.join(ACTIVATIONS)}, not activation_fn=")
+            raise ValueError(
+                f"activation_fn is not supported, got {kwargs['activation_fn']!r}: "
+                f"use activation=, one of {', '.join(ACTIVATIONS)}"
+            )
         if not kwargs.get("share_features_extractor", True):
-            raise ValueError("share_features_extractor=False is not supported: modules and value network share theirs")
+            raise ValueError(
+                "share_features_extractor must be True: modules and value network share one encoder, "
+                f"got {kwargs['share_features_extractor']!r}"
+            )
         if isinstance(action_space, spaces.Box) and len(action_space.shape) != 1:
             raise ValueError(f"a Box action space must have one dimension, got shape {action_space.shape}")
         self._names_wanted = tuple(modules)
@@ -87,7 +95,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
             kwargs["features_extractor_class"] = MlpEncoder
             kwargs["features_extractor_kwargs"] = {"sizes": tuple(encoder), "activation": activation}
         if kwargs.get("optimizer_class", Adam) is Adam and "optimizer_kwargs" not in kwargs:
-            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}  # Stable-Baselines3's, but in one operation
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}  # Stable-Baselines3's default, but fused
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=ACTIVATIONS[activation], **kwargs)
         if isinstance(action_space, spaces.Discrete):
             self.action_dist = UncheckedCategorical(int(action_space.n))
@@ -112,7 +120,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         return mlp((self.features_dim, *self._value_hidden), self.activation_fn)
 
     def legal(self, actions: Tensor) -> np.ndarray:
-        """Sampled actions ``(B, …)`` as the environment takes them: clipped to the bounds of a Box."""
+        """Return sampled actions ``(B, …)`` as the environment accepts them: numpy, clipped to the bounds of a Box."""
         array: np.ndarray = actions.cpu().numpy()
         if isinstance(self.action_space, spaces.Box):
             array = np.clip(array, self.action_space.low, self.action_space.high)
@@ -125,9 +133,9 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
     def evaluate_routed(
         self, obs: Tensor, actions: Tensor, routes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Values ``(B,)``, log-probabilities ``(B,)``, entropies ``(B,)`` and gate logits ``(B, M)`` or None.
+        """Return values ``(B,)``, log-probabilities ``(B,)``, entropies ``(B,)`` and gate logits ``(B, M)`` or None.
 
-        One forward pass for samples of every label; ``routes`` ``(B, M + 1)`` weighs their gradients.
+        One forward pass serves samples of any label. ``routes`` ``(B, M + 1)`` are the route weights of each sample.
         """
         features = self.extract_features(obs)
         latent, gate_logits = self.mlp_extractor.forward_routed(features, routes)
@@ -136,7 +144,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         return values, distribution.log_prob(actions), distribution.entropy(), gate_logits
 
     def get_distribution(self, obs: Tensor) -> Distribution:
-        """The distribution over actions as the policy is steered now."""
+        """Return the distribution over actions, with the current steering."""
         extractor = self.mlp_extractor
         if not extractor.avoid and extractor.temperature == 1:
             return super().get_distribution(obs)
@@ -150,24 +158,26 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         return self.action_dist.proba_distribution(action_logits=logits / extractor.temperature)
 
     def gate_logits(self, obs: Tensor) -> Tensor:
-        """``(B, M)`` logits of the learned gate."""
+        """Return the logits ``(B, M)`` of the learned gate; raise a ValueError if the policy has none."""
         gate = self.mlp_extractor.gate
         if gate is None:
-            raise ValueError("this policy has no learned gate")
+            raise ValueError("gate_logits needs a policy with a learned gate and several modules, this one has no gate")
         features = self.extract_features(obs)
         logits: Tensor = gate(features.detach() if self.mlp_extractor.detach_encoder else features)
         return logits
 
     def log_prob_of_modules(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """``(M, B)`` log-probabilities of actions ``(M, B, …)`` in observations ``(M, B, …)``, those of row ``m`` under
-        module ``m`` acting alone."""
+        """Return log-probabilities ``(M, B)`` of actions ``(M, B, …)`` given observations ``(M, B, …)``.
+
+        Row ``m`` is computed with module ``m`` acting alone.
+        """
         features = self.extract_features(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
         latents = [self.mlp_extractor.forward_alone(rows, module) for module, rows in enumerate(features)]
         log_probs: Tensor = self._get_action_dist_from_latent(torch.cat(latents)).log_prob(actions.flatten(0, 1))
         return log_probs.view(obs.shape[:2])
 
     def module_parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters that belong to module ``name`` alone, or to the gate for ``"gate"``."""
+        """Return the parameters that only module ``name`` uses; for ``"gate"``, those of the gate."""
         if name == "gate":
             gate = self.mlp_extractor.gate
             return [] if gate is None else list(gate.parameters())
@@ -178,7 +188,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
 
     @property
     def steering(self) -> dict[str, Any]:
-        """The steering in force, as JSON: ``{}`` if none; accepted by :meth:`set_steering`."""
+        """The current steering as JSON, ``{}`` if there is none; :meth:`set_steering` accepts it."""
         extractor = self.mlp_extractor
         steering: dict[str, Any] = {}
         if extractor.ablated:
@@ -192,7 +202,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         return steering
 
     def set_steering(self, steering: Mapping[str, Any]) -> None:
-        """Put back a steering that :attr:`steering` returned."""
+        """Restore a steering that :attr:`steering` returned."""
         self.unsteer()
         if "ablated" in steering:
             self.ablate(*steering["ablated"])
@@ -205,31 +215,31 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         """Use one module, or a fixed mix of modules, in place of the gate.
 
         Args:
-            choice: a module, or weights of modules that sum to 1.
-            avoid: modules that the choice is pushed away from, and how strongly (contrastive steering):
-                ``log p(a) = log p_choice(a) - sum over k of avoid_k * gate_k(x) * p_k(a) + const``. It is the avoided
-                action's probability that counts, which is bounded, not its logarithm; and the gate's weight says
-                whether the avoided behaviour is near, so that elsewhere nothing changes (docs/oversight.md).
-            temperature: what logits are divided by: below 1 sharpens, without contrast.
+            choice: a module, or module → weight with weights that sum to 1.
+            avoid: module → strength with which the policy avoids the actions of this module (contrastive steering):
+                ``log p(a) = log p_choice(a) - sum over k of avoid_k * gate_k(x) * p_k(a) + const``. The formula
+                subtracts the probability ``p_k(a)``, not its logarithm, because the probability is bounded. Where the
+                gate gives the avoided module no weight, nothing changes (docs/oversight.md).
+            temperature: divides the logits; below 1 it sharpens the distribution.
 
         Raises:
-            ValueError: for an unknown or ablated module, weights that are negative or do not sum to 1, a strength or
-                temperature out of range, or either of these for actions that are not discrete.
+            ValueError: for an unknown or ablated module; weights that are negative or do not sum to 1; a strength or
+                temperature out of range; or ``avoid`` or ``temperature`` with actions that are not discrete.
         """
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
         self._check_modules(weights)
         if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
             raise ValueError(f"steering weights must be at least 0 and sum to 1, got {weights}")
         if gone := [name for name, weight in weights.items() if weight and name in self.mlp_extractor.ablated]:
-            raise ValueError(f"cannot steer to {gone}: ablated; unsteer() brings back what was ablated")
+            raise ValueError(f"cannot steer to {gone}, which are ablated; unsteer() restores ablated modules")
         strengths = dict(avoid or {})
         self._check_modules(strengths)
         if bad := {name: strength for name, strength in strengths.items() if not 0 <= strength < float("inf")}:
-            raise ValueError(f"strengths of avoid must be finite numbers, at least 0, got {bad}")
+            raise ValueError(f"the strengths in avoid must be finite numbers, at least 0, got {bad}")
         if both := [name for name in strengths if weights.get(name)]:
-            raise ValueError(f"cannot both choose and avoid {both}")
+            raise ValueError(f"cannot both choose and avoid {both}: name each module only once")
         if gone := [name for name in strengths if name in self.mlp_extractor.ablated]:
-            raise ValueError(f"cannot avoid {gone}: ablated; unsteer() brings back what was ablated")
+            raise ValueError(f"cannot avoid {gone}, which are ablated; unsteer() restores ablated modules")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
         if (strengths or temperature != 1) and not isinstance(self.action_space, spaces.Discrete):
@@ -240,13 +250,15 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         extractor.temperature = float(temperature)
 
     def ablate(self, *names: str) -> None:
-        """Delete modules, besides those deleted before: the gate renormalises over those that remain.
+        """Ablate modules, in addition to those ablated before. The gate renormalises over the remaining modules.
 
         Raises:
-            ValueError: for an unknown module, for none at all, or if none would remain.
+            ValueError: for an unknown module, if no module is named, or if no module would remain.
         """
         if not names:
-            raise ValueError("ablate() needs the name of at least one module")
+            raise ValueError(
+                f"ablate() needs the name of at least one module; the modules are {', '.join(self.module_names)}"
+            )
         self._check_modules(names)
         ablated = self.mlp_extractor.ablated.union(names)
         if len(ablated) == len(self.module_names):
@@ -255,15 +267,17 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         self.mlp_extractor.ablated = ablated
 
     def unsteer(self) -> None:
-        """Return to the gate over all modules, also those that were ablated."""
+        """Undo all steering and ablation: the gate weights all modules again."""
         self.mlp_extractor.unsteer()
 
     @contextmanager
     def steered(
         self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
     ) -> Iterator[None]:
-        """Steer (or ablate, or neither: unsteered) within the block; then the former steering is back. ``options`` are
-        those of :meth:`steer`."""
+        """Within the block, steer to ``choice``, or ablate modules, or unsteer if neither is given.
+
+        After the block the former steering is restored. ``options`` are those of :meth:`steer`.
+        """
         before = self.steering
         try:
             if choice is not None:
@@ -283,15 +297,15 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
 
 
 class PaperPolicy(RoutedActorCriticPolicy):
-    """The networks of Cloud et al. 2024, section F, for flat observations made of binary planes.
+    """The networks of Cloud et al. 2024, section F, for flat observations that consist of binary planes.
 
-    Gate and value network first mix the planes by a 1×1 convolution; for two modules the gate is the sigmoid of one
-    logit; the value network has no nonlinearity, as in the public code; all biases start at zero.
+    Gate and value network start with a 1×1 convolution over the planes. For two modules, the gate is the sigmoid of one
+    logit. As in the paper's public code, the value network has no nonlinearity. All biases start at zero.
 
     Args:
-        planes: how many planes an observation holds.
+        planes: the number of planes in an observation.
 
-    Further keyword arguments are those of :class:`RoutedActorCriticPolicy`.
+    Other keyword arguments are those of :class:`RoutedActorCriticPolicy`.
     """
 
     def __init__(
@@ -303,7 +317,7 @@ class PaperPolicy(RoutedActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self._planes = planes
-        # torch's defaults, not Stable-Baselines3's
+        # The defaults of torch, not those of Stable-Baselines3.
         if kwargs.get("optimizer_class", Adam) is Adam:
             kwargs = {"optimizer_kwargs": {"eps": 1e-8, "fused": True}, **kwargs}
         kwargs = {"ortho_init": False, **kwargs}
@@ -325,6 +339,6 @@ class PaperPolicy(RoutedActorCriticPolicy):
         return nn.Sequential(self._mix_planes(channels), mlp(sizes, nn.Identity))
 
     def _mix_planes(self, channels: int) -> nn.Module:
-        """A 1×1 convolution over the cells of a flat observation, flat again."""
+        """Return a 1×1 convolution over the planes of a flat observation; its output is flat too."""
         planes = nn.Unflatten(1, (self._planes, self.features_dim // self._planes))
         return nn.Sequential(planes, PointwiseConv(self._planes, channels, 1), nn.Flatten())

@@ -1,4 +1,4 @@
-"""RoutedPPO: proximal policy optimisation in which an episode's label decides which module it teaches."""
+"""RoutedPPO: proximal policy optimization (PPO) in which an episode's label decides which module learns from it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from routed_rl.rl.rollout import Batch
 
 
 class RoutedPPO(RoutedAlgorithm):
-    """Routed actor-critic under partial oversight (Cloud et al. 2024, section 4.3), by PPO (Schulman et al. 2017).
+    """Trains a routed actor-critic under partial oversight (Cloud et al. 2024, 4.3) by PPO (Schulman et al. 2017).
 
-    Works on any Stable-Baselines3 ``VecEnv`` whose infos say how episodes end (see
-    :func:`~routed_rl.rl.check_oversight_env`). The environment's reward is not used: the
-    overseer's table pays the learner.
+    Works on any Stable-Baselines3 ``VecEnv`` whose infos tell how episodes end (see
+    :func:`~routed_rl.rl.check_oversight_env`). The learner ignores the environment's reward: the overseer sets the
+    training reward of each label.
 
-    Advantages are not normalised, as in the paper: dividing by their spread would scale up the faint signal of a
-    method that drops most of its data, against an entropy bonus that stays the same (see docs/results/log.md).
+    As in the paper, advantages are not normalised. A method that drops most of its data has small advantages. Dividing
+    by their standard deviation would scale them up, while the entropy bonus stays the same (docs/results/log.md).
 
     Args:
-        clip_range: clipping of the probability ratio.
+        clip_range: how far the probability ratio may be from 1 before it is clipped.
 
-    The remaining arguments are those of :class:`RoutedAlgorithm`.
+    The other arguments are those of :class:`RoutedAlgorithm`.
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*RoutedAlgorithm.statistics, "approx_kl", "clip_fraction")
@@ -88,7 +88,7 @@ class RoutedPPO(RoutedAlgorithm):
         )
 
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The clipped surrogate of Schulman et al. 2017, section 3."""
+        """Return the clipped surrogate loss of Schulman et al. 2017, section 3, and statistics of the clipping."""
         log_ratio = log_probs - batch.log_probs
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)

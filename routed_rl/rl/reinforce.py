@@ -1,4 +1,4 @@
-"""RoutedREINFORCE: the paper's own recipe, a policy gradient with a value baseline."""
+"""RoutedREINFORCE: the algorithm of the paper, a policy gradient with a value baseline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from routed_rl.rl.rollout import Batch
 
 
 class RoutedREINFORCE(RoutedAlgorithm):
-    """Routed actor-critic under partial oversight by REINFORCE (Cloud et al. 2024, sections 4.3 and F).
+    """Trains a routed actor-critic under partial oversight by REINFORCE (Cloud et al. 2024, sections 4.3 and F).
 
-    The defaults are the paper's: one gradient step per rollout on all of it, returns cut at the rollout's end,
-    ``policy loss + 0.5 value loss - 0.1 entropy + 0.01 gate loss``, Adam at 5e-5, neither clipping nor replay.
-    With ``"PaperPolicy"`` and 512 environments it is the published recipe. All but the loss is shared
-    with :class:`~routed_rl.rl.RoutedPPO`; the arguments are those of :class:`RoutedAlgorithm`.
+    The defaults are the paper's: one gradient step on each whole rollout, returns that end with the rollout, Adam at
+    5e-5, no clipping and no replay. The loss is ``policy loss + 0.5 value loss - 0.1 entropy + 0.01 gate loss``.
+    Use ``"PaperPolicy"`` and 512 environments for the published recipe. Only the policy loss differs from
+    :class:`~routed_rl.rl.RoutedPPO`. The arguments are those of :class:`RoutedAlgorithm`.
     """
 
     def __init__(
@@ -66,5 +66,5 @@ class RoutedREINFORCE(RoutedAlgorithm):
         )
 
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """``-log pi(a|s) (G - V(s))``."""
+        """Return the policy-gradient loss of each step, ``-log pi(a|s) (G - V(s))``."""
         return -log_probs * batch.advantages, {}

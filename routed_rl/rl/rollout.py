@@ -1,6 +1,6 @@
-"""Steps waiting for their episode's label, and the few that got one, kept for replay.
+"""Buffers: rollout steps that wait for the label of their episode, and labelled steps for replay.
 
-``T`` steps per rollout, ``E`` environments, ``N`` steps ready to learn, ``K`` outcomes.
+Shapes: ``T`` steps per rollout, ``E`` environments, ``N`` steps that are ready for learning, ``K`` outcomes.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from routed_rl.rl.oversight_env import EpisodeEnds
 
 
 class Batch(NamedTuple):
-    """Steps ready to learn, flattened."""
+    """Steps that are ready for learning, flattened over time and environments."""
 
     obs: Tensor  # (N, …)
     actions: Tensor  # (N, …)
     labels: Tensor  # (N,) int64: the label of the step's episode
-    log_probs: Tensor  # (N,) under the policy that acted
+    log_probs: Tensor  # (N,) log-probabilities of the actions under the policy that took them
     advantages: Tensor  # (N,)
     returns: Tensor  # (N,) targets of the value network
     outcome_returns: Tensor  # (N,) discounted training reward until the episode's end
 
 
 class Replayed(NamedTuple):
-    """As many replayed steps of each of the ``K`` labels, ``n``."""
+    """Replayed steps: ``n`` steps for each of the ``K`` labels."""
 
     obs: Tensor  # (K, n, …)
     actions: Tensor  # (K, n, …)
     returns: Tensor  # (K, n) discounted training reward until the episode's end
-    stored: Tensor  # (K,) bool: whether there are any steps of this label; what stands in for them means nothing
+    stored: Tensor  # (K,) bool: true if the label has stored steps; where it is false, the entries above are filler
 
 
 class RolloutEnds:
-    """How one rollout's episodes ended: ``ended``, ``truncated``, ``overseen`` (bool) and ``outcome``, ``(T, E)``.
+    """How the episodes of one rollout ended: ``ended``, ``truncated``, ``overseen`` (bool) and ``outcome``, ``(T, E)``.
 
     Args:
-        device: of an environment that speaks tensors, whose ``ends`` hold all its rows, so that nothing needs to
-            leave the device before the rollout is over; None for one that speaks numpy, of the ended episodes alone.
+        device: the device of a tensor environment; None for a numpy environment. The ends of a tensor environment have
+            an entry for every row, so nothing leaves the device during the rollout. The ends of a numpy environment
+            have entries for the ended episodes only.
     """
 
     def __init__(self, n_steps: int, n_envs: int, device: torch.device | None) -> None:
@@ -50,12 +51,12 @@ class RolloutEnds:
         self.ended, self.truncated, self.overseen = torch.zeros((3, *shape), dtype=torch.bool, device=device)
         self.outcome = torch.full(shape, -1, device=device)
         arrays = {name: getattr(self, name) for name in ("truncated", "overseen", "outcome")}
-        # The same memory, to which numpy writes sooner than torch.
+        # Numpy views of the same memory: numpy writes single rows faster than torch.
         self._by_row = arrays if self.on_device else {name: array.numpy() for name, array in arrays.items()}
         self._final_obs: list[Any] = []
 
     def add(self, step: int, dones: Any, ends: EpisodeEnds) -> None:
-        """Take note of what ended in step ``step`` (0 … T-1)."""
+        """Store the episodes that ended in step ``step`` (0 … T-1)."""
         self.ended[step] = torch.as_tensor(dones)
         for name, array in self._by_row.items():
             array[step, ends.rows] = getattr(ends, name)
@@ -65,7 +66,7 @@ class RolloutEnds:
             self._final_obs.append(ends.final_obs[ends.truncated])
 
     def truncated_obs(self) -> Tensor:
-        """The last observations of the truncated episodes, in the order of ``truncated``: ``(N, …)``."""
+        """Return the last observations ``(N, …)`` of the truncated episodes, in the order of ``truncated``."""
         if self.on_device:
             every: Tensor = torch.stack(self._final_obs)[self.truncated]
             return every
@@ -73,15 +74,15 @@ class RolloutEnds:
 
 
 class EpisodeBuffer:
-    """The last ``2 T`` steps of ``E`` environments, of which each is learned once.
+    """Holds the last ``2 T`` steps of ``E`` environments, and gives each step to the learner once.
 
-    A label arrives with an episode's end and is spread back over its steps. What happens to an
-    episode still running when the rollout ends is ``unfinished``:
+    A label arrives at the end of an episode and is copied back to all its steps. ``hold`` decides about episodes that
+    are still running when the rollout ends:
 
-    - ``"unlabelled"``: its steps so far are learned now as ``not_reached``, bootstrapped with the
-      value network (the paper's choice of label);
-    - ``"hold"``: they wait and are learned with the next rollout, under their true label. Steps
-      that have waited a whole rollout are released as above, so memory is bounded.
+    - False (``unfinished="unlabelled"``): the learner gets their steps now, with the label ``not_reached``, as in the
+      paper. The value network estimates the return after the cut.
+    - True (``unfinished="hold"``): their steps wait until the next rollout, and then get their true label. Steps that
+      have waited for a whole rollout are released as above, so memory is bounded.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class EpisodeBuffer:
 
     @classmethod
     def joined(cls, parts: Sequence[EpisodeBuffer]) -> EpisodeBuffer:
-        """The buffer that holds the environments of all parts, which are equal in shape and become its slices."""
+        """Return one buffer with the environments of all ``parts``; the parts, equal in shape, become its slices."""
         whole = copy.copy(parts[0])
         for name in whole._fields():
             tensor = torch.cat([getattr(part, name) for part in parts], dim=1)
@@ -121,7 +122,7 @@ class EpisodeBuffer:
         return whole
 
     def tensors(self) -> dict[str, Tensor]:
-        """The current rollout's half, as views: all that the next one needs of it."""
+        """Return views of the current rollout's steps: all that a checkpoint must keep for the next rollout."""
         return {name: tensor[self.n_steps :] for name, tensor in self._fields().items()}
 
     def _fields(self) -> dict[str, Tensor]:
@@ -144,12 +145,12 @@ class EpisodeBuffer:
             tensor[: self.n_steps] = tensor[self.n_steps :]
         for tensor in (self.rewards, self.bootstrap, self.ended):
             tensor[self.n_steps :] = 0
-        self.waiting[self.n_steps :] = False  # until all are there: a rollout that breaks off is never learned
+        self.waiting[self.n_steps :] = False  # finish_rollout sets them: an interrupted rollout is never learned
 
     def discard(self) -> None:
-        """Forget the waiting steps: the end of their episodes will not be seen."""
+        """Forget the waiting steps, because the end of their episodes will never be seen."""
         self.waiting.zero_()
-        self.ended[-1] = True  # so that nobody counts an episode's length from before
+        self.ended[-1] = True  # new episodes start here, so lengths() does not count earlier steps
 
     def add(self, step: int, obs: Tensor, actions: Tensor, log_probs: Tensor) -> None:
         """Store step ``step`` (0 … T-1) of the current rollout, each tensor ``(E, …)``."""
@@ -157,19 +158,21 @@ class EpisodeBuffer:
         self.obs[row], self.actions[row], self.log_probs[row] = obs, actions, log_probs
 
     def lengths(self) -> Tensor:
-        """``(T, E)``: how long an episode that ends at this step of the current rollout has been, at most ``2 T``."""
+        """Return ``(T, E)``: the length, at most ``2 T``, of an episode that ends at this step of the rollout."""
         step = torch.arange(len(self.ended), device=self.ended.device)[:, None]
         last_end = torch.where(self.ended, step, -1).cummax(dim=0).values
         return (step[1:] - last_end[:-1])[self.n_steps - 1 :]
 
     def finish_rollout(self, last_values: Tensor, not_reached: int, gamma: float, gae_lambda: float) -> Batch:
-        """Spread labels back, estimate advantages (GAE, Schulman et al. 2016) and take what is ready.
+        """Copy labels back over episodes, estimate advantages (GAE, Schulman et al. 2016), return the ready steps.
 
         Args:
-            last_values: ``(E,)`` values of the observations after the last step.
-            not_reached: the label of steps that are learned before their episode has ended.
+            last_values: ``(E,)`` value estimates of the observations after the last step.
+            not_reached: the label for steps that are learned before their episode has ended.
+            gamma: discount factor.
+            gae_lambda: lambda of GAE.
         """
-        first = 0 if self.hold else self.n_steps  # where nothing is held, the last rollout has been learned
+        first = 0 if self.hold else self.n_steps  # without hold, all of the previous rollout has been learned
         self.waiting[:first], self.waiting[self.n_steps :] = False, True
         labels, resolved = torch.full_like(self.labels, not_reached), torch.zeros_like(self.waiting)
         advantages, outcome_returns = torch.zeros_like(self.values), torch.zeros_like(self.values)
@@ -207,9 +210,9 @@ class EpisodeBuffer:
 
 
 class LabelReplay:
-    """The most recent labelled steps of each outcome: ``(K, capacity)`` rings.
+    """Holds the most recent labelled steps of each outcome, in ring buffers ``(K, capacity)``.
 
-    Only what an overseer labelled is ever stored; a scarce label is thus used many times.
+    It stores only steps that the overseer labelled. So the learner can use the steps of a rare label many times.
     """
 
     def __init__(
@@ -232,7 +235,7 @@ class LabelReplay:
         return {name: getattr(self, name) for name in ("obs", "actions", "returns", "count")}
 
     def add(self, batch: Batch) -> None:
-        """Store the labelled steps of a batch, the oldest giving way."""
+        """Store the labelled steps of a batch; they replace the oldest ones."""
         for label in range(len(self.count)):
             index = (batch.labels == label).nonzero().squeeze(1)[-self.capacity :]
             start = int(self.count[label])
@@ -243,7 +246,7 @@ class LabelReplay:
             self.count[label] += len(index)
 
     def sample(self, n: int, generator: torch.Generator) -> Replayed:
-        """``n`` steps of each stored label, with replacement; a label without steps draws nothing."""
+        """Return ``n`` steps per label, drawn with replacement; a label without steps gets filler and no draws."""
         stored, device = self.count > 0, self.obs.device
         slots = torch.zeros(len(self.count), n, dtype=torch.int64)
         filled = self.count.clamp(max=self.capacity)[stored, None]

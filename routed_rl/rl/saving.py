@@ -1,6 +1,6 @@
-"""A model as tensors and JSON: what `RoutedPPO.save` writes and `RoutedPPO.load` reads.
+"""Save and load models as tensors and JSON: the format of ``RoutedPPO.save`` and ``RoutedPPO.load``.
 
-Nothing is pickled. Classes and schedules are saved by registered name, so loading can only build what is named here.
+Nothing is pickled. Classes and schedules are saved by their registered name, so loading can build only these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_c
 Model = TypeVar("Model", bound="Saveable")
 
 SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
-"""Schedule classes by name; add yours, whose attributes must be its constructor's arguments."""
+"""Name → schedule class. Add your own here; its attributes must be the arguments of its constructor."""
 
 CLASSES: dict[str, type[Any]] = {
     "MlpPolicy": RoutedActorCriticPolicy,
@@ -47,11 +47,11 @@ CLASSES: dict[str, type[Any]] = {
     "RMSprop": torch.optim.RMSprop,
     "SGD": torch.optim.SGD,
 }
-"""Classes that may stand in ``policy_kwargs``, or be the policy, by name; add yours to save models that use it."""
+"""Name → class that may be the policy or a value in ``policy_kwargs``. Add your own to save models that use it."""
 
 
 def encode(name: str, value: Any) -> Any:
-    """``value`` as JSON; ValueError naming ``name`` if it holds something unregistered."""
+    """Return ``value`` as JSON; raise a ValueError that quotes ``name`` if it contains something unregistered."""
     if isinstance(value, FloatSchedule):
         return encode(name, value.value_schedule)
     if isinstance(value, ConstantSchedule):
@@ -77,7 +77,7 @@ def encode(name: str, value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Inverse of :func:`encode`; CheckpointError for a name that is not registered."""
+    """Return the value that :func:`encode` saved; raise a CheckpointError for a name that is not registered."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
@@ -85,14 +85,17 @@ def decode(value: Any) -> Any:
     for kind, registry in (("schedule", SCHEDULES), ("class", CLASSES)):
         if kind in value:
             if value[kind] not in registry:
-                raise CheckpointError(f"the checkpoint names the {kind} {value[kind]!r}, which is not registered")
+                raise CheckpointError(
+                    f"the checkpoint names the {kind} {value[kind]!r}, which is not registered: use one of "
+                    f"{sorted(registry)}, or register yours in routed_rl.rl.saving"
+                )
             found = registry[value[kind]]
             return found(**{k: v for k, v in value.items() if k != kind}) if kind == "schedule" else found
     return {key: decode(item) for key, item in value.items()}
 
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A Box, Discrete, MultiDiscrete or MultiBinary space as JSON; ValueError for any other."""
+    """Return a Box, Discrete, MultiDiscrete or MultiBinary space as JSON; raise a ValueError for any other."""
     if isinstance(space, spaces.Box):
         return {
             "type": "Box",
@@ -111,13 +114,13 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def _bound(bound: np.ndarray) -> Any:
-    # JSON has no infinity; a bound that is the same everywhere is written once.
+    # JSON has no infinity, so it becomes a string. A bound that is the same everywhere is written once.
     values = [v if math.isfinite(v) else str(v) for v in map(float, bound.flat)]
     return values[0] if len(set(values)) == 1 else values
 
 
 def decode_space(data: Mapping[str, Any]) -> spaces.Space[Any]:
-    """Inverse of :func:`encode_space`."""
+    """Return the space that :func:`encode_space` saved."""
     kind, options = data.get("type"), {key: value for key, value in data.items() if key != "type"}
     if kind == "Box":
         shape, dtype = tuple(options["shape"]), np.dtype(options["dtype"])
@@ -141,7 +144,7 @@ COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "
 
 
 def model_meta(model: Saveable) -> dict[str, Any]:
-    """Everything about a model that is not a tensor, as JSON."""
+    """Return everything about a model that is not a tensor, as JSON."""
     policy_kwargs = {k: v for k, v in model.policy_kwargs.items() if k not in ("modules", "learned_gate")}
     arguments = {name: getattr(model, name) for name in model.saved_arguments} | {"policy_kwargs": policy_kwargs}
     return {
@@ -166,7 +169,7 @@ def build(
     force_reset: bool,
     overrides: Mapping[str, Any],
 ) -> Model:
-    """The model that a checkpoint describes; see :meth:`RoutedAlgorithm.load`."""
+    """Return the model that a checkpoint describes; see :meth:`RoutedAlgorithm.load` for arguments and errors."""
     meta = checkpoint.meta
     if meta.get("algorithm") != cls.__name__:
         raise CheckpointError(f"{path} holds {meta.get('algorithm', 'no model')!r}, not a {cls.__name__}")
@@ -179,7 +182,7 @@ def build(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}") from error
     if unknown:
-        raise CheckpointError(f"{path} has an argument that {cls.__name__} does not: {min(unknown)!r}")
+        raise CheckpointError(f"{path} has the argument {min(unknown)!r}, which {cls.__name__} does not have")
     model = cls(policy, None, overseer, device=device, _init_setup_model=False, **{**arguments, **overrides})
     model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
     if env is not None:
@@ -199,7 +202,7 @@ def build(
 
 
 def model_tensors(model: Saveable) -> dict[str, Tensor]:
-    """Everything that continuing needs: weights, optimizer, waiting steps, replay, environment state."""
+    """Return all tensors that continued training needs: weights, optimizer, waiting steps, replay, environment."""
     tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
     for index, state in model.policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -212,10 +215,10 @@ def model_tensors(model: Saveable) -> dict[str, Tensor]:
 
 
 def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: str | Path, *, rollout: bool) -> None:
-    """Put back weights, optimizer and replay, and with ``rollout`` the steps that wait for their label.
+    """Restore weights, optimizer state and replay; with ``rollout`` also the steps that wait for their label.
 
     Raises:
-        CheckpointError: if they are not those of the model's architecture.
+        CheckpointError: if the tensors do not match the model's architecture.
     """
     try:
         model.policy.load_state_dict(_under(tensors, "policy."))
@@ -243,7 +246,7 @@ def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: str | 
 
 
 def environment_state(env: VecEnv | None) -> dict[str, np.ndarray]:
-    """The state of a vector environment, or of the environments in it, one row each; empty if they do not tell."""
+    """Return the state of a vector environment, one row per environment; empty if it has no ``get_state``."""
     if env is not None and hasattr(env, "get_state"):
         state: dict[str, np.ndarray] = env.get_state()
         return state
@@ -254,7 +257,7 @@ def environment_state(env: VecEnv | None) -> dict[str, np.ndarray]:
 
 
 def restore_environment(model: Saveable, tensors: Mapping[str, Tensor]) -> None:
-    """Put the environment back where it was, if the checkpoint has its state and the environment can take it."""
+    """Restore the environment's state, if the checkpoint has it and the environment has ``set_state``."""
     saved = {name: tensor.numpy() for name, tensor in _under(tensors, "env.").items()}
     env = model.env
     assert env is not None
@@ -276,25 +279,28 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Saveable(OnPolicyAlgorithm):
-    """``save`` and ``load`` without pickle, in place of Stable-Baselines3's own.
+    """``save`` and ``load`` without pickle; they replace those of Stable-Baselines3.
 
-    :class:`~routed_rl.rl.RoutedAlgorithm` inherits them, and sets every attribute that they read.
+    :class:`~routed_rl.rl.RoutedAlgorithm` inherits them and sets every attribute that they read.
     """
 
     def save(
         self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Write a checkpoint directory (safetensors and JSON) with all that continuing needs.
+        """Write a checkpoint directory (safetensors and JSON) with everything that continued training needs.
 
-        A suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and
-        ``include`` are accepted for their sake and must be empty.
+        The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and ``include`` exist
+        only because those callbacks pass them; they must be empty.
 
         Raises:
-            ValueError: if an argument is a callable or class without registered name
-                (see :mod:`routed_rl.rl.saving`), or ``exclude`` or ``include`` is given.
+            ValueError: if an argument is a callable or class without a registered name (see
+                :mod:`routed_rl.rl.saving`), or if ``exclude`` or ``include`` is not empty.
         """
         if exclude or include:
-            raise ValueError("a checkpoint is always whole: exclude and include are not supported")
+            raise ValueError(
+                "a checkpoint always holds the whole model: leave out exclude and include, "
+                f"got exclude={exclude!r}, include={include!r}"
+            )
         _directory(path).parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(_directory(path), model_tensors(self), model_meta(self))
 
@@ -308,20 +314,21 @@ class Saveable(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Build a model from a checkpoint.
+        """Return the model that a checkpoint describes.
 
         Args:
             path: the checkpoint's directory.
-            env: environment to go on training with; None suffices for prediction.
-            force_reset: reset the environment before training. With False, an environment that can
-                is put back where it was, and training continues as if it had never stopped; of a
-                model saved in the middle of a rollout, that rollout's steps are forgotten.
-            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``; those that
-                shape replay (``replay_capacity``) must stay.
+            env: the environment for further training; None is enough for prediction.
+            device: where the model's tensors are put.
+            force_reset: reset the environment before training. With False, the state of an environment that has
+                ``set_state`` is restored, and training continues as if it had never stopped. If the model was saved in
+                the middle of a rollout, the steps of that rollout are lost.
+            kwargs: constructor arguments that replace the saved ones, e.g. ``tensorboard_log``. ``replay_capacity``
+                cannot be replaced, because it sets the shape of the saved replay.
 
         Raises:
-            CheckpointError: if the checkpoint is corrupt, foreign or of another architecture.
-            ValueError: if the environment's spaces or outcomes are not the model's.
+            CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture.
+            ValueError: if the environment's spaces or outcomes are not those of the model.
         """
         checkpoint = read_checkpoint(_directory(path))
         return build(cls, checkpoint, path, env, device, force_reset, kwargs)

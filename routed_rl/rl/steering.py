@@ -1,4 +1,4 @@
-"""Steering an algorithm is steering its policy."""
+"""Steering methods of an algorithm; they steer its policy."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ class Steerable:
     def steer(
         self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0
     ) -> None:
-        """Act with one module, or a fixed mix of modules, away from others or sharper; see
-        :meth:`RoutedActorCriticPolicy.steer`."""
+        """Use one module, or a mix of modules, in place of the gate; see :meth:`RoutedActorCriticPolicy.steer`."""
         self.policy.steer(choice, avoid=avoid, temperature=temperature)
 
     def ablate(self, *names: str) -> None:
-        """Delete modules; see :meth:`RoutedActorCriticPolicy.ablate`."""
+        """Ablate modules; see :meth:`RoutedActorCriticPolicy.ablate`."""
         self.policy.ablate(*names)
 
     def unsteer(self) -> None:
-        """Return to the gate over all modules, also those that were ablated."""
+        """Undo all steering and ablation; see :meth:`RoutedActorCriticPolicy.unsteer`."""
         self.policy.unsteer()
 
     def steered(

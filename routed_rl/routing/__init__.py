@@ -1,4 +1,4 @@
-"""Gradient routing: masks on gradients, chosen per data point, decide which parts of a network learn from it."""
+"""Gradient routing: a data point's label picks gradient masks, and they decide which parts of a network learn."""
 
 from routed_rl.routing.exclusion import excluded
 from routed_rl.routing.gradient import route_gradient

@@ -1,9 +1,8 @@
-"""Exact exclusion: what a step must not teach does not move by one bit.
+"""Exact exclusion: an optimizer step leaves chosen parameters unchanged, to the bit.
 
-A zero gradient is not enough. Momentum left by earlier steps and decoupled weight decay move a
-parameter whose gradient is zero; a parameter whose gradient is ``None`` is passed over by
-every torch optimizer. For a part of a parameter there is no such switch, so its entries, and
-those of its optimizer state, are put back after the step.
+A zero gradient is not enough: momentum from earlier steps and decoupled weight decay still move the parameter.
+Every torch optimizer skips a parameter whose gradient is ``None``, so whole parameters are excluded that way.
+Torch cannot skip single entries of a parameter. Those entries, and their optimizer state, are restored after the step.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ def excluded(
     parameters: Iterable[Tensor] = (),
     entries: Mapping[Tensor, Tensor] | None = None,
 ) -> Iterator[None]:
-    """Within the block, ``optimizer.step()`` leaves the excluded parameters and their state as they are.
+    """Within the block, ``optimizer.step()`` changes neither the excluded parameters nor their optimizer state.
 
-    Holds for weight decay, momentum, accumulated gradients, and the for-loop, foreach and fused
-    implementations. Clip gradients inside the block, so that excluded ones do not count in the norm.
+    This holds with weight decay, momentum and accumulated gradients, and for the for-loop, foreach and fused
+    implementations. Clip gradients inside the block: then excluded gradients do not count in the norm.
 
     Args:
         optimizer: any ``torch.optim`` optimizer with per-parameter state (all but LBFGS).
-        parameters: parameters to leave out whole; their gradients are set aside meanwhile. (Torch's fused SGD with
-            momentum needs a gradient of every parameter in its first step.)
-        entries: boolean masks by parameter, of the parameter's shape, true where excluded. The
-            optimizer's scalar step count is shared by a parameter's entries and does advance.
+        parameters: parameters to exclude whole. Their gradients are ``None`` within the block and restored after it.
+            (Torch's fused SGD with momentum needs a gradient of every parameter in its first step.)
+        entries: parameter → boolean mask of the parameter's shape, true at the entries to exclude. All entries of
+            a parameter share the optimizer's scalar step count, so the step count still advances.
 
     Raises:
         ValueError: if a tensor is not one of the optimizer's parameters, or a mask does not fit.
@@ -42,7 +41,9 @@ def excluded(
     masks = dict(entries or {})
     for tensor in (*whole, *masks):
         if id(tensor) not in owned:
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is not a parameter of the optimizer")
+            raise ValueError(
+                f"cannot exclude a tensor of shape {tuple(tensor.shape)}: it is not a parameter of the optimizer"
+            )
     for parameter, mask in masks.items():
         if mask.dtype != torch.bool or mask.shape != parameter.shape:
             raise ValueError(
@@ -68,7 +69,7 @@ def excluded(
                 parameter[mask] = values
                 for name, state in optimizer.state[parameter].items():
                     if _is_entrywise(state, parameter):
-                        # State that the step has just created starts from zero.
+                        # The step has just created this state: before the step it was zero.
                         state[mask] = before.get(name, torch.zeros((), dtype=state.dtype, device=state.device))
 
 

@@ -1,4 +1,4 @@
-"""The one primitive everything else is built from: identity forward, weighted backward."""
+"""``route_gradient``: the identity in the forward pass, a multiplication by the route weight in the backward pass."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ class _RouteGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
-        # Under autocast the gradient may be narrower than the weight; it must keep its own type.
+        # Under autocast the gradient's dtype may be narrower than the weight's; the gradient must keep its dtype.
         weight = weight.to(grad.dtype)
-        # 0 blocks whatever comes, also an infinite gradient. In place: on a CPU, memory costs more than arithmetic.
+        # Weight 0 blocks an infinite gradient too. In place: on a CPU, memory costs more than arithmetic.
         return (grad * weight).masked_fill_(weight == 0, 0.0), None
 
 
 def route_gradient(x: Tensor, weight: Tensor | float) -> Tensor:
-    """Return ``x`` unchanged, with the gradient that flows back into it multiplied by ``weight``.
+    """Return ``x`` unchanged; the backward pass multiplies the gradient with respect to ``x`` by ``weight``.
 
-    The derivative of ``m * x + (1 - m) * stop_gradient(x)`` without its round-off (Cloud et al. 2024,
-    section 3): 0 blocks, a fraction damps, more than 1 amplifies, a negative weight reverses. It
-    masks everything that is learned *through* ``x``; what is downstream of ``x`` learns as usual.
-    No gradient flows into ``weight``. Like every view, the result does not bear in-place operations.
+    Value and derivative are those of ``m * x + (1 - m) * stop_gradient(x)`` (Cloud et al. 2024, section 3), without
+    the round-off of that expression.
+    Weight 0 blocks the gradient, a fraction damps it, more than 1 amplifies it, a negative weight reverses it.
+    The weight applies to every parameter that gets its gradient *through* ``x``. Layers after ``x`` learn as usual.
+    No gradient flows into ``weight``. The result is a view of ``x``: do not modify the result in place.
 
     Args:
         x: any tensor, ``(B, …)``.
-        weight: a number, or a real tensor whose dimensions match the *leading* dimensions of ``x``
-            (equal or 1); it is broadcast over the trailing ones. ``(B,)`` weighs samples, ``(B, T)``
-            positions, ``x.shape`` single entries.
+        weight: a number, or a real tensor. The tensor's dimensions match the *leading* dimensions of ``x`` (each is
+            equal or 1), and it is broadcast over the rest. ``(B,)`` weights samples, ``(B, T)`` positions, and
+            ``x.shape`` single entries.
 
     Raises:
-        ValueError: if ``weight`` has more dimensions than ``x`` or one that does not match.
+        ValueError: if ``weight`` is complex, has more dimensions than ``x``, or has a dimension that does not match.
     """
     if not isinstance(weight, Tensor):
         weight = torch.tensor(weight, dtype=x.dtype.to_real() if x.is_floating_point() or x.is_complex() else None)
     weight = weight.to(x.device)
     if weight.ndim > x.ndim or any(w not in (1, n) for w, n in zip(weight.shape, x.shape[: weight.ndim], strict=True)):
         raise ValueError(
-            f"weight of shape {tuple(weight.shape)} does not match the leading dimensions of x, "
-            f"whose shape is {tuple(x.shape)}"
+            f"weight of shape {tuple(weight.shape)} must match the leading dimensions of x, "
+            f"which has shape {tuple(x.shape)}"
         )
     if weight.is_complex():
         raise ValueError(f"weight must be real, got dtype {weight.dtype}")

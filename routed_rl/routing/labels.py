@@ -1,4 +1,4 @@
-"""Labels as a real supervisor gives them: some are missing, some are wrong."""
+"""Label noise: a real supervisor misses some labels and gets others wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def check_probability(name: str, value: float) -> float:
-    """``value`` as a float; ValueError naming it unless it is a number between 0 and 1."""
+    """Return ``value`` as a float; raise a ValueError that names the option unless it is between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
     return float(value)
@@ -16,14 +16,16 @@ def check_probability(name: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class LabelNoise:
-    """Errors on labels: each is lost with ``miss_rate``, else replaced with ``flip_rate`` by another label, uniformly.
+    """Random errors on labels: some labels are lost, others are replaced by a wrong label.
 
     Args:
-        hard_first: the errors fall on difficult samples: of n labelled together, one that r are easier than has
-            ``(2 r + 1) / n`` times the rate, so that the mean rate stays what it is, up to a rate of 1/2.
+        miss_rate: probability that a label is lost (the sample becomes unlabelled).
+        flip_rate: probability that a label that is not lost is replaced by another label, drawn uniformly.
+        hard_first: give difficult samples more errors. Of n labelled samples, the one that is harder than r others
+            has ``(2 r + 1) / n`` times the rate. The mean rate stays the same, so a rate must be at most 1/2.
 
     Raises:
-        ValueError: if a rate is not between 0 and 1, or above 1/2 with ``hard_first``.
+        ValueError: if a rate is not between 0 and 1, or is above 1/2 with ``hard_first``.
     """
 
     miss_rate: float = 0.0
@@ -39,23 +41,28 @@ class LabelNoise:
     def apply(
         self, labels: np.ndarray, num_labels: int, rng: np.random.Generator, difficulty: np.ndarray | None = None
     ) -> np.ndarray:
-        """A corrupted copy of ``labels``, integers of any shape in -1 (unlabelled) … num_labels-1.
+        """Return a copy of ``labels`` with errors.
 
-        Three numbers are drawn per entry whatever the rates, so a label's fate depends on its place alone.
-        A label cannot be flipped where it is the only one (``num_labels`` 1).
+        Every entry draws three random numbers, whatever the rates and labels. So the numbers that decide about an
+        entry depend only on its position in the array. With ``num_labels`` 1 there is no other label to flip to.
 
         Args:
-            difficulty: numbers of the same shape, which ``hard_first`` needs.
+            labels: integers of any shape, from -1 (unlabelled) to ``num_labels`` - 1.
+            num_labels: how many labels there are.
+            rng: the source of the random numbers.
+            difficulty: numbers of the shape of ``labels``, larger for harder samples. ``hard_first`` needs them.
 
         Raises:
-            ValueError: for labels that are no integers in this range, or if the difficulty is needed and not given.
+            ValueError: if labels are not integers in this range, or ``hard_first`` is set without a difficulty.
         """
         if labels.dtype.kind not in "iu" or (labels.size and not -1 <= labels.min() <= labels.max() < num_labels):
             raise ValueError(f"labels must be integers in -1 … {num_labels - 1}, got {labels!r}")
         weight = np.ones(labels.shape)
         if self.hard_first:
             if difficulty is None or difficulty.shape != labels.shape:
-                raise ValueError(f"hard_first needs a difficulty for each of {labels.shape} labels, got {difficulty!r}")
+                raise ValueError(
+                    f"hard_first needs a difficulty array of the labels' shape {labels.shape}, got {difficulty!r}"
+                )
             given = labels >= 0
             easier = np.argsort(np.argsort(difficulty[given], kind="stable"))
             weight[given] = (2 * easier + 1) / max(given.sum(), 1)

@@ -1,4 +1,4 @@
-"""Kinds of layers: how many units they have, and where in their weights each unit's are."""
+"""What routing must know of each kind of layer: its number of units, and the weight axis that the units index."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: torch's, or GPT-2's."""
+    """Return whether a module is a linear layer: ``nn.Linear``, or GPT-2's ``Conv1D`` from transformers."""
     return isinstance(module, nn.Linear) or _is_gpt2s(module)
 
 
 def size_name(module: nn.Module, at: At) -> str | None:
-    """The attribute that says how many units there are at a layer's input or output; None for other modules."""
+    """Return the name of the attribute that holds the number of input or output units; None for other modules."""
     if _is_gpt2s(module):
         return {"input": "nx", "output": "nf"}[at]
     names = {"input": ("in_features", "in_channels"), "output": ("out_features", "out_channels", "embedding_dim")}[at]
@@ -24,18 +24,20 @@ def size_name(module: nn.Module, at: At) -> str | None:
 
 
 def weight_axis(module: nn.Module, at: At) -> int:
-    """The axis of a layer's weight along which the units at its input or output are: weights are ``(out, in, …)``, but
-    ``(in, out)`` in GPT-2's linear layers and in embeddings, whose inputs are tokens."""
+    """Return the axis of a layer's weight that indexes the input or output units.
+
+    Weights are ``(out, in, …)``. They are ``(in, out)`` in GPT-2's linear layers and in embeddings (inputs: tokens).
+    """
     inputs_first = _is_gpt2s(module) or isinstance(module, nn.Embedding)
     return int((at == "output") == inputs_first)
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as ``(out, in)``, itself or a view of it."""
+    """Return the weight of a linear layer as ``(out, in)``: the parameter itself, or a transposed view."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     return weight.mT if weight_axis(module, "output") else weight
 
 
 def _is_gpt2s(module: nn.Module) -> bool:
-    # Told by its looks, because transformers, which has it, is not needed here.
+    # Recognized by name and attributes: this package does not import transformers, which defines the class.
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")

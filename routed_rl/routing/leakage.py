@@ -1,4 +1,4 @@
-"""How much of each label's gradient arrives in each module: the check that a route does what it says."""
+"""Measure how much gradient each label sends into each module, to check that routing does what the table says."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from routed_rl.routing.table import UNLABELLED
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """Gradient mass (the L2 norm over a module's parameters) by label and module.
+    """Gradient norm by label and module.
 
     Attributes:
-        mass: ``mass[label][module]``, the gradient of the summed loss of that label's samples.
+        mass: ``mass[label][module]`` is the L2 norm, over the module's parameters, of the gradient of the summed loss
+            of the label's samples.
     """
 
     mass: Mapping[str, Mapping[str, float]]
 
     def leakage(self, label: str, intended: Iterable[str]) -> float:
-        """Share of a label's squared gradient mass outside the ``intended`` modules: 0 when nothing
-        leaks, and 0 for a label without gradient.
+        """Return the share of a label's squared gradient norm that lies outside the ``intended`` modules.
+
+        It is 0 when nothing leaks, and 0 for a label without gradient.
 
         Raises:
             ValueError: if the label or a module is not in the report.
@@ -55,13 +57,13 @@ class LeakageReport:
 def leakage_report(
     losses: Tensor, label_ids: Tensor, modules: Mapping[str, nn.Module], labels: Sequence[str]
 ) -> LeakageReport:
-    """Measure where each label's gradient goes; parameters and their ``.grad`` stay untouched.
+    """Return the norm of each label's gradient in each module; parameters and their ``.grad`` stay unchanged.
 
     Args:
         losses: ``(B,)`` per-sample losses, computed through the routed forward pass.
         label_ids: ``(B,)`` ids into ``labels``, -1 for unlabelled.
-        modules: the places to report, by name; list shared layers too, to see what they learn.
-        labels: the label names.
+        modules: name → module to report. List shared layers too, to see what they learn.
+        labels: the label names, in the order of their ids.
 
     Raises:
         ValueError: if the shapes do not match or an id has no label.

@@ -1,6 +1,6 @@
-"""Route any ``nn.Module``: named places in it learn from each example, or position, as its label says.
+"""Route the gradients of any ``nn.Module``: the label of an example, or position, decides which sites learn from it.
 
-``B`` examples, ``T`` positions, ``D`` units, ``S`` sites.
+A site is a named place in the model. Shapes: ``B`` examples, ``T`` positions, ``D`` units, ``S`` sites.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from routed_rl.routing.table import RouteTable
 from routed_rl.routing.taps import embedding_tap, linear_tap, route_units, silence_units
 
 _ATTACHED: WeakKeyDictionary[nn.Module, GradientRouter] = WeakKeyDictionary()
-"""Which modules are routed now, and by whom."""
+"""Module → the router that is attached to it now."""
 
 
 class GradientRouter:
-    """Gradient routing (Cloud et al. 2024, section 3) for a model as it is.
+    """Gradient routing (Cloud et al. 2024, section 3) for an existing model; the model's code stays as it is.
 
-    While it is entered, forward passes must happen within ``router(labels)``, which says what the batch's labels are::
+    Enter the router to attach it to the model. Then run every forward pass within ``router(labels)``, where
+    ``labels`` are the labels of the batch::
 
         router = GradientRouter(model, {"fc1": Site(units=slice(0, 8))}, table)
         with router:
@@ -40,27 +41,27 @@ class GradientRouter:
                     optimizer.step()
                 optimizer.zero_grad()
 
-    A label's weight in the site's column multiplies what its examples (or positions) teach. How, is the mode:
+    The table gives each label a weight for each site. The mode says which gradient this weight multiplies:
 
-    - ``"activation"`` (the paper): the gradient that flows back through the site. What is before it learns less along
-      this way; the weights after it, and ways around it, learn as usual.
-    - ``"parameter"``: the gradient of the module's own parameters, for linear layers (torch's, or GPT-2's) and
-      :class:`torch.nn.Embedding`: the rows of output units, the columns of input units. Whatever is before the module
-      learns as usual.
-    - ``"forward"``: as ``"activation"``, and where the weight is 0 the activation is 0 too, so the weights after it do
-      not learn from it either.
+    - ``"activation"`` (the paper): the gradient that flows back through the site, and so through all layers before
+      it. The layers after the site, and paths around it, learn as usual.
+    - ``"parameter"``: the gradient of the module's own parameters. Output units select rows of the weight, input
+      units select columns. The layers before the module learn as usual. For linear layers (torch's, or GPT-2's) and
+      :class:`torch.nn.Embedding`.
+    - ``"forward"``: as ``"activation"``. In addition, weight 0 sets the activation to 0, so the weights that read it
+      do not learn from it either.
 
     Weights may be fractions, greater than 1, or negative. docs/routing.md has a table of what each mode masks.
 
     Args:
-        model: any module, not compiled; compile it while the router is attached.
-        sites: places by name.
-        table: label → weight per column. It must have every site's column.
-        mode: what is multiplied.
+        model: any module that is not compiled. To compile it, do so while the router is attached.
+        sites: name → site.
+        table: label → weight per column. It must have the column of every site.
+        mode: ``"activation"``, ``"parameter"`` or ``"forward"``.
 
     Raises:
-        ValueError: for an unknown module (naming the nearest), mode or column, units out of range, a module that the
-            mode cannot route, tied parameters that the site does not declare, or no sites.
+        ValueError: if there are no sites; for an unknown module (the message names the nearest), mode or column; for
+            units out of range; for a module that the mode cannot route; or for tied parameters without ``tied=True``.
         RuntimeError: if the model is compiled.
     """
 
@@ -70,7 +71,7 @@ class GradientRouter:
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         if not sites:
-            raise ValueError("sites must name at least one place, got none")
+            raise ValueError(f"sites must name at least one place in the model, got {sites!r}")
         _refuse_compiled(model)
         self.model, self.sites, self.table, self.mode = model, dict(sites), table, mode
         self._places: dict[tuple[str, str, int], list[str]] = {}  # (module, at, dim) → sites
@@ -91,7 +92,7 @@ class GradientRouter:
         modules = {name: self.model.get_submodule(name) for name, _, _ in self._places}
         for name, module in modules.items():
             if module in _ATTACHED:
-                raise RuntimeError(f"a router is still attached to {name!r}: leave its with block first")
+                raise RuntimeError(f"another router is still attached to {name!r}: leave its 'with' block first")
         _refuse_compiled(self.model)
         for name, module in modules.items():
             _ATTACHED[module] = self
@@ -110,25 +111,25 @@ class GradientRouter:
 
     @contextmanager
     def __call__(self, labels: Tensor | None = None, *, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-        """Within the block, forward passes and their backward passes belong to data with these labels.
+        """Give the labels of one batch: forward passes within the block, and their backward passes, use them.
 
         Args:
-            labels: integer ids of the table's labels, -1 for unlabelled: ``(B,)`` for examples, or ``(B, T)`` for
-                positions (leading dimensions of what passes each site).
-            weights: instead of labels, a weight per column of the table, each ``(B,)`` or ``(B, T)``.
+            labels: integer ids of the table's labels, -1 for unlabelled. ``(B,)`` labels examples and ``(B, T)``
+                positions: these are the leading dimensions of the tensor at each site.
+            weights: in place of labels, column of the table → weights ``(B,)`` or ``(B, T)``.
 
         Raises:
-            ValueError: for labels that are no integers or not in the table, or columns that it does not have; and, from
-                the model, if their shape does not fit what passes a site.
-            RuntimeError: outside the router's own block; within another batch's; or at the end, if a site was not
-                reached: the model was compiled before the router was attached, or does not use that module.
+            ValueError: if labels are not integers or not in the table, or weights are not given for exactly the columns
+                that the sites use. The model's forward pass raises it if their shape does not fit a site's tensor.
+            RuntimeError: if the router is not attached, or within the block of another batch. Also at the end of the
+                block, if no tensor reached a site: the model does not use that module, or was compiled too early.
         """
         if _ATTACHED.get(self.model.get_submodule(next(iter(self._places))[0])) is not self:
-            raise RuntimeError("the router is not attached: enter it first (with router: …)")
+            raise RuntimeError("the router is not attached: enter it first with 'with router:'")
         if self._weights is not None:
-            raise RuntimeError("another batch is being routed: leave its with block first")
+            raise RuntimeError("another batch is being routed: leave its 'with' block first")
         if (labels is None) == (weights is None):
-            raise ValueError("a batch needs either labels or weights")
+            raise ValueError(f"a batch needs either labels or weights, got {'neither' if labels is None else 'both'}")
         self._weights = self._of_labels(labels) if labels is not None else self._of_columns(dict(weights or {}))
         self._reached = dict.fromkeys(self.sites, False)
         for name, weight in self._weights.items():
@@ -138,8 +139,8 @@ class GradientRouter:
             yield
             if missed := [name for name, reached in self._reached.items() if not reached]:
                 raise RuntimeError(
-                    f"nothing passed the sites {missed}: the model does not use them for this batch, or was compiled "
-                    "before the router was attached"
+                    f"no tensor reached the sites {missed}: the model does not use them for this batch, or was "
+                    "compiled before the router was attached (attach first, then compile)"
                 )
         finally:
             self._weights = None
@@ -157,10 +158,12 @@ class GradientRouter:
         return {name: weights[column].detach() for name, column in columns.items()}
 
     def _current(self, sites: Sequence[str], shape: torch.Size, dim: int) -> list[Tensor] | None:
-        """The batch's weights for sites that a tensor of ``shape`` passes; None if nothing is to be routed."""
+        """Return the batch's weights for sites whose tensor has ``shape``; None if there is nothing to route."""
         if self._weights is None:
             if torch.is_grad_enabled():
-                raise RuntimeError(f"sites {list(sites)} were passed without labels: run the model in router(labels)")
+                raise RuntimeError(
+                    f"the model ran through the sites {list(sites)} without labels: run it in 'with router(labels):'"
+                )
             return None
         leading = [size for i, size in enumerate(shape) if i != dim % len(shape)]
         for name in sites:
@@ -168,14 +171,15 @@ class GradientRouter:
             weight = self._weights[name]
             if list(weight.shape) != leading[: weight.ndim]:
                 raise ValueError(
-                    f"site {name!r}: labels of shape {tuple(weight.shape)} do not fit what passes, {tuple(shape)}"
+                    f"site {name!r}: labels of shape {tuple(weight.shape)} must match the leading dimensions "
+                    f"{tuple(leading)} of the tensor at the site, which has shape {tuple(shape)}"
                 )
         return [self._weights[name] for name in sites]
 
     # --- routing --------------------------------------------------------------------------------
 
     def _hook(self, module: nn.Module, at: str, dim: int, sites: Sequence[str]) -> RemovableHandle:
-        """Route activations on their way into or out of a module."""
+        """Register a hook that routes the activations that enter or leave a module."""
         units = [self.sites[name].units for name in sites]
         silence = self.mode == "forward"
 
@@ -193,22 +197,28 @@ class GradientRouter:
 
         def on_input(module: nn.Module, args: tuple[Any, ...]) -> Any:
             if not args or not isinstance(args[0], Tensor):
-                raise ValueError(f"site {sites[0]!r}: its module's first positional argument must be a tensor")
+                raise ValueError(
+                    f"site {sites[0]!r}: the first positional argument of its module must be a tensor, "
+                    f"got {type(args[0]).__name__ if args else 'no positional argument'}"
+                )
             return (route(args[0]), *args[1:])
 
         def on_output(module: nn.Module, args: Any, output: Any) -> Any:
             first = output[0] if isinstance(output, tuple) and output else output
             if not isinstance(first, Tensor):
-                raise ValueError(f"site {sites[0]!r}: its module's output must begin with a tensor, got {type(output)}")
+                raise ValueError(
+                    f"site {sites[0]!r}: the output of its module must be a tensor or a tuple that begins with one, "
+                    f"got {type(output).__name__}"
+                )
             return (route(first), *output[1:]) if isinstance(output, tuple) else route(first)
 
         return module.register_forward_hook(on_output) if at == "output" else module.register_forward_pre_hook(on_input)
 
     def _replace_forward(self, name: str, module: nn.Module) -> Callable[[], None]:
-        """Let a module compute what it does, with weighted gradients of its parameters; returns what undoes it."""
+        """Replace a module's forward by one with weighted parameter gradients; return a function that undoes it."""
         places = {at: sites for (place, at, _), sites in self._places.items() if place == name}
         rows, columns = list(places.get("output", [])), list(places.get("input", []))
-        # A whole module has no units to tell apart, wherever its site is.
+        # A site without units means the whole module: its input and output sites are the same.
         rows += [site for site in columns if self.sites[site].units is None]
         columns = [site for site in columns if self.sites[site].units is not None]
         own, before = module.forward, vars(module).get("forward")
@@ -241,13 +251,17 @@ class GradientRouter:
 
     @contextmanager
     def excluded(self, optimizer: Optimizer) -> Iterator[None]:
-        """Within the block, ``optimizer.step()`` leaves what no data taught since the last such block as it is, to the
-        bit: parameters that learn only through a site whose weights were all 0, and their optimizer state.
+        """Within the block, ``optimizer.step()`` does not change parameters that no data was allowed to teach.
 
-        Those are: of a site that is a module's whole output, all of the module's parameters; of output units of a
-        linear, convolution or embedding layer, their rows; of input units, in the modes ``"parameter"`` and
-        ``"forward"``, their columns. Under ``torch.distributed``, what no process taught. See
-        :func:`~routed_rl.routing.excluded`.
+        A site is excluded if all its weights were 0 in every batch since the last such block. Then the parameters that
+        learn only through the site keep their bits, and so does their optimizer state:
+
+        - for the whole output of a module: all parameters of the module;
+        - for output units of a linear, convolution or embedding layer: their rows;
+        - for input units, in the modes ``"parameter"`` and ``"forward"``: their columns.
+
+        Under ``torch.distributed`` the weights must have been 0 in every process. Sites with ``tied=True`` are never
+        excluded. See :func:`~routed_rl.routing.excluded`.
         """
         names = list(self._taught)
         taught = torch.stack([self._taught[name] for name in names]) if names else torch.zeros(0, dtype=torch.bool)
@@ -272,7 +286,7 @@ class GradientRouter:
         self._taught.clear()
 
     def _owned(self, name: str) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
-        """The parameters, and the entries of parameters, that learn only through a site."""
+        """Return the whole parameters, and the masks of parameter entries, that learn only through a site."""
         site = self.sites[name]
         module = self.model.get_submodule(site.module_name(name))
         if site.units is None:
@@ -296,6 +310,6 @@ def _refuse_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             raise RuntimeError(
-                f"the module {name or type(module).__name__!r} is compiled, and would not notice a router: attach it "
-                "to the plain model first, then compile"
+                f"the module {name or type(module).__name__!r} is compiled and would ignore the router: "
+                "attach the router to the plain model first, then compile"
             )

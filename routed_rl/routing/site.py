@@ -1,4 +1,4 @@
-"""Places in a model where gradients are routed, checked against the model they are in."""
+"""Sites: the places in a model where gradients are routed, and the checks that the model has them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Units = slice | Sequence[int] | None
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model: some units of what goes into a module or comes out of it.
+    """A place in a model: some or all units of a module's input or output.
 
     Attributes:
-        at: ``"output"`` or ``"input"`` of the module; the first, where there are several.
-        units: which units, by slice or numbers; None for all.
-        module: the module's name in the model; None if the site is called like it.
-        column: the column of the table that says how much it learns; None if it is called like the site.
-        dim: the dimension that units are numbered along; None for 1 at a convolution and the last anywhere else.
-        tied: the module's parameters are also used elsewhere, and it is meant that they learn there from all data.
+        at: ``"output"`` or ``"input"`` of the module. A module with several inputs or outputs is routed at the first.
+        units: the units, as a slice or a list of indices; None for all.
+        module: the module's name in the model; None if the site has the module's name.
+        column: the table column with the site's weights; None if the column has the site's name.
+        dim: the tensor dimension that indexes the units; None for 1 at a convolution, and for the last elsewhere.
+        tied: set to True to accept that other modules share this module's parameters. There they learn from all data.
     """
 
     at: At = "output"
@@ -37,18 +37,18 @@ class Site:
     tied: bool = False
 
     def module_name(self, name: str) -> str:
-        """The module of a site of this name."""
+        """Return the name of the module, given the site's name."""
         return name if self.module is None else self.module
 
     def dim_in(self, module: nn.Module) -> int:
-        """The dimension of the units in what passes."""
+        """Return the dimension that indexes the units in the tensor at this site."""
         if self.dim is not None:
             return self.dim
         return 1 if isinstance(module, CONVOLUTIONS) else -1
 
 
 def find_module(model: nn.Module, name: str, context: str = "") -> nn.Module:
-    """The module of this name; ValueError, after ``context``, naming the nearest, if there is none."""
+    """Return the module of this name; else raise a ValueError that starts with ``context`` and names the nearest."""
     modules = dict(model.named_modules())
     if name not in modules:
         near = difflib.get_close_matches(name, [known for known in modules if known], n=3, cutoff=0.0)
@@ -57,7 +57,7 @@ def find_module(model: nn.Module, name: str, context: str = "") -> nn.Module:
 
 
 def check_units(name: str, site: Site, width: int) -> None:
-    """ValueError unless a site's units are some of ``width``."""
+    """Raise a ValueError unless the site selects at least one unit, and all its units are among ``width``."""
     units = site.units
     if units is None:
         return
@@ -67,11 +67,13 @@ def check_units(name: str, site: Site, width: int) -> None:
     else:
         inside, chosen = all(0 <= unit < width for unit in units), len(units)
     if not inside or not chosen:
-        raise ValueError(f"site {name!r}: units {units} are not within the {width} units at its {site.at}")
+        raise ValueError(
+            f"site {name!r}: units {units} must select at least one of the {width} units at its {site.at}, and no other"
+        )
 
 
 def check_site(model: nn.Module, name: str, site: Site, table: RouteTable, mode: Mode) -> None:
-    """ValueError unless the model has the site, the table its column, and the mode can route it."""
+    """Raise a ValueError unless the model has the site, the table has its column, and the mode can route it."""
     wanted = site.module_name(name)
     module = find_module(model, wanted, f"site {name!r}: ")
     if site.at not in ("input", "output"):
@@ -86,14 +88,15 @@ def check_site(model: nn.Module, name: str, site: Site, table: RouteTable, mode:
     if mode == "parameter":
         if not (is_linear(module) or isinstance(module, nn.Embedding)):
             raise ValueError(
-                f"site {name!r}: mode 'parameter' knows Linear and Embedding, and {wanted!r} is {type(module).__name__}"
+                f"site {name!r}: mode 'parameter' routes only Linear and Embedding, but {wanted!r} is a "
+                f"{type(module).__name__}; use mode 'activation'"
             )
         if isinstance(module, nn.Embedding) and (
             site.at == "input" or module.sparse or module.scale_grad_by_freq or module.max_norm is not None
         ):
             raise ValueError(
-                f"site {name!r}: an Embedding is routed at its output, and not if sparse, with max_norm or scaled by "
-                "frequency"
+                f"site {name!r}: mode 'parameter' routes an Embedding only at its output, and only without sparse, "
+                f"max_norm and scale_grad_by_freq, got at={site.at!r} and {module}"
             )
     inner = {id(parameter) for parameter in module.parameters()}
     outer = [
@@ -103,6 +106,6 @@ def check_site(model: nn.Module, name: str, site: Site, table: RouteTable, mode:
     ]
     if outer and not site.tied:
         raise ValueError(
-            f"site {name!r}: parameters of {wanted!r} are tied to {', '.join(outer)}, where they learn from all data; "
-            "say Site(tied=True) if that is meant"
+            f"site {name!r}: parameters of {wanted!r} are tied to {', '.join(outer)}, where they would learn from all "
+            "data; if you want this, pass Site(tied=True)"
         )

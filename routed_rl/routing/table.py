@@ -1,4 +1,4 @@
-"""Which label may teach which module: a small table of weights with names on both sides."""
+"""Route tables: for each label, the weight with which each module learns from it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ UNLABELLED = "unlabelled"
 
 
 class RouteTable:
-    """Label → weight per module, the data-dependent edge weights of gradient routing (Cloud et al. 2024, section 3).
+    """A table of route weights, label → module → weight: the edge weights of Cloud et al. 2024, section 3.
 
-    Built from a readable dict; a module that a row does not mention keeps weight 1, that is,
-    ordinary backpropagation. The row ``"unlabelled"`` (all ones unless given) is for data
-    whose label nobody has seen; its label id is -1.
+    Build it from a dict. A module that a row does not mention has weight 1: ordinary backpropagation.
+    The row ``"unlabelled"`` is for data without a label (id -1). Its weights are 1 unless you give them.
 
     >>> table = RouteTable(
     ...     {"diamond": {"ghost": 0, "gate": 0}, "ghost": {"diamond": 0, "gate": 0}},
@@ -37,7 +36,7 @@ class RouteTable:
 
     def __init__(self, routes: Mapping[str, Mapping[str, float]], modules: Sequence[str]) -> None:
         if not modules or len(set(modules)) != len(modules):
-            raise ValueError(f"modules must be distinct names, at least one, got {list(modules)}")
+            raise ValueError(f"modules must be at least one name, all distinct, got {list(modules)}")
         self.modules = tuple(modules)
         self.labels = tuple(label for label in routes if label != UNLABELLED)
         rows = []
@@ -56,7 +55,7 @@ class RouteTable:
         self._weights = torch.tensor(rows)
 
     def label_id(self, label: str) -> int:
-        """The id of a label, -1 for ``"unlabelled"``; ValueError if there is no such label."""
+        """Return the id of a label, -1 for ``"unlabelled"``; raise a ValueError if there is no such label."""
         if label == UNLABELLED:
             return -1
         if label not in self.labels:
@@ -64,7 +63,7 @@ class RouteTable:
         return self.labels.index(label)
 
     def weights(self, label_ids: Tensor) -> Tensor:
-        """Weights of shape ``(…, M)`` for integer label ids of any shape ``(…)``.
+        """Return the weights ``(…, M)`` of M modules for integer label ids of any shape ``(…)``.
 
         Raises:
             ValueError: if an id is outside -1 … L-1, or the ids are not integers.
@@ -79,7 +78,7 @@ class RouteTable:
         return self._weights.to(label_ids.device)[label_ids.long()]
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """The complete table by name; building a table from it gives an equal one."""
+        """Return the complete table as a dict, from which an equal table can be built."""
         rows = self._weights.tolist()
         return {
             label: dict(zip(self.modules, row, strict=True))

@@ -1,7 +1,7 @@
-"""What a router puts into a network: gradients of some units, or of a layer's parameters, are weighted; the forward
-pass is as it was.
+"""The functions that a router puts into a network to weight gradients of units or of a layer's parameters.
 
-A part of a tensor is given by ``units`` of a dimension (None for all) and weights of its leading dimensions.
+The forward pass stays the same, except in :func:`silence_units`. A *part* of a tensor is some ``units`` of one
+dimension (None for all) together with their weights, which match the tensor's leading dimensions.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch.nn import functional as F
 
 Units = slice | Sequence[int] | None
 Parts = tuple[Sequence[Units], Sequence[Tensor]]
-"""Units, and the weights of each."""
+"""For each part, its units; and for each part, its weights."""
 
 
 def weigh(x: Tensor, dim: int, units: Sequence[Units], weights: Sequence[Tensor]) -> Tensor:
-    """``x`` with each part multiplied by its weights; 0 gives 0, also for what is infinite.
+    """Return ``x`` with each part multiplied by its weights; weight 0 gives 0, even for an infinite entry.
 
     Args:
         x: any tensor.
-        dim: the dimension of the units.
-        units: of each part; parts may overlap.
-        weights: of each part, of the leading dimensions of ``x`` without ``dim``.
+        dim: the dimension that indexes the units.
+        units: the units of each part. Parts may overlap.
+        weights: the weights of each part. Their shape is a leading part of the shape of ``x`` without ``dim``.
     """
-    # On a CPU memory costs more than arithmetic: what will be written as a whole is not copied first, and to ask
-    # whether there is a 0 costs nothing; compilers see to the first themselves, and a device would be waited for.
+    # On a CPU, memory costs more than arithmetic. So x is not copied if the parts overwrite all of it, and zeros are
+    # filled in only if a weight is 0. A compiler avoids the copy itself. On a GPU, the test for zeros would be a wait.
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     fresh = eager and not x.requires_grad and _is_partition(units, x.shape[dim])
     out = torch.empty_like(x) if fresh else x.clone()
@@ -51,7 +51,7 @@ def weigh(x: Tensor, dim: int, units: Sequence[Units], weights: Sequence[Tensor]
 
 
 def _is_partition(units: Sequence[Units], size: int) -> bool:
-    """Whether parts are slices in which every unit is once."""
+    """Return whether all parts are slices that together contain every unit exactly once."""
     if not all(isinstance(chosen, slice) for chosen in units):
         return False
     found = sorted(chosen.indices(size) for chosen in units if isinstance(chosen, slice))
@@ -75,18 +75,18 @@ class _RouteUnits(torch.autograd.Function):
 
 
 def route_units(x: Tensor, dim: int, units: Sequence[Units], weights: Sequence[Tensor]) -> Tensor:
-    """``x`` unchanged, with the gradient that flows back weighted as :func:`weigh` does."""
+    """Return ``x`` unchanged; the backward pass applies :func:`weigh` to its gradient."""
     routed: Tensor = _RouteUnits.apply(x, dim, units, *weights)
     return routed
 
 
 def silence_units(x: Tensor, dim: int, units: Sequence[Units], weights: Sequence[Tensor]) -> Tensor:
-    """``x`` with 0 where a part's weight is 0."""
+    """Return ``x`` with 0 wherever a part's weight is 0."""
     return weigh(x, dim, units, [(weight != 0).to(x.dtype) for weight in weights])
 
 
 class _LinearTap(torch.autograd.Function):
-    """The identity on a linear layer's output, whose backward pass gives the layer's parameters their gradients."""
+    """The identity on a linear layer's output; its backward pass computes the gradients of the layer's parameters."""
 
     @staticmethod
     def forward(
@@ -110,9 +110,11 @@ class _LinearTap(torch.autograd.Function):
 
 
 def linear_tap(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Parts, columns: Parts) -> Tensor:
-    """:func:`torch.nn.functional.linear`, in which ``x`` gets its gradient as usual, and the parameters weighted ones:
-    the sum over examples and positions of ``(row weights * grad)ᵀ (column weights * x)``, exactly what each alone gives
-    times its weight."""
+    """Return :func:`torch.nn.functional.linear`, with weighted gradients of ``weight`` and ``bias``.
+
+    The gradient of ``weight`` is the sum over examples and positions of ``(row weights * grad)ᵀ (column weights * x)``.
+    This equals the gradient of each example alone, times its weight. ``x`` gets its gradient as usual.
+    """
     y = F.linear(x, weight.detach(), None if bias is None else bias.detach())
     tapped: Tensor = _LinearTap.apply(y, x.detach(), weight, bias, rows[0], columns[0], *rows[1], *columns[1])
     return tapped
@@ -137,6 +139,6 @@ class _EmbeddingTap(torch.autograd.Function):
 def embedding_tap(
     ids: Tensor, weight: Tensor, padding_idx: int | None, units: Sequence[Units], weights: Sequence[Tensor]
 ) -> Tensor:
-    """:func:`torch.nn.functional.embedding`, in which each occurrence's gradient is weighted."""
+    """Return :func:`torch.nn.functional.embedding`, with a weighted gradient for each occurrence of a token."""
     embedded: Tensor = _EmbeddingTap.apply(weight, ids, padding_idx, units, *weights)
     return embedded

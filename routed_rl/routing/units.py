@@ -1,4 +1,4 @@
-"""Delete units of a hidden layer, or add some: what was learned in a known place is deleted with the place."""
+"""Ablate, remove or add units of a hidden layer. What the units have learned goes with them."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @dataclass(frozen=True)
 class Hidden:
-    """A layer of hidden units, by the names of the modules around it.
+    """A layer of hidden units, given by the names of the modules before and after it.
 
     Attributes:
-        producers: every module with something for each unit: linear or convolution layers whose outputs they are (of a
-            gated layer both), and batch norms on the way.
-        consumer: the linear or convolution layer whose inputs they are.
+        producers: every module with an output per unit: the linear or convolution layers that compute the units (both,
+            for a gated layer), and batch norms between producers and consumer.
+        consumer: the linear or convolution layer that reads the units.
     """
 
     producers: tuple[str, ...]
     consumer: str
 
     def sides(self) -> list[tuple[str, At]]:
-        """The modules, and whether the units are at their output or input."""
+        """Return each module's name, with ``"output"`` or ``"input"``: the side on which it has the units."""
         return [*((name, "output") for name in self.producers), (self.consumer, "input")]
 
     def width(self, model: nn.Module) -> int:
-        """How many units there are.
+        """Return the number of units.
 
         Raises:
-            ValueError: for an unknown module, one of a kind that cannot be cut, or widths that differ.
+            ValueError: for an unknown module, a kind of module that cannot be resized, or widths that differ.
         """
         widths = [(name, _width(find_module(model, name), name, at)) for name, at in self.sides()]
         if not self.producers or len({width for _, width in widths}) > 1:
-            raise ValueError(f"producers and consumer of hidden units must be as many, got {widths}")
+            raise ValueError(
+                f"hidden units need at least one producer, and the same width in all modules, got {widths}"
+            )
         return widths[0][1]
 
 
 def ablate(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> RemovableHandle:
-    """Silence hidden units: their activations are 0 from now on, until the handle's ``remove()``.
+    """Set the activations of hidden units to 0, until ``remove()`` is called on the returned handle.
 
-    The outputs are those of :func:`remove_units`, up to rounding.
+    The model's outputs equal those after :func:`remove_units`, up to rounding.
 
     Raises:
         ValueError: as :meth:`Hidden.width`, or for units out of range.
@@ -67,8 +69,9 @@ def ablate(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> Re
 
 @torch.no_grad()
 def remove_units(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> None:
-    """Cut hidden units out: the layers become as much smaller. Their parameters are new objects, so make the optimizer
-    afterwards.
+    """Remove hidden units from the layers that produce and read them; the layers become smaller.
+
+    Their parameters become new objects, so create the optimizer afterwards.
 
     Raises:
         ValueError: as :func:`ablate`, or if no unit would remain.
@@ -76,18 +79,19 @@ def remove_units(model: nn.Module, hidden: Hidden, units: slice | Sequence[int])
     gone = set(_chosen(model, hidden, units))
     kept = [unit for unit in range(hidden.width(model)) if unit not in gone]
     if not kept:
-        raise ValueError(f"cannot remove all {len(gone)} units of {hidden.consumer!r}: none would remain")
+        raise ValueError(f"cannot remove all {len(gone)} units of {hidden.consumer!r}: keep at least one")
     for name, at in hidden.sides():
         _resize(model.get_submodule(name), at, partial(_select, index=torch.tensor(kept)))
 
 
 @torch.no_grad()
 def add_units(model: nn.Module, hidden: Hidden, n: int, generator: torch.Generator | None = None) -> slice:
-    """Add ``n`` hidden units behind those that are there; returns which they are.
+    """Add ``n`` hidden units after the existing ones; return their indices as a slice.
 
-    What leads into them starts at random, as in a new layer of torch's; what leads out of them starts at 0, so that the
-    outputs are what they were (up to rounding) until they have learned. :func:`remove_units` brings the old shapes
-    back, and what was not trained since. Parameters are new objects, so make the optimizer afterwards.
+    Incoming weights start at random, as in a new torch layer. Outgoing weights start at 0, so the model's outputs
+    stay the same (up to rounding) until the new units have learned. :func:`remove_units` restores the old shapes, and
+    the old values of parameters that were not trained meanwhile. Parameters become new objects, so create the
+    optimizer afterwards.
 
     Raises:
         ValueError: as :meth:`Hidden.width`, or for fewer than one unit.
@@ -104,7 +108,7 @@ def add_units(model: nn.Module, hidden: Hidden, n: int, generator: torch.Generat
             if isinstance(module, NORMS):
                 new.fill_(1.0 if name in ("weight", "running_var") else 0.0)
             elif at == "output":
-                # Both weights and biases of these layers start within 1 / sqrt(inputs of a unit) in torch.
+                # Torch draws weights and biases of these layers from ±1 / sqrt(number of inputs of a unit).
                 weight: Tensor = module.weight  # type: ignore[assignment]
                 bound = (weight.numel() // weight.shape[weight_axis(module, at)]) ** -0.5
                 new.uniform_(-bound, bound, generator=generator)
@@ -125,7 +129,7 @@ def _select(name: str, tensor: Tensor, axis: int, *, index: Tensor) -> Tensor:
 
 
 def _size_name(module: nn.Module, at: At) -> str | None:
-    """What the attribute is called that says how many units there are, for kinds that can be cut."""
+    """Return the name of the attribute that holds the number of units; None if the module cannot be resized."""
     if isinstance(module, NORMS):
         return "num_features" if at == "output" else None
     plain = isinstance(module, CONVOLUTIONS) and module.groups == 1 and not module.transposed
@@ -142,7 +146,7 @@ def _width(module: nn.Module, name: str, at: At) -> int:
 
 
 def _resize(module: nn.Module, at: At, change: Callable[[str, Tensor, int], Tensor]) -> None:
-    """Replace every tensor of a module that has an entry for each unit, and the number of units."""
+    """Replace every tensor of a module that has an entry per unit, and update the module's number of units."""
     width = 0
     for name in ["weight"] if at == "input" else ["weight", "bias", "running_mean", "running_var"]:
         tensor = getattr(module, name, None)

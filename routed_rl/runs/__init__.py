@@ -1,14 +1,14 @@
-"""Running things so that they can be killed, resumed and trusted, whatever they are.
+"""Run directories, checkpoints, metrics and process pools, for runs that can be killed and resumed exactly.
 
-- `RunDirectory`: a directory that is the run; a killed run continues to the same bytes.
-- `write_checkpoint`, `read_checkpoint`: tensors and JSON, written atomically, read without executing.
-- `MetricsCSV`, `read_metrics`: exact rows that can be cut back to a checkpoint.
-- `Stage`, `plan`: steps of a pipeline, in directories named by all that they depend on.
+- `RunDirectory`: a directory with all files of one run. A killed run continues, and ends with the same bytes.
+- `write_checkpoint`, `read_checkpoint`: tensors and JSON, written atomically, read without executing code.
+- `MetricsCSV`, `read_metrics`: exact rows; a resumed run cuts them back to its checkpoint.
+- `Stage`, `plan`: steps of a pipeline. A stage's directory name is a hash of everything that the stage depends on.
 - `derive_seed`: independent child seeds by name.
-- `run_commands`: a small pool of fresh processes, one thread each.
-- `write_json`, `read_json`, `config_hash`: one strict JSON for all of it.
+- `run_commands`: a small pool of new processes, one thread each.
+- `write_json`, `read_json`, `config_hash`: strict JSON with fixed bytes.
 
-POSIX only: locks are `flock`, pools are process groups.
+POSIX only: locks use `flock`, pools use process groups.
 """
 
 from routed_rl.runs.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint

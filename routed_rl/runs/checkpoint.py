@@ -1,13 +1,13 @@
-"""Checkpoints: a directory with tensors and JSON that is whole or refused, and never executed.
+"""Checkpoints: directories with tensors and JSON. A damaged one is rejected, and reading never executes code.
 
     tensors.safetensors   the tensors
     meta.json             everything else
     manifest.json         format, version, size and SHA-256 of the other two; written last
 
-A checkpoint is built under a temporary name and renamed into place. A directory cannot be renamed over
-a non-empty one, so replacing takes two renames: `NAME` to `.NAME.previous`, then the new one to `NAME`;
-then `.NAME.previous` is removed. At every moment one of the two names holds a whole checkpoint, and
-`read_checkpoint` looks at the second where the first is missing. One writer at a time; any readers.
+A checkpoint is written under a temporary name and then renamed to its own. A directory cannot be renamed over a
+non-empty one, so replacing an old checkpoint takes three steps: rename `NAME` to `.NAME.previous`, rename the new
+directory to `NAME`, remove `.NAME.previous`. So at every moment one of the two names is a complete checkpoint.
+`read_checkpoint` reads `.NAME.previous` if `NAME` is missing. One process may write at a time, any number may read.
 """
 
 import hashlib
@@ -54,32 +54,32 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: `tensors` by name, on the CPU, and `meta`, as it comes back from JSON."""
+    """The content of a checkpoint: `tensors` by name, on the CPU, and `meta`, as JSON returns it."""
 
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
 
 
 def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> None:
-    """Write a checkpoint to `path`, atomically; an earlier checkpoint there is replaced.
+    """Write a checkpoint to `path`, atomically; it replaces an earlier checkpoint there.
 
-    The bytes depend on `tensors` and `meta` alone. Tensors of any device and memory layout are saved
-    dense and contiguous; those that share memory are saved apart.
+    The bytes depend only on `tensors` and `meta`. Tensors on any device are saved dense and contiguous. Tensors that
+    share memory are saved separately.
 
-    Raises TypeError or ValueError for a tensor or a meta entry that cannot be saved, naming it;
-    CheckpointError if something that is not a checkpoint is at `path`; OSError if the disk refuses.
+    Raises TypeError or ValueError, with its name, for a tensor or meta entry that cannot be saved; CheckpointError if
+    `path` is something else than a checkpoint; OSError if the disk cannot be written.
     """
     path = Path(path)
     dense = _dense(tensors)
     meta_bytes = json_bytes(meta, "meta")
     if os.path.lexists(path) and not _is_ours(path):
-        raise CheckpointError(f"{str(path)!r} is not a checkpoint, so none is written over it")
+        raise CheckpointError(f"{str(path)!r} is not a checkpoint and is not overwritten: choose another path")
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
         write_synced(temporary / META, meta_bytes)
         save_file(dense, temporary / TENSORS)
-        # safetensors makes its file private; who may read the checkpoint is the umask's to say.
+        # safetensors makes its file private. Give it the same permissions as the other files, which follow the umask.
         (temporary / TENSORS).chmod(stat.S_IMODE((temporary / META).stat().st_mode))
         sync(temporary / TENSORS)
         files = {name: _fingerprint(temporary / name) for name in (META, TENSORS)}
@@ -93,11 +93,11 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
 
 
 def read_checkpoint(path: StrPath) -> Checkpoint:
-    """Read the checkpoint at `path`, in up to twice its size of memory.
+    """Return the checkpoint at `path`; reading needs up to twice its size in memory.
 
-    The bytes that are hashed are the bytes that are parsed, by a JSON and a safetensors parser; nothing
-    is unpickled or executed. Raises CheckpointError, in one sentence, for a checkpoint that is missing,
-    truncated, edited, foreign, of a newer version, or that holds anything else than its three files.
+    Each file is read once, and the same bytes are hashed and parsed. Only a JSON and a safetensors parser read them:
+    nothing is unpickled or executed. Raises CheckpointError, in one line, if the checkpoint is missing, truncated,
+    edited, of another format or a newer version, or contains anything but its three files.
     """
     path = Path(path)
     while True:
@@ -107,15 +107,15 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
         except (ValueError, OSError) as error:
             if not _replaced(path, directory):
                 why = f"{error.filename!r}: {error.strerror}" if isinstance(error, OSError) else error
-                raise CheckpointError(f"checkpoint {str(path)!r} is refused: {why}") from None
+                raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {why}") from None
         finally:
             os.close(directory)
 
 
 def sweep(directory: Path) -> None:
-    """Clear up in `directory` after killed writers: remove temporaries, finish or undo replacements.
+    """Clean `directory` after killed writers: remove temporary files, and finish or undo replacements.
 
-    The caller must know that nobody is writing there.
+    The caller must make sure that no process is writing there.
     """
     for entry in list(directory.iterdir()):
         if is_temporary(entry.name):
@@ -132,11 +132,14 @@ def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     storages: set[int] = set()
     for name, tensor in tensors.items():
         if not isinstance(name, str) or name == "__metadata__":
-            raise ValueError(f"a tensor cannot be saved under the name {name!r}")
+            raise ValueError(f"a tensor cannot be saved under the name {name!r}: use another string")
         if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"tensor {name!r} is a {type(tensor).__name__}, not a tensor")
+            raise TypeError(f"tensor {name!r} must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
-            raise ValueError(f"tensor {name!r} ({tensor.dtype}, {tensor.layout}, on {tensor.device}) cannot be saved")
+            raise ValueError(
+                f"tensor {name!r} cannot be saved: it must be a dense tensor with data and a bool, integer or float "
+                f"dtype, got {tensor.dtype}, {tensor.layout} on {tensor.device}"
+            )
         plain = tensor.detach().cpu().resolve_neg().contiguous()
         if plain.untyped_storage().data_ptr() in storages:
             plain = plain.clone()
@@ -152,7 +155,7 @@ def _fingerprint(path: Path) -> dict[str, JSON]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether `path` is a directory with no other files than a checkpoint's, be they whole or not."""
+    """Return whether `path` is a directory with only files of a checkpoint, complete or not."""
     ours = {TENSORS, META, MANIFEST}
     return not path.is_symlink() and path.is_dir() and {entry.name for entry in path.iterdir()} <= ours
 
@@ -162,10 +165,10 @@ def _previous(path: Path) -> Path:
 
 
 def _move_in(temporary: Path, path: Path) -> None:
-    """Put the directory `temporary` at `path`, as the module docstring tells."""
+    """Move the directory `temporary` to `path`, in the steps of the module docstring."""
     previous = _previous(path)
     if path.exists():
-        remove(previous)  # of a writer killed after its second rename
+        remove(previous)  # left by a writer that was killed after its second rename
         path.rename(previous)
     temporary.rename(path)
     sync(path.parent)
@@ -173,8 +176,8 @@ def _move_in(temporary: Path, path: Path) -> None:
 
 
 def _open(path: Path) -> int:
-    """Return a descriptor of the checkpoint at `path`, which stays on it whatever is renamed."""
-    # The third look is for a replacement completed between the first and the second.
+    """Return a descriptor of the checkpoint directory at `path`; it stays valid if the directory is renamed."""
+    # The third attempt is for a replacement that was completed between the first and the second.
     for candidate in (path, _previous(path), path):
         try:
             return os.open(candidate, os.O_RDONLY | os.O_DIRECTORY)
@@ -186,7 +189,7 @@ def _open(path: Path) -> int:
 
 
 def _replaced(path: Path, directory: int) -> bool:
-    """Whether a writer has put another checkpoint at `path` since `directory` was opened there."""
+    """Return whether a writer has replaced the checkpoint at `path` since `directory` was opened."""
     current = _open(path)
     try:
         return not os.path.samestat(os.fstat(directory), os.fstat(current))
@@ -197,10 +200,10 @@ def _replaced(path: Path, directory: int) -> bool:
 def _read(directory: int) -> Checkpoint:
     names = set(os.listdir(directory))
     if MANIFEST not in names:
-        raise ValueError(f"it has no {MANIFEST}, so it is incomplete or no checkpoint at all")
+        raise ValueError(f"it has no {MANIFEST}, so it is incomplete or not a checkpoint")
     files = _listed_files(parse_json(_regular_bytes(directory, MANIFEST), MANIFEST))
     if strangers := names - {MANIFEST, *files}:
-        raise ValueError(f"it holds {min(strangers)!r}, which is no part of a checkpoint")
+        raise ValueError(f"it contains {min(strangers)!r}, which is not a file of a checkpoint")
     meta = parse_json(_listed_bytes(directory, META, files[META]), META)
     if not isinstance(meta, dict):
         raise ValueError(f"{META} is not a JSON object")
@@ -211,12 +214,12 @@ def _read(directory: int) -> Checkpoint:
 
 
 def _listed_files(manifest: Any) -> dict[str, Any]:
-    """Return the manifest's entries by file name; ValueError unless it is a manifest of this version."""
+    """Return the manifest's entries by file name; raise a ValueError unless it is a manifest of this version."""
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{MANIFEST} is not that of a {FORMAT}")
+        raise ValueError(f"{MANIFEST} is not the manifest of a {FORMAT}")
     version, files = manifest.get("version"), manifest.get("files")
     if type(version) is int and version > VERSION:
-        raise ValueError(f"its format version is {version}, and this program reads up to {VERSION}")
+        raise ValueError(f"its format version is {version}, but this version of routed-rl reads up to {VERSION}")
     if version != VERSION or not isinstance(files, dict):
         raise ValueError(f"{MANIFEST} is malformed")
     if set(files) != {META, TENSORS}:
@@ -236,7 +239,7 @@ def _listed_bytes(directory: int, name: str, listed: Any) -> bytes:
 
 
 def _regular_bytes(directory: int, name: str) -> bytes:
-    # Neither follow a link out of the directory nor wait for the other end of a pipe.
+    # O_NOFOLLOW: do not follow a link out of the directory. O_NONBLOCK: do not wait for the other end of a pipe.
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

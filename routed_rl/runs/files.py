@@ -1,7 +1,7 @@
-"""Files that are either wholly there or not there at all, and a JSON that loads as it was saved.
+"""Write files atomically, and read and write strict JSON that loads exactly as it was saved.
 
-A new file or directory is made under a unique temporary name beside its target, flushed to disk and
-renamed into place. A killed writer leaves at most that temporary, which `is_temporary` recognises.
+A new file or directory is written under a unique temporary name next to its target, flushed to disk, and renamed to
+the target. A killed writer leaves at most the temporary file, which `is_temporary` recognizes.
 """
 
 import json
@@ -14,19 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-# None, bool, int, float, str, and lists, tuples and mappings of them. Checked when written, by `plain_json`:
-# a checker of types would refuse dict literals with values of several types, which are `dict[str, object]`.
+# None, bool, int, float, str, and lists, tuples and mappings of them. `plain_json` checks this when JSON is written.
+# A precise type would make the type checker reject dict literals with values of several types (`dict[str, object]`).
 JSON: TypeAlias = Any
 StrPath: TypeAlias = str | os.PathLike[str]
 
-_MAX_DEPTH = 100  # far more than any config needs; far less than Python's own limit on recursion
+_MAX_DEPTH = 100  # far more than any config needs, and far below Python's recursion limit
 
 
 def plain_json(value: JSON, where: str, depth: int = 0) -> Any:
-    """Return a copy of `value` as it would come back from JSON (mappings as dict, tuples as list).
+    """Return a copy of `value` as JSON would return it (mappings as dict, tuples as list).
 
-    Python's encoder lets through what does not come back: keys that are not strings, NaN, infinity.
-    Raises TypeError or ValueError, quoting the place under the name `where`.
+    Python's encoder also accepts values that JSON does not return: keys that are not strings, NaN, infinity. For these
+    this function raises TypeError or ValueError. The message quotes the place in `value`, which it calls `where`.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"{where} is nested too deeply for JSON (more than {_MAX_DEPTH} levels)")
@@ -44,19 +44,22 @@ def plain_json(value: JSON, where: str, depth: int = 0) -> Any:
         case Mapping():
             for key in value:
                 if not isinstance(key, str):
-                    raise TypeError(f"{where} has the key {key!r}, and JSON keys are strings")
+                    raise TypeError(f"{where} has the key {key!r}, but JSON keys must be strings")
             return {key: plain_json(child, f"{where}.{key}", depth + 1) for key, child in value.items()}
     raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
 
 
 def json_bytes(value: JSON, where: str) -> bytes:
-    """Return `value` as the one text it has: ASCII, keys sorted, two spaces, a newline at the end."""
+    """Return `value` as JSON text with fixed bytes: ASCII, sorted keys, indent 2, a newline at the end."""
     text = json.dumps(plain_json(value, where), sort_keys=True, indent=2, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Return the JSON in `data`; ValueError, naming `where`, if it is malformed, too deep or not finite."""
+    """Return the JSON value in `data`.
+
+    Raises ValueError, with the name `where`, for JSON that is malformed, nested too deeply, or has NaN or infinity.
+    """
     try:
         return plain_json(json.loads(data.decode("utf-8")), where)
     except RecursionError:
@@ -66,15 +69,15 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def read_json(path: StrPath) -> Any:
-    """Return the JSON in the file at `path`; ValueError in one line if there is none in it."""
+    """Return the JSON value in the file at `path`; raise a one-line ValueError if the file is not JSON."""
     return parse_json(Path(path).read_bytes(), repr(str(path)))
 
 
 def write_json(path: StrPath, data: JSON) -> None:
     """Write `data` to `path` as JSON, atomically: a reader sees the old file or the new one.
 
-    The bytes depend on `data` alone. Raises TypeError or ValueError, naming the key, for what JSON
-    cannot hold, before anything is written.
+    The bytes depend only on `data`. Raises TypeError or ValueError, with the key, for a value that JSON cannot hold;
+    then nothing is written.
     """
     write_bytes(path, json_bytes(data, Path(path).name))
 
@@ -93,7 +96,7 @@ def write_bytes(path: StrPath, data: bytes) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Create the file `path` with `data`, and return once it is on the disk."""
+    """Create the file `path` with `data`; return when the data is on the disk."""
     with path.open("xb") as file:
         file.write(data)
         file.flush()
@@ -101,7 +104,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring the file, or the names in the directory, at `path` to the disk."""
+    """Flush the file at `path` to the disk; of a directory, flush the names of its entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -123,6 +126,6 @@ def temporary_beside(path: Path) -> Path:
 
 
 def is_temporary(name: str, target: str | None = None) -> bool:
-    """Return whether `name` is a temporary name, of the file named `target` if one is given."""
+    """Return whether `name` is a temporary name; if `target` is given, one for this file."""
     stem = ".+" if target is None else re.escape(target)
     return re.fullmatch(rf"\.{stem}\.tmp-[0-9a-f]{{16}}", name, re.DOTALL) is not None

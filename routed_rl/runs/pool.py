@@ -1,4 +1,4 @@
-"""A small pool: commands run as fresh processes of their own, a few at a time (POSIX only)."""
+"""A small pool that runs commands as new processes, a few at a time (POSIX only)."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from routed_rl.runs.files import StrPath
 
-# One thread per process: the results do not depend on the machine's cores, and runs do not crowd each other.
+# One thread per process: results do not depend on the number of cores, and processes do not compete for them.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB", "RAYON")}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's exit code for a command that cannot be started
@@ -31,26 +31,32 @@ def run_commands(
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> list[int | None]:
-    """Run every command, at most `workers` at once, and return their exit codes in order.
+    """Run all commands, at most `workers` at once; return their exit codes, in the order of `commands`.
 
-    If given, `after[i]` are the numbers of the commands that have to end with 0 before `commands[i]` starts; of one
-    that is never started, since one of these failed, the code is None.
+    A failed command does not stop the others. A code is -N if signal N ended the command, and 127 if the command could
+    not be started (its log says why). It is None if the command was never started because a command in its `after`
+    failed.
 
-    Output and errors of `commands[i]` are appended to the file `logs[i]`. Each runs with one thread in
-    its libraries, no input, and a process group of its own. A failing command does not stop the others:
-    its code is -N if signal N ended it, 127 if it could not be started (its log says why). `on_poll` is
-    called in this process about every `poll_seconds` seconds, and once when all is done. Of `devices`, names for
-    CUDA_VISIBLE_DEVICES, each command sees one, which as few others as possible have at that time.
+    If this process is interrupted (Ctrl-C, SIGTERM, SIGHUP) or `on_poll` raises, the running commands are killed with
+    their process groups. Then the exception is raised again.
 
-    If this process is interrupted (Ctrl-C, SIGTERM, SIGHUP) or `on_poll` raises, the commands still
-    running are killed, with all that they started in their process groups, and the exception goes on.
+    Args:
+        commands: each runs in its own process group, with one thread per library and no input.
+        workers: the largest number of commands that run at once.
+        logs: one file per command; the command's output and errors are appended to it.
+        after: if given, `after[i]` are the indices of the commands that must end with 0 before `commands[i]` starts.
+        devices: if given, values of CUDA_VISIBLE_DEVICES. Each command gets the device that the fewest running commands
+            have.
+        on_poll: called in this process about every `poll_seconds` seconds, and once at the end.
+        poll_seconds: seconds between two looks at the running commands.
 
-    Raises ValueError for fewer than one worker or another number of logs, or of `after`, than of commands.
+    Raises:
+        ValueError: if `workers` is below 1, or `logs` or `after` does not have one entry per command.
     """
     if workers < 1:
-        raise ValueError(f"workers is {workers}, and at least one is needed")
+        raise ValueError(f"workers must be at least 1, got {workers}")
     if len(logs) != len(commands):
-        raise ValueError(f"{len(logs)} logs for {len(commands)} commands")
+        raise ValueError(f"logs must have one file per command, got {len(logs)} logs for {len(commands)} commands")
     queue = Queue(len(commands), after)
     running: dict[int, subprocess.Popen[bytes]] = {}
     has: dict[int, str] = {}
@@ -77,7 +83,7 @@ def run_commands(
                 if running:
                     time.sleep(poll_seconds)
         finally:
-            # Not waited for yet, so their numbers are still their own and cannot be another's.
+            # These processes have not been waited for, so their ids cannot belong to other processes yet.
             left = [process for process in running.values() if process.returncode is None]
             for process in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -88,16 +94,16 @@ def run_commands(
 
 
 class Queue:
-    """Which of some commands is next: the first whose predecessors have all ended with 0.
+    """Decides which command starts next: the first whose predecessors have all ended with 0.
 
     Attributes:
-        codes: the exit codes of those that have ended; None for the others.
-        next: the number of a command that can be started; None while there is none.
+        codes: exit code per command; None if it has not ended.
+        next: the index of the command to start next; None while no command can start.
     """
 
     def __init__(self, count: int, after: Sequence[Collection[int]]) -> None:
         if after and len(after) != count:
-            raise ValueError(f"{len(after)} times predecessors for {count} commands")
+            raise ValueError(f"after must have one entry per command, got {len(after)} entries for {count} commands")
         self._after = after
         self._waiting = list(range(count))
         self.codes: list[int | None] = [None] * count
@@ -107,7 +113,7 @@ class Queue:
         return next((index for index in self._waiting if self._can_start(index)), None)
 
     def start(self, index: int) -> None:
-        """Say that a command is started."""
+        """Mark a command as started."""
         self._waiting.remove(index)
 
     def _can_start(self, index: int) -> bool:
@@ -117,7 +123,7 @@ class Queue:
 def start_command(
     command: Sequence[StrPath], log: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes] | None:
-    """Start a command as :func:`run_commands` does; None, with the reason in the log, if it cannot be started."""
+    """Start a command as :func:`run_commands` does; return its process, or None if it cannot start (see the log)."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         try:
@@ -136,15 +142,17 @@ def start_command(
 
 
 def _end_with_parent() -> None:
-    """In the new process: be killed when the one that started it dies, however it dies. Else a pool that was killed
-    would leave runs behind, which the next start finds taken."""
+    """Make the new process die with its parent, however the parent dies. Called in the new process.
+
+    Otherwise a killed pool would leave commands running, and the next pool would find their run directories locked.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _signals_as_exit() -> Iterator[None]:
-    """Let a polite request to end unwind the stack, as Ctrl-C does, instead of ending the process at once."""
-    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+    """Within the block, SIGTERM and SIGHUP raise SystemExit, so that ``finally`` blocks run, as with Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
 

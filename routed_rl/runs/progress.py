@@ -1,4 +1,4 @@
-"""The progress display that every long command shows: steps done, time gone, time to go."""
+"""The progress display of every long command: steps done, time elapsed, time remaining."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 def progress_display(*, unit: str = "steps", disable: bool = False) -> Progress:
-    """A display on standard error; add a task per run, with its environment steps (or other units) as total."""
+    """Return a progress display on standard error. Add one task per run, with its number of steps as total."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,7 +22,7 @@ def progress_display(*, unit: str = "steps", disable: bool = False) -> Progress:
 
 @contextmanager
 def progress_bar(what: str, total: int, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """One bar for one task; what it yields advances the bar by a step, whatever its arguments."""
+    """Show one progress bar within the block. The yielded function advances it by a step and ignores its arguments."""
     with progress_display(disable=not shown) as display:
         task = display.add_task(what, total=total)
         yield lambda *_: display.advance(task)

@@ -1,4 +1,4 @@
-"""The pool's commands as tasks of a Ray cluster: the same processes with the same results, on more machines."""
+"""A pool that runs commands as tasks of a Ray cluster: the same processes as the local pool, on more machines."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from routed_rl.runs.pool import CANNOT_START, Queue, start_command
 CONNECT_SECONDS = 5.0
 NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0"}
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Read when Ray is imported: on every system, a Ray of its own does as on those two."""
+"""Ray reads this on import. A local Ray then listens only on the loopback interface, as on Windows and macOS."""
 
 
 @contextlib.contextmanager
 def ray_pool(
     address: str | None, workers: int, shared: Path, gpus: int = 0
 ) -> Iterator[Callable[..., list[int | None]]]:
-    """Within the block, what stands in for :func:`~routed_rl.runs.run_commands`, on a Ray cluster.
+    """Within the block, provide a function that replaces :func:`~routed_rl.runs.run_commands` on a Ray cluster.
 
-    Each command takes one CPU. Every machine needs this package, and must see the directory ``shared``, under which
-    all that the commands write has to lie; that is tried before anything starts.
+    Each command uses one CPU. Every machine needs this package and access to the directory ``shared``. Commands may
+    write only there. The access is tested before any command starts.
 
     Args:
-        address: of a running cluster (``host:port``, ``ray://host:port`` or ``auto``); None starts a Ray of its own
-            on this machine, on the loopback interface, without dashboard, and stops it afterwards.
-        workers: CPUs of a Ray of its own.
-        gpus: how many each command has to itself.
+        address: the address of a running cluster (``host:port``, ``ray://host:port`` or ``auto``). With None, a new
+            local Ray is started on the loopback interface, without dashboard, and stopped after the block.
+        workers: the number of CPUs of a new local Ray.
+        shared: a directory that all machines share.
+        gpus: the number of GPUs that each command gets for itself.
 
     Raises:
         MissingExtraError: if Ray is not installed.
-        ValueError: if the address does not answer, or a machine does not see ``shared``.
+        ValueError: if the address does not answer, or a machine cannot read and write ``shared``.
     """
     os.environ.update(NO_TELEMETRY if address else NO_TELEMETRY | LOOPBACK_ONLY)
     require("ray", "ray")
@@ -59,19 +60,19 @@ def ray_pool(
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise ValueError(f"no Ray cluster could be joined at {address!r}: {error}") from error
+            raise ValueError(f"cannot connect to a Ray cluster at {address!r}: {error}") from error
         _check_shared(shared)
         yield partial(_run_commands, ray, gpus=gpus)
     finally:
         ray.shutdown()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, and leaves it
+            signal.signal(signal.SIGTERM, handler)  # Ray installs its own handler and does not remove it
 
 
 def _check_answer(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        raise ValueError(f"a Ray address is host:port, ray://host:port or auto, got {address!r}")
+        raise ValueError(f"a Ray address must be host:port, ray://host:port or auto, got {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -79,7 +80,7 @@ def _check_answer(address: str) -> None:
 
 
 def _check_shared(shared: Path) -> None:
-    """ValueError unless every machine with a CPU can read a file of ours in ``shared`` and write one of its own."""
+    """Raise a ValueError unless every machine with a CPU can read this machine's file in ``shared`` and write there."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -96,10 +97,13 @@ def _check_shared(shared: Path) -> None:
                 sees = ray.get(task)
             except ray.exceptions.RayError as error:
                 raise ValueError(
-                    f"the machine {machine} cannot run our tasks: {str(error).splitlines()[-1]}"
+                    f"the machine {machine} cannot run the pool's tasks: {str(error).splitlines()[-1]}"
                 ) from error
             if not sees:
-                raise ValueError(f"the machine {machine} does not share {str(shared)!r} with this one")
+                raise ValueError(
+                    f"the machine {machine} cannot read and write {str(shared)!r}: "
+                    "use a directory that all machines share"
+                )
     finally:
         for path in shared.glob(f".ray-{token}*"):
             path.unlink()
@@ -124,7 +128,7 @@ def _run_commands(
     on_poll: Callable[[], None] | None = None,
     poll_seconds: float = 0.2,
 ) -> list[int | None]:
-    """As :func:`~routed_rl.runs.run_commands`; a task whose machine is lost counts as a command that failed."""
+    """Do what :func:`~routed_rl.runs.run_commands` does, on Ray; if a machine is lost, its commands count as failed."""
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run)
     queue = Queue(len(commands), after)
     running: dict[Any, int] = {}
@@ -132,7 +136,7 @@ def _run_commands(
         while running or queue.next is not None:
             while len(running) < workers and (index := queue.next) is not None:
                 queue.start(index)
-                # On another machine Python may live elsewhere.
+                # On another machine Python may have another path, so None stands for it.
                 command = [None if part == sys.executable else os.fspath(part) for part in commands[index]]
                 running[task.remote(command, os.path.abspath(logs[index]))] = index
             done, _ = ray.wait(list(running), num_returns=1, timeout=poll_seconds)
@@ -145,17 +149,17 @@ def _run_commands(
                 on_poll()
     finally:
         for reference in running:
-            ray.cancel(reference)  # as Ctrl-C in the task, which then ends what it started
+            ray.cancel(reference)  # acts as Ctrl-C in the task; the task then kills its command
         if running:
             _, deaf = ray.wait(list(running), num_returns=len(running), timeout=CONNECT_SECONDS)
             for reference in deaf:
-                ray.cancel(reference, force=True)  # its worker ends, and with it, on Linux, what that started
+                ray.cancel(reference, force=True)  # kills the worker; on Linux its command dies with it
     return queue.codes
 
 
 def _run(command: list[str | None], log: str) -> int:
-    """One command in a fresh process, as the local pool starts it; the exit code."""
-    # A task is cancelled by an interrupt. Raised while a process is being started, it would leave it behind.
+    """Run one command in a new process, as the local pool does; return its exit code."""
+    # Ray cancels a task by an interrupt. If this were raised while a process starts, the process would be left running.
     cancelled = threading.Event()
     handler = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     try:

@@ -1,4 +1,4 @@
-"""What a run directory says about its run: the configuration, the seed, the versions it was started with."""
+"""The record of a run in its directory: configuration, seed, and the versions it was started with."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The function's arguments of which a run is the value: what `config.json` holds."""
+    """The configuration and seed that determine a run: the content of `config.json`."""
 
     config: dict[str, Any]
     config_hash: str
@@ -32,7 +32,7 @@ class RunRecord:
 
     @classmethod
     def of(cls, config: Mapping[str, JSON], seed: int) -> "RunRecord":
-        """Return the record of a run; TypeError or ValueError, naming the key, for what JSON cannot hold."""
+        """Return the record of a run; raise TypeError or ValueError, with the key, for what JSON cannot hold."""
         return cls(plain_json(config, "config"), config_hash(config), check_seed(seed))
 
     def as_json(self) -> dict[str, JSON]:
@@ -41,13 +41,13 @@ class RunRecord:
 
 
 def config_hash(config: Mapping[str, JSON]) -> str:
-    """Return 10 hex digits of the SHA-256 of `config`: equal configurations, in any order, equal hashes."""
+    """Return 10 hex digits of the SHA-256 of `config`. The order of the keys does not matter."""
     text = json.dumps(plain_json(config, "config"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def read_run(path: StrPath) -> RunRecord:
-    """Return what the run at `path` was started with; writes nothing and takes no lock.
+    """Return the configuration and seed of the run at `path`; write nothing and take no lock.
 
     Raises RunError if there is no run at `path`, or its `config.json` was edited.
     """
@@ -58,9 +58,9 @@ def read_run(path: StrPath) -> RunRecord:
 
 
 def find_run(path: Path) -> RunRecord | None:
-    """Return the record of the run at `path`, or None where one may be started: nothing, or nothing in it.
+    """Return the record of the run at `path`; None if `path` does not exist or is empty, so that a run can start there.
 
-    Raises RunError for anything else, OSError for what cannot be looked at.
+    Raises RunError if `path` is something else, OSError if it cannot be read.
     """
     if not os.path.lexists(path):
         return None
@@ -68,36 +68,38 @@ def find_run(path: Path) -> RunRecord | None:
         raise RunError(f"{str(path)!r} is not a directory, so it cannot hold a run")
     names = sorted(entry.name for entry in path.iterdir())
     if CONFIG not in names:
-        # A run killed before its first file was in place has these, and nothing else.
+        # A run that was killed before it wrote its first file leaves only a lock and temporary files.
         if strangers := [name for name in names if name != LOCK and not is_temporary(name, CONFIG)]:
-            raise RunError(f"{str(path)!r} is not a run, and not empty: it holds {strangers[0]!r}")
+            raise RunError(
+                f"{str(path)!r} is not a run and not empty, it contains {strangers[0]!r}: choose another directory"
+            )
         return None
     try:
         data = read_json(path / CONFIG)
         record = RunRecord.of(data["config"], data["seed"])
     except (ValueError, TypeError, KeyError):
-        raise RunError(f"{str(path)!r} is not a run: its {CONFIG} is not that of one") from None
+        raise RunError(f"{str(path)!r} is not a run: its {CONFIG} does not describe one") from None
     if data != record.as_json():
         raise RunError(f"the {CONFIG} of the run {str(path)!r} was edited: it does not match its hash")
     return record
 
 
 def check_run(path: StrPath, config: Mapping[str, JSON], seed: int) -> None:
-    """Raise RunError unless the run of `config` and `seed` may be started or continued at `path`; writes nothing."""
+    """Raise RunError unless the run of `config` and `seed` can start or continue at `path`; write nothing."""
     stored = find_run(Path(path))
     if stored is not None:
         refuse_other(Path(path), stored, RunRecord.of(config, seed))
 
 
 def refuse_other(path: Path, stored: RunRecord, given: RunRecord) -> None:
-    """Raise RunError if the run `stored` at `path` is not the run `given`, naming what differs."""
+    """Raise RunError, with the differences, if the run `stored` at `path` is not the run `given`."""
     if differing := differences(stored, given):
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise RunError(f"{str(path)!r} holds another run: {'; '.join(differing[:3])}{more}")
 
 
 def differences(stored: RunRecord, given: RunRecord) -> list[str]:
-    """Return what is another in the run `stored` than in the run `given`, a phrase for each entry."""
+    """Return the differences between the runs `stored` and `given`, one phrase per entry."""
     there = _leaves({"seed": stored.seed, "config": stored.config})
     here = _leaves({"seed": given.seed, "config": given.config})
     differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
@@ -105,10 +107,10 @@ def differences(stored: RunRecord, given: RunRecord) -> list[str]:
 
 
 def versions() -> dict[str, JSON]:
-    """Return the versions a result may depend on, and the git commit (None outside a checkout).
+    """Return the versions that a result may depend on, and the git commit (None outside a checkout).
 
-    Without build tags such as `+cpu`, times, host names and paths, so that the same installation gives
-    the same bytes on another machine.
+    It leaves out build tags such as `+cpu`, times, host names and paths. So the same installation gives the same bytes
+    on every machine.
     """
     found: dict[str, JSON] = {name: _version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "git_commit": _git_commit(), **found}
@@ -122,8 +124,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout around this package, else of that around the working directory; it ends in
-    ``-dirty`` where tracked files differ from it."""
+    """Return the git commit of this package's checkout, or else of the working directory's; None without a checkout.
+
+    It ends in ``-dirty`` if tracked files have changes.
+    """
     for directory in (Path(__file__).resolve().parent, Path.cwd()):
         try:
             command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -136,7 +140,7 @@ def _git_commit() -> str | None:
 
 
 def _leaves(value: JSON, name: str = "") -> dict[str, str]:
-    """Return the entries of nested mappings by dotted name, as JSON (where 1, 1.0 and true differ)."""
+    """Return the entries of nested mappings, dotted name → JSON text (in which 1, 1.0 and true differ)."""
     if isinstance(value, Mapping) and value:
         leaves: dict[str, str] = {}
         for key, child in value.items():

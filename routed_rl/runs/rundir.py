@@ -1,19 +1,21 @@
-"""A directory that is a run: started, killed, continued and finished there, always to the same bytes.
+"""Run directories: a run can be killed and continued at any moment, and always ends with the same bytes.
 
     config.json        configuration, its hash, and the seed
-    versions.json      Python, packages and git commit it was started with
-    metrics.csv        a function of configuration and seed
-    timings.csv        what may differ from one run to the next
-    checkpoints/       the newest two while the run is going; gone when it is finished
-    evaluation.json    the result: there when, and only when, the run is finished
-    .lock              empty; who holds a `flock` on it, or was forked while it was held, works here (POSIX)
+    versions.json      versions of Python and packages, and the git commit, at the start of the run
+    metrics.csv        rows that depend only on configuration and seed
+    timings.csv        rows that may differ between two runs (seconds, memory)
+    checkpoints/       the newest two checkpoints; removed when the run is finished
+    evaluation.json    the result; it exists exactly when the run is finished
+    .lock              empty; the process that works here, or a fork of it, holds a `flock` on this file (POSIX)
 
-Why a SIGKILL at any moment does no harm: every file but the two CSVs appears whole, by a rename. Rows
-written after a checkpoint are cut off when it is loaded. `config.json` is first (before it the
-directory counts as empty) and the result last (before it the run counts as unfinished, after it only
-`checkpoints/` is left to be removed). Opening the directory completes what was interrupted: it removes
-temporaries, finishes replacements, and removes a finished run's checkpoints. What a killed `save_checkpoint`
-leaves goes with the next one.
+A SIGKILL at any moment does no harm, for these reasons:
+
+- Every file except the two CSVs is written elsewhere and renamed, so it is complete as soon as it exists.
+- Loading a checkpoint cuts off the rows that were written after it.
+- `config.json` is written first: without it the directory counts as empty. The result is written last: without it the
+  run counts as unfinished, and after it only `checkpoints/` must be removed.
+- Opening the directory completes interrupted work: it removes temporary files, finishes replacements, and removes the
+  checkpoints of a finished run. The next `save_checkpoint` removes what a killed one left.
 """
 
 import contextlib
@@ -40,7 +42,7 @@ RESULT = "evaluation.json"
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """Where a run continues: the `step`, `tensors` and `meta` that were given to `save_checkpoint`."""
+    """The state from which a run continues: the `step`, `tensors` and `meta` given to `save_checkpoint`."""
 
     step: int
     tensors: dict[str, torch.Tensor]
@@ -81,21 +83,21 @@ class RunDirectory:
         force: bool = False,
         result_name: str = RESULT,
     ) -> "RunDirectory":
-        """Start the run at `path`, or reopen it: unfinished, to be continued, or `finished`.
+        """Return the run at `path`: a new run, an unfinished run to continue, or a finished one (see `finished`).
 
-        A run is finished when it has the file `result_name`. With `force` a run that is there, whichever
-        it is, is first renamed to `<path>.old-<n>`.
+        A run is finished when it has the file `result_name`. With `force`, an existing run of any kind is first renamed
+        to `<path>.old-<n>`.
 
-        Raises RunError, in one line, if `path` holds another run or something that is not a run, is in
-        use by another process, or cannot be written; TypeError or ValueError for a configuration that
-        JSON cannot hold or a seed that is not an integer. What was there is then still there.
+        Raises RunError, in one line, if `path` holds another run, is not a run, is in use by another process, or cannot
+        be written. Raises TypeError or ValueError if JSON cannot hold the configuration, or the seed is not an integer.
+        After an error, existing files are unchanged.
         """
         record = RunRecord.of(config, seed)
         path = Path(os.path.realpath(path))
         try:
             if force:
                 _set_aside(path)
-            find_run(path)  # refuses a directory that is not a run before anything is made in it
+            find_run(path)  # raises for a directory that is not a run, before anything is written to it
             path.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as resources:
                 resources.enter_context(_locked(path))
@@ -108,34 +110,33 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its result; nothing is left to do then."""
+        """Whether the run has its result, so that nothing is left to do."""
         return self.result is not None
 
     @property
     def metrics(self) -> MetricsCSV:
-        """The rows that a function of configuration and seed gives; RunError before `load_checkpoint`."""
+        """Rows that depend only on configuration and seed; raises RunError before `load_checkpoint`."""
         return self._open_logs()[0]
 
     @property
     def timings(self) -> MetricsCSV:
-        """The rows that may differ from run to run: seconds, memory; RunError before `load_checkpoint`."""
+        """Rows that may differ between two runs (seconds, memory); raises RunError before `load_checkpoint`."""
         return self._open_logs()[1]
 
     def checkpoint_steps(self) -> list[int]:
-        """The steps of which there are checkpoints, good or not, in order."""
+        """Return the steps of all checkpoints, usable or not, in increasing order."""
         return sorted(_step(name) for name in self._saved())
 
     def load_checkpoint(self, at_most: int | None = None) -> RunCheckpoint | None:
-        """Return the newest good checkpoint, or None: start from the beginning. Call it before the rest.
+        """Return the newest usable checkpoint; None to start from the beginning. Call it before all other methods.
 
-        With `at_most`, those of later steps are passed over, and replaced when the run comes there again.
-
-        `metrics` and `timings` are cut back to the rows that they had when it was saved. A checkpoint
-        that cannot be used is reported by a warning and left where it is until the next one is saved.
-        Raises RunError if the run is finished.
+        `metrics` and `timings` are cut back to the rows that they had when the checkpoint was saved. A checkpoint that
+        cannot be used causes a warning, and stays until the next checkpoint is saved. With `at_most`, checkpoints of
+        later steps are skipped; they are replaced when the run reaches these steps again. Raises RunError if the run is
+        finished.
         """
         if self.finished:
-            raise RunError(f"the run {str(self.path)!r} is finished, so there is nothing to continue")
+            raise RunError(f"the run {str(self.path)!r} is finished: there is nothing to continue")
         if self._logs is None:
             self._logs = MetricsCSV(self.path / METRICS), MetricsCSV(self.path / TIMINGS)
             for log in self._logs:
@@ -147,7 +148,7 @@ class RunDirectory:
             try:
                 checkpoint = self._read(name, metrics.rows)
             except CheckpointError as error:
-                warnings.warn(f"{error}; the run continues from before it", stacklevel=2)
+                warnings.warn(f"{error}; the run continues from an earlier step", stacklevel=2)
                 continue
             metrics.truncate(checkpoint.meta["metrics_rows"])
             timings.truncate(min(checkpoint.meta["timings_rows"], timings.rows))
@@ -158,14 +159,14 @@ class RunDirectory:
         return None
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> None:
-        """Save where the run is at `step`, with the number of rows written so far; the newest two stay.
+        """Save a checkpoint at `step`, with the number of rows so far; only the newest two checkpoints are kept.
 
-        Raises ValueError for a step that is negative or before the last; else as `write_checkpoint`.
+        Raises ValueError if the step is negative or before the last one, and the errors of `write_checkpoint`.
         """
         metrics, timings = self._open_logs()
         last = _step(self._kept[-1]) if self._kept else 0
         if step < last:
-            raise ValueError(f"a checkpoint of step {step} cannot follow that of step {last}")
+            raise ValueError(f"the step of a checkpoint must be at least {last}, the step of the last one, got {step}")
         saved: dict[str, JSON] = {
             **self._identity(step),
             "metrics_rows": metrics.rows,
@@ -177,15 +178,15 @@ class RunDirectory:
         self._checkpoints.mkdir(exist_ok=True)
         name = f"step-{step:012d}"
         if name not in self._kept:
-            remove(self._checkpoints / name)  # one that load_checkpoint could not use
+            remove(self._checkpoints / name)  # load_checkpoint could not use this one
         write_checkpoint(self._checkpoints / name, tensors, saved)
         self._kept = [*[kept for kept in self._kept if kept != name][-1:], name]
         self._discard_all_but(self._kept)
 
     def finish(self, result: Mapping[str, JSON]) -> None:
-        """Write the result, which makes the run finished; every other file must be complete by now.
+        """Write the result; the run is finished then. All other files must be complete before.
 
-        Raises TypeError or ValueError, naming the key, for a result that JSON cannot hold.
+        Raises TypeError or ValueError, with the key, for a result that JSON cannot hold.
         """
         for log in self._open_logs():
             log.sync()
@@ -194,7 +195,7 @@ class RunDirectory:
         self._discard_all_but([])
 
     def close(self) -> None:
-        """Close the files and let go of the lock, as the end of the process would."""
+        """Close the files and release the lock; the end of the process does the same."""
         self._resources.close()
 
     def __enter__(self) -> "RunDirectory":
@@ -204,7 +205,7 @@ class RunDirectory:
         self.close()
 
     def _prepare(self) -> None:
-        """Bring the directory to where a run that was never killed would have it."""
+        """Complete interrupted work, so that the directory looks as if the run had never been killed."""
         stored = find_run(self.path)
         if stored is None:
             write_json(self.path / CONFIG, self.record.as_json())
@@ -220,8 +221,8 @@ class RunDirectory:
             write_json(self.path / VERSIONS, current)
         elif changed := [k for k, v in read_json(self.path / VERSIONS).items() if v != current.get(k)]:
             warnings.warn(
-                f"the run {str(self.path)!r} was started with another {' and '.join(changed)}; "
-                "it continues, but perhaps not to the same bytes",
+                f"the run {str(self.path)!r} was started with another version of {' and '.join(changed)}; "
+                "it continues, but its results may differ from an uninterrupted run",
                 stacklevel=3,
             )
 
@@ -239,7 +240,7 @@ class RunDirectory:
 
     def _open_logs(self) -> tuple[MetricsCSV, MetricsCSV]:
         if self._logs is None:
-            raise RunError(f"load_checkpoint() of the run {str(self.path)!r} comes before writing to it")
+            raise RunError(f"call load_checkpoint() of the run {str(self.path)!r} before you write to it")
         return self._logs
 
     def _identity(self, step: int) -> dict[str, JSON]:
@@ -253,9 +254,9 @@ class RunDirectory:
         path = self._checkpoints / name
         checkpoint = read_checkpoint(path)
         if not self._identity(_step(name)).items() <= checkpoint.meta.items():
-            raise CheckpointError(f"checkpoint {str(path)!r} is refused: it was not saved by this run")
+            raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: another run saved it")
         if checkpoint.meta["metrics_rows"] > rows:
-            raise CheckpointError(f"checkpoint {str(path)!r} is refused: {METRICS} has lost rows since")
+            raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {METRICS} has lost rows since then")
         return checkpoint
 
     def _discard_all_but(self, kept: Sequence[str]) -> None:
@@ -265,7 +266,7 @@ class RunDirectory:
             if entry.name not in kept and re.match(r"\.?step-\d", entry.name):
                 remove(entry)
         if not kept:
-            with contextlib.suppress(OSError):  # somebody put a file of their own there: leave it
+            with contextlib.suppress(OSError):  # not empty: a user put a file there, so leave it
                 self._checkpoints.rmdir()
 
 
@@ -275,15 +276,18 @@ def _step(name: str) -> int:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the run at `path`; RunError if another process does. Death lets go of it."""
+    """Hold the lock of the run at `path` within the block; raise RunError if another process holds it.
+
+    The lock is released when the process dies.
+    """
     with (path / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Someone who set the directory aside just now took the file we hold with it.
+            # If another process has just renamed the directory, the locked file is no longer the one at this path.
             if not os.path.samestat(os.fstat(lock.fileno()), (path / LOCK).stat()):
                 raise BlockingIOError
         except BlockingIOError:
-            raise RunError(f"the run {str(path)!r} is in use by another process") from None
+            raise RunError(f"the run {str(path)!r} is in use by another process: wait for it or stop it") from None
         yield
 
 

@@ -1,8 +1,8 @@
-"""Stages of a pipeline: runs whose directories are named by all that they depend on.
+"""Stages of a pipeline: runs whose directory names are hashes of everything that they depend on.
 
-A stage's key is the hash of what it is, its version, its configuration, its seed and its parents' keys: what changes
-in a stage gives it, and all that follow it, other directories, and leaves every other one where it is. A finished
-stage's result has the hashes of the files it leaves; whoever reads them looks at these first.
+The key of a stage is a hash of its kind, version, configuration, seed and its parents' keys. If a stage changes, it and
+all stages after it get new directories; the others keep theirs. The result of a finished stage contains the hashes of
+the files that it wrote. They are checked before the files are used.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from routed_rl.runs.record import RunError, RunRecord, config_hash, differences,
 from routed_rl.runs.rundir import RESULT, RunDirectory
 
 FILES, DIGEST = "files", "digest"
-"""In a stage's result: the hash of each file that it leaves, and of all the rest of the result."""
+"""Keys in a stage's result: the hash of each file that the stage wrote, and the hash of the rest of the result."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of a pipeline, and what it goes on from.
+    """A step of a pipeline, with the stages that it depends on.
 
     Attributes:
-        kind: what it does.
+        kind: the name of what it does, e.g. ``"train"``; the directory name starts with it.
         config: its options, as JSON.
-        seed: fixes everything random in it.
-        parents: the stages whose files it reads, by what they are to it.
-        version: of the code; raise it when that computes something else.
+        seed: determines all its random numbers.
+        parents: role → the stage that has this role and whose files are read, e.g. ``"teacher"`` → a stage.
+        version: the version of its code; increase it when the code computes something else.
     """
 
     kind: str
@@ -40,29 +40,29 @@ class Stage:
 
     @cached_property
     def record(self) -> RunRecord:
-        """The configuration and seed of its run."""
+        """The configuration and seed of the stage's run."""
         parents: dict[str, JSON] = {name: parent.key for name, parent in self.parents.items()}
         whole = {"stage": self.kind, "version": self.version, "options": self.config, "parents": parents}
         return RunRecord.of(whole, self.seed)
 
     @cached_property
     def key(self) -> str:
-        """10 hex digits of the hash of all that it depends on."""
+        """10 hex digits of the hash of everything that the stage depends on."""
         return config_hash({"config": self.record.config, "seed": self.seed})
 
     def path(self, root: Path) -> Path:
-        """Its directory in that of all stages."""
+        """Return the stage's directory, given the directory of all stages."""
         return root / f"{self.kind}-{self.key}"
 
     def open(self, root: Path) -> RunDirectory:
-        """Its run, new, to be continued or finished; RunError as :meth:`RunDirectory.open`."""
+        """Return the stage's run: new, unfinished or finished; raise the errors of :meth:`RunDirectory.open`."""
         return RunDirectory.open(self.path(root), self.record.config, self.seed)
 
     def result(self, root: Path) -> dict[str, Any] | None:
-        """Its result; None until it is finished.
+        """Return the stage's result; None until the stage is finished.
 
         Raises:
-            RunError: if something else is in its directory, or the files it left are not those that it wrote.
+            RunError: if its directory is not that of this run, or its files or its result were edited.
         """
         path = self.path(root)
         if find_run(path) is None:
@@ -77,23 +77,26 @@ class Stage:
             edited = [RESULT]
         if edited:
             raise RunError(
-                f"{str(path / edited[0])!r} is not what the stage wrote: delete {str(path)!r}, and it is made again"
+                f"{str(path / edited[0])!r} is not what the stage wrote: delete {str(path)!r} to run the stage again"
             )
         return result
 
 
 def finish_stage(run: RunDirectory, result: Mapping[str, JSON], files: Iterable[str] = ()) -> None:
-    """Finish a stage's run with its result and the hashes of files, by their names in its directory; RunError if one
-    is missing."""
+    """Finish a stage's run: write its result, with the hashes of ``files`` (names in the run's directory).
+
+    Raises:
+        RunError: if a file is missing.
+    """
     digests = {name: _digest(run.path / name) for name in sorted(files)}
     if missing := [name for name, digest in digests.items() if digest is None]:
-        raise RunError(f"the stage {str(run.path)!r} has left no {missing[0]!r}")
+        raise RunError(f"the stage {str(run.path)!r} must write {missing[0]!r} before it finishes, but has not")
     whole = {**result, FILES: digests}
     run.finish({**whole, DIGEST: config_hash(whole)})
 
 
 def with_ancestors(stages: Iterable[Stage]) -> list[Stage]:
-    """Stages and all that they depend on, each once, none before its parents."""
+    """Return the stages and all their ancestors, each once, with parents before children."""
     found: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
@@ -108,10 +111,10 @@ def with_ancestors(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def plan(stages: Sequence[Stage], root: Path) -> Iterator[tuple[Stage, str | None]]:
-    """Each stage with the reason why it is to be run; None if it is finished.
+    """Yield each stage with the reason why it must run, or with None if it is finished.
 
     Raises:
-        RunError: as :meth:`Stage.result`.
+        RunError: as :meth:`Stage.result` does.
     """
     there = [run for path in sorted(root.glob("*-*")) if (run := _found(path)) is not None]
     for stage in stages:
@@ -126,7 +129,7 @@ def plan(stages: Sequence[Stage], root: Path) -> Iterator[tuple[Stage, str | Non
 
 
 def _found(path: Path) -> RunRecord | None:
-    """The run at a path; None where there is none."""
+    """Return the record of the run at ``path``; None if there is no run."""
     try:
         return find_run(path)
     except (RunError, OSError):
@@ -134,7 +137,7 @@ def _found(path: Path) -> RunRecord | None:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None if there is none."""
+    """Return the SHA-256 of a file; None if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""Representations with a known place for everything: codes in halves, each taught by the data routed to it.
+"""Partitioned representations: each part of a code learns only from the data that is routed to it.
 
-- `PartitionedNetwork`, `partition_loss`, `Penalties`: encoder, routed decoder, certificates on detached halves.
+- `PartitionedNetwork`, `partition_loss`, `Penalties`: encoder, routed decoder, and certificates on detached halves.
 - `partitioned_autoencoder`, `partitioned_resnet34`, `partitioned_classifier`: the networks of the experiments.
-- `RoutedVAE`, `one_hot_routes`: a latent per class.
-- `seeded`, `train_epoch`: training that the seed determines.
+- `RoutedVAE`, `one_hot_routes`: one latent per class.
+- `seeded`, `train_epoch`: training that depends only on model, data and seed.
 """
 
 from routed_rl.vision.autoencoder import absolute_errors, mlp, partitioned_autoencoder, squared_errors

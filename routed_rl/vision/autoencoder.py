@@ -12,13 +12,13 @@ from routed_rl.vision.partition import PartitionedNetwork
 
 
 def mlp(*sizes: int, bias: bool = True, hidden_bias: bool = True, norm: bool = False) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU between them.
+    """Return linear layers of these sizes with ReLU between them.
 
     Args:
-        sizes: of the input, every layer, and the output.
-        bias: whether the last layer has one.
-        hidden_bias: whether the others have one.
-        norm: batch normalisation before every ReLU.
+        sizes: the sizes of the input, of every hidden layer, and of the output.
+        bias: whether the last layer has a bias.
+        hidden_bias: whether the other layers have a bias.
+        norm: whether there is batch normalization before every ReLU.
     """
     *hidden, last = itertools.pairwise(sizes)
     layers: list[nn.Module] = []
@@ -30,20 +30,22 @@ def mlp(*sizes: int, bias: bool = True, hidden_bias: bool = True, norm: bool = F
 def partitioned_autoencoder(
     pixels: int, hidden: Sequence[int], code: int, routes: RouteTable, *, separate: bool = False
 ) -> PartitionedNetwork:
-    """An autoencoder of flat images ``(B, pixels)``, with decoders and certificates that mirror the encoder.
+    """Return an autoencoder of flat images ``(B, pixels)``; decoders and certificates mirror the encoder's layers.
+
+    The encoder's last layer is linear and has no bias.
 
     Args:
-        pixels: of an image.
-        hidden: widths of the encoder's hidden layers; the paper's: 2048, 512. Its last layer is linear without bias.
-        code: channels of the code, an even number; the paper's: 32.
+        pixels: the number of pixels of an image.
+        hidden: widths of the encoder's hidden layers; the paper uses 2048, 512.
+        code: number of channels of the code, even; the paper uses 32.
         routes: group of digits → weight of each half.
-        separate: one decoder per group instead of one for all.
+        separate: use one decoder per group, in place of one for all groups.
 
     Raises:
-        ValueError: as for :class:`PartitionedNetwork`, and if ``code`` is odd.
+        ValueError: if ``code`` is odd, or for what :class:`PartitionedNetwork` rejects.
     """
     if code % 2:
-        raise ValueError(f"a code of two halves must have an even number of channels, got {code}")
+        raise ValueError(f"code, the number of channels in two halves, must be even, got {code}")
     back = (*reversed(hidden), pixels)
     decoders = [mlp(code, *back) for _ in range(len(routes.labels) if separate else 1)]
     certificates = (mlp(code // 2, *back), mlp(code // 2, *back))
@@ -51,10 +53,10 @@ def partitioned_autoencoder(
 
 
 def absolute_errors(images: Tensor, rebuilt: Tensor) -> Tensor:
-    """Mean absolute pixel error per image, ``(B,)``, of images ``(B, pixels)``."""
+    """Return the mean absolute pixel error of each image, ``(B,)``, for images ``(B, pixels)``."""
     return (rebuilt - images).abs().mean(dim=1)
 
 
 def squared_errors(images: Tensor, rebuilt: Tensor) -> Tensor:
-    """Mean squared pixel error per image, ``(B,)``, of images ``(B, pixels)``."""
+    """Return the mean squared pixel error of each image, ``(B,)``, for images ``(B, pixels)``."""
     return (rebuilt - images).square().mean(dim=1)

@@ -1,7 +1,7 @@
-"""A network whose code has two halves, each taught by the data that is routed to it (Cloud et al. 2024, section 4.1).
+"""A network whose code has two halves; each half learns from the data routed to it (Cloud et al. 2024, section 4.1).
 
-``B`` samples, ``C`` channels of the code (the first half is *top*, the second *bottom*), ``G`` groups of samples,
-that is, labels of the route table. A code may have positions, ``(B, C, …)``.
+Shapes: ``B`` samples, ``C`` channels of the code. The first half of the channels is *top*, the second is *bottom*. A
+code may have positions, ``(B, C, …)``. The *groups* of samples are the labels of the route table.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from routed_rl.routing import RouteTable, route_gradient
 
 HALVES = ("top", "bottom")
 _TINY = 1e-12
-"""Variance below which a channel counts as constant, and so uncorrelated with everything."""
+"""Added to each channel's variance, so that the correlation of a constant channel is 0 and not 0 / 0."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a partitioned network makes of a batch.
+    """The outputs of a partitioned network for a batch.
 
     Attributes:
         code: the encoding, ``(B, C, …)``.
         decoded: the decoder's output, ``(B, …)``.
-        top: the output of the certificate that sees the top half alone, ``(B, …)``.
-        bottom: that of the bottom half's.
+        top: the output of the certificate that reads only the top half, ``(B, …)``.
+        bottom: the output of the certificate that reads only the bottom half, ``(B, …)``.
     """
 
     code: Tensor
@@ -37,19 +37,21 @@ class Outputs:
 
 
 class PartitionedNetwork(nn.Module):
-    """An encoder, a decoder that learns through the route table, and a certificate on each half of the code.
+    """An encoder, a decoder behind a routed code, and a certificate on each half of the code.
 
-    The route decides which half of the code a sample's error may teach; decoders are downstream of it and learn from
-    every sample. Certificates get a detached half: they show what is in it and never influence the encoder.
+    The route of a sample decides which half of the code learns from the sample's reconstruction error. Decoders come
+    after the route, so they learn from every sample. A certificate reads one detached half: it shows what this half
+    contains, and never influences the encoder.
 
     Args:
-        encoder: to a code ``(B, C, …)`` with an even number of channels.
-        decoder: one for all groups, or a sequence of one per label of ``routes``, in order, for separate decoders.
-        certificates: of the top and of the bottom half, each from ``(B, C/2, …)``.
+        encoder: inputs → a code ``(B, C, …)`` with an even number of channels.
+        decoder: one decoder for all groups, or one decoder per label of ``routes``, in the order of the labels.
+        certificates: the networks that read the top and the bottom half, each ``(B, C/2, …)``.
         routes: group of samples → weight of each half.
 
     Raises:
-        ValueError: if the modules of ``routes`` are not the two halves, or decoders and labels differ in number.
+        ValueError: if the modules of ``routes`` are not the two halves, or the number of decoders is neither 1 nor the
+            number of labels.
     """
 
     def __init__(
@@ -62,23 +64,26 @@ class PartitionedNetwork(nn.Module):
         super().__init__()
         decoders = [decoder] if isinstance(decoder, nn.Module) else list(decoder)
         if routes.modules != HALVES:
-            raise ValueError(f"routes must lead to the modules {list(HALVES)}, got {list(routes.modules)}")
+            raise ValueError(f"the modules of routes must be {list(HALVES)}, got {list(routes.modules)}")
         if len(decoders) not in (1, len(routes.labels)):
-            raise ValueError(f"{len(routes.labels)} groups need one decoder or as many, got {len(decoders)}")
+            raise ValueError(
+                f"there must be one decoder, or one for each of {len(routes.labels)} groups, got {len(decoders)}"
+            )
         self.encoder = encoder
         self.decoders = nn.ModuleList(decoders)
         self.certificates = nn.ModuleDict(dict(zip(HALVES, certificates, strict=True)))
         self.routes = routes
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Outputs:
-        """Encode, decode and certify.
+        """Return the code, and the outputs of the decoder and of both certificates.
 
         Args:
             inputs: ``(B, …)``.
-            labels: ids of the samples' groups in the route table, ``(B,)``; separate decoders know no unlabelled ones.
+            labels: ``(B,)`` ids of the samples' groups in the route table. With separate decoders, all samples need a
+                label.
 
         Raises:
-            ValueError: for labels that the route table does not have.
+            ValueError: for a label that the route table does not have.
         """
         code = self.encoder(inputs)
         top, bottom = (self.certificates[name](half) for name, half in zip(HALVES, halves(code.detach()), strict=True))
@@ -93,12 +98,12 @@ class PartitionedNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Penalties:
-    """Weights of the regularisers, which reach all of the code whatever the route (Cloud et al. 2024, section B)."""
+    """Weights of the regularizers (Cloud et al. 2024, section B). Routes do not limit their gradients."""
 
     l1: tuple[float, float] = (3e-3, 3e-3)
-    """of the L1 norm of the top and of the bottom half"""
+    """weights of the L1 norms of the top and the bottom half"""
     correlation: float = 0.1
-    """of the mean correlation between the halves"""
+    """weight of the mean absolute correlation between the halves"""
 
 
 def partition_loss(
@@ -108,17 +113,17 @@ def partition_loss(
     groups: Sequence[int],
     penalties: Penalties,
 ) -> Tensor:
-    """The loss of a partitioned network: ``L_rec + l1 · L_L1 + correlation · L_corr`` and both certificates' errors.
+    """Return the training loss: ``L_rec + l1 · L_L1 + correlation · L_corr`` plus the errors of both certificates.
 
     Args:
-        outputs: of the batch.
-        error: from an output ``(B, …)`` to its error per sample, ``(B,)``.
-        labels: ids of the samples' groups, ``(B,)``.
-        groups: those that teach the encoder and decoders; the rest teach the certificates alone.
-        penalties: weights of the regularisers.
+        outputs: the network's outputs for the batch.
+        error: a function from an output ``(B, …)`` to the error of each sample, ``(B,)``.
+        labels: ``(B,)`` ids of the samples' groups.
+        groups: the groups that train encoder and decoders. All other samples train only the certificates.
+        penalties: weights of the regularizers.
 
     Returns:
-        A scalar; finite also where the batch has no sample of a group.
+        A scalar. It is finite even if a group has no sample in the batch.
     """
     members = [(labels == group).to(outputs.code.dtype) for group in groups]
     taught = torch.stack(members).sum(dim=0)
@@ -131,7 +136,7 @@ def partition_loss(
 
 
 def halves(code: Tensor) -> tuple[Tensor, Tensor]:
-    """The top and the bottom half of a code ``(B, C, …)``, ``(B, C/2, …)`` each; ValueError if ``C`` is odd."""
+    """Return the top and bottom half of a code ``(B, C, …)``, each ``(B, C/2, …)``; ValueError if ``C`` is odd."""
     if code.shape[1] % 2:
         raise ValueError(f"a code must have an even number of channels, got shape {tuple(code.shape)}")
     top, bottom = code.chunk(2, dim=1)
@@ -139,29 +144,29 @@ def halves(code: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_balanced(errors: Tensor, members: Sequence[Tensor]) -> Tensor:
-    """The sum over groups of the group's mean error: groups weigh the same, however many samples they have.
+    """Return the sum over groups of each group's mean error, so that all groups have the same weight.
 
     Args:
-        errors: per sample, ``(B,)``.
-        members: for each group, 1 for its samples and 0 for the others, ``(B,)``; a group without samples counts 0.
+        errors: ``(B,)`` error of each sample.
+        members: for each group ``(B,)``, 1 for its samples and 0 for others. A group without samples adds 0.
     """
     return torch.stack([_mean(errors, member) for member in members]).sum()
 
 
 def l1_norms(code: Tensor, weights: Tensor) -> Tensor:
-    """The mean over samples and positions of each half's L1 norm over channels, ``(2,)``; samples weighted ``(B,)``."""
+    """Return each half's L1 norm over channels, ``(2,)``: the mean over positions and samples (weights ``(B,)``)."""
     return torch.stack([_mean(half.abs().sum(dim=1).flatten(1).mean(dim=1), weights) for half in halves(_flat(code))])
 
 
 def correlation(code: Tensor, weights: Tensor) -> Tensor:
-    """The mean, over pairs of a top and a bottom channel, of the absolute correlation of the two in the batch.
+    """Return the mean absolute correlation in the batch, over all pairs of a top and a bottom channel.
 
-    As in the public code: the absolute value of the usual correlation, not the mean of absolute products that section
-    B of the paper prints. Positions count as samples. A constant channel is uncorrelated with all others.
+    It takes the absolute value of the usual correlation, as the paper's public code does. (Section B of the paper
+    prints the mean of absolute products.) Positions count as samples. A constant channel has correlation 0.
 
     Args:
         code: ``(B, C, …)``.
-        weights: of the samples, ``(B,)``.
+        weights: ``(B,)`` weights of the samples.
     """
     flat = _flat(code)
     weights = weights[:, None].expand(-1, flat.shape[2]).reshape(-1, 1)
@@ -172,10 +177,10 @@ def correlation(code: Tensor, weights: Tensor) -> Tensor:
 
 
 def _flat(code: Tensor) -> Tensor:
-    """``(B, C, P)`` from ``(B, C, …)``, with one position where a code has none."""
+    """Return a code ``(B, C, …)`` as ``(B, C, P)``; a code without positions gets one."""
     return code.unsqueeze(2).flatten(2)
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean over samples, 0 if none has weight: values ``(B, …)``, weights ``(B,)`` or ``(B, 1)``."""
+    """Return the weighted mean over samples, 0 if all weights are 0; weights are ``(B,)`` or ``(B, 1)``."""
     return (weights * values).sum(dim=0) / weights.sum().clamp(min=1)

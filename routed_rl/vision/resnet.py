@@ -1,4 +1,4 @@
-"""Classifiers with a partitioned code: ResNet-34 for 32×32 images (Cloud et al. 2024, section B.1), and a small one."""
+"""Classifiers with a partitioned code: ResNet-34 for 32×32 images (Cloud et al. 2024, section B.1) and a small one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from routed_rl.vision.autoencoder import mlp
 from routed_rl.vision.partition import PartitionedNetwork
 
 STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
-"""Blocks and channels of ResNet-34's stages; all but the first halve the resolution."""
+"""(number of blocks, channels) of ResNet-34's stages; all stages except the first halve the resolution."""
 BLOCKS = sum(blocks for blocks, _ in STAGES)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut, from ``(B, before, H, W)`` to ``(B, after, H/stride, W/stride)``."""
+    """Two 3×3 convolutions and a shortcut: ``(B, before, H, W)`` → ``(B, after, H/stride, W/stride)``."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -38,23 +38,23 @@ class BasicBlock(nn.Module):
 def partitioned_resnet34(
     classes: int, routes: RouteTable, *, split: int = 14, width: float = 1.0
 ) -> PartitionedNetwork:
-    """ResNet-34 on ``(B, 3, 32, 32)``, divided after a block; the outputs are logits ``(B, classes)``.
+    """Return a ResNet-34 for images ``(B, 3, 32, 32)``, split into encoder and heads; outputs are logits.
 
-    A 1×1 convolution without bias ends the encoder and another starts the decoder and each certificate, so that no
-    residual path crosses the code.
+    The heads are the decoder and the two certificates; each returns ``(B, classes)``. The encoder ends with a 1×1
+    convolution without bias, and each head starts with one. So no residual path crosses the code.
 
     Args:
-        classes: that decoder and certificates tell apart.
+        classes: number of classes.
         routes: group of classes → weight of each half.
-        split: how many of the 16 blocks belong to the encoder; the paper's script: 14, so that two are left.
-        width: factor on all channel counts.
+        split: how many of the 16 blocks belong to the encoder. The paper's script uses 14: two are left for the heads.
+        width: factor for all channel counts.
 
     Raises:
-        ValueError: if ``split`` leaves the encoder or the heads without a block, or the width no even number of
-            channels.
+        ValueError: if ``split`` leaves no block for the encoder or for the heads, or ``width`` gives a code without
+            two equal halves.
     """
     if not 1 <= split < BLOCKS:
-        raise ValueError(f"split must leave blocks on both sides, 1 … {BLOCKS - 1}, got {split}")
+        raise ValueError(f"split must be 1 to {BLOCKS - 1}, to leave blocks on both sides, got {split}")
     plan = [
         (round(channels * width), 2 if block == 0 and stage > 0 else 1)
         for stage, (blocks, channels) in enumerate(STAGES)
@@ -62,7 +62,9 @@ def partitioned_resnet34(
     ]
     stem, code = plan[0][0], plan[split - 1][0]
     if min(stem, code) < 2 or code % 2:
-        raise ValueError(f"width {width} gives a code of {code} channels, which have no two halves")
+        raise ValueError(
+            f"width must give a code with an even number of channels, at least 2, got {width}: {code} channels"
+        )
     encoder = nn.Sequential(
         nn.Conv2d(3, stem, 3, padding=1, bias=False),
         nn.BatchNorm2d(stem),
@@ -87,17 +89,22 @@ def partitioned_resnet34(
 def partitioned_classifier(
     pixels: int, hidden: Sequence[int], code: int, classes: int, routes: RouteTable
 ) -> PartitionedNetwork:
-    """A small classifier of flat images ``(B, pixels)``: batch normalisation before each ReLU, and a linear code.
+    """Return a small classifier of flat images ``(B, pixels)``; its outputs are logits ``(B, classes)``.
+
+    It has batch normalization before each ReLU, and a linear code.
 
     Args:
-        pixels: of an image.
-        hidden: widths of the encoder's hidden layers, of which the last is that of the heads' hidden layer too.
-        code: channels of the code, an even number.
-        classes: that decoder and certificates tell apart; the outputs are logits ``(B, classes)``.
+        pixels: the number of pixels of an image.
+        hidden: widths of the encoder's hidden layers. The hidden layer of each head has the last of these widths.
+        code: number of channels of the code, even.
+        classes: number of classes.
         routes: group of classes → weight of each half.
+
+    Raises:
+        ValueError: if ``code`` is odd, or for what :class:`PartitionedNetwork` rejects.
     """
     if code % 2:
-        raise ValueError(f"a code of two halves must have an even number of channels, got {code}")
+        raise ValueError(f"code, the number of channels in two halves, must be even, got {code}")
 
     def head(channels: int) -> nn.Module:
         return mlp(channels, hidden[-1], classes, norm=True)

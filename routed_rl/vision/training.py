@@ -1,4 +1,4 @@
-"""Training as a function of (model, data, seed): an epoch's order and draws come from the seed and its number alone."""
+"""Training that depends only on (model, data, seed): seed and epoch number set an epoch's order and random draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def seeded(build: Callable[[], M], seed: int) -> M:
-    """A model with the initial weights that the seed gives; torch's global random state stays as it was."""
+    """Return ``build()`` with initial weights that depend only on the seed; torch's global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         return build()
@@ -30,21 +30,18 @@ def train_epoch(
     seed: int,
     epoch: int,
 ) -> float:
-    """One pass over all samples in random order.
+    """Train for one pass over all samples, in random order; return the mean loss.
 
     Args:
-        optimizer: of what is trained.
-        loss: from indices of samples ``(B,)`` and a generator, both on the CPU, to a scalar.
-        samples: how many there are.
+        optimizer: the optimizer of the parameters to train.
+        loss: a function from sample indices ``(B,)`` and a generator, both on the CPU, to a scalar loss.
+        samples: the number of samples.
         batch_size: ``B``; the last batch may be smaller.
-        seed: of the run.
-        epoch: number of the pass, which with the seed fixes the order and the generator.
-
-    Returns:
-        The mean loss.
+        seed: the seed of the run.
+        epoch: the number of the pass. Seed and epoch set the order of the samples and the generator.
 
     Raises:
-        FloatingPointError: if that is no finite number.
+        FloatingPointError: if the mean loss is not finite.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
     total = torch.zeros(())
@@ -56,5 +53,5 @@ def train_epoch(
         total = total.to(value.device) + value.detach() * len(index)
     mean = float(total) / samples
     if not math.isfinite(mean):
-        raise FloatingPointError(f"the loss is {mean} in epoch {epoch}")
+        raise FloatingPointError(f"the mean loss of epoch {epoch} is {mean}: try a lower learning rate")
     return mean

@@ -1,8 +1,8 @@
-"""The many-way variant: a variational autoencoder whose every latent is taught by one class.
+"""A variational autoencoder in which each latent learns from one class: the variant with many parts.
 
-The authors' companion post routes each class of MNIST to one of ten latents. The code is the sampled latent through
-a ReLU, so that a latent is a slider which only goes up, and its largest entry tells the class, without any
-classification loss. ``B`` images of ``P`` pixels, ``K`` classes and as many latents.
+The companion post of the paper's authors routes each class of MNIST to one of ten latents. The code is the ReLU of the
+sampled latents, so a latent is a slider that cannot go below 0. The largest latent gives the class, although there is
+no classification loss. Shapes: ``B`` images of ``P`` pixels, ``K`` classes and ``K`` latents.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from routed_rl.vision.autoencoder import mlp
 
 
 def one_hot_routes(classes: int) -> RouteTable:
-    """Class ``c`` → latent ``c`` alone."""
+    """Return a route table in which class ``c`` trains only latent ``c``."""
     names = [str(c) for c in range(classes)]
     return RouteTable({c: {other: float(other == c) for other in names} for c in names}, names)
 
 
 class RoutedVAE(nn.Module):
-    """A variational autoencoder of flat images with a latent per module of the route table.
+    """A variational autoencoder of flat images, with one latent per module of the route table.
 
-    The decoder has no biases: with all sliders at 0 it draws mid-grey, the pixel value 0. With biases it can draw the
-    classes it likes best there, which then need no latent and cannot be told apart.
+    The decoder has no biases: with all latents at 0 its output is 0, which is mid-grey. A decoder with biases could
+    draw some classes when all latents are 0. These classes would then need no latent, and could not be told apart.
 
     Args:
-        pixels: ``P``.
-        hidden: widths of the encoder's hidden layers, which the decoder mirrors.
+        pixels: ``P``, the number of pixels of an image.
+        hidden: widths of the encoder's hidden layers; the decoder has the same in reverse order.
         routes: class → weight of each latent.
     """
 
@@ -42,24 +42,27 @@ class RoutedVAE(nn.Module):
         self.routes = routes
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents, ``(B, K)`` each, of images ``(B, P)``."""
+        """Return mean and log variance of the latents, each ``(B, K)``, for images ``(B, P)``."""
         mean, log_variance = self.encoder(images).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images ``(B, P)`` from latents ``(B, K)``, of which negative ones count as 0."""
+        """Return images ``(B, P)`` for latents ``(B, K)``; negative latents count as 0."""
         rebuilt: Tensor = self.decoder(latents.relu())
         return rebuilt
 
     def loss(self, images: Tensor, labels: Tensor, kl: float, generator: torch.Generator) -> Tensor:
-        """Squared error, summed over pixels, which teaches an image's own latents; plus ``kl`` times the divergence of
-        the latents from a standard normal (nats, summed over latents), which reaches all of them. A scalar.
+        """Return the training loss, a scalar: the mean over images of squared error plus ``kl`` times KL divergence.
+
+        The squared error is summed over pixels. Its gradient reaches the latents with the route weights of the image's
+        class. The divergence of the latents from a standard normal is in nats, summed over latents. Its gradient is not
+        routed.
 
         Args:
             images: ``(B, P)``.
-            labels: ids of the classes in the route table, ``(B,)``.
+            labels: ``(B,)`` ids of the classes in the route table.
             kl: weight of the divergence.
-            generator: on the CPU; draws the latents.
+            generator: a generator on the CPU, to sample the latents.
         """
         mean, log_variance = self.encode(images)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
@@ -69,5 +72,5 @@ class RoutedVAE(nn.Module):
         return ((rebuilt - images).square().sum(dim=1) + kl * divergence).mean()
 
     def classify(self, images: Tensor) -> Tensor:
-        """The latent with the largest mean, ``(B,)``: the class, though no loss ever asked for it."""
+        """Return the index of the latent with the largest mean, ``(B,)``: the predicted class."""
         return self.encode(images)[0].argmax(dim=1)

@@ -1,4 +1,4 @@
-"""The state behind the faces: autoreset, ends, exact state, and what it refuses."""
+"""``Batch``: autoreset, ends of episodes, exact saving of its state, and rejected inputs."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def started(world, n, *, autoreset=True, seed=0):
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_same_step_autoreset(name):
-    """After an end: the new episode's first observation, and the old one's last in the ends."""
+    """When an episode ends, the step returns the next one's first observation; the last one is in the ends."""
     world = WORLDS[name]
     batch, ended_episodes = started(world, 30), 0
     for actions in random_actions(60, 30):
@@ -53,7 +53,7 @@ def test_get_state_continues_exactly(name):
     other = Batch(WORLDS[name], 9)
     other.set_state(saved)
     for array in saved.values():
-        array[:] = 0  # neither batch may hold on to it
+        array[:] = 0  # neither batch may keep a reference to the array
     for action in actions[40:]:
         assert_same(tuple(batch.step(action)), tuple(other.step(action)))
     assert_same(batch.get_state(), other.get_state())
@@ -158,7 +158,7 @@ def test_bad_seeds_are_quoted(seeds, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"agent": None}, "holds key, episode, steps, agent, got key, episode, steps"),
+        ({"agent": None}, "must hold key, episode, steps, agent, got key, episode, steps"),
         ({"agent": np.zeros(2, np.int64)}, r"'agent' must be int64 of shape \(3,\), got int64 of shape \(2,\)"),
         ({"key": np.zeros(3)}, "'key' must be int64 .* got float64"),
         ({"agent": np.array([0, 25, 0])}, "of another world"),

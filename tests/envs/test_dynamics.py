@@ -1,4 +1,4 @@
-"""The batched dynamics against a slow one in plain Python, and numpy against torch."""
+"""The batched dynamics equal a slow version in plain Python, and numpy equals torch."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ MASK = 2**64 - 1
 
 
 class SlowWorld:
-    """One environment in plain Python integers and lists, from the documented rules alone."""
+    """One environment in plain Python integers and lists, written only from the documented rules."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The scalar and the vector face keep Gymnasium's contracts, and tell the same story."""
+"""The single and the vector environment follow Gymnasium's interface, and agree with each other."""
 
 import copy
 import doctest
@@ -42,7 +42,7 @@ def test_check_env_has_no_complaint(name):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_are_registered(name):
-    """Gymnasium's own check, and the options that make them what they are."""
+    """Every variant passes Gymnasium's own check and has its options."""
     env = gym.make(f"RoutedRL/{name}-v0", oversight=0.5)
     check_env(env.unwrapped)
     world, options = env.unwrapped.world, VARIANTS[name]
@@ -55,7 +55,7 @@ def test_variants_are_registered(name):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_vector_face_is_sync_vector_env(name):
-    """Observations, rewards, ends and nested infos, types and masks included, step by step."""
+    """At every step, observations, rewards, ends and nested infos are equal, with their types and masks."""
     ours = gym.make_vec(ID, num_envs=5, **OPTIONS[name])
     assert isinstance(ours, DiamondGhostVectorEnv)
     theirs = gym.make_vec(
@@ -123,7 +123,7 @@ def test_seeding():
     assert len({tuple(first), tuple(second), tuple(third)}) == 3
     other.reset(seed=9)
     assert [other.reset(seed=seed)[0].tolist() for seed in (5, None, None)] == [first, second, third]
-    # without any seed, environments go their own ways
+    # without a seed, all environments get different keys
     unseeded = [DiamondGhostEnv() for _ in range(2)]
     for env in unseeded:
         env.reset()
@@ -154,7 +154,7 @@ def test_bad_seeds(make, seed, message):
         ([True, False], TypeError, r"got \[True, False\]"),
         (np.array([1, 0]), TypeError, r"got array\(\[1, 0\]\)"),
         (np.array([True]), ValueError, r"shape \(2,\)"),
-        (np.array([False, False]), ValueError, "hold a True"),
+        (np.array([False, False]), ValueError, "be True somewhere"),
     ],
 )
 def test_bad_reset_masks(mask, error, message):
@@ -189,7 +189,7 @@ def test_state_goes_on_exactly():
 
 
 def test_registration_by_module_prefix_and_import():
-    """Both ways in, in a fresh interpreter, and without the heavy libraries."""
+    """In a new interpreter, both ways of making the environment work, and heavy libraries are not imported."""
     code = """
 import sys
 import gymnasium as gym
@@ -216,7 +216,7 @@ else:
 
 
 def test_spawned_workers_need_no_more_than_the_spec():
-    """Gymnasium sends them the spec alone; they never import envs by themselves."""
+    """Gymnasium sends only the spec to worker processes; they do not import envs themselves."""
     envs = gym.make_vec(ID, num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, size=3)
     try:
         assert_same(envs.reset(seed=4)[0], DiamondGhostVectorEnv(2, size=3).reset(seed=4)[0])

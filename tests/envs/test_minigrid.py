@@ -1,4 +1,4 @@
-"""The MiniGrid face: the first world's episodes, walked by turning, with oversight in view."""
+"""The MiniGrid environment: the same episodes as DiamondGhostEnv, with a turning player and visible oversight."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ def moves(steps, seed=0):
 
 
 def roll(env, steps=100, seed=0):
-    """Reset if needed and act at random: every step's five values, with resets in between."""
+    """Act at random, and reset after each end; yield the results of all steps and resets."""
     for action in moves(steps, seed):
         step = env.step(action)
         yield step
@@ -36,7 +36,7 @@ def roll(env, steps=100, seed=0):
 
 
 def overseen(env):
-    """Where the grid is marked, (width, height) int, from the dynamics' own plane."""
+    """The cells that are marked as overseen, (width, height) int, from the oversight plane of the dynamics."""
     marks = np.zeros((env.width, env.height), dtype=int)
     marks[1:-1, 1:-1] = env._batch.state.oversight[0].reshape(env.world.height, env.world.width).T
     return marks
@@ -76,7 +76,7 @@ def test_the_oversight_plane_and_the_images_state_show_the_marks_in_view(options
                 expected[env.get_view_coords(i, j)] = marks[i, j]
         expected[image[..., 0] == OBJECT_TO_IDX["unseen"]] = 0
         assert_same(plane, expected)
-        expected[size // 2, size - 1] = 0  # the player's own cell is an empty one in MiniGrid's image
+        expected[size // 2, size - 1] = 0  # MiniGrid's image shows the player's own cell as empty
         assert_same(image[..., 2], expected)
 
 
@@ -122,7 +122,7 @@ def test_pictures(monkeypatch):
     monkeypatch.setattr(Grid, "tile_cache", {})
     looks = itertools.product([("ghost", "purple"), ("a", "purple"), ("a", "green")], [False, True])
     objects = [*(Terminal(*look, 1.0, seen) for look, seen in looks), Goal("green"), OverseenFloor(), None]
-    tiles = [Grid.render_tile(each).tobytes() for each in objects]  # MiniGrid's cache takes none for another
+    tiles = [Grid.render_tile(each).tobytes() for each in objects]  # no two objects share an entry in MiniGrid's cache
     assert len(set(tiles)) == len(objects)
     assert [Grid.render_tile(each).tobytes() for each in objects] == tiles
     for options, shape in (({"size": (2, 4)}, (32, 48, 3)), ({"agent_pov": True, "agent_view_size": 5}, (40, 40, 3))):
@@ -177,7 +177,7 @@ def test_what_it_refuses():
         ({"direction": np.array([4])}, "got array"),
         ({"agent": np.array([25])}, "of another world"),
         ({"steps": np.array([101])}, "of another world"),
-        ({"size": np.array([5])}, "holds key, episode, steps, agent, got .* size"),
+        ({"size": np.array([5])}, "must hold key, episode, steps, agent, got .* size"),
     ):
         with pytest.raises(ValueError, match=message):
             env.set_state({**before, **change})

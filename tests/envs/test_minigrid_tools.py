@@ -1,4 +1,4 @@
-"""Gymnasium's, Stable-Baselines3's and MiniGrid's tools take the MiniGrid face for one of their own."""
+"""The tools of Gymnasium, Stable-Baselines3 and MiniGrid work with MiniGridDiamondGhostEnv."""
 
 import doctest
 import itertools
@@ -29,7 +29,7 @@ def no_window(monkeypatch):
 def test_gymnasium_has_no_complaint(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "The system font")  # of MiniGrid's window
+        warnings.filterwarnings("ignore", "The system font")  # from MiniGrid's window
         env = gym.make(ID, render_mode="rgb_array", **OPTIONS[name])
         check_env(env.unwrapped)
         env.reset(seed=3)
@@ -58,7 +58,7 @@ def test_stock_learners_run(learner, options):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_minigrids_own_checks(name):
-    """Its determinism rollout, agent_sees, positions, encoding, printing, hash and reward range."""
+    """MiniGrid's own tests: determinism, agent_sees, positions, encoding, printing, hash and reward range."""
     env, twin = (MiniGridDiamondGhostEnv(**OPTIONS[name]) for _ in range(2))
     for seed in range(5):
         assert_same(env.reset(seed=seed), twin.reset(seed=seed))
@@ -80,7 +80,7 @@ def test_minigrids_own_checks(name):
         assert len(env.pprint_grid().splitlines()) == env.height
         if len(step) == 5:
             assert env.reward_range[0] <= step[1] <= env.reward_range[1]
-    tops = env.colours if env.world.moved != "overseen" else env.colours[-1:]  # the others may lie under the last
+    tops = env.colours if env.world.moved != "overseen" else env.colours[-1:]  # the last may lie on top of another
     assert all((colour, "goal") in env.grid for colour in tops)
 
 
@@ -97,7 +97,7 @@ def test_minigrids_wrappers_work(name):
     env = WRAPPERS[name](gym.make(ID, **SEEN), **options)
     obs, _ = env.reset()
     for step in itertools.chain([(obs,)], roll(env, 30)):
-        if name == "DictObservationSpaceWrapper":  # its space forgets extra keys, its observations keep them
+        if name == "DictObservationSpaceWrapper":  # its space drops extra keys, but its observations keep them
             obs = {key: step[0][key] for key in env.observation_space.spaces}
             assert env.string_to_indices(env.unwrapped.mission) == [word for word in obs["mission"] if word]
         else:

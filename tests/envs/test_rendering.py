@@ -1,4 +1,4 @@
-"""Pictures show what is there, and oversight at a glance."""
+"""Rendered images and text show all objects, and which cells are overseen."""
 
 import sys
 
@@ -52,7 +52,7 @@ def test_image(size):
     middle = (size // 2, size // 2)
     assert tuple(tile(image, 3, size)[middle]) == WALL
     assert tuple(tile(image, 7, size)[middle]) == FLOOR
-    for cell in (5, 6):  # a bright frame and a tint, on the overseen Ghost and on an overseen empty floor
+    for cell in (5, 6):  # an overseen Ghost and an overseen empty floor have a bright frame and a tint
         assert tuple(tile(image, cell, size)[0, 0]) == FRAME
         assert tuple(tile(image, cell, size)[-size // 7, size // 7]) == LIT
         assert (tile(plain, cell, size) != FRAME).any(axis=-1).all()

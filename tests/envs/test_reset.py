@@ -1,4 +1,4 @@
-"""How episodes begin: distinct uniform cells, oversight at its probability, and nothing depends on luck."""
+"""How episodes begin: distinct, uniformly drawn cells, and oversight with its probability. The seeds are fixed."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def test_places_are_uniform_and_joint(name, across):
     world = WORLDS[name]
     state = fresh(world) if across == "environments" else dynamics.reset(world, np.zeros(N, np.int64), np.arange(N))
     places, free = np.column_stack([state.agent, state.terminals]), world.free
-    if world.moved is not None:  # the first terminal is in the corner, and so is the last unless it was moved
+    if world.moved is not None:  # the first terminal is in the corner; so is the last, unless it was moved
         assert (state.terminals[:, 0] == free[-1]).all()
         moved = state.terminals[:, -1] != free[-1]
         assert (moved == (state.oversight.any(axis=1) if world.moved == "overseen" else True)).all()
@@ -65,7 +65,7 @@ def test_oversight_frequencies(name):
     elsewhere = np.ones((N, world.cells), dtype=bool)
     elsewhere[:, world.walls] = False
     elsewhere[rows[:, None], state.terminals] = False
-    if world.supervisor:  # all free cells of an episode are alike
+    if world.supervisor:  # all free cells of an episode have the same mark
         expected = np.broadcast_to(state.oversight[rows, state.agent][:, None], state.oversight.shape).copy()
         expected[:, world.walls] = False
         assert (state.oversight == expected).all()
@@ -97,7 +97,7 @@ def test_any_world_places_its_objects_apart(data, height, width, kinds):
             size=(height, width), walls=walls, terminals={f"k{i}": i for i in range(kinds)}, oversight=0.5
         )
     except ValueError:
-        reject()  # no room, or cut in two
+        reject()  # the grid has no room, or walls cut it in two
     state = fresh(world, 200, key=data.draw(st.integers(-(2**62), 2**62)), episode=data.draw(st.integers(0, 2**40)))
     places = np.column_stack([state.agent, state.terminals])
     assert np.isin(places, world.free).all()
@@ -108,7 +108,7 @@ def test_any_world_places_its_objects_apart(data, height, width, kinds):
 
 
 def test_seeds_and_episodes_differ():
-    """A neighbour's seed, the next episode, or both, begin unrelated episodes: no two draws alike."""
+    """With the next seed, the next episode, or both, all draws differ: these episodes are unrelated."""
     key, episode = np.meshgrid(np.arange(-300, 300), np.arange(300), indexing="ij")
     draws = bits(episode_stream(key.ravel(), episode.ravel())[:, None], np.arange(4))
     assert draws.min() >= 0

@@ -1,4 +1,4 @@
-"""Stable-Baselines3, unmodified, on both ways in: its own vectorisation, and our VecEnv."""
+"""Stable-Baselines3's algorithms work with its own vector environments and with DiamondGhostVecEnv."""
 
 import pickle
 import warnings
@@ -57,7 +57,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_stock_learners_learn(learner):
-    """A corridor of three with one way out: the known answer is to walk to it at once."""
+    """A corridor of three cells with one exit: the best policy is known, walk straight to the exit."""
     options = {"size": (1, 3), "terminals": {"exit": 1.0}, "max_steps": 8}
     algorithm, settings = LEARNERS[learner]
     settings = {**settings, "learning_rate": 1e-2, **SETTINGS[learner]}
@@ -95,7 +95,7 @@ def test_steps_are_those_of_the_vector_face(name):
 
 
 def until_ends(env, n_envs, at_least=2):
-    """Step at random until some step ends that many episodes at once."""
+    """Step at random until one step ends at least ``at_least`` episodes; return this step."""
     for actions in random_actions(200, n_envs):
         *_, dones, infos = env.step(actions)
         if dones.sum() >= at_least:
@@ -162,7 +162,7 @@ def test_seeding_as_stable_baselines3_does():
     second = env.reset()
     assert env.get_state()["episode"].tolist() == [1, 1, 1]
     assert env.seed(4) == [4, 5, 6]
-    assert_same(env.get_state()["episode"], np.ones(3, np.int64))  # not before the next reset
+    assert_same(env.get_state()["episode"], np.ones(3, np.int64))  # the seed has no effect before the next reset
     assert_same(env.reset(), first)
     assert_same(env.reset(), second)
     keys = []

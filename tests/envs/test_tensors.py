@@ -1,4 +1,4 @@
-"""The tensor face is the numpy face, draw for draw; tested on CPU tensors, which are the same code as on a GPU."""
+"""The tensor environment draws the same episodes as the numpy one. CPU tensors run the same code as on a GPU."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A world's options are checked once, with errors that quote them."""
+"""``make_world`` checks its options, and its errors quote them."""
 
 import math
 
@@ -31,7 +31,7 @@ BAD = [
     ({"supervisor": True, "oversight": {"ghost": 0.1, "diamond": 0.2}}, "with a supervisor.*'ghost': 0.1"),
     ({"moved": "overseen"}, "moved='overseen' needs a supervisor"),
     ({"moved": "never", "supervisor": True}, "moved must be None, 'overseen' or 'always', got 'never'"),
-    ({"moved": "always", "supervisor": True, "terminals": {"exit": 1}}, r"two kinds of terminals, got \['exit'\]"),
+    ({"moved": "always", "supervisor": True, "terminals": {"exit": 1}}, r"two kinds of terminals, got .*\['exit'\]"),
     ({"walls": [(0, 1), (1, 0)]}, r"walls \[\(0, 1\), \(1, 0\)\] cut the grid"),
     ({"max_steps": 0}, "max_steps .* got 0"),
     ({"max_steps": -32}, "max_steps .* got -32"),
@@ -77,6 +77,6 @@ def test_tables():
     assert world.walls.tolist() == [4]
     assert world.plane_names == ("player", "a", "b", "oversight", "walls")
     assert world.observation_shape == (5, 2, 3)
-    # up, right, down, left; edges and the wall below cell 1 clamp
+    # up, right, down, left; a move into an edge, or into the wall below cell 1, stays in the cell
     np.testing.assert_array_equal(world.moves[[0, 1, 2, 3]], [[0, 1, 3, 0], [1, 2, 1, 0], [2, 2, 5, 1], [0, 3, 3, 3]])
     assert make_world().plane_names == ("player", "ghost", "diamond", "oversight")

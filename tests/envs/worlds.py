@@ -1,4 +1,4 @@
-"""Worlds that the tests run over, and small helpers."""
+"""The worlds that the tests use, and small helpers."""
 
 import numpy as np
 
@@ -29,12 +29,12 @@ WORLDS = {name: make_world(**options) for name, options in OPTIONS.items()}
 
 
 def random_actions(steps, *shape, seed=0):
-    """Actions (steps, …) int64."""
+    """Random actions, (steps, …) int64."""
     return np.random.default_rng(seed).integers(0, 4, size=(steps, *shape))
 
 
 def assert_same(a, b, where="value"):
-    """Equal to the bit, through dicts, tuples and object arrays, dtypes and types included."""
+    """Assert that two values are equal to the bit, with types and dtypes, in dicts, tuples and object arrays too."""
     assert type(a) is type(b), f"{where}: {type(a)} is not {type(b)}"
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where

@@ -120,7 +120,7 @@ def test_an_unknown_family_has_its_projections_named():
         ("up", "projections must be like"),
         ("model.layers.0.mlp.up_proj:model.layers.0.mlp.down_proj", r"with \{\} for the layer"),
         (f"{place}up:{place}down_proj", "no module 'model.layers.0.mlp.up'; the nearest are"),
-        (f"{place}up_proj:model.layers.{{}}.self_attn.o_proj", "must be as many"),
+        (f"{place}up_proj:model.layers.{{}}.self_attn.o_proj", "the same width in all modules"),
     ):
         with pytest.raises(ValueError, match=message):
             mlp(model, 0, wrong)

@@ -1,4 +1,4 @@
-"""A learner whose environment speaks tensors learns the same, bit for bit, and what it runs most can be compiled."""
+"""A learner with a tensor environment gets the same bits as with numpy; acting and learning can be compiled."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def same(a, b):
     ],
 )
 def test_tensors_teach_what_numpy_teaches(kind, options, tmp_path):
-    world = {"oversight": 0.3, "max_steps": 5}  # episodes are truncated, and cut by rollouts
+    world = {"oversight": 0.3, "max_steps": 5}  # some episodes are truncated, others cut by the rollout's end
     plain = learner(DiamondGhostVecEnv(64, **world), kind, **options)
     tensors = learner(DiamondGhostTensorVecEnv(64, "cpu", **world), kind, **options)
     for model in (plain, tensors):
@@ -40,7 +40,7 @@ def test_tensors_teach_what_numpy_teaches(kind, options, tmp_path):
     again = kind.load(tmp_path / "model", env=env, device="cpu", force_reset=False)
     for model in (plain, again):
         model.learn(2 * 512, reset_num_timesteps=False)
-    assert same(plain, again), "a loaded learner goes on where the saved one was"
+    assert same(plain, again), "a loaded learner continues where the saved one stopped"
 
 
 def test_tensors_that_do_not_fit_are_refused():
@@ -56,7 +56,7 @@ def test_tensors_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("kind", [RoutedPPO, RoutedREINFORCE])
 def test_acting_and_learning_are_captured_in_one_graph_each(kind):
-    """As on a GPU, but for the code generator: one graph without a break, with the same result."""
+    """As on a GPU, except for the code generator: one graph without a break, and the same result."""
     plain, compiled = (learner(DiamondGhostTensorVecEnv(32, "cpu", oversight=0.3), kind) for _ in range(2))
     for name in ("_act", "_evaluate"):
         setattr(compiled, name, torch.compile(getattr(compiled, name), backend="aot_eager", fullgraph=True))

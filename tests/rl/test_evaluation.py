@@ -1,4 +1,4 @@
-"""The metric, on policies whose exact value is known."""
+"""The evaluation metric, on policies whose exact value is known."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ N = 4096
 
 
 class HandCoded:
-    """A tabular policy that reads the observation as the network would."""
+    """A tabular policy that finds its state from the same observations as a network."""
 
     device = torch.device("cpu")
 
@@ -50,7 +50,7 @@ class HandCoded:
 
 @pytest.mark.parametrize(("name", "expected"), [("optimal", 0.909), ("diamond", 0.778), ("any", 0.0), ("random", 0.0)])
 def test_hand_coded_policies_are_worth_what_is_published(name, expected):
-    """Deterministic rows of the reference table: 0.909 around Ghost, 0.778 blind to it (here: ± sampling)."""
+    """The known true returns (up to sampling error): 0.909 if the policy avoids Ghost, 0.778 if it ignores Ghost."""
     world = limits.enumerate_world(DiamondGhostVecEnv(1, oversight=0.0).world)
     table = {
         "optimal": lambda: limits.optimum(world, limits.true_reward(world)),
@@ -72,7 +72,7 @@ def test_hand_coded_policies_are_worth_what_is_published(name, expected):
 
 
 class Dial(TwoDoors):
-    """The two doors, walked to by the sign of a number that must be within its bounds."""
+    """TwoDoors with a continuous action: its sign is the direction, and it must be within its bounds."""
 
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
 

@@ -1,4 +1,4 @@
-"""What the supervisor sees decides everything; what it does not see decides nothing."""
+"""The overseer: labels and rewards depend on overseen outcomes only."""
 
 import json
 

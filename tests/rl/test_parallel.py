@@ -1,4 +1,4 @@
-"""Members of one batch learn what each would alone."""
+"""ParallelLearner: each member becomes the model that it would become alone."""
 
 import math
 
@@ -15,11 +15,11 @@ from routed_rl.routing import LabelNoise
 from tests.rl.worlds import VALUES, small_model, two_doors
 
 LEVELS = (0.4, 0.4, 0.02, 0.02)
-WORLD = {"max_steps": 5}  # episodes are truncated, and cut by rollouts
+WORLD = {"max_steps": 5}  # some episodes are truncated, others cut by the rollout's end
 
 
 class Flat(BaseFeaturesExtractor):
-    """Observations in the default precision."""
+    """Flattens observations and casts them to the default dtype."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, spaces.flatdim(observation_space))
@@ -98,7 +98,7 @@ def distance(a, b):
     ],
 )
 def test_four_members_are_four_single_runs(method, kind, options, double):
-    """After many updates in double precision: weights, optimizers, buffers, replay and what is logged."""
+    """Many updates in double precision give the same weights, optimizers, buffers, replay and log rows."""
     alone, members = ([member(seed, method, kind, **options) for seed in range(4)] for _ in range(2))
     logs = [[log_of(model) for model in models] for models in (alone, members)]
     starts = [{name: tensor.clone() for name, tensor in model.policy.state_dict().items()} for model in members]
@@ -126,7 +126,7 @@ def test_four_members_are_four_single_runs(method, kind, options, double):
 
 
 def test_truncated_episodes_are_their_own_members_alone():
-    """Where the first environment has none and the second has."""
+    """The first environment has no truncated episodes, the second has some."""
 
     def model(seed, max_steps):
         return small_model(DiamondGhostVecEnv(16, max_steps=max_steps), seed=seed, n_steps=6, batch_size=None)
@@ -161,8 +161,7 @@ def test_one_update_in_single_precision(kind, options):
 
 
 def test_what_nobody_taught_does_not_move():
-    """By not one bit: where nothing is overseen and unlabelled episodes teach nothing, all of the policy but the value
-    network."""
+    """Without oversight, and with ``unlabelled="none"``, modules and gate keep their bits; the value network learns."""
     models = [small_model(DiamondGhostVecEnv(16, oversight=0.0), seed=s, overseer=Overseer(VALUES, unlabelled="none"))
               for s in range(2)]  # fmt: skip
     before = [{n: p.clone() for n, p in model.policy.named_parameters()} for model in models]
@@ -237,9 +236,9 @@ def test_a_number_that_is_none_is_not_hidden():
 
 
 def test_what_cannot_learn_in_parallel():
-    with pytest.raises(ValueError, match="is not that of the models"):
+    with pytest.raises(ValueError, match="must have the models' spaces"):
         ParallelLearner([member(0)], [DiamondGhostVecEnv(16, size=4)])
-    with pytest.raises(ValueError, match="cannot hold episodes back"):
+    with pytest.raises(ValueError, match="needs unfinished='unlabelled', got 'hold'"):
         ParallelLearner([member(0, unfinished="hold")], [DiamondGhostVecEnv(16)])
     doors = small_model(two_doors(), overseer=Overseer({"bad": -1, "good": 1}))
     with pytest.raises(ValueError, match="get_state and set_state"):

@@ -41,7 +41,7 @@ def test_routing_does_not_change_the_forward_pass(obs, learned_gate):
 
 
 def test_one_pass_with_routes_equals_a_pass_per_sample(obs):
-    """The gradient of the routed batch, per module, against weights times one-sample gradients."""
+    """The gradient of a routed batch equals, per module, the sum of one-sample gradients times their weights."""
     policy = make_policy()
     actions, routes = torch.arange(10) % 4, torch.tensor([-0.5, 0.0, 1.0, 2.0])[torch.randint(4, (10, 4))]
     policy.evaluate_routed(obs, actions, routes)[1].sum().backward()
@@ -174,7 +174,7 @@ def test_module_alone_matches_steering_and_leaves_others_untouched(obs):
 
 
 def test_contrast_is_the_documented_rule(obs):
-    """Against the formula, from what each module and the gate say alone."""
+    """The steered distribution follows the formula, computed from each module and the gate alone."""
     policy = make_policy()
     alone = {}
     for name in "abc":
@@ -238,7 +238,7 @@ def paper_policy(modules=("ghost", "diamond"), **options):
 
 
 def test_the_papers_networks_have_the_published_shapes():
-    """Cloud et al. 2024, section F; biases start at zero, everything else as torch initialises it."""
+    """Cloud et al. 2024, section F: biases start at zero, all other weights have torch's default initialization."""
     policy = paper_policy()
     shapes = {name: tuple(p.shape) for name, p in policy.named_parameters() if name.endswith("weight")}
     module = [(256, 100), (256, 256)]

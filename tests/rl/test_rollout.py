@@ -1,4 +1,4 @@
-"""Labels spread back over episodes, and advantages, against a plain reference; each step learned once."""
+"""Labels copied back over episodes, and advantages, equal a plain reference; each step is learned once."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def make_buffer(steps, envs, hold):
 
 
 def play(buffer, rng, steps, envs, end_probability, first_id):
-    """One random rollout; observation = identity of the step. Returns what the reference needs."""
+    """Play one random rollout in which each observation is the step's id; return a record for the reference."""
     buffer.start_rollout()
     record = []
     for t in range(steps):
@@ -37,7 +37,7 @@ def play(buffer, rng, steps, envs, end_probability, first_id):
 
 
 def reference(records, env, last_value):
-    """Step identity → (label or None, advantage, return to the episode's end), one step at a time."""
+    """Return step id → (label or None, advantage, return to the episode's end), computed one step at a time."""
     result, advantage, to_go, label, next_value = {}, 0.0, 0.0, None, last_value
     for ids, values, ended, labels, rewards, bootstrap in reversed(records):
         if ended[env]:
@@ -66,7 +66,7 @@ def test_against_the_reference(steps, envs, end_probability, hold, seed):
         batch = buffer.finish_rollout(last_values, NOT_REACHED, GAMMA, LAMBDA)
         expected = {}
         for env in range(envs):
-            # A held step sees the present, never more than two rollouts of future.
+            # The advantage of a held step uses rewards up to now: those of at most two rollouts.
             expected |= reference(records[-2 * steps :], env, float(last_values[env]))
         for i, identity in enumerate(batch.obs.flatten().int().tolist()):
             assert identity not in learned, "learned twice"

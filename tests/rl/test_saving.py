@@ -1,4 +1,4 @@
-"""Saved models: whole, exact to continue from, and never executed."""
+"""Saved models: they are complete, training continues from them exactly, and loading executes no code."""
 
 import gymnasium as gym
 import numpy as np

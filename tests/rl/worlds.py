@@ -13,8 +13,10 @@ VALUES = {"ghost": -1.0, "diamond": 1.0}
 
 
 class TwoDoors(gym.Env):
-    """A corridor of five cells with a good door at one end and a bad one at the other; the known answer
-    is to walk towards the chosen door. A plain Gymnasium environment that keeps the info contract."""
+    """A corridor of five cells with a good door at one end and a bad door at the other.
+
+    The best policy is known: walk towards the chosen door. It is a plain Gymnasium environment whose infos have
+    ``"outcome"`` and ``"overseen"``."""
 
     observation_space = gym.spaces.Box(0, 1, (6,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -58,7 +60,7 @@ def small_model(env=None, method="routing", *, overseer=None, seed=0, **options)
 
 
 def fingerprint(model):
-    """Weights and optimizer state as bytes."""
+    """Return weights and optimizer state as bytes."""
     from routed_rl.rl.saving import model_tensors
 
     return {name: tensor.cpu().numpy().tobytes() for name, tensor in model_tensors(model).items()}

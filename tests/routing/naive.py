@@ -1,4 +1,4 @@
-"""Gradient routing one example at a time, by autograd and the paper's own expression: what fast paths must equal."""
+"""Naive reference: gradient routing one example at a time, with autograd and the paper's own expression."""
 
 import torch
 
@@ -13,7 +13,7 @@ def part(x, units, dim=-1):
 
 
 def routed_activation(x, units, weight, dim, silence):
-    """``m a + (1 - m) stop(a)`` with ``m`` the weight on the units and 1 elsewhere; ``a`` is 0 there if silenced."""
+    """``m a + (1 - m) stop(a)``: ``m`` is ``weight`` on the units, else 1. ``silence`` sets ``a`` to 0 on the units."""
     on = part(x, units, dim)
     m = 1 - on + on * weight
     if silence and weight == 0:
@@ -22,7 +22,7 @@ def routed_activation(x, units, weight, dim, silence):
 
 
 def gradients(model, sites, weights, mode, inputs, loss):
-    """Parameter gradients of the summed loss, an example at a time.
+    """Parameter gradients of the summed loss, computed one example at a time.
 
     Args:
         sites: name → Site; weights: name → (B,) floats; loss: (output, example number) → scalar.
@@ -59,7 +59,7 @@ def gradients(model, sites, weights, mode, inputs, loss):
 
 
 def entry_weights(module, leaf, site, weight):
-    """What a site in mode "parameter" multiplies the gradient of one of its module's parameters by."""
+    """The factor by which a site in mode "parameter" multiplies the gradient of each entry of a parameter."""
     parameter = getattr(module, leaf)
     ones = torch.ones_like(parameter)
     if site.units is None:

@@ -1,4 +1,4 @@
-"""Models, sites and tables that the router is tested on."""
+"""Models, sites and tables for the tests of the router."""
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ def make_model(seed=0, width=4, hidden=6, blocks=2):
 
 
 def table_of(weights, columns):
-    """A table whose label ``i`` has row ``i`` of weights (L, S)."""
+    """A table in which label ``i`` has row ``i`` of the weights (L, S)."""
     rows = {f"label {i}": dict(zip(columns, row.tolist(), strict=True)) for i, row in enumerate(weights)}
     return RouteTable(rows, columns)
 

@@ -1,4 +1,4 @@
-"""Exact exclusion: what is excluded does not move by one bit, in weight or optimizer state."""
+"""Exact exclusion: excluded parameters, and their optimizer state, do not change by one bit."""
 
 import copy
 
@@ -103,7 +103,7 @@ class TestEveryOptimizer:
 
 
 def test_a_zero_gradient_is_not_an_exclusion():
-    """The trap this module exists for."""
+    """Momentum and weight decay move a parameter whose gradient is zero: the reason for ``excluded``."""
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
     weight.grad = torch.zeros(3)

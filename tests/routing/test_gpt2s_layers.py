@@ -1,4 +1,4 @@
-"""GPT-2's linear layers, with weights (in, out), are routed and cut as torch's are, with weights (out, in)."""
+"""GPT-2's linear layers, with weights (in, out), behave like torch's, with weights (out, in)."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_what_is_called_so_and_is_another_thing_is_refused():
         pass
 
     model = nn.Sequential(Conv1D())
-    with pytest.raises(ValueError, match="knows Linear and Embedding, and '0' is Conv1D"):
+    with pytest.raises(ValueError, match="routes only Linear and Embedding, but '0' is a Conv1D"):
         GradientRouter(model, {"into": Site(module="0")}, TABLE, "parameter")
     with pytest.raises(ValueError, match="must be a Linear or a convolution"):
         remove_units(model, Hidden(("0",), "0"), [0])

@@ -1,4 +1,4 @@
-"""route_gradient: identity forward, weighted backward, wherever torch takes it."""
+"""route_gradient: identity forward, weighted backward; also under vmap, autocast, compile and double backward."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_under_autocast():
 
 
 def test_under_compile():
-    # The eager backend traces the whole graph, and fails on a graph break, without a compiler.
+    # The eager backend traces the whole graph and fails on a graph break, but needs no compiler.
     compiled = torch.compile(lambda x, m: (route_gradient(x, m) ** 2).sum(), backend="aot_eager", fullgraph=True)
     x, m = torch.randn(4, 3, requires_grad=True), torch.tensor([0.0, 1.0, -2.0, 0.5])
     compiled(x, m).backward()
@@ -97,7 +97,7 @@ def test_under_compile():
 
 
 def test_what_an_activation_mask_masks():
-    """The rows of the table in Cloud et al. 2024, section 3: incoming weights yes, outgoing and later ones no."""
+    """An activation mask scales gradients of incoming weights, not of later ones (Cloud et al. 2024, section 3)."""
     torch.manual_seed(0)
     upstream, incoming, outgoing = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 1)
     x, m = torch.randn(5, 3), torch.tensor([0.0, -0.75])

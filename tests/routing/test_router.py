@@ -1,4 +1,4 @@
-"""Any module routed as it is: against routing one example at a time, and what cannot be."""
+"""The router on existing modules: it equals routing one example at a time, and refuses what it cannot route."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ WEIGHTS = st.sampled_from([0.0, 1.0, -0.75, 0.5, 2.0])
 
 
 def places(width, hidden):
-    """Where :func:`make_model` may be routed: module, at, units."""
+    """The places where a model of :func:`make_model` may be routed: (module, at, units)."""
     return [
         *(("0", "output", width), ("0", "input", 3), ("1", "output", width), ("2", "input", width)),
         *(("1.up", "output", hidden), ("1.down", "input", hidden), ("1.act", "output", hidden)),
@@ -24,7 +24,7 @@ def places(width, hidden):
 
 @st.composite
 def routed(draw, layers_alone):
-    """A model's shape, sites in it (also within and on one another), weights (B, S) and a seed."""
+    """A model's shape, sites in it (they may overlap or be nested), weights (B, S) and a seed."""
     width, hidden = draw(st.integers(2, 5)), draw(st.integers(2, 7))
     possible = [p for p in places(width, hidden) if not layers_alone or p[0] not in ("1", "2", "1.act")]
     sites = {}
@@ -57,7 +57,7 @@ def test_parameters_against_one_example_at_a_time(case, positions):
 def check(model, sites, weights, mode, positions):
     torch.manual_seed(0)
     b = len(weights)
-    # One position each, so that an example alone is a position alone.
+    # Each position is one example of the naive reference.
     inputs = torch.randn(b, 1, 3, dtype=torch.float64) if positions else torch.randn(b, 3, dtype=torch.float64)
     target = torch.randn(b, 2, dtype=torch.float64)
 
@@ -96,7 +96,7 @@ def test_convolutions(mode, units, at):
 @pytest.mark.parametrize("units", [None, slice(0, 2)])
 @pytest.mark.parametrize("mode", MODES)
 def test_embeddings_and_positions(mode, units):
-    """Each occurrence of a token by its own label, the padding by none."""
+    """Each occurrence of a token learns by its own label; the padding token does not learn."""
     torch.manual_seed(0)
     embedding = nn.Embedding(7, 4, padding_idx=0).double()
     model = nn.Sequential(embedding, nn.Linear(4, 3).double())
@@ -121,7 +121,7 @@ def test_embeddings_and_positions(mode, units):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_table_of_what_a_mask_masks(mode):
-    """Section 1.3 of the paper's notes, row by row, for unit j of z = tanh(W x + b), y = U z, with a way around."""
+    """Which gradients a mask scales, for unit j of z = tanh(W x + b), y = U z, with a residual path around it."""
     model, x = make_model(blocks=1), torch.randn(1, 3, dtype=torch.float64)
     block, w = model[1], -0.5
     plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
@@ -139,7 +139,7 @@ def test_the_table_of_what_a_mask_masks(mode):
     upstream = ours["0.weight"] - plain["0.weight"]
     if mode == "parameter":
         assert not upstream.any()
-    else:  # the path through the unit is weighted, the one around it is not
+    else:  # the path through the unit is weighted, the residual path is not
         z = block.act(block.up(model[0](x))).detach()
         through = torch.autograd.grad(
             (model[2](model[0](x).detach() + block.down(torch.cat(
@@ -235,10 +235,10 @@ T = RouteTable({"a": {}}, ("1.up", "1"))
         ({"1.pu": Site(column="1.up")}, "activation", "no module '1.pu'; the nearest are 1.up"),
         ({"2.up": Site()}, "activation", "the table has no column '2.up'; it has 1.up, 1"),
         ({"1.up": Site(at="inside")}, "activation", "at must be 'input' or 'output', got 'inside'"),
-        ({"1.up": Site(units=slice(4, 7))}, "activation", r"units slice\(4, 7, None\) are not within the 6 units"),
-        ({"1.up": Site(units=[6])}, "activation", r"units \[6\] are not within the 6 units at its output"),
-        ({"1.up": Site(units=[])}, "parameter", r"units \[\] are not within"),
-        ({"1": Site()}, "parameter", "knows Linear and Embedding, and '1' is Residual"),
+        ({"1.up": Site(units=slice(4, 7))}, "activation", r"units slice\(4, 7, None\) must .* of the 6 units"),
+        ({"1.up": Site(units=[6])}, "activation", r"units \[6\] must select .* of the 6 units at its output"),
+        ({"1.up": Site(units=[])}, "parameter", r"units \[\] must select at least one"),
+        ({"1": Site()}, "parameter", "routes only Linear and Embedding, but '1' is a Residual"),
     ],
 )
 def test_sites_that_cannot_be(sites, mode, message):
@@ -255,7 +255,7 @@ def test_labels_that_cannot_be(mode):
     with router:
         with pytest.raises(RuntimeError, match=r"'1.up'.* without labels"):
             model(x)
-        wanted = r"site '1.up': labels of shape \(11,\) do not fit what passes, \(12, "
+        wanted = r"site '1.up': labels of shape \(11,\) must match .* which has shape \(12, "
         with pytest.raises(ValueError, match=wanted), router(labels[1:]):
             model(x)
         with pytest.raises(ValueError, match=r"must be integers, got torch.float64"), router(labels.double()):
@@ -275,7 +275,7 @@ def test_labels_that_cannot_be(mode):
             model(x)
         with pytest.raises(RuntimeError, match=r"still attached to '1.up'"), GradientRouter(model, SITES, TABLE, mode):
             pass
-        with pytest.raises(RuntimeError, match="nothing passed the sites"), router(labels):
+        with pytest.raises(RuntimeError, match="no tensor reached the sites"), router(labels):
             model[0](x)
     with router, router(labels):
         model(x)
@@ -284,5 +284,5 @@ def test_labels_that_cannot_be(mode):
 def test_units_beyond_a_width_that_only_the_forward_pass_knows():
     model, (x, labels) = make_model(), batch()
     router = GradientRouter(model, {"1.up": Site(units=[9], module="1.act")}, T)
-    with pytest.raises(ValueError, match=r"units \[9\] are not within the 6 units"), router, router(labels * 0):
+    with pytest.raises(ValueError, match=r"units \[9\] must .* of the 6 units"), router, router(labels * 0):
         model(x)

@@ -1,5 +1,5 @@
-"""A routed model under all that training does to it: accumulation, checkpointing, autocast, compilation, optimizers,
-several processes, and hooks of others."""
+"""A routed model in real training: gradient accumulation, activation checkpointing, autocast, compilation,
+optimizers, several processes, and other hooks on the model."""
 
 import copy
 import os
@@ -36,7 +36,7 @@ def test_accumulation_checkpointing_and_a_module_used_twice(mode):
                 h = checkpoint(layer, h, use_reentrant=reentrant)
             h.square().sum().backward()
         assert_equal(grads(saved), grads(expected))
-    # A module used twice in a pass is two places: the gradient is the sum over both.
+    # The forward pass uses one module twice: its gradient is the sum over both uses.
     twice, apart = make_model(blocks=1), make_model(blocks=1)
     copied = nn.Sequential(apart[0], apart[1], copy.deepcopy(apart[1]), apart[2])
     sites = {"1.up": SITES["1.up"]}
@@ -68,7 +68,7 @@ def test_autocast(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled(mode):
-    """Attached, then compiled: in one graph, with the labels of each batch; plain again when the router has left."""
+    """A model that is compiled after attaching is one graph and follows each batch's labels, until detached."""
     torch._dynamo.reset()
     model, other = make_model(), make_model()
     x, labels = batch()
@@ -93,9 +93,9 @@ def test_compiled(mode):
 def test_attached_after_compilation_never_does_nothing(mode):
     x, labels = batch()
     for compile_ in (torch.compile, lambda m: m.compile(backend="aot_eager") or m):
-        with pytest.raises(RuntimeError, match="is compiled, and would not notice a router"):
+        with pytest.raises(RuntimeError, match="is compiled and would ignore the router"):
             GradientRouter(compile_(make_model()), {f"_orig_mod.{n}": s for n, s in SITES.items()}, TABLE, mode)
-    # Behind our back: the plain model is routed, one that was compiled before is run.
+    # The router cannot see this: it routes the plain model, but a version compiled earlier is run.
     torch._dynamo.reset()
     model, other = make_model(), make_model()
     compiled = torch.compile(model, backend="aot_eager")
@@ -107,7 +107,7 @@ def test_attached_after_compilation_never_does_nothing(mode):
         with GradientRouter(model, SITES, TABLE, mode) as router, router(labels):
             compiled(x).square().sum().backward()
     except RuntimeError as error:
-        assert "nothing passed the sites" in str(error)
+        assert "no tensor reached the sites" in str(error)
     else:
         assert_equal(grads(model), grads(other))
 
@@ -115,7 +115,7 @@ def test_attached_after_compilation_never_does_nothing(mode):
 @pytest.mark.parametrize("kind", [{"foreach": True}, {"fused": True}, {}])
 @pytest.mark.parametrize("mode", MODES)
 def test_exact_exclusion(mode, kind):
-    """What no label of a step may teach does not move by one bit, nor does its optimizer state; the rest does."""
+    """Parameters that no label of a step may teach keep their bits and optimizer state; all others move."""
     model = make_model()
     table = RouteTable({"a": {"0": 0.0, "rows": 0.0, "columns": 0.0}}, ("0", "rows", "columns"))
     sites = {
@@ -142,7 +142,7 @@ def test_exact_exclusion(mode, kind):
         return tensors | {(n, "weight"): p.detach().clone() for n, p in model.named_parameters()}
 
     half_taught = torch.cat([torch.full((6,), -1), torch.zeros(6, dtype=torch.int64)])
-    step(half_taught)  # one micro-batch teaches, so all move, and momentum is left behind
+    step(half_taught)  # one of two micro-batches teaches the site, so all parameters move and gain momentum
     before = snapshot()
     step(torch.zeros(12, dtype=torch.int64))
     after = snapshot()
@@ -169,7 +169,7 @@ def free_port():
 
 
 def train(model, run, router, x, labels, scale):
-    """Twenty steps, in every fourth of which nothing teaches the first site."""
+    """Train for twenty steps; in every fourth step no data teaches the first site."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
     with router:
         for step in range(20):

@@ -1,4 +1,4 @@
-"""Hidden units deleted and added: a mask is a cut, an addition changes nothing, and there is a way back."""
+"""Hidden units: ablating equals removing, adding leaves the outputs the same, and both can be undone."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def make(name):
 
 
 def of_units(module, at):
-    """A layer's weight, with the units first."""
+    """A layer's weight, with the units in the first dimension."""
     return module.weight.detach().movedim(int((at == "input") != isinstance(module, Conv1D)), 0)
 
 
@@ -112,11 +112,11 @@ def test_new_units_start_as_torch_starts_them():
     ("hidden", "units", "message"),
     [
         (Hidden(("0",), "1"), [0], r"'1' must be a Linear or a convolution without groups, got Sigmoid"),
-        (Hidden(("2",), "2"), [0], r"must be as many, got \[\('2', 3\), \('2', 6\)\]"),
-        (Hidden((), "2"), [0], "must be as many"),
+        (Hidden(("2",), "2"), [0], r"the same width in all modules, got \[\('2', 3\), \('2', 6\)\]"),
+        (Hidden((), "2"), [0], "at least one producer"),
         (Hidden(("O",), "2"), [0], "no module 'O'; the nearest are"),
-        (Hidden(("0",), "2"), [6], r"units \[6\] are not within the 6 units"),
-        (Hidden(("0",), "2"), [], r"units \[\] are not within"),
+        (Hidden(("0",), "2"), [6], r"units \[6\] must .* of the 6 units"),
+        (Hidden(("0",), "2"), [], r"units \[\] must select"),
         (Hidden(("0",), "2"), slice(None), "cannot remove all 6 units"),
     ],
 )

@@ -1,4 +1,4 @@
-"""No test here waits for the disk: what survives a power failure shows in the order of the calls alone."""
+"""Replace fsync in these tests. The tests check the order of the calls, which does not need a real flush."""
 
 import os
 
@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def disk_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make fsync free of cost."""
+    """Make fsync do nothing."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

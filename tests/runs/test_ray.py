@@ -1,4 +1,4 @@
-"""The pool on a Ray of its own, for real: the same codes, logs and environment as the local one."""
+"""The pool on a real local Ray: the same exit codes, logs and environment as the local pool."""
 
 import importlib.util
 import signal
@@ -65,7 +65,7 @@ def test_an_exception_ends_what_is_running(pool, tmp_path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and not only its exit code, which nobody has asked for yet."""
+    """Return whether a process with this id runs; a zombie, which has ended but was not waited for, does not run."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def test_an_address_that_does_not_answer_is_named(address: str, message: str, tm
 
 
 def test_only_the_loopback_listens_and_nothing_is_left(tmp_path: Path) -> None:
-    """In a fresh process, as the command starts it; read from the kernel's tables of sockets."""
+    """Run in a new process, as the command does; the listening sockets are read from the kernel's tables."""
     code = f"""
 import os, subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, byte-deterministic, never half there, refused when touched, and never executed."""
+"""Checkpoints: exact, with fixed bytes, written atomically, rejected when damaged, and never executed."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ META = {"step": 3, "lr": 1e-3, "names": ["a", "ü"], "none": None, "nested": {"z
 
 
 def bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
-    """Everything a tensor is, NaN payloads included."""
+    """Return the dtype, shape and bytes of a tensor, with the payloads of NaNs."""
     raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
     return tensor.dtype, tensor.shape, raw
 
@@ -85,7 +85,7 @@ def test_memory_may_be_shared_strided_negated_or_require_gradients(tmp_path: Pat
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor), name
     found["base"].zero_()
-    assert torch.equal(found["same"], base)  # loaded tensors are writable, and each its own
+    assert torch.equal(found["same"], base)  # loaded tensors are writable and share no memory
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_only_checkpoints_are_written_over(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         write_checkpoint(tmp_path / "link", {}, {})
     assert (target / "thesis.tex").read_text() == "years of work"
-    (target / "thesis.tex").rename(target / "meta.json")  # as a damaged checkpoint is
+    (target / "thesis.tex").rename(target / "meta.json")  # now it looks like a damaged checkpoint
     write_checkpoint(target, {}, {"n": 1})
     assert read_checkpoint(target).meta == {"n": 1}
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["c", "link"]
 
 
 def rewrite(path: Path, name: str, data: bytes) -> None:
-    """Replace a file and make the manifest agree with it, as a forger would."""
+    """Replace a file and make the manifest agree with the new content, as an attacker would."""
     (path / name).write_bytes(data)
     manifest = read_json(path / "manifest.json")
     manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
@@ -139,7 +139,7 @@ def edit_manifest(path: Path, **entries: object) -> None:
 
 
 def relist(path: Path, name: str) -> None:
-    """Have the manifest list its tensors under another name."""
+    """Make the manifest list the tensors file under another name."""
     files = read_json(path / "manifest.json")["files"]
     edit_manifest(path, files={"meta.json": files["meta.json"], name: files["tensors.safetensors"]})
 
@@ -169,16 +169,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda p: os.truncate(p / "tensors.safetensors", 60), "has the size 60 instead of 76"),
     "edited tensors": (flip, "has the sha256"),
     "edited meta": (lambda p: (p / "meta.json").write_text('{\n  "n": 2\n}\n'), "has the sha256"),
-    "foreign": (lambda p: (p / "manifest.json").write_text('{"weights": 1}'), "not that of a routed-rl"),
-    "newer": (lambda p: edit_manifest(p, version=2), "version is 2, and this program reads up to 1"),
+    "foreign": (lambda p: (p / "manifest.json").write_text('{"weights": 1}'), "not the manifest of a routed-rl"),
+    "newer": (lambda p: edit_manifest(p, version=2), "version is 2, but this version of routed-rl reads up to 1"),
     "version true": (lambda p: edit_manifest(p, version=True, files=[]), "malformed"),
     "files a list": (lambda p: edit_manifest(p, files=[]), "malformed"),
     "entry a list": (
         lambda p: edit_manifest(p, files={"meta.json": [], "tensors.safetensors": 1}),
         "malformed",
     ),
-    "extra file": (lambda p: (p / "optimizer.pt").write_bytes(b""), "holds 'optimizer.pt'"),
-    "extra directory": (lambda p: (p / "x").mkdir(), "holds 'x'"),
+    "extra file": (lambda p: (p / "optimizer.pt").write_bytes(b""), "contains 'optimizer.pt'"),
+    "extra directory": (lambda p: (p / "x").mkdir(), "contains 'x'"),
     "listed outside": (lambda p: relist(p, "../../etc/passwd"), "lists the files"),
     "link outside": (link_out, "symbolic links"),
     "pipe": (replace_by_pipe, "not a regular file"),
@@ -208,7 +208,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_line(tmp_path: Path, 
 
 
 class Malice:
-    """An object whose unpickling makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -227,7 +227,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path, name: str, torch_format: boo
     else:
         bomb.write_bytes(pickle.dumps(Malice(marker)))
         pickle.loads(bomb.read_bytes())
-    assert marker.exists()  # the bomb works
+    assert marker.exists()  # unpickling does run the code
     marker.unlink()
     write_checkpoint(path, {"w": torch.arange(3.0)}, {"n": 1})
     if name in ("tensors.safetensors", "meta.json"):

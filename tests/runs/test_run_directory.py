@@ -1,4 +1,4 @@
-"""Run directories: what is started, continued, finished, refused and set aside. (Kills: test_run_kills.)"""
+"""Run directories: starting, continuing, finishing, rejecting and renaming runs. (For kills see test_run_kills.)"""
 
 import os
 import re
@@ -46,7 +46,7 @@ def test_a_run_from_its_start_to_its_end(tmp_path: Path) -> None:
             run.save_checkpoint(step, {"w": torch.zeros(2)}, {})
         names = sorted(entry.name for entry in (path / "checkpoints").iterdir())
         assert names == ["step-000000000003", "step-000000000004"]
-        with pytest.raises(ValueError, match="step 3 cannot follow that of step 4"):
+        with pytest.raises(ValueError, match="must be at least 4, the step of the last one, got 3"):
             run.save_checkpoint(3, {}, {})
         with pytest.raises(ValueError, match=r"\.score is nan"):
             run.finish({"score": float("nan")})
@@ -128,7 +128,7 @@ def make_foreign(path: Path) -> None:
 
 
 def make_model(path: Path) -> None:
-    """A directory of a model, which has a config.json too."""
+    """Make a directory of a model: it also has a config.json."""
     path.mkdir()
     (path / "config.json").write_text('{"hidden_size": 64}')
 
@@ -149,7 +149,7 @@ def make_edited(path: Path) -> None:
     ("make", "why"),
     [
         (make_file, "is not a directory"),
-        (make_foreign, "is not a run, and not empty: it holds 'notes.txt'"),
+        (make_foreign, "is not a run and not empty, it contains 'notes.txt'"),
         (make_model, "is not a run: its config.json"),
         (make_garbled, "is not a run: its config.json"),
         (make_edited, "was edited"),
@@ -171,7 +171,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path / "file" / "run", CONFIG, 1)
     with pytest.raises(RunError, match="cannot be used for a run: File name too long"):
         RunDirectory.open(tmp_path / ("x" * 300), CONFIG, 1)
-    with pytest.raises(ValueError, match="seed '1' is not an integer"):
+    with pytest.raises(ValueError, match="seed must be an integer, got '1'"):
         RunDirectory.open(tmp_path / "run", CONFIG, "1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"config\.lr is inf"):
         RunDirectory.open(tmp_path / "run", {"lr": float("inf")}, 1)
@@ -234,8 +234,8 @@ def test_a_bad_checkpoint_is_reported_and_the_one_before_it_used(
         assert len(read_metrics(path / "metrics.csv")) == rows
         toy_run.train(path)
     assert contents(path) == contents(tmp_path / "unbroken")
-    expected = [step for step in (4, 2) if step in bad and step > rows]  # newest first; looked at twice
-    reported = [re.findall(r"step-0*(\d+)' is refused: .*; the run continues", str(w.message)) for w in caught]
+    expected = [step for step in (4, 2) if step in bad and step > rows]  # newest first; each is tried twice
+    reported = [re.findall(r"step-0*(\d+)' cannot be used: .*; the run continues", str(w.message)) for w in caught]
     assert reported == [[str(step)] for step in expected] * 2
 
 
@@ -244,10 +244,10 @@ def test_a_checkpoint_of_another_run_or_without_its_rows_is_not_used(tmp_path: P
     start(path, checkpoints=2)
     (path / "checkpoints/step-000000000002").rename(path / "checkpoints/step-000000000009")
     (path / "metrics.csv").write_text("step\n")
-    with RunDirectory.open(path, CONFIG, 1) as run, pytest.warns(UserWarning, match="is refused") as warned:
+    with RunDirectory.open(path, CONFIG, 1) as run, pytest.warns(UserWarning, match="cannot be used") as warned:
         assert run.load_checkpoint() is None
-    assert "step-000000000009' is refused: it was not saved by this run" in str(warned[0].message)
-    assert "step-000000000001' is refused: metrics.csv has lost rows" in str(warned[1].message)
+    assert "step-000000000009' cannot be used: another run saved it" in str(warned[0].message)
+    assert "step-000000000001' cannot be used: metrics.csv has lost rows" in str(warned[1].message)
 
 
 def test_files_of_others_beside_the_checkpoints_stay(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_run_continued_under_other_versions_says_so(tmp_path: Path) -> None:
     versions = read_json(tmp_path / "run/versions.json")
     write_json(tmp_path / "run/versions.json", versions | {"torch": "1.0", "python": "3.0"})
     before = contents(tmp_path / "run")
-    with pytest.warns(UserWarning, match="was started with another python and torch"):
+    with pytest.warns(UserWarning, match="was started with another version of python and torch"):
         RunDirectory.open(tmp_path / "run", CONFIG, 1).close()
     assert contents(tmp_path / "run") == before
 

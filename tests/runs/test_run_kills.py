@@ -1,4 +1,4 @@
-"""SIGKILL at every moment: the run that is resumed ends in the bytes of the run that was never killed."""
+"""SIGKILL at every moment: the resumed run ends with the same bytes as a run that was never killed."""
 
 import signal
 import subprocess

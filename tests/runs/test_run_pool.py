@@ -1,4 +1,4 @@
-"""The pool: codes in order, never too many at once, logs, one thread each, and nothing left running."""
+"""The pool: exit codes in order, a limit on running commands, logs, one thread each, and nothing left running."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def test_as_many_at_once_as_there_are_workers_and_no_more(tmp_path: Path, monkey
     monkeypatch.setattr(pool.subprocess, "Popen", popen)
     for name in "ab":
         os.mkfifo(tmp_path / name)
-    # Either end of a pipe waits for the other, so these pairs end only if they run side by side.
+    # Each end of a pipe waits for the other, so a pair ends only if both commands run at the same time.
     pairs = []
     for name in "ab":
         pairs += [sh(f"echo {name} > {tmp_path / name}"), sh(f"cat {tmp_path / name}")]
@@ -66,7 +66,7 @@ def test_as_many_at_once_as_there_are_workers_and_no_more(tmp_path: Path, monkey
 def test_each_command_sees_a_device_that_few_others_have(tmp_path: Path) -> None:
     for name in "ab":
         os.mkfifo(tmp_path / name)
-    # Of each pair both run at once, as either end of a pipe waits for the other.
+    # The two commands of a pair run at the same time, because each end of a pipe waits for the other.
     commands = []
     for name in "ab":
         commands += [sh(f"echo $CUDA_VISIBLE_DEVICES; echo > {tmp_path / name}")]
@@ -78,7 +78,7 @@ def test_each_command_sees_a_device_that_few_others_have(tmp_path: Path) -> None
 
 
 def test_a_command_starts_when_those_before_it_have_ended_well(tmp_path: Path) -> None:
-    """Whatever the order in which they are given; after one that failed nothing that needs it is started."""
+    """Commands may be given in any order; a command whose predecessor failed is never started."""
     there = tmp_path / "there"
     commands = [
         sh(f"cat {there}"),
@@ -100,7 +100,7 @@ def test_a_command_starts_when_those_before_it_have_ended_well(tmp_path: Path) -
 def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, how: str) -> None:
     alive, log = tmp_path / "alive", tmp_path / "log"
     os.mkfifo(alive)
-    # Both processes hold the pipe open for writing; its end is read when both are gone.
+    # Both processes hold the pipe open for writing, so reading ends only when both are gone.
     reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
     command = sh(f"exec 3> {alive}; trap '' INT TERM HUP; sleep 60 & echo ready; wait; sleep 60")
 
@@ -121,10 +121,10 @@ def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, ho
 
 
 def test_senseless_calls_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="workers is 0"):
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         run_commands([sh("exit")], 0, [tmp_path / "log"])
     with pytest.raises(ValueError, match="1 logs for 2 commands"):
         run_commands([sh("exit"), sh("exit")], 1, [tmp_path / "log"])
-    with pytest.raises(ValueError, match="1 times predecessors for 2 commands"):
+    with pytest.raises(ValueError, match="got 1 entries for 2 commands"):
         run_commands([sh("exit"), sh("exit")], 1, [tmp_path / "log", tmp_path / "other"], after=[()])
     assert run_commands([], 1, []) == []

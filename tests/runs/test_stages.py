@@ -1,4 +1,4 @@
-"""Stages: what changes gives new directories to all that follows, and what was edited is refused."""
+"""Stages: a change gives the stage and all later ones new directories; edited files are rejected."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_keys_follow_everything_that_a_stage_depends_on():
     last = {replace(ATTACK, parents={"model": stage}).key for stage in after}
     assert len(last) == 6 and ATTACK.key in last
     assert replace(ROOT, config={"steps": 10}).key == ROOT.key
-    assert replace(NOISED, parents={"student": ROOT}).key != NOISED.key, "what a parent is to it counts"
+    assert replace(NOISED, parents={"student": ROOT}).key != NOISED.key, "the role of a parent counts"
 
 
 def test_ancestors_come_first_and_once():
@@ -66,7 +66,7 @@ def test_what_was_edited_is_refused_and_left(tmp_path, file, text):
     done(ROOT, tmp_path)
     path = ROOT.path(tmp_path) / file
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(RunError, match=r"is not what the stage wrote: delete .*train-|was edited|is not that of one"):
+    with pytest.raises(RunError, match=r"is not what the stage wrote: delete .*train-|was edited|does not describe"):
         ROOT.result(tmp_path)
     assert path.exists() == (text is not None)
 

@@ -1,12 +1,11 @@
-"""A toy training run, and a driver that kills it at every step it takes on the disk.
+"""A toy training run, and a driver that kills it at every change that it makes to the disk.
 
-    toy_run.py run DIR STEP      run in DIR, say "paused" after that step, and wait to be killed
-    toy_run.py kill_runs DIR     leave DIR/unbroken, and for every n DIR/killed-n, killed at n and resumed
-    toy_run.py kill_writes DIR   for every n leave DIR/n, where the replacing of a checkpoint was killed at n
+    toy_run.py run DIR STEP      run in DIR, print "paused" after STEP, and wait to be killed
+    toy_run.py kill_runs DIR     make DIR/unbroken, and for every n DIR/killed-n, which was killed at n and resumed
+    toy_run.py kill_writes DIR   for every n make DIR/n, in which the replacement of a checkpoint was killed at n
 
-The driver forks, after torch was imported once, and every child kills itself (SIGKILL) before its n-th
-change to the disk: a file opened for writing, a rename, a removal, a directory, a cut, an fsync, or
-half of a row of metrics.
+The driver imports torch once and then forks. Every child kills itself (SIGKILL) before its n-th change to the disk.
+A change is: opening a file for writing, a rename, a removal, a new directory, a cut, an fsync, or half a metrics row.
 """
 
 import os
@@ -28,7 +27,7 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 
 def train(path: Path, after_step: Callable[[int], None] = lambda step: None) -> None:
-    """Run the toy in `path` to the end; the noise makes a wrong random state or step visible."""
+    """Run the toy in `path` to the end. Its noise shows whether random state and step were restored correctly."""
     with RunDirectory.open(path, CONFIG, SEED) as run:
         if run.finished:
             return
@@ -51,7 +50,7 @@ def train(path: Path, after_step: Callable[[int], None] = lambda step: None) -> 
 
 
 def contents(run: Path) -> dict[str, bytes | None]:
-    """Return the bytes of every file of a run but its timings, and None for every directory."""
+    """Return the bytes of every file of a run except its timings, and None for every directory."""
     return {
         str(entry.relative_to(run)): entry.read_bytes() if entry.is_file() else None
         for entry in run.rglob("*")
@@ -60,7 +59,7 @@ def contents(run: Path) -> dict[str, bytes | None]:
 
 
 def pause_after(last: int) -> Callable[[int], None]:
-    """Return an `after_step` that stays in step `last`."""
+    """Return an `after_step` that stops and waits after step `last`."""
 
     def pause(step: int) -> None:
         if step == last:
@@ -71,7 +70,7 @@ def pause_after(last: int) -> Callable[[int], None]:
 
 
 def die_at(change: int) -> None:
-    """Have this process kill itself before its `change`-th change to the disk (the first is 0)."""
+    """Make this process kill itself before its `change`-th change to the disk (the first is 0)."""
     left = change
 
     def count(before_death: Callable[[], None] | None = None) -> None:
@@ -104,7 +103,7 @@ def die_at(change: int) -> None:
 
 
 def forked(work: Callable[[], object], death: int) -> bool:
-    """Do `work` in a child, which dies at its change `death`; return whether it came to its end."""
+    """Do `work` in a child process that dies at its change `death`; return whether it finished."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -123,7 +122,7 @@ def forked(work: Callable[[], object], death: int) -> bool:
 
 
 def kill_runs(root: Path) -> None:
-    """Kill a run at every change; every fifth time kill its resumption too; then run it to the end."""
+    """Kill a run at every change; every fifth time, also kill the resumed run; then run it to the end."""
     train(root / "unbroken")
     death, ended = 0, False
     while not ended:
@@ -136,7 +135,7 @@ def kill_runs(root: Path) -> None:
 
 
 def kill_writes(root: Path) -> None:
-    """Kill the replacing of one checkpoint by another at every change, and leave it as it is."""
+    """For every change, kill the replacement of one checkpoint by another there, and leave the files as they are."""
     death, ended = 0, False
     while not ended:
         path = root / str(death) / "model"
@@ -153,6 +152,6 @@ if __name__ == "__main__":
     if mode == "run":
         train(directory, pause_after(int(sys.argv[3])))
     else:
-        os.fsync = lambda descriptor: None  # a killed process, unlike a failed disk, loses nothing
+        os.fsync = lambda descriptor: None  # killing a process, unlike a power failure, loses no written data
         rundir.versions = lambda: {"python": "any"}  # asking git hundreds of times is slow
         {"kill_runs": kill_runs, "kill_writes": kill_writes}[mode](directory)

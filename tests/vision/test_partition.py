@@ -1,4 +1,4 @@
-"""Codes in halves: who learns from what, and losses whose values are known."""
+"""Partitioned codes: which part learns from which data, and losses with known values."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def gradients(model, labels, groups=(0, 1), penalties=NONE):
 
 
 def last_rows(model):
-    """Gradient of the encoder's last layer, top and bottom half."""
+    """The gradient of the encoder's last layer, split into top and bottom half."""
     return model.encoder[-1].weight.grad.chunk(2)
 
 
@@ -175,11 +175,11 @@ def test_errors_per_image():
 
 
 def test_impossible_networks_are_refused():
-    with pytest.raises(ValueError, match="even number of channels, got 7"):
+    with pytest.raises(ValueError, match="must be even, got 7"):
         partitioned_autoencoder(4, (4,), 7, TWO_SIDED)
     with pytest.raises(ValueError, match=r"\['left', 'right'\]"):
         PartitionedNetwork(nn.Identity(), nn.Identity(), (nn.Identity(),) * 2, RouteTable({}, ("left", "right")))
-    with pytest.raises(ValueError, match="2 groups need one decoder or as many, got 3"):
+    with pytest.raises(ValueError, match="one decoder, or one for each of 2 groups, got 3"):
         PartitionedNetwork(nn.Identity(), [nn.Identity()] * 3, (nn.Identity(),) * 2, TWO_SIDED)
     with pytest.raises(ValueError, match="-1 … 1"):
         network()(*batch([0, 2]))

@@ -1,4 +1,4 @@
-"""ResNet-34 in two parts with a code between them."""
+"""ResNet-34, split into an encoder and heads with a code between them."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_shapes_and_the_split(split, code):
 
 
 def test_it_is_resnet34():
-    """21.3 million parameters on both sides of the split, beside the two 1×1 convolutions."""
+    """Both sides of the split have 21.3 million parameters together, without the two 1×1 convolutions."""
     model = partitioned_resnet34(100, ROUTES)
     assert model.encoder[-1].out_channels == 512
     parameters = sum(p.numel() for part in (model.encoder, model.decoders) for p in part.parameters())

@@ -1,4 +1,4 @@
-"""A latent per class: only its own images teach it."""
+"""One latent per class: each latent learns only from images of its class."""
 
 import pytest
 import torch
