@@ -133,7 +133,7 @@ def summary(frame: pd.DataFrame, focus: float, failed: Mapping[str, str], exact:
 
 
 def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> pd.DataFrame:
-    """The rows of runs with label noise, with columns ``kind`` and ``rate``. Runs without noise are rate 0 of each kind.
+    """The rows of runs with label noise, with columns ``kind`` and ``rate``. Runs without noise have rate 0.
 
     Args:
         pattern: matches the names of these methods. Its groups are the kind of noise, the rate, and ``-hard`` for noise

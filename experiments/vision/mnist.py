@@ -164,8 +164,9 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
         (accuracy,) = aggregate(ten, "accuracy", ["setting"]).to_dict("records")
         parts += [
             "## Ten-way variant",
-            f"The largest of the ten latents classifies validation images with accuracy {shown_mean(accuracy)} "
-            f"(published for MNIST: {PUBLISHED_ACCURACY}). The mean absolute error of the decoder is {ten.mae.mean():.3f}.",
+            f"The largest of the ten latents classifies validation images with accuracy {shown_mean(accuracy)}. "
+            f"The published accuracy on MNIST is {PUBLISHED_ACCURACY}. The mean absolute error of the "
+            f"decoder is {ten.mae.mean():.3f}.",
         ]
     return "\n\n".join(parts) + "\n"
 
