@@ -37,7 +37,7 @@ def marker(label: str) -> str:
 
 
 def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
-    """True return by oversight level (log axis): mean and 95 % confidence interval, beside the exact limits."""
+    """True return by oversight level (log axis): mean, 95 % confidence interval and exact limits."""
     shown = compared(frame)
     if not len(shown):
         return

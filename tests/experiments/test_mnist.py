@@ -248,7 +248,7 @@ def test_augmentation_shifts_and_mirrors():
         (["--width", "0.5"], "0.5"),
         (["--data", "no/such", "--width", "nan"], "nan"),
         (["--data", "no/such", "--width", "100"], "100"),
-        (["--data", "no/such", "--width", "0.0625"], "--width must lie within 0.125 … 16, got 0.0625"),
+        (["--data", "no/such", "--width", "0.0625"], "--width must be between 0.125 and 16, got 0.0625"),
     ],
 )
 def test_bad_options_of_cifar_end_in_one_line(options, quoted, tmp_path, capsys):
