@@ -80,7 +80,7 @@ def test_idx_and_npz_are_the_same_images(zipped, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda data: data[:-1], "not whole"),
+        (lambda data: data[:-1], "incomplete"),
         (lambda data: data[:6], "no IDX file"),
         (lambda data: b"", "no IDX file"),
         (lambda data: data + b"x", "incomplete"),

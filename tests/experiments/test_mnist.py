@@ -188,7 +188,7 @@ def test_a_classifier_and_its_control(tmp_path, capsys):
     assert found.min()[True] >= 0.3 and found.max()[False] <= 0.05
     assert (frame[frame.part == "decoder"].accuracy > 0.9).all()
     assert {"groups.png", "summary.md"} <= {path.name for path in (tmp_path / "s").iterdir()}
-    assert "no routing, no L1" in (tmp_path / "s" / "summary.md").read_text()
+    assert "no routing and no L1 penalty" in (tmp_path / "s" / "summary.md").read_text()
 
 
 def test_gaps_are_own_minus_other():
