@@ -1,1 +1,1 @@
-"""What ``routed-rl benchmark`` measures: always ratios within one run, from medians of interleaved repeats."""
+"""The measurements of ``routed-rl benchmark``: ratios within one run, from medians of interleaved repeats."""

@@ -1,6 +1,6 @@
-"""``routed-rl benchmark --device cuda``: what the accelerator path reaches, most valuable rows first, in a set time.
+"""``routed-rl benchmark --device cuda``: speed on a GPU within a time limit, most important rows first.
 
-Each row is one line of JSON, written as soon as it is measured. A row that fails says why and costs only itself.
+Each row is one line of JSON, printed when it is measured. A row that fails prints its error, and the others go on.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from routed_rl.rl import ParallelLearner
 
 Device = Literal["cpu", "cuda"]
 ENVIRONMENTS = {"cuda": (4096, 65_536, 1_048_576), "cpu": (64,)}
-"""Tensor environments stepped at once, by device. A processor only tries the script, so its sizes are small."""
+"""Numbers of tensor environments, by device. A CPU only tests this script, so its numbers are small."""
 SEEDS: dict[str, dict[PresetName, tuple[int, ...]]] = {
     "cuda": {"quick": (1, 16, 64, 256), "paper": (1, 16, 64)},
     "cpu": {"quick": (2,)},
 }
-"""Seeds trained at once, by device and preset."""
+"""Numbers of seeds trained as one batch, by device and preset."""
 LANGUAGE = {
     "cuda": {"stories-28m": (64, 256), "neox-303m": (16, 512)},
     "cpu": {"tiny": (2, 17)},
 }
-"""Rows, and tokens a row, of the batches, by device and model."""
+"""Batch shapes, by device and model: rows, and tokens per row."""
 STEPS, UPDATES, REPEATS = 50, 5, 3
 
 
 def main(device: Device, minutes: float) -> None:
-    """Print the machine, then the rows for which there is time, as JSON lines."""
+    """Print a description of the machine, then one row after another until the time is over, as JSON lines."""
     until = time.monotonic() + 60 * minutes
     _print("machine", machine())
     for name, measure in rows(device):
         if time.monotonic() > until:
-            _print(name, {"skipped": f"{minutes:g} minutes were over"})
+            _print(name, {"skipped": f"the limit of {minutes:g} minutes is over"})
             continue
         try:
             _print(name, measure())
-        except Exception as error:  # device time is scarce: whatever breaks one row must not cost the others
+        except Exception as error:  # device time is scarce: an error in one row must not stop the others
             _print(name, {"failed": f"{type(error).__name__}: {error}"[:600]})
         if device == "cuda":
             torch.cuda.empty_cache()
 
 
 def rows(device: Device) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Names of the rows, and the calls that measure them."""
+    """The rows: their names, and the functions that measure them."""
     for n in ENVIRONMENTS[device]:
         yield f"environment, {n}", partial(environment, device, n)
     for preset in SEEDS[device]:
@@ -98,7 +98,7 @@ def one_run(device: Device, preset: PresetName) -> dict[str, Any]:
 
 
 def seeds_at_once(device: Device, preset: PresetName, seeds: int) -> dict[str, Any]:
-    """Environment steps per second of learners that are one batched computation, all seeds together."""
+    """Environment steps per second of several seeds trained as one batched computation, summed over seeds."""
     config = replace(PRESETS[preset], oversight=0.1, device=device).config()
     n_envs, steps = config["learner"]["n_envs"], config["learner"]["n_envs"] * config["learner"]["n_steps"]
     models = [make_model(config, seed) for seed in range(seeds)]
@@ -114,14 +114,14 @@ def seeds_at_once(device: Device, preset: PresetName, seeds: int) -> dict[str, A
 
 
 def language_model(device: Device, preset: str, n_rows: int, length: int) -> dict[str, Any]:
-    """Our training loop beside a bare one, routing beside none, and the share of the machine's rate, in bf16."""
+    """Speed of training a language model: our loop against a bare loop, routing against no routing; bf16 on a GPU."""
     precision = "bf16" if device == "cuda" else "fp32"
     found = language.measure_preset(preset, n_rows, length, REPEATS, device=device, precision=precision)
     return {**found, **_peak(device)}
 
 
 def kernels(device: Device) -> dict[str, Any]:
-    """Of an update of ``quick``, the seconds, and the shares of it in which kernels and copies run on the device."""
+    """Seconds per update of ``quick``, and the shares of this time in which kernels and copies run on the device."""
     model = trained("quick", device)
     learn(model, UPDATES)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]

@@ -1,4 +1,4 @@
-"""``routed-rl benchmark``: how fast it is, beside its peers and beside its own matrix products."""
+"""``routed-rl benchmark``: speed compared with other implementations and with the matrix products alone."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without ro
 ROUTING_COLUMNS = {"milliseconds": ".1f", "times_unrouted": ".3f", "megabytes_kept": ".0f"}
 LANGUAGE_COLUMNS = {
     "tokens_per_second": ("tokens/s", ",.0f"),
-    "times_bare": ("x a bare loop", ".2f"),
-    "share_of_matmul_rate": ("share of the matrix products' rate", ".0%"),
-    "times_unrouted_activation": ("time, routed (activation)", ".3f"),
-    "times_unrouted_parameter": ("(parameter)", ".3f"),
+    "times_bare": ("speed / bare loop", ".2f"),
+    "share_of_matmul_rate": ("share of the matrix-product rate", ".0%"),
+    "times_unrouted_activation": ("time routed / unrouted: activation", ".3f"),
+    "times_unrouted_parameter": ("parameter", ".3f"),
 }
 DISTILLATION_COLUMNS = {
     "milliseconds": ("ms", ",.0f"),
-    "times_plain": (f"x {distillation.PLAIN}", ".2f"),
-    "peak_megabytes": ("MB at the peak", ",.0f"),
-    "peak_times_plain": (f"x {distillation.PLAIN}", ".2f"),
-    "gradient_difference": ("difference of gradients", ".0e"),
+    "times_plain": (f"time / {distillation.PLAIN}", ".2f"),
+    "peak_megabytes": ("peak MB", ",.0f"),
+    "peak_times_plain": (f"peak MB / {distillation.PLAIN}", ".2f"),
+    "gradient_difference": ("largest gradient difference", ".0e"),
 }
 
 
@@ -102,21 +102,21 @@ def _training(name: Any, learner: Learner, repeats: int, tick: Any) -> dict[str,
 def _show(results: dict[str, Any], console: Console) -> None:
     made = results["machine"]
     console.print(
-        f"{made['processor']}, {made['cores']} cores, load {made['load_average']}, {made['threads']} thread; "
+        f"{made['processor']}, {made['cores']} cores, load average {made['load_average']}, {made['threads']} thread; "
         f"torch {made['torch']}, stable-baselines3 {made['stable-baselines3']}, commit {made['git_commit']}"
     )
-    table = _titled("Environment steps per second", "environment", "steps/s", "x MiniGrid")
+    table = _titled("Environment steps per second", "environment", "steps/s", "speed / MiniGrid")
     for name, row in results["environments"].items():
         table.add_row(name, f"{row['per_second']:,.0f}", f"{row['times_minigrid']:,.1f}")
     console.print(table)
 
-    table = _titled("Training", "", *results["training"])
+    table = _titled("Training an agent", "preset", *results["training"])
     lines = {
         "steps/s": ("steps_per_second", "{:,.0f}"),
-        "steps/s, Stable-Baselines3's PPO": ("steps_per_second_stable_baselines3", "{:,.0f}"),
-        "x Stable-Baselines3": ("times_stable_baselines3", "{:.2f}"),
-        "share of the time that its matrix products alone take": ("roofline_share", "{:.0%}"),
-        "x the same without routing": ("times_unrouted", "{:.3f}"),
+        "steps/s of Stable-Baselines3 PPO": ("steps_per_second_stable_baselines3", "{:,.0f}"),
+        "speed / Stable-Baselines3 PPO": ("times_stable_baselines3", "{:.2f}"),
+        "share of the time in matrix products": ("roofline_share", "{:.0%}"),
+        "time / time without routing": ("times_unrouted", "{:.3f}"),
     }
     for line, (key, form) in lines.items():
         table.add_row(line, *(form.format(row[key]) for row in results["training"].values()))
@@ -124,15 +124,15 @@ def _show(results: dict[str, Any], console: Console) -> None:
     table.add_row("steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu))
     console.print(table)
 
-    table = _titled("Seeds trained at once (quick)", "device", "seeds", "steps/s, all together")
+    table = _titled("Seeds trained as one batch (preset quick)", "device", "seeds", "steps/s, sum over seeds")
     for device, numbers in training.SEEDS.items():
         rates = results["parallel_seeds"].get(device, {})
         for seeds in numbers:
             table.add_row(device, str(seeds), f"{rates[seeds]:,.0f}" if seeds in rates else "not measured")
     console.print(table)
 
-    columns = ("ms", f"x {routing.UNROUTED}", "MB kept for backward")
-    table = _titled("A stack of transformer blocks, forward and backward", "routing", *columns)
+    columns = ("ms", "time / unrouted", "MB kept for backward")
+    table = _titled("Routing in a stack of transformer blocks, forward and backward", "routing", *columns)
     for name, row in results["routing"].items():
         table.add_row(name, *(f"{row[key]:{form}}" for key, form in ROUTING_COLUMNS.items()))
     console.print(table)
@@ -143,22 +143,28 @@ def _show(results: dict[str, Any], console: Console) -> None:
     console.print(table)
 
     columns = (heading for heading, _ in DISTILLATION_COLUMNS.values())
-    table = _titled(f"A step of distillation, {distillation.VOCABULARY:,} tokens", "loss", *columns)
+    table = _titled(f"One distillation step, vocabulary of {distillation.VOCABULARY:,} tokens", "loss", *columns)
     for name, row in results["distillation"].items():
         table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in DISTILLATION_COLUMNS.items()))
     console.print(table)
 
-    table = _titled("Where an update's time goes", "part", *results["training"])
+    table = _titled("Share of the time of an update, by part", "part", *results["training"])
     for part in dict.fromkeys(part for row in results["training"].values() for part in row["parts"]):
         table.add_row(part, *(f"{row['parts'].get(part, 0):.0%}" for row in results["training"].values()))
     console.print(table)
 
-    table = _titled(f"To a return of {learning.TARGET:.2f}, steered to Diamond", "run", "oversight", "steps", "seconds")
+    table = _titled(
+        f"Time to a true return of {learning.TARGET:.2f}, steered to Diamond",
+        "run",
+        "oversight level",
+        "steps",
+        "seconds",
+    )
     for row in results["learning"]:
         steps, seconds = (("not reached" if v is None else f"{v:,.0f}") for v in (row["env_steps"], row["seconds"]))
         table.add_row(row["run"], f"{row['oversight']:.0%}", steps, seconds)
     if not results["learning"]:
-        table.add_row("not measured: name run directories with --runs", "", "", "")
+        table.add_row("not measured; name run directories with --runs", "", "", "")
     console.print(table)
 
 

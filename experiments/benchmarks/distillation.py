@@ -1,4 +1,4 @@
-"""What a step of distillation costs beside the divergence as it is usually written, with its three softmaxes."""
+"""Time and memory of a distillation step, compared with the usual KL divergence with three softmaxes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ def calls(repeats: int) -> int:
 
 
 def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float]]:
-    """By form of the loss: the time and the peak of memory of a step, forward and backward, also relative to the plain
-    form's, and the largest difference of a parameter's gradient from it, as a share of the gradient's largest entry.
-    Memory is what the step allocates beside the models."""
+    """Time and peak memory of one step, forward and backward, by form of the loss.
+
+    Both are also given relative to the plain form. Memory is what the step allocates besides the models. The gradient
+    difference is the largest difference from the gradient of the plain form. It is relative to the largest entry of the
+    gradient of each parameter.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -65,7 +68,7 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
 
 
 def _step(model: nn.Module, objective: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
-    """The gradients of a step; the model keeps none."""
+    """The gradients of one step, by parameter. The gradients of the model are then cleared."""
     (objective(model, batch) / batch.scored.sum()).backward()
     slopes = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
@@ -73,7 +76,7 @@ def _step(model: nn.Module, objective: Callable[[nn.Module, Batch], Tensor], bat
 
 
 def _plain(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tensor:
-    """What one would write by hand."""
+    """The summed divergence in its usual form."""
     with torch.no_grad():
         of_teacher = teacher(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
         p, log_p = of_teacher.softmax(-1), of_teacher.log_softmax(-1)
@@ -87,7 +90,7 @@ def _largest_difference(slopes: Mapping[str, Tensor], others: Mapping[str, Tenso
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """The most bytes that torch has on the CPU at any time of a call, beside those it had before."""
+    """Peak of the bytes that a call allocates in torch on the CPU."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""(a) Environment steps per second: the vector face of the world against MiniGrid, its own and ours."""
+"""Environment steps per second: our vector environments compared with MiniGrid environments."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCALAR_STEPS = 1000
 
 
 def measure(repeats: int, tick: Callable[[], None]) -> dict[str, Measured]:
-    """Seconds per environment step, random actions, resets included, one core."""
+    """Seconds per environment step on one core, with random actions, resets included."""
     cases = {f"vector face, {n} environments": (n * steps, _vector(n, steps)) for n, steps in STEPS.items()}
     cases |= {f"{name}, one environment": (SCALAR_STEPS, _scalar(name)) for name in (OURS, MINIGRID)}
     return take_turns(cases, repeats, tick)
 
 
 def calls(repeats: int) -> int:
-    """How often :func:`measure` ticks."""
+    """Number of calls of ``tick`` in :func:`measure`."""
     return (repeats + 1) * (len(STEPS) + 2)
 
 

@@ -1,4 +1,4 @@
-"""What our training loop costs beside a bare one, and routing beside none, on language models."""
+"""Speed of training language models: our loop compared with a bare loop, and routing compared with no routing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from routed_rl.lm.era import TABLE
 from routed_rl.routing import GradientRouter
 
 SHAPES = {"tiny": (32, 41), "small": (16, 129)}
-"""Rows, and tokens a row, of a preset's batches."""
+"""Batch shape of each preset: rows, and tokens per row."""
 STEPS = 5
 BARE, OURS, UNROUTED = "a bare loop", "ours", "expanded, not routed"
 
@@ -42,8 +42,11 @@ def calls(repeats: int) -> int:
 
 
 def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    """By preset: our loop beside a bare one, an expanded model with and without routing, and the share of the machine's
-    rate of matrix products that ours reaches."""
+    """Measurements by preset.
+
+    They compare our loop with a bare loop, and an expanded model with and without routing. They also give our
+    arithmetic rate as a share of the rate of large matrix products on this machine.
+    """
     return {preset: measure_preset(preset, *shape, repeats, tick) for preset, shape in SHAPES.items()}
 
 
@@ -56,7 +59,7 @@ def measure_preset(
     device: str = "cpu",
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> dict[str, Any]:
-    """As :func:`measure`, of one preset with batches of ``rows`` rows of ``length`` tokens."""
+    """Measure one preset, as in :func:`measure`, with batches of ``rows`` rows of ``length`` tokens."""
     tokenizer = stories_tokenizer()
     rng = np.random.default_rng(0)
     starts = np.arange(0, 40 * max(2000, rows * length * STEPS // 40 + 1) + 1, 40)
@@ -100,7 +103,7 @@ def _routed(router: GradientRouter, *arguments: Any) -> None:
 
 
 def _bare(model: nn.Module, batches: Batches, settings: Training) -> None:
-    """What one would write by hand for the same steps."""
+    """The same training steps in a minimal loop."""
     optimizer = make_optimizer(model, settings)
     model.train()
     device = next(model.parameters()).device

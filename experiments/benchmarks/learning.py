@@ -1,4 +1,4 @@
-"""(d) How many environment steps, and seconds, a run took to a steered return."""
+"""Environment steps and seconds that a run needs to reach a given return when steered."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ TARGET = 0.50
 
 
 def steps_to_target(run: Path, policy: str = "steer:diamond") -> dict[str, Any]:
-    """Environment steps and seconds to the first point of the learning curve that is at least :data:`TARGET`.
+    """Environment steps and seconds to the first point of the learning curve at or above :data:`TARGET`.
 
-    Both are None if there is none. The seconds are those of the run's last start. Raises as ``learning_curve``.
+    Both are None if no point reaches the target. The seconds count from the last start of the run. Raises the errors
+    of ``learning_curve``.
     """
     config = read_run(run).config
     reached = next((steps for steps, value in learning_curve(run, policy) if value >= TARGET), None)

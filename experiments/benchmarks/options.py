@@ -1,4 +1,4 @@
-"""Options of ``routed-rl benchmark``: a field is an option, its docstring the help."""
+"""Options of ``routed-rl benchmark``. A field is an option, and its docstring is the help text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Measure speed, as ratios within this run: environments, training against its peers, where the time goes."""
+    """Measure the speed of environments, training and routing, compared with other implementations."""
 
     repeats: int = 5
-    """how often every case takes its turn; medians are reported"""
+    """number of repeats per measurement; the median is reported"""
     runs: tuple[Path, ...] = ()
-    """run directories (quick and paper, say, at the same oversight) to compare by their steps to a return of 0.50"""
+    """run directories to compare by their environment steps to a true return of 0.50, for example a quick and a paper
+    run"""
     json: bool = False
-    """print JSON"""
+    """print JSON instead of tables"""
     device: Literal["cpu", "cuda"] = "cpu"
-    """what is measured: this processor, or a GPU. On a GPU each row is printed as one line of JSON as soon as it is
-    there"""
+    """device to measure; "cuda" measures other rows and prints each row as one line of JSON when it is finished"""
     minutes: float = 7.0
-    """on a GPU: begin no further row after this time"""
+    """with --device cuda: time in minutes after which no new row begins"""

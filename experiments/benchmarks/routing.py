@@ -1,4 +1,4 @@
-"""What routing any module costs: a stack of transformer blocks with and without it, forward and backward."""
+"""The cost of routing: a stack of transformer blocks with and without routing, forward and backward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALLS = 5
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block whose hidden units may be masked by the paper's own expression."""
+    """A pre-norm transformer block. The expression of the paper can mask the gradient of its hidden units."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Block(nn.Module):
 
 
 def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float]]:
-    """By case, the time of a step relative to the unrouted model's, and the memory that is kept for the backward pass.
+    """By case: the time of a step, also relative to the unrouted model, and the memory kept for the backward pass.
 
-    As in Expand, Route, Ablate (Cloud et al. 2024, section C), all but 64 hidden units of each block are routed, by a
-    weight for each position.
+    All but 64 hidden units of each block are routed, with one weight per position. This is the setting of Expand,
+    Route, Ablate (Cloud et al. 2024, section C).
     """
     torch.manual_seed(0)
     model, x = nn.Sequential(*(Block() for _ in range(BLOCKS))), torch.randn(BATCH, LENGTH, WIDTH)
@@ -67,7 +67,7 @@ MODES = ("activation", "parameter", "forward")
 
 
 def calls(repeats: int) -> int:
-    """How often :func:`measure` ticks."""
+    """Number of calls of ``tick`` in :func:`measure`."""
     return (repeats + 1) * (2 + len(MODES))
 
 
@@ -104,7 +104,7 @@ def _routed(router: GradientRouter, x: Tensor, labels: Tensor) -> None:
 
 
 def _bytes_kept(case: Callable[[], None]) -> int:
-    """The size of all that autograd keeps for the backward pass, each storage once."""
+    """Bytes that autograd keeps for the backward pass. Each storage counts once."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measuring fairly on a machine that may be busy: cases take turns, medians are compared, the machine is named."""
+"""Fair measurements on a busy machine: cases take turns, and medians are compared. The machine is described."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from routed_rl.runs import versions
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds per unit of a case's work (a step, an update): median, fastest and slowest repeat."""
+    """Seconds per unit of work (a step or an update): median, fastest and slowest repeat."""
 
     median: float
     fastest: float
@@ -28,17 +28,17 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Units per second, by the median."""
+        """Units per second, from the median."""
         return 1 / self.median
 
 
 def take_turns(
     cases: Mapping[str, tuple[int, Callable[[], object]]], repeats: int, tick: Callable[[], None] = lambda: None
 ) -> dict[str, Measured]:
-    """Run every case once for warmth, then all of them ``repeats`` times in turn.
+    """Run every case once as a warm-up. Then run all cases in turn, ``repeats`` times.
 
     Args:
-        cases: by name, how many units of work a call does, and the call.
+        cases: by name, the units of work per call, and the call.
         tick: called after each call.
     """
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -53,7 +53,7 @@ def take_turns(
 
 
 class Stopwatch:
-    """Time spent in the parts of a program, each without the parts within it.
+    """Time spent in the parts of a program. A part excludes the parts that it calls.
 
     Attributes:
         seconds: by part.
@@ -93,7 +93,7 @@ class Stopwatch:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, cores, how busy it is, versions."""
+    """The machine of the measurements: processor, cores, load average, threads, GPU, versions."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     return {

@@ -1,4 +1,4 @@
-"""(b) Training against Stable-Baselines3's PPO, (c) against its own matrix products, and what routing itself costs."""
+"""Speed of training, compared with Stable-Baselines3 PPO, with the matrix products alone, and without routing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from routed_rl.experiments.common.agents.recipe import make_model, make_training
 from routed_rl.rl import PaperPolicy, ParallelLearner, RoutedActorCriticPolicy, RoutedAlgorithm
 
 UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}
-"""Updates per call, about a second."""
+"""Updates per call, about one second."""
 PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
 Shape = tuple[torch.Size, tuple[int, ...]]
 
 
 def measure(preset: PresetName, repeats: int, tick: Callable[[], None]) -> dict[str, Measured]:
-    """Seconds per update: ours, its matrix products alone, ours without routing, and Stable-Baselines3's PPO."""
+    """Seconds per update: ours, only its matrix products, ours without routing, and Stable-Baselines3 PPO."""
     model = trained(preset)
     products = record_products(model)
     steps = model.n_envs * model.n_steps
@@ -47,23 +47,25 @@ def measure(preset: PresetName, repeats: int, tick: Callable[[], None]) -> dict[
 
 
 def calls(repeats: int) -> int:
-    """How often :func:`measure` ticks."""
+    """Number of calls of ``tick`` in :func:`measure`."""
     return (repeats + 1) * 4
 
 
 def calls_parallel_seeds(repeats: int) -> int:
-    """How often :func:`measure_parallel_seeds` ticks."""
+    """Number of calls of ``tick`` in :func:`measure_parallel_seeds`."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return (repeats + 1) * sum(len(SEEDS[device]) for device in devices)
 
 
 SEEDS = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
-"""How many seeds at once are measured, by device."""
+"""Numbers of seeds trained as one batch, by device."""
 
 
 def measure_parallel_seeds(repeats: int, tick: Callable[[], None]) -> dict[str, dict[int, float]]:
-    """Environment steps per second of ``quick``, all seeds together, by device and number of seeds at once; nothing
-    for a device that is not there."""
+    """Environment steps per second of ``quick``, summed over seeds, by device and number of seeds in the batch.
+
+    A missing device is left out.
+    """
     rates = {}
     for device, numbers in SEEDS.items():
         if device == "cuda" and not torch.cuda.is_available():
@@ -87,7 +89,7 @@ def _learn_together(learner: ParallelLearner, steps: int) -> None:
 
 
 def steps_per_second_on_gpu(preset: PresetName, repeats: int) -> float | None:
-    """Environment steps per second with everything on the GPU; None without one."""
+    """Environment steps per second with everything on the GPU. None if there is no GPU."""
     if not torch.cuda.is_available():
         return None
     model = trained(preset, "cuda")
@@ -102,20 +104,20 @@ def steps_per_second_on_gpu(preset: PresetName, repeats: int) -> float | None:
 
 
 def trained(preset: PresetName, device: Literal["cpu", "cuda"] = "cpu") -> RoutedAlgorithm:
-    """A model past its first updates, so that replay is at work."""
+    """A model after its first updates, when replay has begun."""
     model = make_model(replace(PRESETS[preset], oversight=0.1, device=device).config(), 0)
     learn(model, 2)
     return model
 
 
 def learn(model: RoutedAlgorithm, updates: int) -> None:
-    """So many updates, without callbacks."""
+    """Train for a number of updates, without callbacks."""
     steps = updates * model.n_envs * model.n_steps
     model.learn(steps, reset_num_timesteps=model.num_timesteps == 0)
 
 
 def stable_baselines3(preset: PresetName) -> PPO:
-    """Stable-Baselines3's PPO with the preset's networks and hyperparameters, on as many scalar environments."""
+    """Stable-Baselines3 PPO with the networks, hyperparameters and number of environments of the preset."""
     config = replace(PRESETS[preset], oversight=0.1).config()
     learner = config["learner"]
     batch = learner["n_envs"] * learner["n_steps"]
@@ -140,7 +142,7 @@ def stable_baselines3(preset: PresetName) -> PPO:
 
 
 def record_products(model: RoutedAlgorithm) -> Counter[tuple[Any, Shape, Shape]]:
-    """The matrix products of one update, forward and backward: how often each operation, shape and layout."""
+    """Counts of the matrix products of one update, forward and backward, by operation, shape and layout."""
     with _Recorder() as recorder:
         learn(model, 1)
     return recorder.products
@@ -159,7 +161,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def multiply(products: Counter[tuple[Any, Shape, Shape]], updates: int) -> None:
-    """Do the recorded products, and nothing else."""
+    """Compute only the recorded matrix products."""
     with torch.no_grad():
         for (operation, left, right), count in products.items():
             a, b = (torch.empty_strided(*layout).fill_(0.5) for layout in (left, right))
@@ -173,7 +175,7 @@ def multiply(products: Counter[tuple[Any, Shape, Shape]], updates: int) -> None:
 
 
 def parts(preset: PresetName) -> dict[str, float]:
-    """Where an update's time goes, as shares of it."""
+    """Shares of the time of an update, by part."""
     model = trained(preset)
     watch = Stopwatch()
     watch.watch(model.env, "step", "environment")

@@ -147,9 +147,9 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
 
 def _next_steps(run: Path) -> str:
     return f"""
-The routed agent gets the same reward for Diamond and for Ghost. The labels of the
-overseen episodes decide which module learns which goal. Steering uses one module.
-Try next:
+The routed agent gets the same reward for Diamond and for Ghost. The labels of
+overseen episodes decide which module learns which goal. Steering uses one
+module. Try next:
   routed-rl watch {run} --steer diamond
   routed-rl evaluate {run} --ablate diamond
   routed-rl train --method routing --oversight 0.01

@@ -267,18 +267,19 @@ def summary(frame: pd.DataFrame) -> str:
     apart = {row["routed"]: shown_mean(row) for row in aggregate(gaps(frame), "gap", ["routed"]).to_dict("records")}
     columns = [(part, group) for part in ("decoder", *HALVES) for group in groups]
     rows = [
-        [title, *(cells[routed, part, group] for part, group in columns), apart[routed]]
-        for routed, title in TITLES.items()
+        [name, *(cells[routed, part, group] for part, group in columns), apart[routed]]
+        for routed, name in RUN_NAMES.items()
         if routed in apart
     ]
     seeds = frame.groupby("routed").seed.nunique()
     parts = [
         "# The encoding of a classifier in two halves",
-        "Validation accuracy of three classifiers. The decoder reads the whole encoding. Each certificate (*top*, "
-        f"*bottom*) reads one half. A cell is the mean over seeds ({seeds.min()} to {seeds.max()} per row) ± half the "
-        f"width of its 95 % confidence interval. Classes {groups[0]} are routed to the top half, classes {groups[1]} "
-        "to the bottom half. Gap: accuracy of a certificate on its own classes minus accuracy on the others, mean of "
-        "both certificates.",
-        markdown(["run", *(f"{part}, classes {group}" for part, group in columns), "gap"], rows),
+        "Validation accuracy of three classifiers, by group of classes. The decoder reads the whole encoding. Each "
+        "certificate (*top*, *bottom*) reads one half. A cell is the mean over seeds "
+        f"({seeds.min()} to {seeds.max()} per row) ± half the width of its 95 % confidence interval. "
+        f"Classes {groups[0]} are routed to the top half, classes {groups[1]} to the bottom half. Gap: accuracy of a "
+        "certificate on its own classes minus accuracy on the others, mean of both certificates. The *control* has no "
+        "routing and no L1 penalty.",
+        markdown(["run", *(f"{part} {group}" for part, group in columns), "gap"], rows),
     ]
     return "\n\n".join(parts) + "\n"

@@ -13,6 +13,8 @@ from routed_rl.runs.figures import save, subplots
 from routed_rl.runs.tables import aggregate
 
 COLOURS = {"decoder": "#6c757d", "top": "#2a9d8f", "bottom": "#e76f51"}
+HATCHES = {"decoder": "", "top": "///", "bottom": "..."}
+"""Patterns that tell bars apart without colour."""
 NAMES = {"decoder": "decoder (whole encoding)", "top": "certificate, top half", "bottom": "certificate, bottom half"}
 PICTURES = {"input": "input", "decoder": "decoder", "top": "top half", "bottom": "bottom half"}
 
@@ -114,14 +116,17 @@ def _bars(axes: Any, cells: pd.DataFrame, groups: Sequence[str]) -> None:
         rows = cells[cells.part == part].set_index("group").loc[list(groups)]
         x = np.arange(len(groups)) + place * width
         error = {"elinewidth": 0.8, "ecolor": "#264653"}
-        axes.bar(x, rows["mean"], width, yerr=rows["half"], color=colour, error_kw=error, label=NAMES[part])
+        style = {"color": colour, "hatch": HATCHES[part], "edgecolor": "white", "linewidth": 0}
+        axes.bar(x, rows["mean"], width, yerr=rows["half"], error_kw=error, label=NAMES[part], **style)
     axes.set_xticks(np.arange(len(groups)), groups)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend(figure: Any, axes: Any, title: str) -> None:
     figure.suptitle(title, fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()  # lines first, then bars
+    others = len(labels) - len(COLOURS)
+    handles, labels = (entries[others:] + entries[:others] for entries in (handles, labels))
     figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncol=len(labels))
 
 

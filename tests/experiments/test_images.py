@@ -80,10 +80,10 @@ def test_idx_and_npz_are_the_same_images(zipped, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda data: data[:-1], "not whole"),
+        (lambda data: data[:-1], "incomplete"),
         (lambda data: data[:6], "no IDX file"),
         (lambda data: b"", "no IDX file"),
-        (lambda data: data + b"x", "not whole"),
+        (lambda data: data + b"x", "incomplete"),
         (lambda data: b"\x00\x00\x0d" + data[3:], "no IDX file"),
         (lambda data: b"<html>" + data, "no IDX file"),
     ],
@@ -98,7 +98,7 @@ def test_a_damaged_idx_file_is_named(damage, said, tmp_path):
 def test_a_cut_gzip_is_named(tmp_path):
     path = write_idx(tmp_path, zipped=True) / f"{IDX_FILES[0]}.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=f"{IDX_FILES[0]}.gz.*not whole"):
+    with pytest.raises(ValueError, match=f"{IDX_FILES[0]}.gz.*incomplete"):
         mnist(tmp_path)
 
 

@@ -188,7 +188,7 @@ def test_a_classifier_and_its_control(tmp_path, capsys):
     assert found.min()[True] >= 0.3 and found.max()[False] <= 0.05
     assert (frame[frame.part == "decoder"].accuracy > 0.9).all()
     assert {"groups.png", "summary.md"} <= {path.name for path in (tmp_path / "s").iterdir()}
-    assert "no routing, no L1" in (tmp_path / "s" / "summary.md").read_text()
+    assert "no routing and no L1 penalty" in (tmp_path / "s" / "summary.md").read_text()
 
 
 def test_gaps_are_own_minus_other():
@@ -248,7 +248,7 @@ def test_augmentation_shifts_and_mirrors():
         (["--width", "0.5"], "0.5"),
         (["--data", "no/such", "--width", "nan"], "nan"),
         (["--data", "no/such", "--width", "100"], "100"),
-        (["--data", "no/such", "--width", "0.0625"], "--width must lie within 0.125 … 16, got 0.0625"),
+        (["--data", "no/such", "--width", "0.0625"], "--width must be between 0.125 and 16, got 0.0625"),
     ],
 )
 def test_bad_options_of_cifar_end_in_one_line(options, quoted, tmp_path, capsys):

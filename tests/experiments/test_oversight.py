@@ -95,7 +95,7 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
     result = gridworld.read_run(tmp_path / "whole" / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (tmp_path / "whole" / "summary.md").read_text()
-    assert "routed, contrastive" in text and "early stopping cost" in text and "Label noise" in text
+    assert "routed, contrastive" in text and "Labels used by early stopping" in text and "Label noise" in text
 
     given = {
         name: [run for run in (tmp_path / "whole" / "runs" / name).iterdir() if run.is_dir()] for name in frame.method
@@ -162,7 +162,7 @@ def test_a_damaged_model_costs_its_figure_alone(in_process, tmp_path, capsys):
         cli.main(
             ["oversight", "--methods", "routing", "--levels", "1e-05", "--seeds", "1", "--out", str(tmp_path / "s")]
         )
-    assert stop.value.code == 2 and "its model is not sound" in capsys.readouterr().err
+    assert stop.value.code == 2 and "its model is damaged" in capsys.readouterr().err
 
 
 def test_a_study_of_noise_alone_is_a_study(in_process, tmp_path, capsys):

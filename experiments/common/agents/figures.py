@@ -16,6 +16,9 @@ from routed_rl.runs.figures import COLOURS, MARKERS, ranked
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">", "h")
+"""Markers that tell curves apart without colour."""
+COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
 LAYOUT = {"ghost": 8, "diamond": 16}
 """Cells in the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 _ARROWS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # up, right, down, left as (x, y)
@@ -66,5 +69,5 @@ def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence
         axes.plot(np.asarray(steps) / 1e6, returns, marker=marker, markersize=3, color=colour, label=label)
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
-    axes.legend(*ranked(axes), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    axes.legend(*ranked(axes), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     axes.spines[["top", "right"]].set_visible(False)
