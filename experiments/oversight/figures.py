@@ -7,132 +7,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from routed_rl.experiments.common.agents import figures
-from routed_rl.experiments.common.agents.options import CONTRAST, MethodName
-from routed_rl.experiments.common.agents.recipe import learning_curve, load_run, make_env, world_of
-from routed_rl.experiments.common.tables import aggregate, half_interval
-from routed_rl.experiments.oversight.study import REFERENCES, SHOWN, WANTED, Limits, compared
-
-BEST_NAIVE = "optimal under the naive\nreward (exact)"
-ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
-FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": figures.COLOURS["naive"]}
-OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict")
+from routed_rl.experiments.common.agents.options import CONTRAST
+from routed_rl.experiments.common.agents.recipe import load_run, make_env, world_of
+from routed_rl.runs.figures import subplots
 
 
-def colour(label: str) -> Any:
-    """The colour of a method, the same in all figures of all studies. Methods with label noise are grey."""
-    if label in FIXED:
-        return FIXED[label]
-    return plt.get_cmap("tab20")(OTHERS.index(label)) if label in OTHERS else "#6c757d"
-
-
-def marker(label: str) -> str:
-    """The marker of a method, the same in all figures of all studies."""
-    known = (*FIXED, *OTHERS)
-    return figures.MARKERS[known.index(label) % len(figures.MARKERS)] if label in known else "."
-
-
-def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
-    """True return by oversight level (log axis): mean, 95 % confidence interval and exact limits."""
-    shown = compared(frame)
-    if not len(shown):
-        return
-    levels = np.array(sorted(shown.oversight.unique()))
-    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
-    cells = aggregate(shown, "true_return", ["label", "oversight"]).groupby("label")
-    for place, (label, rows) in enumerate(cells):
-        x = 100 * rows.oversight * 1.02 ** (place - (len(cells) - 1) / 2)  # side by side, else intervals overlap
-        axes.errorbar(
-            x, rows["mean"], yerr=rows["half"], marker=marker(label), markersize=5, capsize=2, elinewidth=1,
-            color=colour(label), label=label,
-        )  # fmt: skip
-    axes.set(xscale="log", ylabel="true return", ylim=(-0.15, 1))
-    axes.set_xlabel("oversight level: terminal states that the overseer sees (%)")
-    if exact is not None:
-        dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
-        naive = [exact(float(level))["naive"] for level in dense]
-        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label=BEST_NAIVE)
-        _draw_limits(axes, exact(levels[0]))
-    axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
-    axes.minorticks_off()
-    _finish(figure, axes, "True return by oversight level: mean and 95 % confidence interval over seeds")
-    figures.save(figure, path)
-
-
-def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, path: Path, exact: Limits | None) -> None:
-    """Learning curves at one oversight level: mean over seeds and 95 % confidence interval.
-
-    Args:
-        runs: run directories by method and policy.
-    """
-    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
-    labels = {key: SHOWN.get(key, key[0]) for key in runs}
-    for key, directories in runs.items():
-        curves = [learning_curve(run, key[1]) for run in directories]
-        points = min(len(curve) for curve in curves)
-        steps = np.array([step for step, _ in curves[0][:points]]) / 1e6
-        values = np.array([[value for _, value in curve[:points]] for curve in curves])
-        mean = values.mean(axis=0)
-        half = half_interval(values)
-        axes.plot(
-            steps, mean, color=colour(labels[key]), label=labels[key], marker=marker(labels[key]), markersize=5,
-            markevery=max(1, points // 8),
-        )  # fmt: skip
-        axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.15, linewidth=0)
-    axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
-    if exact is not None:
-        axes.axhline(exact(focus)["naive"], color=colour("naive"), linestyle=":", linewidth=1, label=BEST_NAIVE)
-        _draw_limits(axes, exact(focus))
-    _finish(
-        figure, axes, f"Learning curves at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds"
-    )
-    figures.save(figure, path)
-
-
-def draw_bars(frame: pd.DataFrame, focus: float, path: Path, exact: Limits | None) -> None:
-    """All methods at one oversight level: mean, 95 % confidence interval, and each seed."""
-    shown = compared(frame)
-    shown = shown[shown.oversight == focus]
-    rows = aggregate(shown, "true_return", ["label"]).sort_values("mean")
-    figure, axes = plt.subplots(figsize=(7.5, 0.6 + 0.34 * len(rows)), layout="constrained")
-    places = np.arange(len(rows))
-    axes.barh(places, rows["mean"], xerr=rows["half"], color=[colour(label) for label in rows.label], alpha=0.75)
-    for place, label in enumerate(rows.label):
-        values = shown[shown.label == label].true_return
-        axes.scatter(values, np.full(len(values), place), s=9, color="#264653", zorder=3)
-    if exact is not None:
-        axes.axvline(exact(focus)["diamond"], color="#6c757d", linestyle=":", linewidth=1)
-    axes.axvline(0, color="#adb5bd", linewidth=0.8)
-    axes.set_yticks(places, rows.label, fontsize=8)
-    axes.set_xlabel("true return")
-    title = f"Oversight level {focus:.1%}: mean (bar), 95 % confidence interval (line), seeds (dots)"
-    if exact is not None:
-        title += f"\ndotted line: exact return of the {REFERENCES['diamond']}"
-    axes.set_title(title, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figures.save(figure, path)
-
-
-def draw_noise(noise: pd.DataFrame, focus: float, path: Path) -> None:
-    """True return by rate of lost and of wrong labels, when steered to the wanted outcome.
-
-    Args:
-        noise: columns ``kind``, ``rate``, ``policy``, ``true_return``.
-    """
-    figure, axes = plt.subplots(figsize=(9.5, 4.4), layout="constrained")
-    noise = noise[noise.policy == f"steer:{WANTED}"]
-    for place, (kind, rows) in enumerate(noise.groupby("kind")):
-        cells = aggregate(rows, "true_return", ["rate"])
-        axes.errorbar(
-            100 * cells.rate + 0.3 * place, cells["mean"], yerr=cells["half"], marker=figures.MARKERS[place],
-            markersize=5, capsize=2, elinewidth=1, color=plt.get_cmap("tab10")(place), label=kind,
-        )  # fmt: skip
-    axes.axhline(0, color="#adb5bd", linewidth=0.8)
-    axes.set(xlabel="rate of lost or wrong labels (%)", ylabel="true return when steered to Diamond")
-    _finish(figure, axes, f"Label noise at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds")
-    figures.save(figure, path)
-
-
-def draw_arrows(run: Path, path: Path) -> None:
+def draw_arrows(run: Path) -> Figure:
     """The actions of the policies of one routed run, in one grid where nothing is overseen."""
     model, config = load_run(run)
     world = world_of(make_env(config, 1, test=True))
@@ -149,20 +29,4 @@ def draw_arrows(run: Path, path: Path) -> None:
         axes.set_title(title, fontsize=9)
     figure.suptitle(f"Policies of one routed run, oversight level {config['oversight']:.1%}", fontsize=10)
     figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid", fontsize=8)
-    figures.save(figure, path)
-
-
-def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:
-    """Draw the exact limits as horizontal lines, with their names at the right edge."""
-    for name, style in zip(REFERENCES, ("--", "-.", ":"), strict=True):
-        axes.axhline(exact[name], color="#6c757d", linestyle=style, linewidth=1, zorder=1)
-        title, place = textwrap.fill(f"{REFERENCES[name]} (exact)", 24), axes.get_yaxis_transform()
-        axes.text(1.01, exact[name], title, transform=place, va="center", fontsize=7, color="#495057")
-
-
-def _finish(figure: Any, axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=9)
-    axes.axhline(0, color="#adb5bd", linewidth=0.8)
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(*figures.ranked(axes), frameon=False, fontsize=8, loc="outside right upper")
-    axes.spines[["top", "right"]].set_visible(False)
+    return figure

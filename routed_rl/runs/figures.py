@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">", "h")
 """Markers that tell curves apart without colour."""
 COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
 """Colours of outcomes and policies, the same in all figures."""

@@ -16,9 +16,6 @@ from routed_rl.runs.figures import COLOURS, MARKERS, ranked
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">", "h")
-"""Markers that tell curves apart without colour."""
-COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
 LAYOUT = {"ghost": 8, "diamond": 16}
 """Cells in the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 _ARROWS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # up, right, down, left as (x, y)

@@ -17,7 +17,7 @@ from routed_rl.rl.oversight_study.table import REFERENCES, SHOWN, Limits, compar
 from routed_rl.runs.figures import COLOURS, MARKERS, ranked, subplots
 from routed_rl.runs.tables import aggregate, half_interval
 
-BEST_NAIVE = "optimal under the naive reward"
+BEST_NAIVE = "optimal under the naive\nreward (exact)"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
 FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": COLOURS["naive"]}
 OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict")
@@ -37,7 +37,7 @@ def marker(label: str) -> str:
 
 
 def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figure:
-    """True return by oversight level (log axis): mean and 95 % confidence interval, beside the exact limits."""
+    """True return by oversight level (log axis): mean, 95 % confidence interval and exact limits."""
     shown = compared(frame, wanted)
     levels = np.array(sorted(shown.oversight.unique()))
     figure, axes = subplots(figsize=(9.5, 4.8), layout="constrained")
@@ -53,8 +53,8 @@ def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figu
     if exact is not None:
         dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
         naive = [exact(float(level))["naive"] for level in dense]
-        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":")
-        _draw_limits(axes, {**exact(levels[0]), "naive": naive[-1]})
+        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label=BEST_NAIVE)
+        _draw_limits(axes, exact(levels[0]))
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
     _finish(figure, axes, "True return by oversight level: mean and 95 % confidence interval over seeds")
@@ -83,7 +83,7 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, ex
         axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.15, linewidth=0)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
     if exact is not None:
-        axes.axhline(exact(focus)["naive"], color=colour("naive"), linestyle=":", linewidth=1)
+        axes.axhline(exact(focus)["naive"], color=colour("naive"), linestyle=":", linewidth=1, label=BEST_NAIVE)
         _draw_limits(axes, exact(focus))
     _finish(
         figure, axes, f"Learning curves at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds"
@@ -136,17 +136,11 @@ def draw_noise(noise: pd.DataFrame, wanted: str, focus: float) -> Figure:
 
 
 def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:
-    """Draw the exact limits as lines and name them at the right edge, where names must not overlap."""
+    """Draw the exact limits as horizontal lines, with their names at the right edge."""
     for name, style in zip(REFERENCES, ("--", "-.", ":"), strict=True):
         axes.axhline(exact[name], color="#6c757d", linestyle=style, linewidth=1, zorder=1)
-    low, high = axes.get_ylim()
-    place = low
-    for name, title in sorted({**REFERENCES, "naive": BEST_NAIVE}.items(), key=lambda item: exact[item[0]]):
-        place = max(exact[name], place + 0.08 * (high - low))
-        axes.text(
-            1.01, place, textwrap.fill(f"{title} (exact)", 24), transform=axes.get_yaxis_transform(), va="center",
-            fontsize=7, color=colour("naive") if name == "naive" else "#495057",
-        )  # fmt: skip
+        title, place = textwrap.fill(f"{REFERENCES[name]} (exact)", 24), axes.get_yaxis_transform()
+        axes.text(1.01, exact[name], title, transform=place, va="center", fontsize=7, color="#495057")
 
 
 def _finish(figure: Any, axes: Any, title: str) -> None:
