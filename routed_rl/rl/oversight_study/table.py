@@ -168,11 +168,8 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
     return "\n\n".join(parts) + "\n"
 
 
-def noise_rows(frame: pd.DataFrame, focus: float, pattern: re.Pattern[str]) -> pd.DataFrame:
-    """The rows of runs with label noise, with columns ``kind`` and ``rate``. Runs without noise have rate 0.
-
-    Runs without noise are rate 0 of each kind.
-    """
+def noise_rows(frame: pd.DataFrame, focus: float) -> pd.DataFrame:
+    """The rows of runs with label noise, with columns ``kind`` and ``rate``. Runs without noise have rate 0."""
     final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled") & (frame.oversight == focus)]
     found = final.method.map(NOISE.fullmatch)
     noise = final[found.notna()].copy()
