@@ -91,7 +91,7 @@ def test_a_damaged_corpus_is_refused(tmp_path: Path, name: str) -> None:
         return
     build(tmp_path / "other", DOCUMENTS[:-10])
     file.write_bytes((tmp_path / "other" / "corpus" / name).read_bytes())
-    with pytest.raises(ValueError, match="damaged: its arrays do not fit"):
+    with pytest.raises(ValueError, match="damaged: the lengths of its arrays do not match"):
         open_corpus(tmp_path / "corpus")
 
 
