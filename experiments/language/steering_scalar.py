@@ -22,7 +22,7 @@ from routed_rl.runs import RunDirectory, read_json, write_bytes
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.runs.studies import check_study, start_study
-from routed_rl.runs.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
 KEYS = ("routed", "seed", "axis", "strength")
@@ -157,7 +157,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
     seeds = models.groupby("routed").seed.nunique()
     parts = [
         "# A steering scalar",
-        f"Means ± half a 95 % interval over seeds ({seeds.min()} to {seeds.max()} per row). Blocks count from 0. "
+        f"Means ± half a 95 % interval over seeds ({least_to_most(seeds)} per row). Blocks count from 0. "
         f"Routed: the outputs of blocks {', '.join(map(str, recipe.blocks))}. Steered: the output of block "
         f"{recipe.steered_block}.",
         "Validation loss: "

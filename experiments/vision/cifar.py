@@ -28,7 +28,7 @@ from routed_rl.runs import RunDirectory, read_json, write_bytes
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.runs.studies import check_study, start_study
-from routed_rl.runs.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 from routed_rl.vision import (
     HALVES,
     PartitionedNetwork,
@@ -276,7 +276,7 @@ def summary(frame: pd.DataFrame) -> str:
         "# The encoding of a classifier in two halves",
         "Validation accuracy of three classifiers, by group of classes. The decoder reads the whole encoding. Each "
         "certificate (*top*, *bottom*) reads one half. A cell is the mean over seeds "
-        f"({seeds.min()} to {seeds.max()} per row) ± half the width of its 95 % confidence interval. "
+        f"({least_to_most(seeds)} per row) ± half the width of its 95 % confidence interval. "
         f"Classes {groups[0]} are routed to the top half, classes {groups[1]} to the bottom half. Gap: accuracy of a "
         "certificate on its own classes minus accuracy on the others, mean of both certificates. The *control* has no "
         "routing and no L1 penalty.",

@@ -21,7 +21,7 @@ from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.runs.studies import check_study, start_study
-from routed_rl.runs.tables import aggregate, markdown, shown_mean, write_table
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
 KEYS = ("setting", "seed", "part", "group")
@@ -146,7 +146,7 @@ def summary(frame: pd.DataFrame, names: Mapping[str, str], published: bool) -> s
     split = frame[(frame.setting != TEN_WAY) & frame.group.isin(list(names))]
     seeds = frame.groupby("setting").seed.nunique()
     parts.append(
-        f"Validation error on pixels in -1 … 1. A cell is the mean over seeds ({seeds.min()} to {seeds.max()} per row) "
+        f"Validation error on pixels in -1 … 1. A cell is the mean over seeds ({least_to_most(seeds)} per row) "
         f"± half the width of its 95 % confidence interval. Group *{names['top']}* is routed to the top half, "
         f"group *{names['bottom']}* to the bottom half. A certificate reconstructs all digits from "
         "one half of the encoding."

@@ -35,6 +35,12 @@ def shown_mean(cell: Any) -> str:
     return f"{cell['mean']:.3f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.3f}")
 
 
+def least_to_most(numbers: pd.Series) -> str:
+    """Return the number that all entries have, or the least and the most of them: "3", or "2 to 3"."""
+    low, high = numbers.min(), numbers.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
     """:func:`spread` of a metric over seeds, a row for each value of ``by``."""
     groups = [{**dict(zip(by, key, strict=True)), **spread(rows)} for key, rows in frame.groupby(list(by))[metric]]

@@ -132,7 +132,9 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_run(study, tmp_pa
 def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path, monkeypatch):
     options, _, _ = undo
     study = UndoStudy(**{**options, "allow_weak_teacher": False, "settings": ["maxent.learning_rate=1e-30"]})
-    with pytest.raises(RunsFailedError, match="2 of 10 stages failed; not run, because they depend on failed ones: 2") as raised:
+    with pytest.raises(
+        RunsFailedError, match="2 of 10 stages failed; not run, because they depend on failed ones: 2"
+    ) as raised:
         study.run()
     assert {out.name.partition("-")[0] for out in raised.value.failed} == {"distil"}
     assert len(study.results()) == 3

@@ -15,7 +15,7 @@ from routed_rl.lm.era_study.figures import ORDER, UNLABELLED, draw_panels, draw_
 from routed_rl.options.era import EraOptions
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.studies import Findings
-from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, tidy
 
 KEYS = ("method", "labelled", "seed")
 HEADLINE = 16
@@ -113,7 +113,7 @@ def summary(frame: pd.DataFrame, focus: float) -> str:
     parts = ["# Unlearning a topic of a language model"]
     parts.append(
         "Nats per token on held-out documents: mean ± half a 95 % interval over seeds "
-        f"({seeds.min()} to {seeds.max()} per row). *Unlearning*: rise of the forget loss. *Robust*: rise that is left "
+        f"({least_to_most(seeds)} per row). *Unlearning*: rise of the forget loss. *Robust*: rise that is left "
         f"at the best step of a relearning attack with {HEADLINE} documents. *Retain*: retain loss. *Retain cost*: "
         "retain loss above that of base."
     )

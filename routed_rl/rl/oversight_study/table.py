@@ -11,7 +11,7 @@ import pandas as pd
 
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.runs import read_json, read_metrics, read_run
-from routed_rl.runs.tables import aggregate, markdown, shown_mean
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean
 
 HEADINGS = {"label": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
@@ -133,7 +133,7 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
     parts = [
         "# True return by method and oversight level",
         "A column is an oversight level: the share of terminal states that the overseer sees. A cell is the mean over "
-        f"seeds ({seeds.min()} to {seeds.max()} per row) ± half the width of its 95 % confidence interval. Actions are "
+        f"seeds ({least_to_most(seeds)} per row) ± half the width of its 95 % confidence interval. Actions are "
         "sampled, except under *Greedy actions*.",
         _by_level(shown, "true_return"),
         *([] if exact is None else [_limits(exact, levels)]),
