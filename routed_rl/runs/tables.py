@@ -48,8 +48,9 @@ def aggregate(frame: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFra
 
 
 def tidy(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Return rows as a frame, sorted by those of the key columns that it has, which come first."""
+    """Return rows as a frame, sorted by those of the key columns that it has, which come first. None becomes NaN."""
     frame = pd.DataFrame(rows)
+    frame = frame.where(frame.notna(), np.nan)
     present = [key for key in keys if key in frame]
     frame = frame[[*present, *(column for column in frame if column not in present)]]
     return frame.sort_values(present, kind="stable").reset_index(drop=True)

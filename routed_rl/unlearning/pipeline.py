@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.distillation import StopRule, distil
-from routed_rl.unlearning.noise import shrink_and_perturb
+from routed_rl.unlearning.noise import matrices, shrink_and_perturb
 
 MEASURED = 200
 """Documents of each set on which losses are measured, at most."""
@@ -88,6 +88,7 @@ def undo(
     steps: int = 1200,
     learning_rate: float = 2e-3,
     within: float | None = 0.05,
+    touched: Literal["all", "matrices"] = "matrices",
     batch_size: int = 16,
     length: int | None = None,
     seed: int = 0,
@@ -105,11 +106,12 @@ def undo(
     Args:
         model: the unlearned model, which is the teacher. It is not changed.
         tokenizer, forget, retain, batch_size, length, seed, progress: as for :func:`unlearn`.
-        alpha: share of the weights that is replaced by noise, 0 … 1. More is more robust and costs more distillation.
+        alpha: how far each weight moves from its value (0) to noise (1). More is more robust and costs more distillation.
         beta: scale of the noise (UNDO: 0.1).
         steps: gradient steps of distillation, at most.
         learning_rate: AdamW's highest; it decays by a cosine to a tenth.
         within: stop when the student's retain loss is at most this share above the teacher's. None: do all steps.
+        touched: weights that noise changes: "matrices", which leaves out biases and the scales of norms; or "all".
 
     Raises:
         ValueError: for numbers out of range, or too few documents for one batch.
@@ -118,7 +120,8 @@ def undo(
     data = _Data(tokenizer, forget, retain, length)
     teacher = copy.deepcopy(model).eval()
     student = copy.deepcopy(model).requires_grad_(True)
-    shrink_and_perturb(student, alpha, beta, derive_seed(seed, "noise"))
+    touch = {"touch": matrices} if touched == "matrices" else {}
+    shrink_and_perturb(student, alpha, beta, derive_seed(seed, "noise"), **touch)
     retained = data.measured("retain")
     with progress_bar(f"distil, α {alpha:g}", steps, progress) as tick:
         distil(

@@ -225,7 +225,7 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
     assert contents(tmp_path / "r") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("precious")
-    assert "not a run, and not empty" in refused(capsys, corpora, "--out", tmp_path / "mine")
+    assert "is not a run and not empty" in refused(capsys, corpora, "--out", tmp_path / "mine")
 
 
 @pytest.mark.parametrize(
