@@ -94,8 +94,8 @@ class DistillationObjective:
 def last_hidden(model: nn.Module, tokens: Tensor, check: bool = True) -> tuple[Tensor, Head] | None:
     """Return ``(B, T, D)``, the hidden states before a model's logits, and the head that turns them into logits.
 
-    Return None if the logits may be made in another way: the model is not of transformers, its head is not a plain
-    linear layer, or its logits differ from the head's.
+    Return None if the logits may be made in another way. This is so if the model is not of transformers, its head is
+    not a plain linear layer, or its logits differ from the head's.
 
     The whole model is called, so it may be distributed. It makes only the last logits of each row.
 

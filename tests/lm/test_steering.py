@@ -192,5 +192,5 @@ def test_mistakes_are_named(model):
     for tokens in ([], [BREAD, BREAD]):
         with pytest.raises(ValueError, match="at least one token"):
             steering_router(model, tokens, (0,))
-    with pytest.raises(ValueError, match=r"dimensions 0 … 63, got 64"), steered(model, 1, 64, 1.0):
+    with pytest.raises(ValueError, match=r"residual stream, 0 … 63, got 64"), steered(model, 1, 64, 1.0):
         pass
