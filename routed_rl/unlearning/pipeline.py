@@ -106,7 +106,7 @@ def undo(
     Args:
         model: the unlearned model, which is the teacher. It is not changed.
         tokenizer, forget, retain, batch_size, length, seed, progress: as for :func:`unlearn`.
-        alpha: how far each weight moves from its value (0) to noise (1). More is more robust and costs more distillation.
+        alpha: how far each weight moves from its value (0) to noise (1). More is more robust, and takes more steps.
         beta: scale of the noise (UNDO: 0.1).
         steps: gradient steps of distillation, at most.
         learning_rate: AdamW's highest; it decays by a cosine to a tenth.
