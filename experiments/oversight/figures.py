@@ -43,7 +43,7 @@ def draw_returns(frame: pd.DataFrame, path: Path, exact: Limits | None) -> None:
         axes.plot(x, mean, marker="o", markersize=4, color=colour(label), label=label)
         axes.fill_between(x, mean - half, mean + half, color=colour(label), alpha=0.3, linewidth=0)
         axes.fill_between(x, rows["low"], rows["high"], color=colour(label), alpha=0.12, linewidth=0)
-    dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
+    dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12 if len(levels) > 1 else 2)
     if exact is not None:
         _draw_limits(axes, exact(levels[0]))
         naive = [exact(float(level))["naive"] for level in dense]

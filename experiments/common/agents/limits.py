@@ -199,8 +199,14 @@ def limits(oversight: float) -> dict[str, float]:
     Raises:
         ValueError: for an oversight that is no probability.
     """
-    # Policies that look at no oversight are worth the same without any, where there are fewer states.
-    blind, watched = (enumerate_world(make_world(oversight=p)) for p in (0.0, oversight))
+    watched = enumerate_world(make_world(oversight=oversight))
+    return {**_blind_limits(), "naive": evaluate(watched, optimum(watched, naive_reward(watched))).true_return}
+
+
+@lru_cache
+def _blind_limits() -> dict[str, float]:
+    """True returns of the policies that look at no oversight: the same without any, where there are fewer states."""
+    blind = enumerate_world(make_world(oversight=0.0))
     policies = {
         "optimal": optimum(blind, true_reward(blind)),
         "diamond": seeker(blind, "diamond"),
@@ -208,8 +214,7 @@ def limits(oversight: float) -> dict[str, float]:
         "any": optimum(blind, np.ones(blind.seen.shape)),
         "random": uniform(blind),
     }
-    returns = {name: evaluate(blind, policy).true_return for name, policy in policies.items()}
-    return {**returns, "naive": evaluate(watched, optimum(watched, naive_reward(watched))).true_return}
+    return {name: evaluate(blind, policy).true_return for name, policy in policies.items()}
 
 
 def _spread(good: np.ndarray) -> np.ndarray:
