@@ -2,8 +2,6 @@
 
 import doctest
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,20 +24,25 @@ OWN_MODEL = [
 EXAMPLES = re.findall(r"```python\n(.*?)```", README + ROUTING.read_text(), re.DOTALL)
 
 
+def run(code):
+    """Run an example with no names but its own; in this process, in which the libraries are imported already."""
+    exec(compile(code, "example", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_readme_examples_run(number, tmp_path):
+def test_readme_examples_run(number, tmp_path, monkeypatch):
     code = EXAMPLES[number]
     if code.startswith("info["):
         pytest.skip("a fragment that shows the info contract")
     for large, small in (("500_000", "2_048"), ("256,", "8,"), ("1024,", "16,")):
         code = code.replace(large, small)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    run(code)
     assert [path.name for path in tmp_path.iterdir()] == (["agent"] if "model.save" in code else [])
 
 
 @pytest.mark.parametrize("code", OWN_MODEL)
-def test_examples_on_ones_own_model_run(code, tmp_path):
+def test_examples_on_ones_own_model_run(code, tmp_path, monkeypatch):
     """Each is at most 15 lines long and saves a model that Transformers loads."""
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     tokenizer, stories = stories_tokenizer(), [story.text for story in generate_stories(600, 0)]
@@ -52,8 +55,8 @@ def test_examples_on_ones_own_model_run(code, tmp_path):
         code = re.sub(rf"(?<= )({re.escape(call)}.*)\)", r"\1, steps=2)", code)
         code = re.sub(rf"^({re.escape(call)}.*?)\)", r"\1, steps=2)", code, flags=re.MULTILINE)
     assert code.count("steps=2") == (3 if "undo(" in code else 1)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    run(code)
     (saved,) = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"my-model"}
     assert (
         AutoModelForCausalLM.from_pretrained(tmp_path / saved).num_parameters() == tiny_model("llama").num_parameters()

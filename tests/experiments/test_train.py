@@ -12,33 +12,23 @@ from pathlib import Path
 
 import pytest
 
-SMALL = [
-    "--learner.n-envs",
-    "16",
-    "--learner.n-steps",
-    "16",
-    "--learner.batch-size",
-    "128",
-    "--learner.hidden",
-    "8",
-]
+from routed_rl.experiments import cli
+from routed_rl.experiments.common.agents import recipe
+
+SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
+SMALL += ["--learner.replay-steps", "1"]
+FEW = "from routed_rl.experiments.common.agents import recipe; recipe.FRESH_ENVS[{world!r}] = (4, 16); "
+CODE = FEW + "from routed_rl.experiments.cli import main; main()"
+"""The command in a fresh process, but for a final evaluation on few environments."""
+STEPS = 8_192
+"""64 updates, a row of metrics each, and four checkpoints."""
 POLICIES = {"steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sharpened:diamond"}
 MAY_DIFFER = {"timings.csv", "tensorboard"}
 
 
-def command(out, *options, steps=16_384):
-    train = [
-        sys.executable,
-        "-P",
-        "-m",
-        "routed_rl.experiments.cli",
-        "train",
-        "--total-steps",
-        str(steps),
-        "--out",
-        str(out),
-    ]
-    return [*train, *SMALL, *options]
+def command(out, *options, steps=STEPS, world="gridworld", small=SMALL):
+    code = ["-c", CODE.format(world=world)]
+    return [sys.executable, "-P", *code, "train", "--total-steps", str(steps), "--out", str(out), *small, *options]
 
 
 def run(out, *options, **keywords):
@@ -54,15 +44,25 @@ def different_files(a: Path, b: Path):
     return names + mismatch + errors
 
 
-def kill_after(out, rows):
+def kill_after(out, rows, *options, **keywords):
     """Start the command and SIGKILL it once its metrics have so many rows; false if it was done before that."""
-    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(out, *options, **keywords), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = out / "metrics.csv"
     while process.poll() is None:
         if metrics.exists() and metrics.read_bytes().count(b"\n") > rows:
             os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.001)
     return process.returncode == -signal.SIGKILL
+
+
+def call(capsys, out, *options, steps=STEPS):
+    """Exit status, standard output and standard error of the command in this process."""
+    try:
+        cli.main(["train", "--total-steps", str(steps), "--out", str(out), *SMALL, *options])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_evaluation_json_is_as_promised(unbroken):
         "routing",
         0.05,
         0,
-        16_384,
+        STEPS,
     )
     assert result["config_hash"] == json.loads((unbroken / "config.json").read_text())["config_hash"]
     assert set(result["policies"]) == POLICIES
@@ -94,18 +94,13 @@ def test_evaluation_json_is_as_promised(unbroken):
             assert policy["outcomes_overseen"][outcome] + policy["outcomes_unoverseen"][outcome] == pytest.approx(share)
 
 
-def test_killed_twice_and_continued_gives_the_same_bytes(unbroken, tmp_path):
-    out = tmp_path / "killed"
+def test_killed_twice_and_beside_another_run_it_gives_the_same_bytes(unbroken, tmp_path):
+    """Another process does the same, not interrupted, while one is killed and continued."""
+    beside, out = tmp_path / "beside", tmp_path / "killed"
+    process = subprocess.Popen(command(beside), stdout=subprocess.DEVNULL)
     assert kill_after(out, rows=20) and kill_after(out, rows=45)
-    assert run(out).returncode == 0
-    assert different_files(out, unbroken) == []
-
-
-def test_the_same_command_beside_other_load_gives_the_same_bytes(unbroken, tmp_path):
-    outs = [tmp_path / name for name in "ab"]
-    processes = [subprocess.Popen(command(out), stdout=subprocess.DEVNULL) for out in outs]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert [different_files(out, unbroken) for out in outs] == [[], []]
+    assert run(out).returncode == process.wait() == 0
+    assert different_files(out, unbroken) == different_files(beside, unbroken) == []
 
 
 @pytest.mark.slow
@@ -126,43 +121,36 @@ def test_twenty_kills_at_random_moments(unbroken, tmp_path):
         assert different_files(out, unbroken) == [], killed
 
 
-def test_the_same_again_shows_the_result_and_touches_nothing(unbroken):
+def test_the_same_again_shows_the_result_and_touches_nothing(unbroken, capsys):
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
-    again = run(unbroken)
-    assert again.returncode == 0 and "steer:diamond" in again.stdout and "finished" in again.stderr
+    status, shown, said = call(capsys, unbroken)
+    assert status == 0 and "steer:diamond" in shown and "finished" in said
     assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
 
 
-def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tmp_path):
-    refused = run(unbroken, "--oversight", "0.2")
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
-    assert "oversight" in refused.stderr and "0.2" in refused.stderr and str(unbroken) in refused.stderr
+def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tmp_path, capsys, monkeypatch):
+    status, _, refused = call(capsys, unbroken, "--oversight", "0.2")
+    assert status == 2 and len(refused.splitlines()) == 1
+    assert "oversight" in refused and "0.2" in refused and str(unbroken) in refused
+    monkeypatch.setitem(recipe.FRESH_ENVS, "gridworld", (4, 16))
     out = tmp_path / "run"
-    assert run(out, "--method", "naive", steps=256).returncode == 0
+    assert call(capsys, out, "--method", "naive", steps=256)[0] == 0
     old = (out / "evaluation.json").read_bytes()
-    assert run(out, "--method", "filtering", "--force", steps=256).returncode == 0
+    assert call(capsys, out, "--method", "filtering", "--force", steps=256)[0] == 0
     assert (tmp_path / "run.old-1" / "evaluation.json").read_bytes() == old
     result = json.loads((out / "evaluation.json").read_text())
     assert result["method"] == "filtering" and set(result["policies"]) == {"unsteered"}
 
 
-def test_minigrid_trains_evaluates_and_resumes(tmp_path, monkeypatch):
+def test_minigrid_trains_evaluates_and_resumes(tmp_path):
     """The same command on MiniGrid, and a kill, which the environments' states survive."""
     small = ["--preset", "minigrid", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8", "--max-steps", "8"]
-    train = [sys.executable, "-P", "-c", "from routed_rl.experiments.common.agents import recipe as g; "]
-    train[-1] += "g.FRESH_ENVS['minigrid'] = (2, 4); from routed_rl.experiments.cli import main; main()"
+    options = {"steps": 512, "world": "minigrid", "small": small}  # 32 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
-    commands = [[*train, "train", *small, "--total-steps", "1280", "--out", str(out)] for out in outs]
-    assert subprocess.run(commands[0], capture_output=True).returncode == 0
-    process = subprocess.Popen(commands[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = outs[1] / "metrics.csv"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") > 40:
-            process.kill()
-        time.sleep(0.001)
-    assert process.returncode == -signal.SIGKILL
-    assert subprocess.run(commands[1], capture_output=True).returncode == 0
+    assert run(outs[0], **options).returncode == 0
+    assert kill_after(outs[1], 20, **options)
+    assert run(outs[1], **options).returncode == 0
     assert different_files(*outs) == []
     result = json.loads((outs[0] / "evaluation.json").read_text())
     assert set(result["policies"]) == POLICIES
