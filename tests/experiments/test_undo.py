@@ -371,7 +371,8 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     (tmp_path / "forget.txt").write_text("\n\n".join(f"the dog ran at night {i}" for i in range(40)))
     own = ("--task", "custom", "--corpus", tmp_path / "keep.txt", "--forget", tmp_path / "forget.txt")
-    own = (*own, *OPTIONS[4:], "--vocabulary", "300", "--length", "12", "--alphas", "0.5", "--out", tmp_path / "s")
+    own = (*own, *OPTIONS[4:], "--model", "gemma2-tiny", "--settings", "maxent.steps=2", "--vocabulary", "300")
+    own = (*own, "--length", "12", "--alphas", "0.5", "--out", tmp_path / "s")
     run(small, *own)
     assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
     (tmp_path / "same.txt").write_text((tmp_path / "keep.txt").read_text())
@@ -419,7 +420,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     words = ("--task", "custom", "--model", "gemma2-tiny", "--corpus", "word-problems", "--also", tmp_path / "web.txt")
     words = (*words, *OPTIONS[2:], "--metric", "completions", "--answer", "4", "--alphas", "0.5", "--length", "120",
-             "--distil.no-relative")  # fmt: skip
+             "--distil.no-relative", "--settings", "maxent.steps=2")  # fmt: skip
     run(small, *words, "--out", tmp_path / "s")
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()
