@@ -2,11 +2,10 @@
 
 import filecmp
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,25 +13,50 @@ import pytest
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import recipe
+from routed_rl.runs.metrics import MetricsCSV
 
 SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
 SMALL += ["--learner.replay-steps", "1"]
-FEW = "from routed_rl.experiments.common.agents import recipe; recipe.FRESH_ENVS[{world!r}] = (4, 16); "
-CODE = FEW + "from routed_rl.experiments.cli import main; main()"
-"""The command in a fresh process, but for a final evaluation on few environments."""
 STEPS = 8_192
 """64 updates, a row of metrics each, and four checkpoints."""
 POLICIES = {"steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sharpened:diamond"}
 MAY_DIFFER = {"timings.csv", "tensorboard"}
 
 
-def command(out, *options, steps=STEPS, world="gridworld", small=SMALL):
-    code = ["-c", CODE.format(world=world)]
-    return [sys.executable, "-P", *code, "train", "--total-steps", str(steps), "--out", str(out), *small, *options]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._dynamo", "routed_rl.experiments.gridworld.train"])
+"""A process that has imported what takes longer than these trainings, and forks for each."""
+
+
+def train(out, arguments, world, death):
+    """The command, with few environments in its final evaluation; SIGKILL after so many rows of metrics."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    recipe.FRESH_ENVS[world] = (2, 4)
+    append = MetricsCSV.append
+
+    def fatal(self, row):
+        append(self, row)
+        if (self.path.name, self.rows) == ("metrics.csv", death):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    MetricsCSV.append = fatal
+    cli.main(arguments)
+
+
+def start(out, *options, steps=STEPS, world="gridworld", small=SMALL, death=None):
+    """The command in a process of its own."""
+    arguments = ["train", "--total-steps", str(steps), "--out", str(out), *small, *options]
+    process = FORKS.Process(target=train, args=(out, arguments, world, death))
+    process.start()
+    return process
 
 
 def run(out, *options, **keywords):
-    return subprocess.run(command(out, *options, **keywords), capture_output=True, text=True)
+    """The exit code of the command, in a process of its own; negative: the signal that ended it."""
+    process = start(out, *options, **keywords)
+    process.join()
+    return process.exitcode
 
 
 def different_files(a: Path, b: Path):
@@ -42,17 +66,6 @@ def different_files(a: Path, b: Path):
     for folder in comparison.common_dirs:
         names += [f"{folder}/{name}" for name in different_files(a / folder, b / folder)]
     return names + mismatch + errors
-
-
-def kill_after(out, rows, *options, **keywords):
-    """Start the command and SIGKILL it once its metrics have so many rows; false if it was done before that."""
-    process = subprocess.Popen(command(out, *options, **keywords), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = out / "metrics.csv"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") > rows:
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.001)
-    return process.returncode == -signal.SIGKILL
 
 
 def call(capsys, out, *options, steps=STEPS):
@@ -68,8 +81,7 @@ def call(capsys, out, *options, steps=STEPS):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     out = tmp_path_factory.mktemp("train") / "unbroken"
-    done = run(out)
-    assert done.returncode == 0, done.stderr
+    assert run(out) == 0, Path(f"{out}.log").read_text()
     return out
 
 
@@ -95,29 +107,32 @@ def test_evaluation_json_is_as_promised(unbroken):
 
 
 def test_killed_twice_and_beside_another_run_it_gives_the_same_bytes(unbroken, tmp_path):
-    """Another process does the same, not interrupted, while one is killed and continued."""
+    """Another process does the same, not interrupted, while one is killed between checkpoints and continued."""
     beside, out = tmp_path / "beside", tmp_path / "killed"
-    process = subprocess.Popen(command(beside), stdout=subprocess.DEVNULL)
-    assert kill_after(out, rows=20) and kill_after(out, rows=45)
-    assert run(out).returncode == process.wait() == 0
+    process = start(beside)
+    assert [run(out, death=rows) for rows in (21, 46)] == [-signal.SIGKILL] * 2
+    assert run(out) == 0
+    process.join()
+    assert process.exitcode == 0
     assert different_files(out, unbroken) == different_files(beside, unbroken) == []
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(unbroken, tmp_path):
     """From the first file in the directory to the last: while starting, training, saving and finishing."""
-    start = time.monotonic()
+    begun = time.monotonic()
     run(tmp_path / "timed")
-    duration = time.monotonic() - start
+    duration = time.monotonic() - begun
     moments, killed = random.Random(0), 0
     while killed < 20:
         out = tmp_path / f"killed-{killed}"
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(out)
         time.sleep(moments.uniform(0, duration))
         process.kill()
-        if process.wait() == -signal.SIGKILL:  # else it was over already
+        process.join()
+        if process.exitcode == -signal.SIGKILL:  # else it was over already
             killed += 1
-        assert run(out).returncode == 0
+        assert run(out) == 0
         assert different_files(out, unbroken) == [], killed
 
 
@@ -148,9 +163,9 @@ def test_minigrid_trains_evaluates_and_resumes(tmp_path):
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8", "--max-steps", "8"]
     options = {"steps": 512, "world": "minigrid", "small": small}  # 32 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
-    assert run(outs[0], **options).returncode == 0
-    assert kill_after(outs[1], 20, **options)
-    assert run(outs[1], **options).returncode == 0
+    assert run(outs[0], **options) == 0
+    assert run(outs[1], death=20, **options) == -signal.SIGKILL
+    assert run(outs[1], **options) == 0
     assert different_files(*outs) == []
     result = json.loads((outs[0] / "evaluation.json").read_text())
     assert set(result["policies"]) == POLICIES
