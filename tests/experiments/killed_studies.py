@@ -1,7 +1,7 @@
-"""Small studies of ``routed-rl era``, and such that are killed: ``python -m tests.experiments.killed_studies FOLDER``.
+"""A small study of ``routed-rl era`` that is killed: ``python -m tests.experiments.killed_studies FOLDER``.
 
-Leaves FOLDER/unbroken, and FOLDER/killed-1 …, each killed (SIGKILL) after so many parts of its function calls, between
-runs or within one, and gone on with. It forks, after everything was imported once; no GPU may be visible.
+Leaves FOLDER/unbroken, and FOLDER/killed, which was killed (SIGKILL) again and again, between runs and within them,
+until it was done; FOLDER/kills says how often. It forks, after everything was imported once; no GPU may be visible.
 """
 
 import sys
@@ -15,9 +15,10 @@ from routed_rl.lm import models
 from routed_rl.lm.era_study import EraStudy, division, pipeline
 from routed_rl.runs import process
 from tests.experiments.in_process import run_in_process
-from tests.lm.killed_training import forked
+from tests.lm.killed_training import forked, kill_until_done
 
 KILLS = 4
+"""How often it is killed at the least."""
 SMALL = (
     "--documents 300 --steps 6 --warmup 2 --batch-size 4 --layers 0 1 --units 4 --test-documents 10 --rmu.depth 2 "
     "--rmu.steps 3 --rmu.batch-size 4 --attack.documents 2 --attack.repeats 1 --attack.steps 3 --repair.documents 8 "
@@ -45,13 +46,10 @@ def study(out: Path, corpora: Path) -> None:
 def main(folder: Path) -> None:
     work = partial(study, corpora=folder / "corpora")
     study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
-    calls = forked(partial(work, folder / "unbroken"))
-    for kill in range(1, KILLS + 1):
-        out = folder / f"killed-{kill}"
-        forked(partial(work, out), kill * calls // (KILLS + 1))
-        if kill % 2:
-            forked(partial(work, out), calls // (2 * KILLS))
-        forked(partial(work, out))
+    calls = forked(partial(work, folder / "unbroken"), count=True)
+    shares = (0.1, 0.35, 0.45)  # a quarter is gone before the first step
+    kills = kill_until_done(partial(work, folder / "killed"), calls, shares)
+    (folder / "kills").write_text(str(kills))
 
 
 if __name__ == "__main__":

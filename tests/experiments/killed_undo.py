@@ -1,8 +1,7 @@
-"""Small pipelines of ``routed-rl undo`` that are killed: ``python -m tests.experiments.killed_undo FOLDER``.
+"""A small pipeline of ``routed-rl undo`` that is killed: ``python -m tests.experiments.killed_undo FOLDER``.
 
-Leaves FOLDER/unbroken, and FOLDER/killed-1 … killed-10, each killed (SIGKILL) after so many elevenths of its function
-calls, in a stage or between stages, and gone on with. It forks, after everything was imported once; no GPU may be
-visible.
+Leaves FOLDER/unbroken, and FOLDER/killed, which was killed (SIGKILL) again and again, in stages and between stages,
+until it was done; FOLDER/kills says how often. It forks, after everything was imported once; no GPU may be visible.
 """
 
 import sys
@@ -17,9 +16,10 @@ from routed_rl.lm import models
 from routed_rl.runs import process
 from routed_rl.unlearning import MaxEnt, UndoStudy
 from tests.experiments.in_process import run_in_process
-from tests.lm.killed_training import forked
+from tests.lm.killed_training import forked, kill_until_done
 
 KILLS = 10
+"""How often it is killed at the least."""
 SMALL = (
     "--task languages --documents 200 --pretrain.steps 6 --pretrain.warmup 2 --distil.steps 6 --distil.warmup 2 "
     "--distil.every 2 --batch-size 4 --suppress-rows 2 --test-documents 4 --relearn.steps 3 --relearn.measured 1 3 "
@@ -41,11 +41,10 @@ def study(out: Path, corpora: Path) -> None:
 def main(folder: Path) -> None:
     work = partial(study, corpora=folder / "corpora")
     study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
-    calls = forked(partial(work, folder / "unbroken"))
-    for kill in range(1, KILLS + 1):
-        out = folder / f"killed-{kill}"
-        forked(partial(work, out), kill * calls // (KILLS + 1))
-        forked(partial(work, out))
+    calls = forked(partial(work, folder / "unbroken"), count=True)
+    shares = (0.05, 0.1, 0.15, 0.2)
+    kills = kill_until_done(partial(work, folder / "killed"), calls, shares)
+    (folder / "kills").write_text(str(kills))
 
 
 if __name__ == "__main__":

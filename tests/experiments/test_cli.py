@@ -2,12 +2,11 @@
 
 import inspect
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -15,8 +14,10 @@ from PIL import Image
 
 from routed_rl.experiments.cli import main
 from routed_rl.experiments.common.agents import options as commands
+from routed_rl.experiments.common.agents.grid import train_all
 from routed_rl.experiments.common.agents.options import MethodName
-from routed_rl.experiments.common.agents.recipe import SAME_LEARNER
+from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, SAME_LEARNER
+from routed_rl.experiments.gridworld import quickstart
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
 
 
@@ -212,25 +213,32 @@ def test_help_needs_no_heavy_import():
     assert all(name in done.stdout for name in ("quickstart", "train", "evaluate", "watch"))
 
 
-def test_quickstart_small(tmp_path):
-    """The whole path on a toy budget, in a folder where `experiments` is the user's own."""
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "__init__.py").write_text("raise RuntimeError('the wrong experiments')")
-    script = Path(sys.executable).with_name("routed-rl")
-    command = [script, "quickstart", "--total-steps", "8192", "--out", "q"]
+def test_quickstart_small(capsys, tmp_path, monkeypatch):
+    """The whole path on a toy budget, in this process, on few fresh environments; for real: test_wheel.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(FRESH_ENVS, "gridworld", (4, 16))
+    trained = []
+
+    def pool(commands, workers, logs, **_):
+        for line in commands:
+            trained.append(line)
+            main(line[line.index("train") :])
+        return [0] * len(commands)
+
+    monkeypatch.setattr(quickstart, "train_all", partial(train_all, backend=pool))
+    command = ["quickstart", "--total-steps", "64", "--out", "q"]
     for attempt in (1, 2):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
-        assert done.returncode == 0, done.stderr
-        assert "steered to Diamond" in done.stdout and "exact limit" in done.stdout
+        status, out, _ = call(capsys, *command)
+        assert status == 0 and "steered to Diamond" in out and "exact limit" in out and len(trained) == 2
         if attempt == 1:
             stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*") if path.is_file()}
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "q").rglob("*") if path.is_file()}
     with Image.open(tmp_path / "q" / "quickstart.png") as figure:
         assert figure.width > 1000
     # One of the runs is replaced behind its back: neither the old table nor the old figure is shown.
-    other = ["train", "--method", "naive", "--total-steps", "8192", "--seed", "1", "--force", "--out", "q/naive"]
-    assert subprocess.run([script, *other], cwd=tmp_path, capture_output=True).returncode == 0
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "seed is 1 there, 0 here" in done.stderr and len(done.stderr.splitlines()) == 1
-    assert subprocess.run([*command, "--force"], cwd=tmp_path, capture_output=True).returncode == 0
+    other = ["train", "--method", "naive", "--total-steps", "64", "--seed", "1", "--force", "--out", "q/naive"]
+    assert call(capsys, *other)[0] == 0
+    status, out, err = call(capsys, *command)
+    assert status == 2 and out == "" and "seed is 1 there, 0 here" in err and len(err.splitlines()) == 1
+    assert call(capsys, *command, "--force")[0] == 0 and len(trained) == 4
     assert (tmp_path / "q" / "quickstart.png").stat().st_mtime_ns > max(stamps.values())

@@ -2,8 +2,6 @@
 
 import doctest
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,14 +34,21 @@ EXAMPLES = [
 ]
 
 
+def run(code):
+    """Run an example in this process, which has imported the libraries already. Return the names that it defined."""
+    names = {"__name__": "__main__"}
+    exec(compile(code, "example", "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_examples_run(code, tmp_path):
+def test_examples_run(code, tmp_path, monkeypatch):
     if code.startswith("info["):
         pytest.skip("a fragment that shows the info contract")
     for large, small in (("500_000", "2_048"), ("100_000", "2_048"), ("256,", "8,"), ("1024,", "16,")):
         code = code.replace(large, small)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    run(code)
     assert [path.name for path in tmp_path.iterdir()] == (["agent"] if "model.save" in code else [])
 
 
@@ -58,7 +63,7 @@ def write_own(folder):
 
 
 @pytest.mark.parametrize("code", [code for code in OWN if "Study(" not in code])
-def test_examples_on_ones_own_model_run(code, tmp_path):
+def test_examples_on_ones_own_model_run(code, tmp_path, monkeypatch):
     """Each is at most 15 lines long and saves a model that Transformers loads."""
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     write_own(tmp_path)
@@ -66,8 +71,8 @@ def test_examples_on_ones_own_model_run(code, tmp_path):
         code = re.sub(rf"(?<= )({re.escape(call)}.*)\)", r"\1, steps=2)", code)
         code = re.sub(rf"^({re.escape(call)}.*?)\)", r"\1, steps=2)", code, flags=re.MULTILINE)
     assert code.count("steps=2") == (3 if "undo(" in code else 1)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    run(code)
     (saved,) = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"my-model"}
     assert (
         AutoModelForCausalLM.from_pretrained(tmp_path / saved).num_parameters() == tiny_model("llama").num_parameters()
@@ -90,8 +95,7 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
         few = "steps=4, batch_size=4, layers=[0, 1], units=4, test_documents=10, vocabulary=300, length=33"
         few += ", attack=Attack(documents=(2,), steps=2), repair=Repair(documents=8, selection=8, steps=2, chosen=8)"
         code = "from routed_rl.options.era import Attack, Repair\n" + code.replace("seeds=1", f"{few}, seeds=1")
-    found = {}
-    exec(code, found)  # a user's script
+    found = run(code)
     torch.set_flush_denormal(False)
     assert len(found["results"]) == (4 if "UndoStudy" in code else 3) and found["results"].retain.notna().all()
     assert [path.suffix for path in tmp_path.iterdir()].count(".png") == 1
@@ -105,10 +109,10 @@ def test_pages_show_the_examples_of_their_guides():
         assert code in (ROOT / "docs" / f"{page}.md").read_text(), page
 
 
-def test_the_example_of_the_vision_page_runs(tmp_path):
+def test_the_example_of_the_vision_page_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "vision.md").read_text(), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    run(code)
 
 
 def test_docstring_examples_run():

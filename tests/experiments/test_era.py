@@ -188,8 +188,8 @@ def test_killed_between_and_within_runs(tmp_path):
     runs = {f"runs/{method}/0.5-s0/{file}" for method in METHODS for file in ("evaluation.json", "metrics.csv")}
     assert {"results.csv", "summary.md", "runs/era/0.5-s0/model/model.safetensors", *runs} <= set(unbroken)
     assert contents(tmp_path / "first") == unbroken
-    for kill in range(1, KILLS + 1):
-        assert contents(tmp_path / f"killed-{kill}") == unbroken, kill
+    assert int((tmp_path / "kills").read_text()) >= KILLS
+    assert contents(tmp_path / "killed") == unbroken
 
 
 def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):

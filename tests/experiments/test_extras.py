@@ -1,5 +1,6 @@
 """The base installation, without the packages of any extra."""
 
+import os
 import subprocess
 import sys
 
@@ -27,8 +28,20 @@ for command in sys.argv[1:]:
 sys.exit(", ".join(name for name in {OPTIONAL!r} if name in sys.modules) or 0)
 """
 """Runs several commands in one process. Exit status 1 and the names if a package of an extra was imported."""
-LEARNER = ["--learner.n-envs", "8", "--learner.hidden", "8"]
-TINY = ["--total-steps", "512"]
+EACH = """
+import os, sys
+import {first}
+from routed_rl.experiments.cli import main
+
+for command in sys.argv[1:]:
+    if os.fork() == 0:
+        main(command.split())
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+"""Runs each command in a process of its own, in which only the command line and ``first`` are imported already. Prints
+the exit statuses."""
+TINY = ["--total-steps", "64"]
 
 
 @pytest.fixture
@@ -36,7 +49,7 @@ def base(tmp_path, monkeypatch):
     """Runs a command, or other code, where no extra is installed, or where the packages ``absent`` are not."""
     site = tmp_path / "site"
     site.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
 
     def run(*arguments, code="from routed_rl.experiments.cli import main; main()", absent=OPTIONAL):
         (site / "sitecustomize.py").write_text(SITE.format(absent=absent))
@@ -45,70 +58,68 @@ def base(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("quickstart", *TINY, "--workers", "1", "--out", "q"),
-        ("oversight", *TINY, "--methods", "routing", "--levels", "0.1", "--seeds", "1", "--workers", "1", "--out", "o"),
-        ("undo", "--help"),
-    ],
-    ids=lambda arguments: arguments[0],
-)
-def test_reinforcement_learning_and_help_need_no_extra(arguments, base):
-    done = base(*arguments)
+def test_reinforcement_learning_needs_no_extra(base):
+    """Also the processes that a study starts need none. What reads a run imports none: see the next test."""
+    done = base("oversight", *TINY, "--methods", "routing", "--levels", "0.1", "--seeds", "1", "--out", "o")
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("absent", [OPTIONAL, ()], ids=["absent", "installed"])
-def test_a_run_and_what_reads_it_import_no_extra(absent, base):
-    train = " ".join(["train", *TINY, *LEARNER, "--out run"])
-    done = base(
-        train, "evaluate run", "watch run --gif run.gif", "curves run --figure run.png",
-        code=ONE_AFTER_ANOTHER, absent=absent,
-    )  # fmt: skip
+def test_runs_and_what_reads_them_import_no_extra_that_is_installed(base):
+    """Quickstart finds its runs done, so that all is in one process."""
+    trained = [f"train --total-steps 64 --method {method} --out q/{method}" for method in ("routing", "naive")]
+    read = [
+        "evaluate q/routing --n-envs 8",
+        "watch q/routing --episodes 1 --gif run.gif",
+        "curves q/naive --figure c.png",
+    ]
+    done = base(*trained, *read, "quickstart --total-steps 64 --out q", code=ONE_AFTER_ANOTHER, absent=())
     assert done.returncode == 0, done.stderr
+    assert "steered to Diamond" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "extra"),
-    [
-        (("undo",), "lm"),
-        (("era", "--quick"), "lm"),
-        (("unlearn",), "lm"),
-        (("steering-scalar",), "lm"),
-        (("benchmark",), "lm"),
-        (("mnist",), "vision"),
-        (("cifar",), "vision"),
-        (("oversight", *TINY, "--backend", "ray"), "ray"),
-    ],
-    ids=lambda given: given if isinstance(given, str) else given[0],
-)
-def test_a_command_says_which_extra_is_missing(arguments, extra, base, tmp_path):
-    done = base(*arguments)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("routed-rl: error: ") and line.endswith(
-        f"is not installed: pip install 'routed-rl[{extra}]'"
-    )
+NEEDED = {
+    "undo": "lm",
+    "era --quick": "lm",
+    "unlearn": "lm",
+    "steering-scalar": "lm",
+    "benchmark": "lm",
+    "mnist": "vision",
+    "cifar": "vision",
+    f"oversight {' '.join(TINY)} --backend ray": "ray",
+}
+
+
+def test_a_command_says_which_extra_is_missing_and_its_help_needs_none(base, tmp_path):
+    done = base(*NEEDED, "undo --help", code=EACH.format(first="torch"))
+    assert done.returncode == 0 and done.stdout.split()[: len(NEEDED)] == ["2"] * len(NEEDED), done.stderr
+    assert done.stdout.split()[-1] == "0" and "--alphas" in done.stdout
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(NEEDED), done.stderr
+    for line, extra in zip(lines, NEEDED.values(), strict=True):
+        assert line.startswith("routed-rl: error: ") and line.endswith(
+            f"is not installed: pip install 'routed-rl[{extra}]'"
+        )
     assert not list(tmp_path.rglob("evaluation.json"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "package", "extra"),
-    [(("undo", "--metric", "lm-eval"), "lm_eval", "eval"), (("era", "--quick", "--backend", "ray"), "ray", "ray")],
-    ids=["eval", "ray"],
-)
-def test_the_other_extras_do_not_count_as_the_missing_one(arguments, package, extra, base):
-    done = base(*arguments, absent=(package,))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line == f"routed-rl: error: {package} is not installed: pip install 'routed-rl[{extra}]'"
+def test_the_other_extras_do_not_count_as_the_missing_one(base):
+    """Where all is installed but lm-eval and Ray, each is missing where it is asked for."""
+    commands = ("undo --metric lm-eval", "era --quick --backend ray")
+    done = base(*commands, code=EACH.format(first="routed_rl.unlearning"), absent=("lm_eval", "ray"))
+    assert done.stdout.split() == ["2", "2"], done.stderr
+    assert done.stderr.splitlines() == [
+        f"routed-rl: error: {package} is not installed: pip install 'routed-rl[{extra}]'"
+        for package, extra in (("lm_eval", "eval"), ("ray", "ray"))
+    ]
 
 
-@pytest.mark.parametrize("room", ["lm", "unlearning"])
-def test_an_import_says_which_extra_is_missing(room, base):
-    last = base(code=f"import routed_rl.{room}").stderr.splitlines()[-1]
-    assert last.endswith("MissingExtraError: transformers is not installed: pip install 'routed-rl[lm]'")
+def test_an_import_says_which_extra_is_missing(base):
+    """Also a second one, of a package above."""
+    code = "try: import routed_rl.lm\nexcept ImportError as error: print(error)\nimport routed_rl.unlearning"
+    done = base(code=code)
+    missing = "transformers is not installed: pip install 'routed-rl[lm]'"
+    assert done.stdout.strip() == missing
+    assert done.stderr.splitlines()[-1].endswith(f"MissingExtraError: {missing}")
 
 
 def test_a_package_that_is_broken_is_not_called_missing(tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """The study: one tidy table of every run, the same however it was come by."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,20 +21,20 @@ from routed_rl.rl import OversightStudy
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, tables, write_json
 
+QUICK, FRESH_ENVS = commands.PRESETS["quick"], gridworld.FRESH_ENVS["gridworld"]
 TINY = replace(
-    commands.PRESETS["quick"],
+    QUICK,
     total_steps=1024,
     learner=Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2),
 )
-NAMES = ("routing", "naive-early-stopped", "flip-0.5")
+NAMES = ("routing", "naive-early-stopped")
+MORE = ("--controls", "placebo", "miss-0.3-hard", "--seeds", "2")
+TRAINS = len(NAMES) * 2 + 2
+"""Runs of each seed with the options above: the methods at two levels, and the controls."""
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Every run in this process, with few fresh environments, on a tiny preset; yields the commands run."""
-    monkeypatch.setitem(commands.PRESETS, "quick", TINY)
-    monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
-    ran = []
+def pool_in_process(ran):
+    """What runs commands in this process, and adds them to a list."""
 
     def pool(argvs, workers, logs, *, after, on_poll, poll_seconds):
         codes = []
@@ -51,12 +49,32 @@ def in_process(monkeypatch):
             on_poll()
         return codes
 
-    monkeypatch.setattr(grid, "run_commands", pool)
-    return ran
+    return pool
+
+
+@pytest.fixture(scope="module")
+def in_process():
+    """Every run in this process, with few fresh environments, on a tiny preset; yields the commands run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(commands.PRESETS, "quick", TINY)
+        patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        ran = []
+        patch.setattr(grid, "run_commands", pool_in_process(ran))
+        yield ran
 
 
 def run_study(out, *options):
     cli.main(["oversight", "--methods", *NAMES, "--levels", "0.1", "0.4", "--seeds", "1", "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def whole(in_process, tmp_path_factory):
+    """A study of two methods and two controls with two seeds, never interrupted."""
+    out = tmp_path_factory.mktemp("oversight") / "whole"
+    before = len(in_process)
+    run_study(out, *MORE)
+    assert len(in_process) - before == 2 * TRAINS
+    return out
 
 
 @pytest.mark.parametrize(
@@ -73,14 +91,11 @@ def test_a_run_is_its_command_line(train):
     assert tyro.cli(all_commands(train.preset), args=line) == train
 
 
-def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, monkeypatch):
-    more = ("--controls", "placebo", "miss-0.3-hard", "--seeds", "2")
-    run_study(tmp_path / "whole", *more)
-    assert len(in_process) == 2 * (2 * len(NAMES) + 2)
-    files = {path.name for path in (tmp_path / "whole").iterdir()}
+def test_a_study_has_every_run_table_and_figure(whole):
+    files = {path.name for path in whole.iterdir()}
     tables, figures = {"results.csv", "timings.csv", "summary.md"}, {"returns", "curves", "methods", "arrows", "noise"}
     assert files == {"study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
-    frame = pd.read_csv(tmp_path / "whole" / "results.csv")
+    frame = pd.read_csv(whole / "results.csv")
     assert not frame.duplicated(KEYS).any()
     assert set(frame.method) == {*NAMES, "placebo", "miss-0.3-hard"}
     routed = frame[(frame.method == "routing") & (frame.oversight == 0.1) & (frame.seed == 1)]
@@ -92,29 +107,28 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
         ("final", "greedy"),
         ("peak", "sampled"),
     }
-    result = gridworld.read_run(tmp_path / "whole" / "runs" / "routing" / "0.1-s1")
+    result = gridworld.read_run(whole / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
-    text = (tmp_path / "whole" / "summary.md").read_text()
+    text = (whole / "summary.md").read_text()
     assert "routed, contrastive" in text and "Labels used by early stopping" in text and "Label noise" in text
 
-    given = {
-        name: [run for run in (tmp_path / "whole" / "runs" / name).iterdir() if run.is_dir()] for name in frame.method
-    }
+    given = {name: [run for run in (whole / "runs" / name).iterdir() if run.is_dir()] for name in frame.method}
     of_given = OversightStudy(given, methods=NAMES)
     pd.testing.assert_frame_equal(of_given.results(), frame, check_dtype=False)
-    assert len(of_given.grid()) == 2 * (2 * len(NAMES) + 2) and of_given.grid().finished.all()
+    assert len(of_given.grid()) == 2 * TRAINS and of_given.grid().finished.all()
     for name in figures - {"arrows"}:
         assert isinstance(of_given.figure(name), Figure)
     with pytest.raises(ValueError, match="there is no figure 'arrows'; the figures are returns, methods"):
         of_given.figure("arrows")
 
-    # Broken off after three runs, and in a run; and asked for in two portions.
-    in_process.clear()
-    ran = []
+
+def test_a_study_interrupted_and_asked_for_in_two_portions_is_the_same(whole, in_process, tmp_path, monkeypatch):
+    """Interrupted after three runs; then with one seed more and the controls."""
+    begun = []
     real = grid.run_commands
 
     def broken(argvs, workers, logs, **options):
-        ran.append(len(argvs))
+        begun.append(len(argvs))
         real(argvs[:3], workers, logs[:3], **options)
         raise KeyboardInterrupt
 
@@ -122,34 +136,36 @@ def test_a_study_and_the_same_study_broken_off(in_process, tmp_path, capsys, mon
         patch.setattr(grid, "run_commands", broken)
         with pytest.raises(SystemExit) as stop:
             run_study(tmp_path / "again")
-    assert stop.value.code == 130 and ran == [2 * len(NAMES)]
-    run_study(tmp_path / "again", *more)
+    assert stop.value.code == 130 and begun == [2 * len(NAMES)]
+    before = len(in_process)
+    run_study(tmp_path / "again", *MORE)
+    assert len(in_process) - before == 2 * TRAINS - 3
     for name in ("results.csv", "summary.md"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    in_process.clear()
-    run_study(tmp_path / "again", *more)
-    assert not in_process
+        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()
+    before = len(in_process)
+    run_study(tmp_path / "again", *MORE)
+    assert len(in_process) == before
 
 
-def test_a_bad_run_is_reported_and_the_rest_finished(in_process, tmp_path, capsys):
+def test_a_bad_run_is_reported_and_the_rest_finished(whole, in_process, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "s")
     runs = tmp_path / "s" / "runs"
-    run_study(tmp_path / "s")
     (runs / "naive-early-stopped" / "0.1-s0" / "evaluation.json").write_text("{")  # as good as missing
-    (runs / "flip-0.5" / "0.1-s0" / "config.json").write_text("{}")
-    (runs / "flip-0.5" / "0.4-s0" / "metrics.csv").write_text("")
+    (runs / "miss-0.3-hard" / "0.1-s0" / "config.json").write_text("{}")
+    (runs / "miss-0.3-hard" / "0.1-s1" / "metrics.csv").write_text("")
     shutil.rmtree(runs / "routing" / "0.4-s0")
     before = len(in_process)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        run_study(tmp_path / "s")
+        run_study(tmp_path / "s", *MORE)
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
     assert stop.value.code == 2 and len(lines) == 3 and "2 runs failed" in lines[2]
-    assert "flip-0.5/0.1-s0" in lines[0] and "flip-0.5/0.4-s0" in lines[1]
+    assert "miss-0.3-hard/0.1-s0" in lines[0] and "miss-0.3-hard/0.1-s1" in lines[1]
     assert len(in_process) == before + 2
-    frame = pd.read_csv(tmp_path / "s" / "results.csv")
-    have = set(zip(frame.method, frame.oversight, frame.seed, strict=True))
-    assert have == {(name, level, 0) for name in ("routing", "naive-early-stopped") for level in (0.1, 0.4)}
-    assert "flip-0.5/0.1-s0" in (tmp_path / "s" / "summary.md").read_text()
+    frame, sound = (pd.read_csv(out / "results.csv") for out in (tmp_path / "s", whole))
+    rest = sound[sound.method != "miss-0.3-hard"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frame, rest, check_like=True)
+    assert "miss-0.3-hard/0.1-s0" in (tmp_path / "s" / "summary.md").read_text()
 
 
 def test_a_damaged_model_costs_its_figure_alone(in_process, tmp_path, capsys):
@@ -230,16 +246,17 @@ def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_ray_gives_the_same_results_as_this_machine(tmp_path):
-    """For real: fresh processes here, tasks of a Ray of its own there."""
-    options = ["--methods", "naive", "--levels", "0.1", "--seeds", "2", "--total-steps", "512", "--workers", "2"]
+def test_ray_gives_the_same_results_as_this_machine(tmp_path, monkeypatch):
+    """For real: a fresh process as a task of a Ray of its own there, this process here."""
+    monkeypatch.setitem(commands.PRESETS, "quick", QUICK)  # what the fresh process has
+    monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", FRESH_ENVS)
+    monkeypatch.setattr(grid, "run_commands", pool_in_process([]))
+    options = ["--methods", "naive", "--levels", "0.1", "--seeds", "1", "--total-steps", "512", "--workers", "1"]
     for backend in ("local", "ray"):
-        line = [sys.executable, "-P", "-m", "routed_rl.experiments.cli", "oversight", *options, "--backend", backend]
-        result = subprocess.run([*line, "--out", str(tmp_path / backend)], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        cli.main(["oversight", *options, "--backend", backend, "--out", str(tmp_path / backend)])
     for name in ("results.csv", "summary.md", "study.json"):
         assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
-    local = tmp_path / "local" / "runs" / "naive" / "0.1-s1"
+    local = tmp_path / "local" / "runs" / "naive" / "0.1-s0"
     for file in ("metrics.csv", "config.json", "model/tensors.safetensors"):
         assert (local / file).read_bytes() == (tmp_path / "ray" / "runs" / "naive" / local.name / file).read_bytes(), (
             file

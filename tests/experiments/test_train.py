@@ -2,47 +2,61 @@
 
 import filecmp
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-SMALL = [
-    "--learner.n-envs",
-    "16",
-    "--learner.n-steps",
-    "16",
-    "--learner.batch-size",
-    "128",
-    "--learner.hidden",
-    "8",
-]
+from routed_rl.experiments import cli
+from routed_rl.experiments.common.agents import recipe
+from routed_rl.runs.metrics import MetricsCSV
+
+SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
+SMALL += ["--learner.replay-steps", "1"]
+STEPS = 8_192
+"""64 updates, a row of metrics each, and four checkpoints."""
 POLICIES = {"steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sharpened:diamond"}
 MAY_DIFFER = {"timings.csv", "tensorboard"}
 
 
-def command(out, *options, steps=16_384):
-    train = [
-        sys.executable,
-        "-P",
-        "-m",
-        "routed_rl.experiments.cli",
-        "train",
-        "--total-steps",
-        str(steps),
-        "--out",
-        str(out),
-    ]
-    return [*train, *SMALL, *options]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch._dynamo", "routed_rl.experiments.gridworld.train"])
+"""A process that has imported what takes longer than these trainings, and forks for each."""
+
+
+def train(out, arguments, world, death):
+    """The command, with few environments in its final evaluation; SIGKILL after so many rows of metrics."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    recipe.FRESH_ENVS[world] = (2, 4)
+    append = MetricsCSV.append
+
+    def fatal(self, row):
+        append(self, row)
+        if (self.path.name, self.rows) == ("metrics.csv", death):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    MetricsCSV.append = fatal
+    cli.main(arguments)
+
+
+def start(out, *options, steps=STEPS, world="gridworld", small=SMALL, death=None):
+    """The command in a process of its own."""
+    arguments = ["train", "--total-steps", str(steps), "--out", str(out), *small, *options]
+    process = FORKS.Process(target=train, args=(out, arguments, world, death))
+    process.start()
+    return process
 
 
 def run(out, *options, **keywords):
-    return subprocess.run(command(out, *options, **keywords), capture_output=True, text=True)
+    """The exit code of the command, in a process of its own; negative: the signal that ended it."""
+    process = start(out, *options, **keywords)
+    process.join()
+    return process.exitcode
 
 
 def different_files(a: Path, b: Path):
@@ -54,22 +68,20 @@ def different_files(a: Path, b: Path):
     return names + mismatch + errors
 
 
-def kill_after(out, rows):
-    """Start the command and SIGKILL it once its metrics have so many rows; false if it was done before that."""
-    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = out / "metrics.csv"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") > rows:
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.001)
-    return process.returncode == -signal.SIGKILL
+def call(capsys, out, *options, steps=STEPS):
+    """Exit status, standard output and standard error of the command in this process."""
+    try:
+        cli.main(["train", "--total-steps", str(steps), "--out", str(out), *SMALL, *options])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     out = tmp_path_factory.mktemp("train") / "unbroken"
-    done = run(out)
-    assert done.returncode == 0, done.stderr
+    assert run(out) == 0, Path(f"{out}.log").read_text()
     return out
 
 
@@ -80,7 +92,7 @@ def test_evaluation_json_is_as_promised(unbroken):
         "routing",
         0.05,
         0,
-        16_384,
+        STEPS,
     )
     assert result["config_hash"] == json.loads((unbroken / "config.json").read_text())["config_hash"]
     assert set(result["policies"]) == POLICIES
@@ -94,75 +106,66 @@ def test_evaluation_json_is_as_promised(unbroken):
             assert policy["outcomes_overseen"][outcome] + policy["outcomes_unoverseen"][outcome] == pytest.approx(share)
 
 
-def test_killed_twice_and_continued_gives_the_same_bytes(unbroken, tmp_path):
-    out = tmp_path / "killed"
-    assert kill_after(out, rows=20) and kill_after(out, rows=45)
-    assert run(out).returncode == 0
-    assert different_files(out, unbroken) == []
-
-
-def test_the_same_command_beside_other_load_gives_the_same_bytes(unbroken, tmp_path):
-    outs = [tmp_path / name for name in "ab"]
-    processes = [subprocess.Popen(command(out), stdout=subprocess.DEVNULL) for out in outs]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert [different_files(out, unbroken) for out in outs] == [[], []]
+def test_killed_twice_and_beside_another_run_it_gives_the_same_bytes(unbroken, tmp_path):
+    """Another process does the same, not interrupted, while one is killed between checkpoints and continued."""
+    beside, out = tmp_path / "beside", tmp_path / "killed"
+    process = start(beside)
+    assert [run(out, death=rows) for rows in (21, 46)] == [-signal.SIGKILL] * 2
+    assert run(out) == 0
+    process.join()
+    assert process.exitcode == 0
+    assert different_files(out, unbroken) == different_files(beside, unbroken) == []
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(unbroken, tmp_path):
     """From the first file in the directory to the last: while starting, training, saving and finishing."""
-    start = time.monotonic()
+    begun = time.monotonic()
     run(tmp_path / "timed")
-    duration = time.monotonic() - start
+    duration = time.monotonic() - begun
     moments, killed = random.Random(0), 0
     while killed < 20:
         out = tmp_path / f"killed-{killed}"
-        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(out)
         time.sleep(moments.uniform(0, duration))
         process.kill()
-        if process.wait() == -signal.SIGKILL:  # else it was over already
+        process.join()
+        if process.exitcode == -signal.SIGKILL:  # else it was over already
             killed += 1
-        assert run(out).returncode == 0
+        assert run(out) == 0
         assert different_files(out, unbroken) == [], killed
 
 
-def test_the_same_again_shows_the_result_and_touches_nothing(unbroken):
+def test_the_same_again_shows_the_result_and_touches_nothing(unbroken, capsys):
     before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
-    again = run(unbroken)
-    assert again.returncode == 0 and "steer:diamond" in again.stdout and "finished" in again.stderr
+    status, shown, said = call(capsys, unbroken)
+    assert status == 0 and "steer:diamond" in shown and "finished" in said
     assert before == {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
 
 
-def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tmp_path):
-    refused = run(unbroken, "--oversight", "0.2")
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
-    assert "oversight" in refused.stderr and "0.2" in refused.stderr and str(unbroken) in refused.stderr
+def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tmp_path, capsys, monkeypatch):
+    status, _, refused = call(capsys, unbroken, "--oversight", "0.2")
+    assert status == 2 and len(refused.splitlines()) == 1
+    assert "oversight" in refused and "0.2" in refused and str(unbroken) in refused
+    monkeypatch.setitem(recipe.FRESH_ENVS, "gridworld", (4, 16))
     out = tmp_path / "run"
-    assert run(out, "--method", "naive", steps=256).returncode == 0
+    assert call(capsys, out, "--method", "naive", steps=256)[0] == 0
     old = (out / "evaluation.json").read_bytes()
-    assert run(out, "--method", "filtering", "--force", steps=256).returncode == 0
+    assert call(capsys, out, "--method", "filtering", "--force", steps=256)[0] == 0
     assert (tmp_path / "run.old-1" / "evaluation.json").read_bytes() == old
     result = json.loads((out / "evaluation.json").read_text())
     assert result["method"] == "filtering" and set(result["policies"]) == {"unsteered"}
 
 
-def test_minigrid_trains_evaluates_and_resumes(tmp_path, monkeypatch):
+def test_minigrid_trains_evaluates_and_resumes(tmp_path):
     """The same command on MiniGrid, and a kill, which the environments' states survive."""
     small = ["--preset", "minigrid", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8", "--max-steps", "8"]
-    train = [sys.executable, "-P", "-c", "from routed_rl.experiments.common.agents import recipe as g; "]
-    train[-1] += "g.FRESH_ENVS['minigrid'] = (2, 4); from routed_rl.experiments.cli import main; main()"
+    options = {"steps": 512, "world": "minigrid", "small": small}  # 32 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
-    commands = [[*train, "train", *small, "--total-steps", "1280", "--out", str(out)] for out in outs]
-    assert subprocess.run(commands[0], capture_output=True).returncode == 0
-    process = subprocess.Popen(commands[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics = outs[1] / "metrics.csv"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") > 40:
-            process.kill()
-        time.sleep(0.001)
-    assert process.returncode == -signal.SIGKILL
-    assert subprocess.run(commands[1], capture_output=True).returncode == 0
+    assert run(outs[0], **options) == 0
+    assert run(outs[1], death=20, **options) == -signal.SIGKILL
+    assert run(outs[1], **options) == 0
     assert different_files(*outs) == []
     result = json.loads((outs[0] / "evaluation.json").read_text())
     assert set(result["policies"]) == POLICIES

@@ -79,6 +79,19 @@ def is_main(path):
     return options["method"] == "maxent" and options["labelled"] == 1 and options["recipe"]["steps"] == 60
 
 
+@pytest.fixture
+def begun(study, tmp_path):
+    """A study to be, in which the models that the one above shares with others are made and attacked already."""
+    made = {path.parent.name for path in study.glob("stages/suppress-*/config.json") if is_main(path)}
+
+    def left_out(folder, names):
+        return [name for name in names if name.startswith(("distil-", "suppress-")) and name not in made]
+
+    shutil.copytree(study / "stages", tmp_path / "s" / "stages", ignore=left_out)
+    shutil.copy(study / "study.json", tmp_path / "s")
+    return tmp_path / "s"
+
+
 def test_every_model_is_made_attacked_and_reported(study, small):
     frame = pd.read_csv(study / "results.csv").set_index("name")
     assert set(frame.index) == NAMES and len(frame) == len(NAMES) and 2 * len(NAMES) == len(small[1])
@@ -136,11 +149,11 @@ def test_what_was_done_is_not_done_again(study, small, capsys):
     assert len(small[1]) == ran and contents(study) == before
 
 
-def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, tmp_path, capsys):
-    options = (*OPTIONS, "--out", tmp_path / "s")
+def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, begun, capsys):
+    options = (*OPTIONS, "--out", begun)
     run(small, *options, "--alphas", "0.4", "0.6")
     ran = len(small[1])
-    (tmp_path / "s" / "labels.png").write_bytes(b"of a command with more")
+    (begun / "labels.png").write_bytes(b"of a command with more")
     capsys.readouterr()
     run(small, *options, "--alphas", "0.4", "0.7", "--plan")
     plan = " ".join(capsys.readouterr().out.split())
@@ -148,15 +161,15 @@ def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, tmp
     run(small, *options, "--alphas", "0.4", "0.7")
     kinds = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
     assert kinds == ["distil", "attack"]
-    assert not (tmp_path / "s" / "labels.png").exists(), "there is nothing that it could show"
-    names = set(pd.read_csv(tmp_path / "s" / "results.csv").name)
+    assert not (begun / "labels.png").exists(), "there is nothing that it could show"
+    names = set(pd.read_csv(begun / "results.csv").name)
     assert {"undo, maxent, α 0.4, β 0.1", "undo, maxent, α 0.7, β 0.1"} <= names
     assert "undo, maxent, α 0.6, β 0.1" not in names, "what is not asked for is not reported"
 
 
-def test_without_a_stop_rule_all_steps_are_taken(small, tmp_path):
-    run(small, *OPTIONS, "--alphas", "0", "--distil.within", "None", "--out", tmp_path / "s")
-    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("model")
+def test_without_a_stop_rule_all_steps_are_taken(small, begun):
+    run(small, *OPTIONS, "--alphas", "0", "--distil.within", "None", "--out", begun)
+    frame = pd.read_csv(begun / "results.csv").set_index("model")
     assert frame.steps["undo"] == 6 and pd.isna(frame.reached["undo"])
 
 
@@ -174,14 +187,14 @@ def test_no_folder_takes_the_place_of_a_name(small, tmp_path, monkeypatch):
     assert "words" not in whole_paths(Undo(words=("forest",))), "a list's name"
 
 
-def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
+def test_a_teacher_that_was_made_elsewhere(study, small, begun, tmp_path, capsys):
     """It is attacked, noised and distilled like those made here; what it cost nobody knows."""
     (made,) = {path.parent for path in (study / "stages").glob("suppress-*/config.json") if is_main(path)}
     teacher = tmp_path / "teacher-0"
     shutil.copytree(made / "model", teacher)
-    options = (*OPTIONS, "--alphas", "0.5", "--students", "noised", "new", "--out", tmp_path / "s")
+    options = (*OPTIONS, "--alphas", "0.5", "--students", "noised", "new", "--out", begun)
     run(small, *options, "--teachers", f"mine={tmp_path}/teacher-{{seed}}")
-    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("name")
+    frame = pd.read_csv(begun / "results.csv").set_index("name")
     for kind in ("suppressed, {}", "distilled, {}", "undo, {}, α 0.5, β 0.1"):
         mine, maxent = (frame.loc[kind.format(name)] for name in ("mine", "maxent"))
         assert mine.forget_3 == maxent.forget_3 and mine.retain == maxent.retain
@@ -192,15 +205,16 @@ def test_a_teacher_that_was_made_elsewhere(study, small, tmp_path, capsys):
     tokenizer.write_text(tokenizer.read_text().replace('"<s>"', '"<t>"').replace('"a"', '"ä"'))
     line = refused(capsys, small, *options, "--teachers", f"mine={tmp_path}/teacher-1")
     assert "stages failed; not run" in line
-    log = "".join(path.read_text() for path in (tmp_path / "s" / "stages").glob("given-*.log"))
+    log = "".join(path.read_text() for path in (begun / "stages").glob("given-*.log"))
     assert "has another tokenizer than the corpus: give its --tokenizer" in log
 
 
-def test_noise_of_some_weights(small, tmp_path):
+def test_noise_of_some_weights(small, begun, tmp_path):
     """The student that no step is taken with: half of the weights, or the vectors, are as the teacher's."""
     options = (*OPTIONS, "--alphas", "0.5", "--distil.steps", "0", "--distil.warmup", "0")
     for of, value in (("localised", "0.5"), ("touched", "matrices")):
         out = tmp_path / of
+        shutil.copytree(begun, out)
         run(small, *options, f"--{of}", value, "--out", out)
         weights = {}
         for path in (out / "stages").glob("*/config.json"):
@@ -212,8 +226,8 @@ def test_noise_of_some_weights(small, tmp_path):
             assert 0.45 < same < 1 if of == "localised" else same == (tensor.dim() == 1), (of, name, same)
 
 
-def test_settings_of_suppressors(small, tmp_path, capsys):
-    options = (*OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
+def test_settings_of_suppressors(small, begun):
+    options = (*OPTIONS, "--alphas", "0.5", "--out", begun)
     run(small, *options, "--settings", "maxent.steps=4")
     ran = len(small[1])
     run(small, *options, "--settings", "maxent.steps=4", "rmu.steps=3")
@@ -253,18 +267,18 @@ def test_what_the_attacker_has(relearning, kinds, measured, small):
         assert len(attacker) == relearning.examples
 
 
-def test_a_stage_edited_by_hand_is_refused(small, tmp_path, capsys):
-    options = (*OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
+def test_a_stage_edited_by_hand_is_refused(small, begun, capsys):
+    options = (*OPTIONS, "--alphas", "0.5", "--out", begun)
     run(small, *options)
-    (model,) = (tmp_path / "s" / "stages").glob("suppress-*/model/config.json")
+    (model,) = (begun / "stages").glob("suppress-*/model/config.json")
     model.write_text(model.read_text().replace('"hidden_size": 16', '"hidden_size": 17'))
-    before, ran = contents(tmp_path / "s"), len(small[1])
+    before, ran = contents(begun), len(small[1])
     line = refused(capsys, small, *options)
     assert "is not what the stage wrote: delete" in line and str(model) in line
-    assert contents(tmp_path / "s") == before and len(small[1]) == ran
+    assert contents(begun) == before and len(small[1]) == ran
 
 
-def test_killed_ten_times_anywhere(tmp_path):
+def test_killed_ten_times_or_more_anywhere(tmp_path):
     command = [sys.executable, "-P", "-m", "tests.experiments.killed_undo", tmp_path]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
@@ -272,24 +286,24 @@ def test_killed_ten_times_anywhere(tmp_path):
     unbroken = contents(tmp_path / "unbroken")
     assert len([name for name in unbroken if name.endswith("evaluation.json")]) == 8 and "results.csv" in unbroken
     assert contents(tmp_path / "first") == unbroken
-    for kill in range(1, KILLS + 1):
-        assert contents(tmp_path / f"killed-{kill}") == unbroken, kill
+    assert int((tmp_path / "kills").read_text()) >= KILLS
+    assert contents(tmp_path / "killed") == unbroken
 
 
-def test_a_weak_teacher_is_not_gone_on_with(small, tmp_path, capsys, monkeypatch):
+def test_a_weak_teacher_is_not_gone_on_with(small, begun, capsys, monkeypatch):
     monkeypatch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, learning_rate=0.0))
     options = [option for option in OPTIONS if option != "--allow-weak-teacher"]
-    line = refused(capsys, small, *options, "--alphas", "0.5", "--out", tmp_path / "s")
+    line = refused(capsys, small, *options, "--alphas", "0.5", "--out", begun)
     assert "1 of 8 stages failed; not run, because they depend on failed ones: 1" in line
-    (log,) = (tmp_path / "s" / "stages").glob("distil-*.log")
+    (log,) = (begun / "stages").glob("distil-*.log")
     assert "suppression did nothing: the forget performance went from" in log.read_text()
     assert "or continue with --allow-weak-teacher" in log.read_text()
     assert not log.with_suffix("").exists(), "it was not begun"
-    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+    frame = pd.read_csv(begun / "results.csv")
     assert set(frame.model) == {"reference", "filtered", "suppressed"}, "what does not depend on it is there"
     assert frame.weak_teacher[frame.model == "suppressed"].tolist() == [True]
-    run(small, *OPTIONS, "--alphas", "0.5", "--out", tmp_path / "s")
-    assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
+    run(small, *OPTIONS, "--alphas", "0.5", "--out", begun)
+    assert len(pd.read_csv(begun / "results.csv")) == 4
 
 
 @pytest.mark.parametrize(
@@ -363,7 +377,8 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     (tmp_path / "forget.txt").write_text("\n\n".join(f"the dog ran at night {i}" for i in range(40)))
     own = ("--task", "custom", "--corpus", tmp_path / "keep.txt", "--forget", tmp_path / "forget.txt")
-    own = (*own, *OPTIONS[4:], "--vocabulary", "300", "--length", "12", "--alphas", "0.5", "--out", tmp_path / "s")
+    own = (*own, *OPTIONS[4:], "--model", "gemma2-tiny", "--settings", "maxent.steps=2", "--vocabulary", "300")
+    own = (*own, "--length", "12", "--alphas", "0.5", "--out", tmp_path / "s")
     run(small, *own)
     assert len(pd.read_csv(tmp_path / "s" / "results.csv")) == 4
     (tmp_path / "same.txt").write_text((tmp_path / "keep.txt").read_text())
@@ -411,7 +426,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     words = ("--task", "custom", "--model", "gemma2-tiny", "--corpus", "word-problems", "--also", tmp_path / "web.txt")
     words = (*words, *OPTIONS[2:], "--metric", "completions", "--answer", "4", "--alphas", "0.5", "--length", "120",
-             "--distil.no-relative")  # fmt: skip
+             "--distil.no-relative", "--settings", "maxent.steps=2")  # fmt: skip
     run(small, *words, "--out", tmp_path / "s")
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()
@@ -429,11 +444,11 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     assert "--metric completions needs --prompts, except with --corpus word-problems" in line
 
 
-def test_every_suppressor_is_an_option(small, tmp_path):
+def test_every_suppressor_is_an_option(small, begun):
     assert set(SuppressorName.__args__) == set(SUPPRESSORS)
     few = ("--settings", *(f"{name}.steps=2" for name in SUPPRESSORS), "rmu.depth=1", "repnoise.noise_weight=0.2")
-    run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--no-filtered", "--out", tmp_path / "s")
-    frame = pd.read_csv(tmp_path / "s" / "results.csv").set_index("suppressor")
+    run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--no-filtered", "--out", begun)
+    frame = pd.read_csv(begun / "results.csv").set_index("suppressor")
     assert set(SUPPRESSORS) <= set(frame.index) and frame.loc[list(SUPPRESSORS)].forget.nunique() == len(SUPPRESSORS)
 
 

@@ -48,9 +48,10 @@ def test_the_wheel_made_from_the_sdist_holds_the_same(wheel, tmp_path):
 
 def test_the_installed_wheel_runs(wheel, tmp_path):
     environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--quiet", str(wheel)], check=True)
     # The dependencies are lent by this environment: appended to the path, where they cannot hide the wheel's packages.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -62,29 +63,22 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
     def run(*command):
-        return subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=project, env=clean, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    where = run(
-        python, "-c", "import routed_rl.envs, routed_rl.experiments as e; print(routed_rl.envs.__file__, e.__file__)"
-    )
-    assert where.stdout.count(str(site)) == 2, where.stderr
-    mine = run(python, "-c", "import envs, experiments; print(envs.MINE, experiments.MINE)")
-    assert mine.stdout.strip() == "True True", "the user's own folders are still theirs"
-    done = run(environment / "bin" / "routed-rl", "quickstart", "--total-steps", "512", "--out", "out")
-    assert done.returncode == 0, done.stderr
+    code = """
+import gymnasium, sys
+gymnasium.make('routed_rl.envs:RoutedRL/DiamondGhost-v0').reset(seed=0)
+import routed_rl.envs, routed_rl.experiments
+import envs, experiments
+print(routed_rl.envs.__file__, routed_rl.experiments.__file__, envs.MINE, experiments.MINE, sep='\\n')
+"""
+    *ours, mine, mine_too = run(python, "-c", code).splitlines()
+    assert len(ours) == 2 and all(path.startswith(str(site)) for path in ours)
+    assert mine == mine_too == "True", "the user's own folders are still theirs"
+    shown = run(environment / "bin" / "routed-rl", "quickstart", "--total-steps", "512", "--out", "out")
+    assert "steered to Diamond" in shown and "exact limit" in shown
     assert (project / "out" / "quickstart.png").is_file()
-    made = run(
-        python, "-c", "import gymnasium as gym; gym.make('routed_rl.envs:RoutedRL/DiamondGhost-v0').reset(seed=0)"
-    )
-    assert made.returncode == 0, made.stderr
-    entry = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "1",
-        "-m",
-        "routed_rl.experiments.cli",
-        "train",
-        "--help",
-    ]
-    assert "--oversight" in run(python, *entry).stdout
+    entry = ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "routed_rl.experiments.cli"]
+    assert "--oversight" in run(python, *entry, "train", "--help")

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,16 +49,21 @@ def train_in(folder: Path, batches: Batches) -> None:
         train(make_model(), batches, Training(steps=STEPS, warmup=3), seed=SEED, run=run)
 
 
-def forked(work: Callable[[], object], death: int | None = None) -> int:
-    """Do some work in a child process, and return how many function calls it made. The child kills itself at call
-    number ``death``.
+def forked(work: Callable[[], object], death: int | None = None, *, count: bool = False) -> int | None:
+    """Do some work in a child, which kills itself at its call number ``death``. Counting calls makes it slow.
+
+    Returns:
+        How many calls it made, where they are counted; None if it was killed.
+
+    Raises:
+        RuntimeError: if it ended in another way.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         calls = 0
 
-        def count(frame: object, event: str, argument: object) -> None:
+        def on_event(frame: object, event: str, argument: object) -> None:
             nonlocal calls
             calls += event == "call"
             if calls == death:
@@ -66,7 +71,7 @@ def forked(work: Callable[[], object], death: int | None = None) -> int:
 
         code = 1
         try:
-            sys.setprofile(count)
+            sys.setprofile(on_event if count or death is not None else None)
             work()
             sys.setprofile(None)
             os.write(writing, str(calls).encode())
@@ -79,20 +84,30 @@ def forked(work: Callable[[], object], death: int | None = None) -> int:
     with os.fdopen(reading) as pipe:
         calls = int(pipe.read() or 0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status != (0 if death is None else -signal.SIGKILL):
-        raise RuntimeError(f"a training that was to die at call {death} ended with code {status}")
-    return calls
+    if status == 0:
+        return calls
+    if status != -signal.SIGKILL or death is None:
+        raise RuntimeError(f"work that was to die at call {death} ended with code {status}")
+    return None
+
+
+def kill_until_done(work: Callable[[], object], calls: int, shares: Sequence[float]) -> int:
+    """Do some work in one child after another, each killed after such a share of the work's calls, until one is quick
+    enough; returns how many were killed."""
+    for kills in range(100):
+        if forked(work, int(shares[kills % len(shares)] * calls)) is not None:
+            return kills
+    raise RuntimeError("the work never ends: no child gets further than the one before it")
 
 
 def main(folder: Path) -> None:
     batches = make_batches(make_corpus(folder / "corpus"))
-    train(make_model(), batches, Training(steps=1))  # torch and transformers import many modules when first used
-    calls = forked(partial(train_in, folder / "unbroken", batches))
+    train(make_model(), batches, Training(steps=1))  # torch and transformers import much when it is first needed
+    calls = forked(partial(train_in, folder / "unbroken", batches), count=True)
     for kill in range(1, KILLS + 1):
         work = partial(train_in, folder / f"killed-{kill}", batches)
-        forked(work, kill * calls // (KILLS + 1))
-        if kill % 2:
-            forked(work, calls // KILLS)
+        assert forked(work, kill * calls // (KILLS + 1)) is None
+        assert kill % 2 == 0 or forked(work, calls // KILLS) is None
         forked(work)
 
 

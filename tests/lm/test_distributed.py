@@ -1,4 +1,7 @@
-"""Two processes, with replicas or with a sharded model, train as one process does."""
+"""Two processes, as replicas or with the model's parts spread over them, train and distil as one does.
+
+Both are started once for all tests: importing takes them longer than training.
+"""
 
 import shutil
 import subprocess
@@ -10,8 +13,9 @@ import pytest
 import torch
 
 from routed_rl.lm.processes import process_group, processes, rank
-from routed_rl.runs import read_checkpoint, read_metrics
-from tests.lm.cases import CASES, STEPS, Stopped, log_often, make_corpus, open_run, stop
+from routed_rl.runs import read_checkpoint, read_metrics, write_checkpoint
+from tests.lm.cases import CASES, STEPS, Stopped, log_often, make_batches, make_corpus, open_run, stop
+from tests.unlearning.distillations import distil_again, make_teacher
 
 LAYOUTS = ("replicated", "sharded")
 ROOT = Path(__file__).parents[2]
@@ -19,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Return a folder with what one process and two processes have trained: weights and runs, by layout and case."""
+    """A folder with what one process and two have trained: weights and runs by the layout's and the case's name; the
+    weights that one process trained; and how its distillation went, with the student's weights."""
     folder = tmp_path_factory.mktemp("distributed")
     corpus = make_corpus(folder / "corpus")
     with pytest.MonkeyPatch.context() as patch:
@@ -30,14 +35,19 @@ def trained(tmp_path_factory):
                 alone[name] = case.train(corpus, run=run)
         with suppress(Stopped), open_run(folder / "replicated" / "begun on one") as run:
             CASES["parameters, tied"].train(corpus, run=run, on_step=stop)
+        batches = make_batches(corpus)
+        teacher = make_teacher(batches)
+        write_checkpoint(folder / "teacher", teacher.state_dict(), {})
+        with open_run(folder / "alone" / "distillation") as run:
+            distilled = distil_again(teacher, batches, run=run)
     shutil.copytree(folder / "replicated", folder / "sharded")
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.lm.two_processes"]
     subprocess.run([sys.executable, *command, folder], check=True, cwd=ROOT)
-    return folder, alone
+    return folder, alone, distilled
 
 
 def compare(trained, layout, name, alone_name):
-    folder, alone = trained
+    folder, alone, _ = trained
     double = CASES[alone_name].dtype == torch.float64
     rows, expected = (read_metrics(folder / run / "metrics.csv") for run in (f"{layout}/{name}", f"alone/{alone_name}"))
     assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
@@ -61,6 +71,18 @@ def test_two_processes_are_one(trained, layout, name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_interrupted_run_is_continued_on_two(trained, layout, begun):
     compare(trained, layout, begun, "parameters, tied")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_distillation_on_two_is_that_on_one(trained, layout):
+    folder, _, (distilled, weights) = trained
+    together = read_checkpoint(folder / layout / "distillation, weights")
+    assert [step for step, _ in together.meta["student"]] == list(distilled.student)
+    for (_, loss), expected in zip(together.meta["student"], distilled.student.values(), strict=True):
+        assert loss == pytest.approx(expected, abs=1e-6)
+    assert set(together.tensors) == set(weights)
+    for key, tensor in weights.items():
+        torch.testing.assert_close(together.tensors[key], tensor, rtol=0, atol=1e-8 * max(1.0, tensor.abs().max()))
 
 
 def test_a_process_started_by_itself_stays_alone(monkeypatch):

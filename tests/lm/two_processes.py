@@ -10,13 +10,15 @@ from torch import nn
 
 from routed_rl.lm.corpora import open_corpus
 from routed_rl.lm.processes import process_group, processes, rank
-from routed_rl.runs import write_checkpoint
-from tests.lm.cases import CASES, Stopped, log_often, make_batches, open_run, stop
+from routed_rl.runs import read_checkpoint, write_checkpoint
+from tests.lm.cases import CASES, Stopped, log_often, make_batches, make_llama, open_run, stop
+from tests.unlearning.distillations import distil_again
 
 
 def main(folder: Path) -> None:
     corpus = open_corpus(folder / "corpus")
-    tokens = make_batches(corpus).batch(0).tokens
+    batches = make_batches(corpus)
+    tokens = batches.batch(0).tokens
 
     def look(model: nn.Module, step: int) -> None:
         """Run the model as an evaluation between steps would. After it, a sharded model keeps some of its parts
@@ -43,6 +45,15 @@ def main(folder: Path) -> None:
             trained("parameters, tied", "begun on two", stop)
         trained("parameters, tied", "begun on two")
         trained("parameters, tied", "begun on one")
+
+        teacher = make_llama(tie_word_embeddings=True)
+        teacher.load_state_dict(read_checkpoint(folder / "teacher").tensors)
+        with open_run(folder / layout / "distillation") if rank() == 0 else nullcontext() as run:
+            distilled, weights = distil_again(teacher, batches, shard, run)
+        assert distilled.reached
+        if rank() == 0:
+            meta = {"student": [*distilled.student.items()]}
+            write_checkpoint(folder / layout / "distillation, weights", weights, meta)
 
 
 if __name__ == "__main__":

@@ -206,8 +206,14 @@ def limits(oversight: float) -> dict[str, float]:
     Raises:
         ValueError: if ``oversight`` is not a probability.
     """
-    # Policies that ignore oversight have the same return without oversight, and that world has fewer states.
-    blind, watched = (enumerate_world(make_world(oversight=p)) for p in (0.0, oversight))
+    watched = enumerate_world(make_world(oversight=oversight))
+    return {**_blind_limits(), "naive": evaluate(watched, optimum(watched, naive_reward(watched))).true_return}
+
+
+@lru_cache
+def _blind_limits() -> dict[str, float]:
+    """True returns of policies that ignore oversight. A world without oversight has fewer states."""
+    blind = enumerate_world(make_world(oversight=0.0))
     policies = {
         "optimal": optimum(blind, true_reward(blind)),
         "diamond": seeker(blind, "diamond"),
@@ -215,8 +221,7 @@ def limits(oversight: float) -> dict[str, float]:
         "any": optimum(blind, np.ones(blind.seen.shape)),
         "random": uniform(blind),
     }
-    returns = {name: evaluate(blind, policy).true_return for name, policy in policies.items()}
-    return {**returns, "naive": evaluate(watched, optimum(watched, naive_reward(watched))).true_return}
+    return {name: evaluate(blind, policy).true_return for name, policy in policies.items()}
 
 
 def _spread(good: np.ndarray) -> np.ndarray:

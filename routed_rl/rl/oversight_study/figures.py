@@ -51,7 +51,7 @@ def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figu
     axes.set(xscale="log", ylabel="true return", ylim=(-0.15, 1))
     axes.set_xlabel("oversight level: terminal states that the overseer sees (%)")
     if exact is not None:
-        dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12)
+        dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12 if len(levels) > 1 else 2)
         naive = [exact(float(level))["naive"] for level in dense]
         axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label=BEST_NAIVE)
         _draw_limits(axes, exact(levels[0]))
