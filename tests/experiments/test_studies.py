@@ -68,9 +68,9 @@ def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
     again = UndoStudy(**options)
     assert set(again.plan().reason) == {"is finished"}
     pd.testing.assert_frame_equal(again.results(), found)
-    for name in ("relearning", "compute", "front"):
+    for name in ("relearning", "front"):
         assert isinstance(again.figure(name), Figure)
-    with pytest.raises(ValueError, match="no finished run is shown in 'oracle'; there are relearning, compute, front"):
+    with pytest.raises(ValueError, match="no finished run is shown in 'oracle'; there are relearning, front"):
         again.figure("oracle")
     with pytest.raises(ValueError, match="there is no figure 'loss'; the figures are relearning, "):
         again.figure("loss")
