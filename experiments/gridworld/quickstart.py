@@ -54,7 +54,7 @@ def main(command: Quickstart) -> None:
 
 
 def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
-    """The rows of the table: the return of each policy, and the exact return of the ideal policy that it approaches."""
+    """The rows of the table: the return of each policy, and its exact limit."""
     from routed_rl.experiments.common.agents.limits import limits
 
     exact = limits(oversight)
@@ -86,7 +86,7 @@ def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
     title = f"{oversight:.1%} of terminal states overseen, {steps:,} environment steps per agent"
     caption = (
         "true return: discounted return of the true reward\n"
-        "exact limit: true return of the ideal policy that this policy approaches\n"
+        "exact limit: true return that long training approaches, from below or from above\n"
         "ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen"
     )
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
