@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import string
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from routed_rl.errors import at_least, user_input
+from routed_rl.errors import at_least
 from routed_rl.lm.arithmetic import arithmetic_tokenizer, generate_arithmetic
 from routed_rl.lm.corpora import Corpus, build_corpus
 from routed_rl.lm.documents import PACKAGED_TEXT, Document, read_documents
@@ -38,15 +36,14 @@ from routed_rl.lm.models import (
     build_model,
     load_model,
     load_tokenizer,
-    save_model,
     save_tokenizer,
 )
 from routed_rl.lm.stories import FORGET, generate_stories, stories_tokenizer
-from routed_rl.lm.texts import Texts, labelled_documents
+from routed_rl.lm.texts import Texts
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
 from routed_rl.lm.word_problems import generate_word_problems
 from routed_rl.options.text import CorpusOptions
-from routed_rl.runs import config_hash, derive_seed, write_bytes
+from routed_rl.runs import config_hash, derive_seed
 
 TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
 TEXT_SEED = 0
@@ -195,62 +192,6 @@ def whole_paths(options: CorpusOptions) -> dict[str, Any]:
         if len(given) == 1 and given[0] not in lists and Path(given[0]).is_file():
             paths[name] = (os.path.abspath(given[0]),)
     return paths
-
-
-def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every option: from ``given``, else from ``usual``, else the default.
-
-    Models and texts that are objects are saved in the folder ``corpora``; their value is the path.
-
-    Raises:
-        TypeError: for a name in ``given`` that is not an option.
-        UserError: for a model or texts that cannot be saved.
-    """
-    values = {**vars(kind()), **usual}
-    if unknown := sorted(set(given) - set(values)):
-        raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}")
-    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
-    with user_input():
-        if not isinstance(values["model"], str):
-            values["model"] = saved_model(values["model"], values["tokenizer"], folder)
-            values["tokenizer"] = None
-        for name in ("corpus", "forget", "also"):
-            if (source := given.get(name)) is not None and not isinstance(source, str):
-                values[name] = saved_texts(name, source, folder)
-    return values
-
-
-def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
-    """Save the user's model and tokenizer in a new folder, named by the hash of its files, and return its path.
-
-    Raises:
-        ValueError: if no tokenizer is given.
-    """
-    if tokenizer is None or isinstance(tokenizer, str):
-        raise ValueError(f"give the tokenizer of the model as an object too, got tokenizer={tokenizer!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as saved:
-        save_model(model, tokenizer, Path(saved) / "model")
-        place = folder / f"model-{model_identity(str(Path(saved) / 'model')).removeprefix('sha256:')}"
-        if not place.exists():
-            (Path(saved) / "model").rename(place)
-    return str(place)
-
-
-def saved_texts(name: str, texts: Texts, folder: Path) -> str:
-    """Save the user's texts as a .jsonl file, named by the hash of the texts, and return its path.
-
-    Raises:
-        ValueError: as :func:`~routed_rl.lm.text_corpus`.
-    """
-    documents = labelled_documents(name, texts)
-    lines = "".join(json.dumps({"text": document.text}, ensure_ascii=False) + "\n" for document in documents)
-    place = folder / f"texts-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not place.exists():
-        write_bytes(place, lines.encode())
-    return str(place)
 
 
 def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:

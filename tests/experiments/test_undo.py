@@ -13,20 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import tyro
 from safetensors.torch import load_file
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.lm import character_tokenizer, save_model
-from routed_rl.lm.inputs import open_text, whole_paths
-from routed_rl.options.undo import TASKS, Relearn, SuppressorName, UndoOptions
+from routed_rl.lm.inputs import open_text
+from routed_rl.options.undo import TASKS, Relearn, SuppressorName
 from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from routed_rl.unlearning.undo_study.domains import Domains
-from routed_rl.unlearning.undo_study.members import make_suppressor, suppression_parts
-from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
-from routed_rl.unlearning.undo_study.worker import OneStage
+from routed_rl.unlearning.undo_study.members import make_suppressor
 from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
 from tests.lm.tiny_models import tiny_model
@@ -173,20 +170,6 @@ def test_without_a_stop_rule_all_steps_are_taken(small, begun):
     assert frame.steps["undo"] == 6 and pd.isna(frame.reached["undo"])
 
 
-def test_no_folder_takes_the_place_of_a_name(small, tmp_path, monkeypatch):
-    """Also not the study's own, called as its corpus; files are named by their whole paths."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "gemma2-tiny").mkdir()
-    run(small, *OPTIONS, "--alphas", "0.5", "--out", "languages")
-    assert len(pd.read_csv(tmp_path / "languages" / "results.csv")) == 4
-    for name in ("keep.txt", "words.txt", "forest"):
-        (tmp_path / name).touch()
-    given = Undo(corpus="keep.txt", tokenizer="gemma2-tiny", words=("words.txt",), tokens=("a", "b"))
-    whole = replace(given, **whole_paths(given))
-    assert (whole.corpus, whole.words, whole.tokens) == (f"{tmp_path}/keep.txt", (f"{tmp_path}/words.txt",), ("a", "b"))
-    assert "words" not in whole_paths(Undo(words=("forest",))), "a list's name"
-
-
 def test_a_teacher_that_was_made_elsewhere(study, small, begun, tmp_path, capsys):
     """It is attacked, noised and distilled like those made here; what it cost nobody knows."""
     (made,) = {path.parent for path in (study / "stages").glob("suppress-*/config.json") if is_main(path)}
@@ -306,73 +289,6 @@ def test_a_weak_teacher_is_not_gone_on_with(small, begun, capsys, monkeypatch):
     assert len(pd.read_csv(begun / "results.csv")) == 4
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--alphas", "1.5"], "--alphas must be between 0 and 1, got 1.5"),
-        (["--alphas", "nan"], "--alphas must be between 0 and 1, got nan"),
-        (["--alphas", "0.5", "0.5"], "--alphas must be different values, got 0.5 0.5"),
-        (["--localised", "0"], "--localised must be above 0 and at most 1, got 0.0"),
-        (["--betas", "-1"], "--betas must be 0 or more, got -1"),
-        (["--labelled", "2"], "--labelled must be above 0 and at most 1, got 2.0"),
-        (["--labelled", "0"], "--labelled must be above 0 and at most 1, got 0.0"),
-        (["--labelled", "0.001"], "--labelled 0.001 labels none of"),
-        (["--labelled", "1", "--flip-rate", "1"], "--flip-rate 1.0 labels every retain document as forget: lower it"),
-        (["--strengths", "0"], "--strengths must be above 0 and at most 1000, got 0.0"),
-        (["--strengths", "1e308"], "--strengths must be above 0 and at most 1000, got 1e+308"),
-        (["--documents", "0"], "--documents must be at least 1, got 0"),
-        (["--tokens", "a"], "undo forgets whole documents, not tokens in them: leave out --tokens and --per token"),
-        (["--per", "token"], "undo forgets whole documents, not tokens in them"),
-        (["--lm-eval.include", "nowhere"], "nowhere' is not a folder"),
-        (["--distil.every", "0"], "--distil.every must be at least 1, got 0"),
-        (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
-        (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
-        (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
-        (["--accumulate", "3"], "--batch-size 4 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
-        (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
-        (["--also-documents", "3"], "--also-documents 3 needs --also, which is not given"),
-        (
-            ["--relearn.others", "--validation", "None", "--test-documents", "100"],
-            "--relearn.others leaves the attacker no forget document",
-        ),
-        (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, with a METHOD of graddiff, maxent,"),
-        (
-            ["--settings", "maxent.norm=3"],
-            "--settings maxent.norm=3: the settings of maxent are retain_weight, retain, steps,",
-        ),
-        (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
-        (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not of type int"),
-        (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
-        (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
-        (["--settings", "maxent.retain_weight=-1"], "retain_weight of MaxEnt must be 0 or more, got -1.0"),
-        (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
-        (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
-        (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
-        (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
-        (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
-        (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
-        (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
-        (["--metric", "answers", "--answer", "50"], "longer than the answer of --answer 50 tokens"),
-        (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
-        (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
-        (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),
-        (["--suppress", "magic"], "magic"),
-        (["--task", "music"], "music"),
-        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more numbers above 0, got 0.0"),
-        (["--relearn.measured", "4"], "--relearn.measured must be steps from 1 to --relearn.steps 3, got 4"),
-        (["--relearn.retain-share", "1.5"], "--relearn.retain-share must be between 0 and 1, got 1.5"),
-        (["--only", "distil-0"], "Unrecognized options: --only, distil-0"),
-        (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
-        (["--corpus", "none.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
-        (["--task", "stories", "--preset", "paper"], "--task stories has no --preset paper: use --preset quick"),
-    ],
-)
-def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
-    assert message in refused(capsys, small, *OPTIONS, *options, "--out", tmp_path / "s")
-    assert not list(tmp_path.iterdir())
-
-
 def test_files_of_the_users_own(small, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     (tmp_path / "forget.txt").write_text("\n\n".join(f"the dog ran at night {i}" for i in range(40)))
@@ -450,28 +366,6 @@ def test_every_suppressor_is_an_option(small, begun):
     run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--no-filtered", "--out", begun)
     frame = pd.read_csv(begun / "results.csv").set_index("suppressor")
     assert set(SUPPRESSORS) <= set(frame.index) and frame.loc[list(SUPPRESSORS)].forget.nunique() == len(SUPPRESSORS)
-
-
-def test_a_batch_of_suppression_is_divided_into_parts_with_two_rows_of_both_kinds():
-    for rows, accumulate, parts in ((64, 1, 1), (40, 40, 20), (4, 240, 2), (1, 8, 1), (3, 5, 1), (64, 8, 8)):
-        assert suppression_parts(Undo(suppress_rows=rows, accumulate=accumulate)) == parts
-
-
-def test_a_presets_settings_stay_where_others_are_given(tmp_path):
-    study = UndoStudy(task="wmdp", preset="paper", settings=["rmu.steps=50", "maxent.retain-weight=2"])
-    assert "rmu.steps=90" not in study.settings and "maxent.retain_weight=0.25" not in study.settings
-    assert {"rmu.steps=50", "maxent.retain-weight=2", "maxent.learning_rate=2e-5"} <= set(study.settings)
-    assert vars(UndoStudy(**vars(study))) == vars(study)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_stage_is_its_command_line(task, tmp_path):
-    given = UndoOptions(**{**TASKS[task], "task": task[0], "preset": task[1], "forget": "a b", "out": tmp_path})
-    given = replace(given, teachers=("-a=/b",), also=None, text_field="{q}\n{a}", settings=("rmu.norm=3",))
-    given = replace(given, alphas=(0.5, 0.25))
-    line = UndoStudy.KIND.command([StageRun(None, given, tmp_path / "distil-1", 0)])
-    parsed = tyro.cli(OneStage, args=line[line.index("-m") + 2 :])
-    assert vars(parsed) == {**vars(given), "only": "distil-1"}
 
 
 @pytest.mark.slow

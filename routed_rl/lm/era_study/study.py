@@ -17,7 +17,8 @@ from routed_rl.lm.era_study.checks import check_options
 from routed_rl.lm.era_study.figures import UNLABELLED
 from routed_rl.lm.era_study.methods import METHODS
 from routed_rl.lm.era_study.pipeline import MODEL, Pipeline, run_config
-from routed_rl.lm.inputs import Text, named, open_text, whole_paths
+from routed_rl.lm.inputs import Text, open_text, whole_paths
+from routed_rl.lm.own import named
 from routed_rl.options.era import PRESETS, EraOptions, TextOptions, Unlearn
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.record import find_run

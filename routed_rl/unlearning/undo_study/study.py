@@ -13,7 +13,8 @@ import pandas as pd
 
 from routed_rl.errors import user_input
 from routed_rl.lm import PRESETS
-from routed_rl.lm.inputs import Source, Text, named, open_text, whole_paths
+from routed_rl.lm.inputs import Source, Text, open_text, whole_paths
+from routed_rl.lm.own import named
 from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
 from routed_rl.runs import Stage, plan, with_ancestors

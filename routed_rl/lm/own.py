@@ -1,0 +1,76 @@
+"""From the user's own models and texts to options that name them, saved where a study's processes read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from routed_rl.errors import user_input
+from routed_rl.lm.inputs import model_identity
+from routed_rl.lm.models import save_model
+from routed_rl.lm.texts import Texts, labelled_documents
+from routed_rl.options.text import CorpusOptions
+from routed_rl.runs import write_bytes
+
+
+def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of every option: from ``given``, else from ``usual``, else the default.
+
+    Models and texts that are objects are saved in the folder ``corpora``; their value is the path.
+
+    Raises:
+        TypeError: for a name in ``given`` that is not an option.
+        UserError: for a model or texts that cannot be saved.
+    """
+    values = {**vars(kind()), **usual}
+    if unknown := sorted(set(given) - set(values)):
+        raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}")
+    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
+    with user_input():
+        if not isinstance(values["model"], str):
+            values["model"] = saved_model(values["model"], values["tokenizer"], folder)
+            values["tokenizer"] = None
+        for name in ("corpus", "forget", "also"):
+            if (source := given.get(name)) is not None and not isinstance(source, str):
+                values[name] = saved_texts(name, source, folder)
+    return values
+
+
+def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
+    """Save the user's model and tokenizer in a new folder, named by the hash of its files, and return its path.
+
+    Raises:
+        ValueError: if no tokenizer is given.
+    """
+    if tokenizer is None or isinstance(tokenizer, str):
+        raise ValueError(f"give the tokenizer of the model as an object too, got tokenizer={tokenizer!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as saved:
+        save_model(model, tokenizer, Path(saved) / "model")
+        place = folder / f"model-{model_identity(str(Path(saved) / 'model')).removeprefix('sha256:')}"
+        if not place.exists():
+            (Path(saved) / "model").rename(place)
+    return str(place)
+
+
+def saved_texts(name: str, texts: Texts, folder: Path) -> str:
+    """Save the user's texts as a .jsonl file, named by the hash of the texts, and return its path.
+
+    Raises:
+        ValueError: as :func:`~routed_rl.lm.text_corpus`.
+    """
+    documents = labelled_documents(name, texts)
+    lines = "".join(json.dumps({"text": document.text}, ensure_ascii=False) + "\n" for document in documents)
+    place = folder / f"texts-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        write_bytes(place, lines.encode())
+    return str(place)
