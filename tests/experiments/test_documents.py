@@ -34,6 +34,13 @@ EXAMPLES = [
 ]
 
 
+def in_small(code):
+    """The example with few steps and few environments."""
+    for large, small in (("500_000", "2_048"), ("100_000", "2_048"), ("256,", "8,"), ("1024,", "16,")):
+        code = code.replace(large, small)
+    return code
+
+
 def run(code):
     """Run an example in this process, which has imported the libraries already. Return the names that it defined."""
     names = {"__name__": "__main__"}
@@ -45,8 +52,7 @@ def run(code):
 def test_examples_run(code, tmp_path, monkeypatch):
     if code.startswith("info["):
         pytest.skip("a fragment that shows the info contract")
-    for large, small in (("500_000", "2_048"), ("100_000", "2_048"), ("256,", "8,"), ("1024,", "16,")):
-        code = code.replace(large, small)
+    code = in_small(code)
     monkeypatch.chdir(tmp_path)
     run(code)
     assert [path.name for path in tmp_path.iterdir()] == (["agent"] if "model.save" in code else [])

@@ -1,6 +1,7 @@
 """The wheel, in an empty environment, outside the checkout, beside a user's own `experiments` folder."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.experiments.test_documents import in_small
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +80,9 @@ print(routed_rl.envs.__file__, routed_rl.experiments.__file__, envs.MINE, experi
     *ours, mine, mine_too = run(python, "-c", code).splitlines()
     assert len(ours) == 2 and all(path.startswith(str(site)) for path in ours)
     assert mine == mine_too == "True", "the user's own folders are still theirs"
+    readme = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(readme) >= 2
+    run(python, "-c", "import sys\nfor code in sys.argv[1:]: exec(code, {})", *map(in_small, readme))
     shown = run(environment / "bin" / "routed-rl", "quickstart", "--total-steps", "512", "--out", "out")
     assert "steered to Diamond" in shown and "exact limit" in shown
     assert (project / "out" / "quickstart.png").is_file()
