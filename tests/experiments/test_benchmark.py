@@ -143,8 +143,10 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     assert "not measured" in shown and "speed / MiniGrid" in shown
 
 
-def test_the_accelerators_script_measures_every_row(capsys):
+def test_the_accelerators_script_measures_every_row(tiny, capsys, monkeypatch):
     """On a processor, in small; each row is a line as soon as it is there, and no row fails."""
+    for name in ("UPDATES", "REPEATS"):
+        monkeypatch.setattr(accelerator, name, 1)
     accelerator.main("cpu", minutes=10)
     machine, *lines = map(json.loads, capsys.readouterr().out.splitlines())
     assert machine["row"] == "machine" and [line["row"] for line in lines] == [

@@ -19,13 +19,33 @@ from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.grid import FAILED
 
 LEARNER = Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2)
-TINY = replace(PRESETS["quick"], total_steps=2560, learner=LEARNER)
+TINY = replace(PRESETS["quick"], total_steps=1280, learner=LEARNER)
+"""Ten updates, with checkpoints after every second; learning curves have points after the fourth and the eighth."""
+FILES = ("metrics.csv", "evaluation.json", "model/tensors.safetensors")
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 4)
+@pytest.fixture(scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        patch.setattr(training, "CHECKPOINT_EVERY", 2)
+        patch.setattr(training, "EVALUATE_EVERY", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """Two runs with routing, never interrupted."""
+    out = tmp_path_factory.mktemp("parallel")
+    training.train_runs(runs(out))
+    return out
+
+
+def assert_same(one, other):
+    """Two runs with the same results, to the byte."""
+    for seed in ("s0", "s1"):
+        for file in FILES:
+            assert (one / seed / file).read_bytes() == (other / seed / file).read_bytes(), (seed, file)
 
 
 def runs(out, n=2, **options):
@@ -56,21 +76,20 @@ def test_the_command_trains_one_run_for_each_seed(tmp_path, small):
 
 
 @pytest.mark.parametrize("method", ["routing", "placebo", "naive-early-stopped"])
-def test_broken_off_and_continued_is_the_same(method, tmp_path, small, monkeypatch):
-    training.train_runs(runs(tmp_path / "whole", method=method))
+def test_broken_off_and_continued_is_the_same(method, whole, tmp_path, monkeypatch):
+    if method != "routing":
+        whole = tmp_path / "whole"
+        training.train_runs(runs(whole, method=method))
     with monkeypatch.context() as patch:
-        break_at(patch, 11)
+        break_at(patch, 6)
         with pytest.raises(KeyboardInterrupt):
             training.train_runs(runs(tmp_path / "broken", method=method))
     training.train_runs(runs(tmp_path / "broken", method=method))
-    for file in ("metrics.csv", "evaluation.json", "model/tensors.safetensors"):
-        for seed in ("s0", "s1"):
-            assert (tmp_path / "whole" / seed / file).read_bytes() == (tmp_path / "broken" / seed / file).read_bytes()
+    assert_same(whole, tmp_path / "broken")
 
 
-def test_killed_while_it_saves_a_batch_comes_to_the_same_bytes(tmp_path, small, monkeypatch):
+def test_killed_while_it_saves_a_batch_comes_to_the_same_bytes(whole, tmp_path, monkeypatch):
     """One run is then a checkpoint ahead; both go on from the last that both have."""
-    training.train_runs(runs(tmp_path / "whole"))
     real, saved = training.RunDirectory.save_checkpoint, []
 
     def killed(self, step, *args):
@@ -84,20 +103,18 @@ def test_killed_while_it_saves_a_batch_comes_to_the_same_bytes(tmp_path, small, 
         with pytest.raises(KeyboardInterrupt):
             training.train_runs(runs(tmp_path / "broken"))
     training.train_runs(runs(tmp_path / "broken"))
-    for seed in ("s0", "s1"):
-        for file in ("metrics.csv", "evaluation.json", "model/tensors.safetensors"):
-            assert (tmp_path / "whole" / seed / file).read_bytes() == (tmp_path / "broken" / seed / file).read_bytes()
+    assert_same(whole, tmp_path / "broken")
 
 
 def test_new_seeds_join_a_batch_that_was_broken_off(tmp_path, small, monkeypatch):
     with monkeypatch.context() as patch:
-        break_at(patch, 11)
+        break_at(patch, 6)
         with pytest.raises(KeyboardInterrupt):
             training.train_runs(runs(tmp_path))
     training.train_runs(runs(tmp_path, 3))
     for run in runs(tmp_path, 3):
-        assert read_json(run.out / "evaluation.json")["env_steps"] == 2560
-        assert len(read_metrics(run.out / "metrics.csv")) == 20
+        assert read_json(run.out / "evaluation.json")["env_steps"] == 1280
+        assert len(read_metrics(run.out / "metrics.csv")) == 10
 
 
 def test_a_directory_that_cannot_be_used_stops_no_other(tmp_path, small, capsys):
@@ -108,7 +125,7 @@ def test_a_directory_that_cannot_be_used_stops_no_other(tmp_path, small, capsys)
     assert [read_json(run.out / "evaluation.json")["seed"] for run in runs(tmp_path, 3)] == [0, 9, 2]
 
 
-@pytest.mark.parametrize("update", [6, 19])
+@pytest.mark.parametrize("update", [3, 9])
 def test_one_that_diverges_stops_no_other(update, tmp_path, small, monkeypatch, capsys):
     real = training._RunCallback._on_rollout_end
 
