@@ -17,7 +17,7 @@ from routed_rl.rl.oversight_study.table import REFERENCES, SHOWN, Limits, compar
 from routed_rl.runs.figures import COLOURS, MARKERS, ranked, subplots
 from routed_rl.runs.tables import aggregate, half_interval
 
-BEST_NAIVE = "optimal under the naive\nreward (exact)"
+BEST_NAIVE = "optimum of the naive\ntraining reward (exact)"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
 FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": COLOURS["naive"]}
 OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict")

@@ -178,7 +178,7 @@ def draw_matching(
 def draw_front(frame: pd.DataFrame, metric: str) -> Figure:
     """Forget performance against retain performance: before the attack, during it and at its end."""
     steps = sorted(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
-    steps = [steps[0], min(steps, key=lambda step: abs(step - 0.2 * steps[-1])), steps[-1]]
+    steps = sorted({steps[0], min(steps, key=lambda step: abs(step - 0.2 * steps[-1])), steps[-1]})
     figure, axes = subplots(1, len(steps), figsize=(13, 4.8), sharex=True, sharey=True)
     models = [model for model in COLORS if model in set(frame.model)]
     methods = list(dict.fromkeys(frame.suppressor.dropna()))
