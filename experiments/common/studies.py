@@ -1,4 +1,4 @@
-"""What every command that runs a study does: run it, show what came of it, say what failed."""
+"""What every command that runs a study does: run it, show its results, say what failed."""
 
 from __future__ import annotations
 

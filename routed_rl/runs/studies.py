@@ -38,7 +38,7 @@ class RunsFailedError(UserError):
 
 @dataclass
 class Findings:
-    """What came of the finished runs of a study.
+    """The results of the finished runs of a study.
 
     Attributes:
         results: a row per model, tidy, as in ``results.csv``.
@@ -65,7 +65,7 @@ class Reported(ABC):
 
     @abstractmethod
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return what came of all finished runs; None if there are none.
+        """Return the results of all finished runs; None if there are none.
 
         Args:
             failed: the reason for each run that failed.

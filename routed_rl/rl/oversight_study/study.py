@@ -61,7 +61,7 @@ class OversightStudy(Reported):
         return tidy(grid, ("method", "oversight", "seed"))
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return what came of all finished runs; None if there are none.
+        """Return the results of all finished runs; None if there are none.
 
         Args:
             failed: the reason for each run that failed, which the summary is to name.
