@@ -124,8 +124,8 @@ def make_world(
         terminals: terminal kind → true reward. The grid must have room for all kinds.
         oversight: probability that a terminal is overseen: one for all kinds, or kind → probability.
         spurious_oversight: probability that a free cell without a terminal is marked as overseen.
-        supervisor: draw oversight once per episode. If a supervisor is present, all free cells are marked as overseen;
-            if not, none is. Then ``oversight`` must be one probability, and ``spurious_oversight`` 0.
+        supervisor: draw oversight once per episode. If a supervisor is present, all free cells are marked as overseen.
+            Otherwise no cell is marked. Then ``oversight`` must be one probability, and ``spurious_oversight`` 0.
         moved: a distribution shift between training and test. If it is not None, the first terminal kind always lies in
             the last free cell, the corner. With "overseen" (for training), the last kind has its own random cell only
             in episodes with a supervisor. In all other episodes it lies on the first kind, and a player who goes there

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from routed_rl.options import Workers
-from routed_rl.runs.studies import RunsFailedError, Study
+from routed_rl.runs.studies import SUMMARY, RunsFailedError, Study
 
 
 def run_and_show(study: Study, where: Workers) -> None:
@@ -28,9 +28,8 @@ def run_and_show(study: Study, where: Workers) -> None:
 
 
 def _show(study: Study) -> None:
-    console = Console()
-    try:
-        console.print(Markdown(study.summary()))
-    except ValueError:  # nothing is finished
-        return
-    console.print(f"Tables and figures: {study.out}")
+    """Print what the run has just written; nothing if no run is finished."""
+    if (study.out / SUMMARY).is_file():
+        console = Console()
+        console.print(Markdown((study.out / SUMMARY).read_text()))
+        console.print(f"Tables and figures: {study.out}")

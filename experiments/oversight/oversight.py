@@ -88,7 +88,7 @@ class PublishedStudy(Study):
         return {"preset": options.preset, "total_steps": steps, "world": world, "device": options.device}
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs, including those of earlier commands; None if there are none."""
+        """Return the results of all finished runs, also of earlier commands. None: no run is finished."""
         from routed_rl.experiments.common.agents.limits import limits
         from routed_rl.experiments.oversight.figures import draw_arrows, load_run
 

@@ -16,8 +16,12 @@ from routed_rl.errors import user_input
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.models import save_model
 from routed_rl.lm.texts import Texts, labelled_documents
+from routed_rl.options.conform import conform
 from routed_rl.options.text import CorpusOptions
 from routed_rl.runs import write_bytes
+
+NAMES = ("model", "tokenizer", "corpus", "forget", "also")
+"""Options that name something, and that may be the thing itself."""
 
 
 def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,21 +31,26 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
 
     Raises:
         TypeError: for a name in ``given`` that is not an option.
-        UserError: for a model or texts that cannot be saved.
+        UserError: for a model or texts that cannot be saved, or as :func:`~routed_rl.options.conform.conform`.
     """
     values = {**vars(kind()), **usual}
     if unknown := sorted(set(given) - set(values)):
         raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}")
-    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values |= {
+        name: str(value) if isinstance(value, Path) and name in NAMES else value for name, value in given.items()
+    }
     folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
     with user_input():
-        if not isinstance(values["model"], str):
+        if isinstance(values["model"], str):
+            if not isinstance(values["tokenizer"], str | None):
+                raise ValueError(f"tokenizer must be a name or a folder where model is one, got {values['model']!r}")
+        else:
             values["model"] = saved_model(values["model"], values["tokenizer"], folder)
             values["tokenizer"] = None
         for name in ("corpus", "forget", "also"):
-            if (source := given.get(name)) is not None and not isinstance(source, str):
-                values[name] = saved_texts(name, source, folder)
-    return values
+            if values[name] is not None and not isinstance(values[name], str):
+                values[name] = saved_texts(name, values[name], folder)
+    return conform(kind, values)
 
 
 def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:

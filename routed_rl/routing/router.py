@@ -60,8 +60,8 @@ class GradientRouter:
         mode: ``"activation"``, ``"parameter"`` or ``"forward"``.
 
     Raises:
-        ValueError: if there are no sites; for an unknown module (the message names the nearest), mode or column; for
-            units out of range; for a module that the mode cannot route; or for tied parameters without ``tied=True``.
+        ValueError: if there are no sites. For an unknown module, mode or column; the message names the nearest module.
+            For units out of range, or a module that the mode cannot route. For tied parameters without ``tied=True``.
         RuntimeError: if the model is compiled.
     """
 

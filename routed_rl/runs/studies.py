@@ -65,7 +65,7 @@ class Reported(ABC):
 
     @abstractmethod
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs; None if there are none.
+        """Return the results of all finished runs. None: no run is finished.
 
         Args:
             failed: the reason for each run that failed.
@@ -162,15 +162,18 @@ class Study(Reported):
             object.__setattr__(self, "out", Path(os.path.abspath(out)))  # options are frozen, where they go is not
         if workers is not None:
             at_least(1, workers=workers)
+        if backend not in ("local", "ray"):
+            raise UserError(f"backend must be 'local' or 'ray', got {backend!r}")
         workers = workers or usual_workers(self.device)
         with user_input():
             if backend == "local":
                 check_device(self.device)
             runs = self._prepare(backend == "local")
-            check_study(self.out, self._identity())
+            identity = self._identity()
+            check_study(self.out, identity)
         needed = not all(is_finished(run.out) for run in runs)
         with open_backend(backend, ray_address, workers, self.out, needed, self.device) as processes:
-            start_study(self.out, self._identity())
+            start_study(self.out, identity)
             failed = run_all(runs, self.KIND, workers, processes)
         with user_input():
             found = self.find(failed)

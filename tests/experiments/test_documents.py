@@ -118,7 +118,9 @@ def test_pages_show_the_examples_of_their_guides():
 def test_the_example_of_the_vision_page_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "vision.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    run(code)
+    found = run(code)
+    assert found["loss"].isfinite()
+    assert all(half.shape == found["images"].shape for half in (found["outputs"].top, found["outputs"].bottom))
 
 
 def test_docstring_examples_run():

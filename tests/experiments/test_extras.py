@@ -21,13 +21,19 @@ PathFinder.find_spec = staticmethod(absent)
 """Imported by every Python at its start, so also by the processes that a study starts."""
 ONE_AFTER_ANOTHER = f"""
 import sys
+from routed_rl import extras
+
+def refuse(extra, *packages):
+    sys.exit(f"{{extra}} is required")
+
+extras.require = refuse  # before anything takes it from there
 from routed_rl.experiments.cli import main
 
 for command in sys.argv[1:]:
     main(command.split())
 sys.exit(", ".join(name for name in {OPTIONAL!r} if name in sys.modules) or 0)
 """
-"""Runs several commands in one process. Exit status 1 and the names if a package of an extra was imported."""
+"""Runs several commands in one process. Exit status 1 if an extra is required, or a package of one was imported."""
 EACH = """
 import os, sys
 import {first}

@@ -1,5 +1,6 @@
 """Studies as objects: the same directory and bytes as the commands', on the user's own models and texts."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +11,7 @@ from routed_rl.experiments import cli
 from routed_rl.lm import EraStudy, load_model, stories_tokenizer
 from routed_rl.options.era import Attack, Repair
 from routed_rl.options.undo import Distil, Pretrain, Relearn
+from routed_rl.rl import OversightStudy
 from routed_rl.runs.studies import RunsFailedError
 from routed_rl.unlearning import UndoStudy
 from tests.experiments import killed_studies, killed_undo
@@ -138,3 +140,57 @@ def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path,
         study.run()
     assert {out.name.partition("-")[0] for out in raised.value.failed} == {"distil"}
     assert len(study.results()) == 3
+
+
+CHOICES = {
+    UndoStudy: [
+        ({"task": "nix"}, "task must be one of 'arithmetic', 'languages', "),
+        ({"preset": "nix"}, "preset must be one of 'quick', 'paper', got 'nix'"),
+        ({"suppress": ["npo", "nix"]}, "suppress must be one of 'graddiff', "),
+        ({"suppress": "npo"}, "suppress must be a list, got 'npo'"),
+        ({"alphas": 0.5}, "alphas must be a list, got 0.5"),
+        ({"alphas": ["0.5"]}, "alphas must be a number, got '0.5'"),
+        ({"distil": {"steps": 3}}, "distil must be a Distil(…) of routed_rl.options.undo, got {'steps': 3}"),
+        ({"relearn": Relearn(steps=2.5)}, "relearn.steps must be a whole number, got 2.5"),
+        ({"oracle": 1}, "oracle must be True or False, got 1"),
+    ],
+    EraStudy: [
+        ({"methods": ["base", "nix"]}, "methods must be one of 'base', "),
+        ({"words": "bank"}, "words must be a list, got 'bank'"),
+        ({"seeds": "3"}, "seeds must be a whole number, got '3'"),
+        ({"seeds": True}, "seeds must be a whole number, got True"),
+        ({"attack": Attack(documents=4)}, "attack.documents must be a list, got 4"),
+        ({"tokenizer": object()}, "tokenizer must be a name or a folder where model is one, got 'tiny'"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("study", "given", "message"), [(of, *case) for of, cases in CHOICES.items() for case in cases]
+)
+def test_an_option_of_another_type_is_refused(study, given, message):
+    with pytest.raises(UserError) as raised:
+        study(**given)
+    assert str(raised.value).startswith(message)
+
+
+def test_numbers_lists_and_paths_become_what_the_shell_makes_of_them(tmp_path):
+    """Else the same options would have another directory in Python."""
+    python = UndoStudy(
+        alphas=[0, np.float64(0.5)], relearn=Relearn(learning_rates=[1], measured=range(1, 3)), seeds=np.int64(2),
+        corpora=str(tmp_path), out=str(tmp_path / "s"),
+    )  # fmt: skip
+    line = ["undo", "--alphas", "0", "0.5", "--relearn.learning-rates", "1", "--relearn.measured", "1", "2"]
+    shell = cli.parse([*line, "--seeds", "2", "--corpora", str(tmp_path), "--out", str(tmp_path / "s")])
+    given = UndoStudy(**{name: getattr(shell, name) for name in vars(python)})
+    assert vars(python) == vars(given) and repr(python.alphas) == "(0.0, 0.5)" == repr(given.alphas)
+    folder = tmp_path / "model"
+    tiny_model("llama").save_pretrained(folder)
+    assert UndoStudy(model=folder, forget=tmp_path / "f.jsonl", corpora=tmp_path).model == str(folder)
+
+
+def test_a_backend_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(UserError, match="backend must be 'local' or 'ray', got 'slurm'"):
+        UndoStudy(corpora=tmp_path, out=tmp_path / "s").run(backend="slurm")
+    with pytest.raises(ValueError, match="the runs of 'routing' must be a list of directories, got 'runs/a'"):
+        OversightStudy({"routing": "runs/a"})

@@ -24,8 +24,8 @@ from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.members import make_suppressor
-from tests.experiments.killed_undo import KILLS, OPTIONS, make_small
-from tests.experiments.mistakes import complaints
+from tests.experiments.killed_undo import KILLS, OPTIONS
+from tests.experiments.small_undo import refused, run, small_models
 from tests.lm.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +41,8 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Small models, made in this process; the folder of corpora, and what has been run."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield tmp_path_factory.mktemp("corpora"), make_small(patch)
-    torch.set_flush_denormal(False)
-
-
-def run(small, *options):
-    cli.main(["undo", *map(str, options), "--corpora", str(small[0])])
+    with small_models(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +50,6 @@ def study(small, tmp_path_factory):
     out = tmp_path_factory.mktemp("undo") / "study"
     run(small, *STUDY, "--out", out)
     return out
-
-
-def refused(capsys, small, *options):
-    """The last line that a mistake ends with."""
-    return complaints(capsys, lambda: run(small, *options))[-1]
 
 
 def contents(out):

@@ -4,35 +4,22 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 import tyro
 
-from routed_rl.experiments import cli
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.lm.inputs import whole_paths
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.unlearning.undo_study.members import suppression_parts
 from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
 from routed_rl.unlearning.undo_study.worker import OneStage
-from tests.experiments.killed_undo import OPTIONS, make_small
-from tests.experiments.mistakes import complaints
+from tests.experiments.killed_undo import OPTIONS
+from tests.experiments.small_undo import refused, run, small_models
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Small models, made in this process; the folder of corpora, and what has been run."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield tmp_path_factory.mktemp("corpora"), make_small(patch)
-    torch.set_flush_denormal(False)
-
-
-def run(small, *options):
-    cli.main(["undo", *map(str, options), "--corpora", str(small[0])])
-
-
-def refused(capsys, small, *options):
-    """The last line that a mistake ends with."""
-    return complaints(capsys, lambda: run(small, *options))[-1]
+    with small_models(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ print(routed_rl.envs.__file__, routed_rl.experiments.__file__, envs.MINE, experi
     readme = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(readme) >= 2
     run(python, "-c", "import sys\nfor code in sys.argv[1:]: exec(code, {})", *map(in_small, readme))
+    for name in ("envs", "experiments"):  # from here on, nothing of ours may import what is the user's
+        (project / name / "__init__.py").write_text("raise RuntimeError('not yours')\n")
     shown = run(environment / "bin" / "routed-rl", "quickstart", "--total-steps", "512", "--out", "out")
     assert "steered to Diamond" in shown and "exact limit" in shown
     assert (project / "out" / "quickstart.png").is_file()

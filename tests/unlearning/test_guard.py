@@ -20,7 +20,7 @@ LOSS = math.log(18)
     ],
 )
 def test_what_is_suppressed_passes(forget, retain, ignorance):
-    check_suppression(forget, retain, ignorance)
+    assert check_suppression(forget, retain, ignorance) is None, "it raises where it does not pass"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_what_is_suppressed_passes(forget, retain, ignorance):
 )
 def test_what_is_not_is_said(forget, retain, ignorance, message):
     with pytest.raises(SuppressionError, match=message):
-        check_suppression(forget, retain, ignorance)
+        assert check_suppression(forget, retain, ignorance) is None, "it raises where it does not pass"
 
 
 def test_limits_are_options():

@@ -123,7 +123,7 @@ class EraStudy(EraOptions, Study):
         return runs
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs; None if there are none."""
+        """Return the results of all finished runs. None: no run is finished."""
         return report.find(self, failed or {})
 
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[Unlearn]) -> str:

@@ -122,5 +122,5 @@ def pairs(batch: Batch) -> tuple[Tensor, Tensor, tuple[Batch, Batch]]:
 
 
 def _loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy of scored targets, 0 if there are none."""
+    """Return the mean cross-entropy of scored targets; without any, 0."""
     return target_losses(logits, batch).sum() / batch.scored.sum().clamp_min(1)

@@ -99,7 +99,7 @@ def forget_rows(batch: Batch) -> Tensor:
 
 
 def mean(values: Tensor, chosen: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-    """Return the mean of the chosen values, 0 if none is chosen. For a part of a batch: its share of the whole mean."""
+    """Return the mean of the chosen values; without any, 0. For a part of a batch: its share of the whole mean."""
     return values.masked_fill(~chosen(batch), 0.0).sum() / max(int(chosen(batch.whole).sum()), 1)
 
 

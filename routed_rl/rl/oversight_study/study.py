@@ -45,6 +45,11 @@ class OversightStudy(Reported):
 
     FIGURES = ("returns", "methods", "curves", "noise")
 
+    def __post_init__(self) -> None:
+        for method, runs in self.runs.items():
+            if isinstance(runs, str | Path):
+                raise ValueError(f"the runs of {method!r} must be a list of directories, got {str(runs)!r}")
+
     def grid(self) -> pd.DataFrame:
         """Return a row per run: ``method``, ``oversight``, ``seed``, ``run``, and whether it is ``finished``.
 
@@ -61,7 +66,7 @@ class OversightStudy(Reported):
         return tidy(grid, ("method", "oversight", "seed"))
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs; None if there are none.
+        """Return the results of all finished runs. None: no run is finished.
 
         Args:
             failed: the reason for each run that failed, which the summary is to name.

@@ -26,7 +26,7 @@ KEPT = 0.9
 
 
 def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Mapping[Path, str]) -> Findings | None:
-    """Return the results of all members whose stages are finished; None if there are none."""
+    """Return the results of all members whose stages are finished. None: there is no such member."""
     assert options.out is not None
     root, higher = options.out / STAGES, higher_is_better(options)
     rows: list[dict[str, Any]] = []

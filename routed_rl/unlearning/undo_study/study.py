@@ -149,7 +149,7 @@ class UndoStudy(UndoOptions, Study):
         return [StageRun(stage, options, stage.path(self.root), stage.seed) for stage in stages]
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs; None if there are none."""
+        """Return the results of all finished runs. None: no run is finished."""
         return report.find(self, self.text, self.members, failed or {})
 
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[StageRun]) -> str:

@@ -1,0 +1,27 @@
+"""Small studies of ``routed-rl undo`` in this process, for the tests of its options and of its results."""
+
+import contextlib
+
+import pytest
+import torch
+
+from routed_rl.experiments import cli
+from tests.experiments.killed_undo import make_small
+from tests.experiments.mistakes import complaints
+
+
+@contextlib.contextmanager
+def small_models(tmp_path_factory):
+    """Let models be small and made in this process; gives the folder of corpora, and what has been run."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield tmp_path_factory.mktemp("corpora"), make_small(patch)
+    torch.set_flush_denormal(False)
+
+
+def run(small, *options):
+    cli.main(["undo", *map(str, options), "--corpora", str(small[0])])
+
+
+def refused(capsys, small, *options):
+    """The last line that a mistake ends with."""
+    return complaints(capsys, lambda: run(small, *options))[-1]
