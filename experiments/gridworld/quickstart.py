@@ -54,7 +54,7 @@ def main(command: Quickstart) -> None:
 
 
 def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
-    """The rows of the table: the return of each policy, and its exact limit."""
+    """The rows of the table: the return of each policy, and that of a reference policy."""
     from routed_rl.experiments.common.agents.limits import limits
 
     exact = limits(oversight)
@@ -69,7 +69,7 @@ def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
         {
             "policy": name,
             "true_return": result["true_return"],
-            "exact_limit": limit,
+            "reference": limit,
             "ghost": result["outcomes"]["ghost"],
             "ghost_if_unoverseen": _share(result["outcomes_unoverseen"], "ghost"),
         }
@@ -86,17 +86,17 @@ def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
     title = f"{oversight:.1%} of terminal states overseen, {steps:,} environment steps per agent"
     caption = (
         "true return: discounted return of the true reward\n"
-        "exact limit: true return that long training approaches, from below or from above\n"
+        "reference: exact true return of a reference policy; it is no ceiling\n"
         "ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen"
     )
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("policy", no_wrap=True)
-    for column in ("true return", "exact limit", "ends on Ghost", "unseen"):
+    for column in ("true return", "reference", "ends on Ghost", "unseen"):
         table.add_column(column, justify="right")
     for row in rows:
         shares = (f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen"))
         table.add_row(
-            row["policy"], f"{row['true_return']:+.3f}", f"{round(row['exact_limit'], 3) + 0.0:+.3f}", *shares
+            row["policy"], f"{row['true_return']:+.3f}", f"{round(row['reference'], 3) + 0.0:+.3f}", *shares
         )
     return table
 
@@ -126,8 +126,8 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
         },
     )
     for row, (_, colour) in zip(rows, shown.values(), strict=True):
-        curves.axhline(row["exact_limit"], color=colour, linestyle=":", linewidth=1)
-    curves.set_title(f"Learning curves, oversight level {oversight:.1%} (dotted: exact limits)", fontsize=9)
+        curves.axhline(row["reference"], color=colour, linestyle=":", linewidth=1)
+    curves.set_title(f"Learning curves, oversight level {oversight:.1%} (dotted: reference policies)", fontsize=9)
     for axes, choice, title in zip(
         plots,
         (None, "diamond", "ghost"),

@@ -195,7 +195,7 @@ def _limits(exact: Limits, levels: Sequence[float]) -> str:
     first = exact(levels[0])
     fixed = "\n".join(f"- {title}: {first[name]:.3f}" for name, title in REFERENCES.items())
     naive = ", ".join(f"{exact(level)['naive']:.3f} at {level:.1%}" for level in levels)
-    return f"Exact true returns of reference policies:\n\n{fixed}\n- optimal under the naive reward: {naive}"
+    return f"Exact true returns of reference policies:\n\n{fixed}\n- optimum of the naive training reward: {naive}"
 
 
 def _with_bad(shown: pd.DataFrame, wanted: str) -> pd.DataFrame:
