@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from routed_rl.envs import DiamondGhostTensorVecEnv
-from routed_rl.lm import Batches, Corpus, Training, evaluate, stories_tokenizer, train
+from routed_rl.lm import Batches, Corpus, Training, WholeDocuments, evaluate, stories_tokenizer, train
 from routed_rl.rl import RoutedPPO, RoutedREINFORCE
 from tests.lm.tiny_models import tiny_model
 from tests.rl.test_device import learner, same
@@ -53,5 +53,6 @@ def test_a_language_model_learns_as_on_the_processor():
     there = copy.deepcopy(here).cuda()
     for model in (here, there):
         train(model, batches, Training(steps=5, warmup=0))
-    losses = [evaluate(model, batches).mean() for model in (here, there)]
+    documents = WholeDocuments(corpus, np.arange(200))
+    losses = [evaluate(model, documents).mean() for model in (here, there)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -78,9 +78,9 @@ def _step(model: nn.Module, objective: Callable[[nn.Module, Batch], Tensor], bat
 def _plain(teacher: nn.Module, student: nn.Module, batch: Batch) -> Tensor:
     """The summed divergence in its usual form."""
     with torch.no_grad():
-        of_teacher = teacher(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
+        of_teacher = teacher(**batch.inputs).logits[:, :-1]
         p, log_p = of_teacher.softmax(-1), of_teacher.log_softmax(-1)
-    log_q = student(input_ids=batch.tokens, use_cache=False).logits[:, :-1].log_softmax(-1)
+    log_q = student(**batch.inputs).logits[:, :-1].log_softmax(-1)
     divergence: Tensor = (p * (log_p - log_q)).sum(-1)[batch.scored].sum()
     return divergence
 

@@ -30,7 +30,7 @@ from routed_rl.lm import (
 from routed_rl.lm.era import TABLE
 from routed_rl.routing import GradientRouter
 
-SHAPES = {"tiny": (32, 41), "small": (16, 129)}
+SHAPES = {"tiny": (32, 40), "small": (16, 120)}
 """Batch shape of each preset: rows, and tokens per row."""
 STEPS = 5
 BARE, OURS, UNROUTED = "a bare loop", "ours", "expanded, not routed"
@@ -108,10 +108,10 @@ def _bare(model: nn.Module, batches: Batches, settings: Training) -> None:
     model.train()
     device = next(model.parameters()).device
     for step in range(settings.steps):
-        tokens = batches.batch(step).tokens.to(device)
+        batch = batches.batch(step).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-            loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            logits = model(**batch.inputs).logits[:, :-1]
+            loss = F.cross_entropy(logits[batch.scored], batch.targets[batch.scored])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -95,9 +95,7 @@ def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
         table.add_column(column, justify="right")
     for row in rows:
         shares = (f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen"))
-        table.add_row(
-            row["policy"], f"{row['true_return']:+.3f}", f"{round(row['reference'], 3) + 0.0:+.3f}", *shares
-        )
+        table.add_row(row["policy"], f"{row['true_return']:+.3f}", f"{round(row['reference'], 3) + 0.0:+.3f}", *shares)
     return table
 
 

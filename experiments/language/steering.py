@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus, build_corpus, tokenizer_digest
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import single_tokens
 from routed_rl.lm.inputs import STORIES, text_identity
 from routed_rl.lm.losses import evaluate, next_token_loss
-from routed_rl.lm.models import PRESETS, build_model, load_model, load_tokenizer, save_model
+from routed_rl.lm.models import PRESETS, build_model, keeps_apart, load_model, load_tokenizer, save_model
 from routed_rl.lm.steering import (
     SteeringObjective,
     axis_cosines,
@@ -82,8 +82,8 @@ RECIPES = {
         steered_block=0,
         strengths=(0.0, 2.0, 5.0, 10.0, 20.0, 30.0),
         sample_strength=5.0,
-        length=64,
-        batch_size=32,
+        length=40,
+        batch_size=50,
         sample_length=36,
         training=Training(),
     ),
@@ -196,8 +196,9 @@ class Study:
         """
         recipe, routed, seed = self.recipe, run.record.config["routed"], run.record.seed
         model = self.build(seed)
-        source = Batches(corpus, corpus.documents("train"), self.length, recipe.batch_size, seed)
-        held_out = Batches(corpus, corpus.documents("validation")[: recipe.evaluated], self.length)
+        documents, pack = corpus.documents("train"), keeps_apart(model)
+        source = Batches(corpus, documents, self.length, recipe.batch_size, seed, pack=pack)
+        held_out = WholeDocuments(corpus, corpus.documents("validation")[: recipe.evaluated])
         router = steering_router(model, self.tokens, recipe.blocks) if routed else None
         vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         objective = next_token_loss if router is None else SteeringObjective(router, self.tokens, vocabulary)
@@ -207,7 +208,7 @@ class Study:
         save_model(model, self.tokenizer, run.path / MODEL)
         run.finish({"routed": routed, "seed": seed, **result})
 
-    def measure(self, model: nn.Module, held_out: Batches, seed: int, scores: Path) -> dict[str, Any]:
+    def measure(self, model: nn.Module, held_out: WholeDocuments, seed: int, scores: Path) -> dict[str, Any]:
         """Return the loss, the results of each axis, and samples. The cosines of all tokens are written to a table."""
         before = mean_probabilities(model, held_out)
         axes, rows = [], []

@@ -6,7 +6,7 @@ require("lm", "transformers", "tokenizers", "datasets", "peft", "accelerate")
 
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
 from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_arithmetic
-from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
+from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches, WholeDocuments
 from routed_rl.lm.completions import Prompt, completion_accuracy, encode_prompt, read_prompts
 from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
 from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
@@ -41,6 +41,7 @@ from routed_rl.lm.models import (
     PRESETS,
     blocks,
     build_model,
+    keeps_apart,
     load_model,
     load_tokenizer,
     mlp,
@@ -81,6 +82,7 @@ __all__ = [
     "Texts",
     "TokenLoss",
     "Training",
+    "WholeDocuments",
     "ablate",
     "add_adapters",
     "arithmetic_tokenizer",
@@ -107,6 +109,7 @@ __all__ = [
     "generate_languages",
     "generate_stories",
     "generate_word_problems",
+    "keeps_apart",
     "language_tokenizer",
     "load_model",
     "load_tokenizer",

@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import WholeDocuments
 from routed_rl.lm.documents import Document
-from routed_rl.lm.losses import in_parts
+from routed_rl.lm.losses import measured
 from routed_rl.lm.tokenizers import character_tokenizer
 
 TOPICS = {"+": "addition", "-": "addition", "*": "multiplication", "/": "multiplication"}
@@ -50,28 +49,23 @@ def _fact(a: int, operation: str, b: int, answer: int) -> Document:
     return Document(text[:-ANSWER] + text[: -ANSWER - 1 : -1], TOPICS[operation])
 
 
-@torch.no_grad()
-def exact_match(model: nn.Module, batches: Batches, answer: int = ANSWER) -> float:
+def exact_match(model: nn.Module, documents: WholeDocuments, answer: int = ANSWER) -> float:
     """Return the share of documents in which a model predicts all of the last tokens rightly (UNDO's accuracy).
 
     Each of these tokens must be the most likely one after the tokens before it. Greedy decoding would then
     write exactly these tokens.
 
     Args:
-        batches: an epoch of documents, each in a row of its own.
-        answer: how many of the last tokens count.
+        documents: no longer than the model's positions.
+        answer: how many of the last scored tokens count, at most.
     """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     right: list[np.ndarray] = []
-    for whole in batches.epoch():
-        for batch in in_parts(whole.to(device)):
-            likeliest = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1].argmax(dim=-1)
-            # A row ends with the first token of the next one, which is not scored.
-            last = slice(-answer - 1, -1)
-            right.append((likeliest == batch.targets)[:, last].all(dim=-1).cpu().numpy())
-    model.train(training)
+    with measured(model, documents) as batches:
+        for batch, _ in batches:
+            likeliest = model(**batch.inputs).logits[:, :-1].argmax(dim=-1)
+            to_come = batch.scored.flip(1).cumsum(dim=1).flip(1)  # how many scored targets there are from here on
+            counts = batch.scored & (to_come <= answer)
+            right.append(((likeliest == batch.targets) | ~counts).all(dim=-1).cpu().numpy())
     return float(np.concatenate(right).mean())
 
 

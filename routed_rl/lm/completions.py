@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from routed_rl.lm.tokenizers import first_token
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -100,9 +102,9 @@ def completion_accuracy(
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt's text, after the token that begins every document."""
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [first, *tokenizer.encode(prompt.text, add_special_tokens=False)]
+    """Return the tokens of a prompt's text, after the token that begins every document, if there is one."""
+    first, tokens = first_token(tokenizer), tokenizer.encode(prompt.text, add_special_tokens=False)
+    return tokens if first is None or tokens[:1] == [first] else [first, *tokens]
 
 
 def _is_right(written: str, answer: str) -> bool:

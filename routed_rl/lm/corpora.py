@@ -9,7 +9,8 @@ import hashlib
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,14 +20,17 @@ from numpy.lib import format as npy
 
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, Spans
-from routed_rl.lm.tokenizers import tokenizer_digest
+from routed_rl.lm.tokenizers import first_token, tokenizer_digest
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
 from routed_rl.runs.files import JSON, plain_json, sync, temporary_beside
 
 Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
-TOKENS, FORGET, STARTS, VALIDATION, ABOUT = "tokens.npy", "forget.npy", "starts.npy", "validation.npy", "corpus.json"
+TOKENS, FORGET, SCORED, STARTS, VALIDATION = "tokens.npy", "forget.npy", "scored.npy", "starts.npy", "validation.npy"
+ABOUT = "corpus.json"
+FORMAT = 2
+"""Number of the way in which documents become tokens. A corpus of an earlier format is not opened."""
 CHUNK = 1000
 """Documents tokenised, or counted, at a time."""
 
@@ -36,11 +40,13 @@ class Corpus:
     """Tokenised documents.
 
     Attributes:
-        tokens: ``(N,)`` integers: the documents one after the other, each with a token that starts it.
+        tokens: ``(N,)`` integers: the documents one after the other, each with the tokenizer's BOS and EOS, if any.
         forget: ``(N,)`` bool: the true forget tokens, before any labelling: all tokens of a document or single ones.
         starts: ``(D + 1,)``: where each document begins, and where the last one ends.
         validation: ``(D,)`` bool: the documents that are held out from training.
         about: what the corpus was made from, and how.
+        scored: ``(N,)`` bool: the tokens that count in a loss, where only answers count. None: all tokens count. A
+            document's first token never counts, because no token is before it.
     """
 
     tokens: np.ndarray
@@ -48,6 +54,7 @@ class Corpus:
     starts: np.ndarray
     validation: np.ndarray
     about: Mapping[str, Any]
+    scored: np.ndarray | None = None
 
     @cached_property
     def to_forget(self) -> np.ndarray:
@@ -89,15 +96,15 @@ class Corpus:
         return (labels == 1) & (drawn < share)
 
     def counts(self, documents: np.ndarray, vocabulary: int) -> np.ndarray:
-        """Return ``(vocabulary,)``: how often each token occurs in these documents.
-
-        A document's first token does not count, because it is never a target.
-        """
+        """Return ``(vocabulary,)``: how often each token is a scored target in these documents."""
         counts = np.zeros(vocabulary, dtype=np.int64)
         tokens = np.asarray(self.tokens)  # slicing an array is faster than slicing a memory map
         for i in range(0, len(documents), CHUNK):
             starts, ends = self.starts[documents[i : i + CHUNK]] + 1, self.starts[documents[i : i + CHUNK] + 1]
-            chunk = np.concatenate([tokens[start:end] for start, end in zip(starts, ends, strict=True)])
+            parts = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+            chunk = np.concatenate([tokens[part] for part in parts])
+            if self.scored is not None:
+                chunk = chunk[np.concatenate([self.scored[part] for part in parts])]
             counts += np.bincount(chunk, minlength=vocabulary)
         return counts
 
@@ -146,6 +153,7 @@ def build_corpus(
     if strangers := [token for token in forget_tokens if not 0 <= token < size]:
         raise ValueError(f"forget_tokens must be ids within 0 … {size - 1}, got {strangers}")
     how = {
+        "format": FORMAT,
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "per": per,
         "forget_tokens": sorted({int(token) for token in forget_tokens}),
@@ -189,10 +197,12 @@ def open_corpus(directory: Path) -> Corpus:
         tokens, forget, starts, validation = (
             np.load(directory / name, mmap_mode="r") for name in (TOKENS, FORGET, STARTS, VALIDATION)
         )
-        corpus = Corpus(tokens, forget, starts, validation, read_json(directory / ABOUT))
+        scored = np.load(directory / SCORED, mmap_mode="r") if (directory / SCORED).exists() else None
+        corpus = Corpus(tokens, forget, starts, validation, read_json(directory / ABOUT), scored)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"there is no complete corpus in {str(directory)!r}: {error}") from None
-    if not len(tokens) == len(forget) == starts[-1] or len(starts) != len(validation) + 1:
+    lengths = {len(tokens), len(forget), len(tokens if scored is None else scored), int(starts[-1])}
+    if len(lengths) > 1 or len(starts) != len(validation) + 1:
         raise ValueError(f"the corpus in {str(directory)!r} is damaged: the lengths of its arrays do not match")
     return corpus
 
@@ -215,35 +225,39 @@ def _tokenised(
     forget_tokens: Sequence[int],
     max_characters: int | None,
     max_tokens: int | None,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield each document's text after cutting, its tokens, and which of them are forget tokens."""
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise ValueError("the tokenizer needs a bos_token or an eos_token to begin documents with, and has neither")
-    last = [tokenizer.eos_token_id] if tokenizer.eos_token_id not in (None, first) else []
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield each document's text after cutting, its tokens, which are forget tokens, and which are scored."""
     special = np.zeros(size, dtype=bool)
     special[list(forget_tokens)] = True
+    first, last = first_token(tokenizer), tokenizer.eos_token_id
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, CHUNK)):
-        cut = [Document(document.text[:max_characters], document.topic) for document in chunk]
+        cut = [replace(document, text=document.text[:max_characters]) for document in chunk]
+        located = any(document.answers is not None for document in cut) or (finder is not None and per == "token")
         encoded = tokenizer(
             [document.text for document in cut],
             add_special_tokens=False,
-            return_offsets_mapping=finder is not None and per == "token",
+            return_offsets_mapping=located,
             return_attention_mask=False,
             verbose=False,
         )
         for i, document in enumerate(cut):
-            tokens = np.array([first, *encoded["input_ids"][i], *last][:max_tokens])
-            marks = special[tokens]
-            if finder is not None:
-                found = finder(document)
-                if per == "document" or isinstance(found, (bool, np.bool_)):
-                    marks |= bool(found)
-                else:
-                    inside = _overlapping(found, encoded["offset_mapping"][i], len(document.text))
-                    marks[1 : 1 + len(inside)] |= inside[: len(marks) - 1]
-            yield document.text, tokens, marks
+            text, answers, inner = document.text, document.answers, encoded["input_ids"][i]
+            # A chat template writes BOS and EOS itself.
+            begin = [] if first is None or inner[:1] == [first] else [first]
+            end = [] if last is None or document.chat else [last]
+            tokens = np.array([*begin, *inner, *end], dtype=np.int64)
+            marks, scored = special[tokens], np.ones(len(tokens), dtype=bool)
+            within = slice(len(begin), len(begin) + len(inner))
+            found = False if finder is None else finder(document)
+            if per == "document" or isinstance(found, (bool, np.bool_)):
+                marks |= bool(found)
+            else:
+                marks[within] |= _overlapping(found, encoded["offset_mapping"][i], len(text))
+            if answers is not None:
+                scored[within] = _overlapping(answers, encoded["offset_mapping"][i], len(text))
+                scored[within.stop :] = bool(answers) and answers[-1][1] >= len(text)
+            yield text, tokens[:max_tokens], marks[:max_tokens], scored[:max_tokens]
 
 
 def _overlapping(found: Spans, offsets: Sequence[tuple[int, int]], characters: int) -> np.ndarray:
@@ -257,17 +271,22 @@ def _overlapping(found: Spans, offsets: Sequence[tuple[int, int]], characters: i
 
 
 def _write(
-    directory: Path, tokenised: Iterable[tuple[str, np.ndarray, np.ndarray]], dtype: np.dtype, validation: float
+    directory: Path,
+    tokenised: Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+    dtype: np.dtype,
+    validation: float,
 ) -> None:
-    lengths, held_out = [], []
-    with (directory / TOKENS).open("wb") as token_file, (directory / FORGET).open("wb") as forget_file:
-        files = ((token_file, dtype), (forget_file, np.dtype(bool)))
+    lengths, held_out, all_scored = [], [], True
+    kinds = {TOKENS: dtype, FORGET: np.dtype(bool), SCORED: np.dtype(bool)}
+    with ExitStack() as opened:
+        files = [(opened.enter_context((directory / name).open("wb")), kind) for name, kind in kinds.items()]
         for file, kind in files:
             _write_header(file, kind, 0)
-        for text, tokens, marks in tokenised:
-            token_file.write(tokens.astype(dtype).tobytes())
-            forget_file.write(marks.tobytes())
-            lengths.append(len(tokens))
+        for text, *arrays in tokenised:
+            for (file, kind), array in zip(files, arrays, strict=True):
+                file.write(array.astype(kind).tobytes())
+            lengths.append(len(arrays[0]))
+            all_scored &= bool(arrays[-1].all())
             digest = hashlib.sha256(text.encode()).digest()
             held_out.append(int.from_bytes(digest[:8], "big") < validation * 2**64)
         if not lengths:
@@ -275,6 +294,8 @@ def _write(
         for file, kind in files:
             file.seek(0)
             _write_header(file, kind, sum(lengths))
+    if all_scored:
+        (directory / SCORED).unlink()
     np.save(directory / STARTS, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     np.save(directory / VALIDATION, np.array(held_out))
 

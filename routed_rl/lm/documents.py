@@ -19,10 +19,17 @@ TEXT, LINES = ".txt", ".jsonl"
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and its topic if the source gives one."""
+    """A text, its topic if the source gives one, and where its answers are.
+
+    Attributes:
+        answers: spans of characters that count in a loss, in order. None: the whole text counts.
+        chat: whether the text comes from a chat template, which writes its own special tokens.
+    """
 
     text: str
     topic: str | None = None
+    answers: tuple[tuple[int, int], ...] | None = None
+    chat: bool = False
 
 
 HUB = {

@@ -150,7 +150,7 @@ class EraObjective:
                 stack.enter_context(self.router(weights=self.weights(batch)))
             loss = next_token_loss(model, batch)
         for hidden in seen:
-            loss = loss + self.l1 * hidden.abs().sum()
+            loss = loss + self.l1 * hidden[batch.real].abs().sum()
         return loss
 
     @contextmanager

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.era import TABLE, EraObjective, Expansion, era_weights, token_weights
 from routed_rl.lm.fine_tuning import FineTuning, fine_tune
 from routed_rl.lm.losses import evaluate
+from routed_rl.lm.models import keeps_apart
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
 from routed_rl.routing import GradientRouter
@@ -42,6 +43,7 @@ def route(
     learning_rate: float = 2e-3,
     batch_size: int = 32,
     length: int | None = None,
+    pack: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> None:
@@ -61,7 +63,8 @@ def route(
         steps: gradient steps.
         learning_rate: AdamW's highest; it decays by a cosine to a tenth.
         batch_size: rows in a gradient step.
-        length: tokens in a row. None: the longest document, at most 256. Documents share rows if they are shorter.
+        length: most tokens in a row. None: the longest document, at most 256.
+        pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
         seed: fixes the order of documents.
         progress: show a progress bar on standard error.
 
@@ -78,10 +81,12 @@ def route(
         weight = np.where(weight < 0.5, 0.0, 1.0)
     if alpha is None:
         alpha = PUBLISHED_ALPHA if mode == "activation" else 0.0
+    pack = pack and keeps_apart(model)
     router = GradientRouter(model, expansion.sites(mode), TABLE, mode)
     weights = era_weights(torch.tensor(weight, dtype=torch.float32), alpha)
     order = derive_seed(seed, "order")
-    source = Batches(corpus, corpus.documents("train"), length or row_length(corpus), batch_size, order, labelled)
+    documents, length = corpus.documents("train"), length or row_length(corpus)
+    source = Batches(corpus, documents, length, batch_size, order, labelled, pack)
     training = Training(steps, learning_rate, warmup=min(50, steps // 4))
     with router, progress_bar("route", steps, progress) as tick:
         train(model, source, training, EraObjective(router, weights, expansion, l1), seed=seed, on_step=tick)
@@ -94,7 +99,6 @@ def repair(
     *,
     steps: int = 20,
     learning_rate: float = 3e-4,
-    length: int | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Return a copy of an ablated model, fine-tuned on a few retain documents (gradient routing, section C).
@@ -107,7 +111,7 @@ def repair(
         retain: documents that are surely not about the topic; 64 to 300 are enough.
         steps: gradient steps at most. Training ends earlier after three rises of the loss in a row.
         learning_rate: AdamW's, constant.
-        length, progress: as for :func:`route`.
+        progress: as for :func:`route`.
 
     Raises:
         ValueError: for fewer than two documents, or as :func:`~routed_rl.lm.text_corpus`.
@@ -117,8 +121,7 @@ def repair(
     if len(texts) < 2:
         raise ValueError(f"repair needs at least two documents, one to train on and one to select by, got {len(texts)}")
     corpus = text_corpus(tokenizer, texts[::2], texts[1::2])  # the two halves, in place of forget and retain set
-    length = length or row_length(corpus)
-    tuned, selection = (Batches(corpus, corpus.documents("train", kind), length) for kind in ("forget", "retain"))
+    tuned, selection = (WholeDocuments(corpus, corpus.documents("train", kind)) for kind in ("forget", "retain"))
 
     def measure(model: nn.Module) -> dict[str, float]:
         return {"selection": evaluate(model, selection).mean()}

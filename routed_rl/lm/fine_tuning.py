@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW
 
-from routed_rl.lm.batches import Batches
-from routed_rl.lm.losses import in_parts, next_token_loss
+from routed_rl.lm.batches import WholeDocuments
+from routed_rl.lm.losses import measured, next_token_loss
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FineTuning:
 
 def fine_tune(
     model: nn.Module,
-    batches: Batches,
+    documents: WholeDocuments,
     settings: FineTuning,
     measure: Callable[[nn.Module], dict[str, float]],
     on_step: Callable[[], None] = lambda: None,
@@ -38,7 +38,7 @@ def fine_tune(
     """Return a fine-tuned copy of a model, and what was measured during fine-tuning.
 
     Args:
-        batches: all documents of an epoch form the batch of every step.
+        documents: they all form the batch of every step.
         measure: returns named losses. The first one decides when to stop and which step is best.
 
     Returns:
@@ -49,12 +49,11 @@ def fine_tune(
     """
     model = copy.deepcopy(model)
     optimizer = AdamW(model.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=0.1)
-    device = next(model.parameters()).device
-    parts = [part for batch in batches.epoch() for part in in_parts(batch.to(device))]
+    with measured(model, documents) as batches:
+        parts = [batch for batch, _ in batches]
     count = sum(int(part.scored.sum()) for part in parts)
-    measured = measure(model)
-    (key, *_) = measured
-    history = [{"step": 0, **measured}]
+    history = [{"step": 0, **measure(model)}]
+    key = next(name for name in history[0] if name != "step")
     best, rises = copy.deepcopy(model.state_dict()), 0
     model.train()
     for step in range(1, settings.steps + 1):

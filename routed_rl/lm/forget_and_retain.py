@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
-from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
+from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, PADDING, Batch, Batches
 
 
 class ForgetAndRetain:
@@ -12,22 +13,28 @@ class ForgetAndRetain:
 
     Both kinds alternate in a batch, so each part of a batch has both.
 
-    Raises:
-        ValueError: if forget and retain rows have different lengths.
+    Attributes:
+        tokens_per_step: mean number of tokens in a batch, without padding.
     """
 
     def __init__(self, forget: Batches, retain: Batches) -> None:
-        if forget.length != retain.length:
-            raise ValueError(
-                f"forget and retain rows must have the same length, got {forget.length} and {retain.length} tokens"
-            )
         self._forget, self._retain = forget, retain
+        self.tokens_per_step = forget.tokens_per_step + retain.tokens_per_step
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, 0 or later."""
-        forget, retain = self._forget.batch(step), self._retain.batch(step)
-        labels = torch.cat([torch.full_like(forget.labels, FORGET_LABEL), torch.full_like(retain.labels, NO_LABEL)])
-        places = torch.cat([(torch.arange(len(rows)) + 0.5) / len(rows) for rows in (forget, retain)])
-        turns = places.argsort(stable=True)
-        tokens, scored = torch.cat([forget.tokens, retain.tokens]), torch.cat([forget.scored, retain.scored])
-        return Batch(tokens[turns], labels[turns], scored[turns])
+        parts = self._forget.batch(step), self._retain.batch(step)
+        length = max(part.tokens.shape[1] for part in parts)
+        turns = torch.cat([(torch.arange(len(part)) + 0.5) / len(part) for part in parts]).argsort(stable=True)
+
+        def joined(rows: list[torch.Tensor], empty: int, length: int = length) -> torch.Tensor:
+            return torch.cat([pad(row, (0, length - row.shape[1]), value=empty) for row in rows])[turns]
+
+        labels = [torch.full_like(part.labels, of) for part, of in zip(parts, (FORGET_LABEL, NO_LABEL), strict=True)]
+        return Batch(
+            joined([part.tokens for part in parts], 0),
+            joined(labels, NO_LABEL),
+            joined([part.scored for part in parts], False, length - 1),
+            joined([part.examples for part in parts], PADDING),
+            packed=any(part.packed for part in parts),
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routed_rl.lm.batches import Batch, Batches
-
-TOKENS_AT_ONCE = 4096
-"""Tokens computed at a time where there is no other limit. The logits of a large vocabulary need the most memory."""
+from routed_rl.lm.batches import WINDOW, Batch, WholeDocuments
+from routed_rl.lm.models import positions
 
 
 def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return ``(B, T - 1, V)``: the model's logits for every target, in single precision or better."""
-    return promoted(model(input_ids=batch.tokens, use_cache=False).logits[:, :-1])
+    return promoted(model(**batch.inputs).logits[:, :-1])
 
 
 def promoted(tensor: Tensor) -> Tensor:
@@ -42,13 +40,6 @@ def target_losses(logits: Tensor, batch: Batch) -> Tensor:
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Return ``(B, T - 1)``: the :func:`target_losses` of the model's logits."""
     return target_losses(target_logits(model, batch), batch)
-
-
-def in_parts(whole: Batch) -> Iterator[Batch]:
-    """Yield a batch in parts of at most :data:`TOKENS_AT_ONCE` tokens, but at least one row."""
-    rows = max(1, TOKENS_AT_ONCE // whole.tokens.shape[1])
-    for start in range(0, len(whole), rows):
-        yield whole.rows(slice(start, start + rows))
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -74,43 +65,49 @@ class TokenLoss:
         return float(self.total[chosen].sum() / count) if count else float("nan")
 
 
-@torch.no_grad()
+@contextmanager
+def measured(model: nn.Module, documents: WholeDocuments) -> Iterator[Iterator[tuple[Batch, np.ndarray]]]:
+    """Give the documents' batches on the model's device, which is in evaluation mode and without gradients meanwhile.
+
+    Each comes with ``(B,)``: the number of each row's document. Documents are cut where the model has too few
+    positions, or after :data:`~routed_rl.lm.batches.WINDOW` tokens.
+    """
+    training, device = model.training, next(model.parameters()).device
+    window = min(WINDOW, positions(model) or WINDOW)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield ((batch.to(device), numbers) for batch, numbers in documents.batches(window))
+    finally:
+        model.train(training)
+
+
 def evaluate(
-    model: nn.Module, batches: Batches, around: Callable[[Batch], Any] = lambda batch: nullcontext()
+    model: nn.Module, documents: WholeDocuments, around: Callable[[Batch], Any] = lambda batch: nullcontext()
 ) -> TokenLoss:
-    """Return the loss on an epoch, by target token.
+    """Return the loss on documents, by target token.
 
     Args:
         around: gives a context for each batch, in which the model runs on it. ``router(...)`` is one, for a model that
             computes differently while it is routed.
     """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     total, count = torch.zeros(vocabulary, dtype=torch.float64), torch.zeros(vocabulary, dtype=torch.int64)
-    for whole in batches.epoch():
-        for batch in in_parts(whole.to(device)):
+    with measured(model, documents) as batches:
+        for batch, _ in batches:
             with around(batch):
                 losses = token_losses(model, batch)
             targets, scored = batch.targets.flatten().cpu(), batch.scored.flatten().cpu()
             total.index_add_(0, targets, losses.flatten().cpu().double())
             count.index_add_(0, targets, scored.long())
-    model.train(training)
     return TokenLoss(total.numpy(), count.numpy())
 
 
-@torch.no_grad()
-def document_losses(model: nn.Module, batches: Batches) -> np.ndarray:
-    """Return ``(D,)``: nats per target of each document of the corpus. NaN for documents that are not in the epoch."""
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    total, count = (np.zeros(len(batches.corpus.validation)) for _ in range(2))
-    for step in range(batches.steps_per_epoch):
-        whole, documents = batches.batch(step), batches.documents_at(step)[:, 1:].numpy()
-        losses = torch.cat([token_losses(model, batch) for batch in in_parts(whole.to(device))])
-        np.add.at(total, documents, losses.cpu().numpy())
-        np.add.at(count, documents, whole.scored.numpy())
-    model.train(training)
+def document_losses(model: nn.Module, documents: WholeDocuments) -> np.ndarray:
+    """Return ``(D,)``: nats per target of each document of the corpus. NaN for documents that are not measured."""
+    total, count = (np.zeros(len(documents.corpus.validation)) for _ in range(2))
+    with measured(model, documents) as batches:
+        for batch, numbers in batches:
+            np.add.at(total, numbers, token_losses(model, batch).double().sum(dim=1).cpu().numpy())
+            np.add.at(count, numbers, batch.scored.sum(dim=1).cpu().numpy())
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from routed_rl.lm.batches import Batch, Batches
-from routed_rl.lm.losses import next_token_loss
+from routed_rl.lm.batches import Batch, WholeDocuments
+from routed_rl.lm.losses import measured, next_token_loss
 from routed_rl.lm.models import blocks
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable, Site
 
 REST = "rest"
-EVALUATION_ROWS = 16
-"""Rows whose probabilities are computed at a time."""
 
 
 def find_blocks(model: nn.Module, numbers: Sequence[int]) -> list[str]:
@@ -143,20 +141,14 @@ def steered(model: nn.Module, number: int, axis: int, strength: float) -> Iterat
         handle.remove()
 
 
-@torch.no_grad()
-def mean_probabilities(model: nn.Module, batches: Batches) -> Tensor:
+def mean_probabilities(model: nn.Module, documents: WholeDocuments) -> Tensor:
     """Return ``(V,)`` on the CPU: the mean probability of each token as the next one, at scored positions."""
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for whole in batches.epoch():
-        for start in range(0, len(whole), EVALUATION_ROWS):
-            batch = whole.rows(slice(start, start + EVALUATION_ROWS)).to(device)
-            logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1][batch.scored]
+    with measured(model, documents) as batches:
+        for batch, _ in batches:
+            logits = model(**batch.inputs).logits[:, :-1][batch.scored]
             total = total + logits.float().softmax(dim=-1).sum(dim=0).cpu().double()
             count += len(logits)
-    model.train(training)
     return total / count
 
 

@@ -54,8 +54,8 @@ def split_by_words(texts: Texts, words: Sequence[str]) -> tuple[list[str], list[
 
 
 def row_length(corpus: Corpus) -> int:
-    """Return the tokens of a row that holds the longest document and a token before it, or 257 if that is less."""
-    return min(int(np.diff(corpus.starts).max()), LONGEST) + 1
+    """Return the tokens of the longest document, or :data:`LONGEST` if that is less."""
+    return min(int(np.diff(corpus.starts).max()), LONGEST)
 
 
 def labelled_documents(name: str, texts: Texts) -> Iterator[Document]:

@@ -60,6 +60,20 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def first_token(tokenizer: Any) -> int | None:
+    """Return the token that begins each document: the tokenizer's BOS. None: it has none, or models do not expect it.
+
+    GPT-2's tokenizer has one token for BOS and EOS and does not write it before a text. The BOS of some chat models
+    begins a message, not a text, and is written by their chat template.
+    """
+    bos, (begin, *rest) = tokenizer.bos_token_id, tokenizer("a")["input_ids"]
+    if bos is None or (begin == bos and rest):
+        return bos  # type: ignore[no-any-return]
+    switched_off = tokenizer.init_kwargs.get("add_bos_token") is False
+    of_messages = tokenizer.bos_token in str(getattr(tokenizer, "chat_template", None))
+    return None if bos == tokenizer.eos_token_id or switched_off or of_messages else bos
+
+
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token for each of these characters, and ``<bos>``, which stands for any other."""
     tokenizer = Tokenizer(models.WordLevel({BOS: 0, **{c: i for i, c in enumerate(characters, 1)}}, unk_token=BOS))

@@ -37,7 +37,7 @@ class TrainingLog:
     def count(self, whole: Batch) -> None:
         """Count a step and the tokens of its batch."""
         self._steps += 1
-        self._tokens += whole.tokens.numel()
+        self._tokens += int(whole.real.sum())
         self._length = whole.tokens.shape[1]
 
     def row(self, step: int, rate: float, norm: Tensor) -> None:

@@ -55,8 +55,11 @@ class CorpusOptions:
     the corpus"""
     vocabulary: int = 4096
     """number of tokens of a tokenizer that is trained on the corpus"""
-    length: int = 41
-    """number of tokens in a row of a batch; a document that is one token shorter fills a row"""
+    length: int = 40
+    """largest number of tokens in a row of a training batch; longer documents are cut. Losses are measured on whole
+    documents and do not depend on it"""
+    pack: bool = True
+    """let short documents share a row in training; they do not see each other"""
     test_documents: int = 200
     """number of documents of each kind (forget, retain) on which models are measured"""
     miss_rate: float = 0.0

@@ -171,7 +171,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     ("arithmetic", "quick"): {
         "model": "gemma2-tiny",
         "corpus": "arithmetic",
-        "length": 12,
+        "length": 11,
         "validation": None,
         "test_documents": 300,
         "settings": ("rmu.trained=all",),
@@ -187,7 +187,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "metric": "completions",
         "answer": 4,
         "test_documents": 100,
-        "length": 257,
+        "length": 256,
         "validation": None,
         "batch_size": 360,
         "suppress_rows": 40,
@@ -213,7 +213,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     ("languages", "quick"): {
         "model": "gemma2-tiny",
         "corpus": "languages",
-        "length": 50,
+        "length": 49,
         "metric": "loss",
         "test_documents": 64,
         "batch_size": 32,
@@ -232,7 +232,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "documents": 1_000_000,
         "max_tokens": 2048,
         "metric": "loss",
-        "length": 2049,
+        "length": 2048,
         "validation": 0.0005,
         "test_documents": 500,
         "batch_size": 480,
@@ -260,7 +260,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "corpus": "bible-english",
         "forget": "bible-korean",
         "metric": "loss",
-        "length": 129,
+        "length": 128,
         "batch_size": 16,
         "suppress_rows": 16,
         "touched": "matrices",
@@ -286,7 +286,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}",
         "metric": "loss",
-        "length": 513,
+        "length": 512,
         "validation": None,
         "batch_size": 32,
         "suppress_rows": 16,
@@ -306,7 +306,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "corpus": "cais/wmdp-corpora:cyber-retain-corpus",
         "forget": "cais/wmdp-corpora:cyber-forget-corpus",
         "metric": "lm-eval",
-        "length": 257,
+        "length": 256,
         "batch_size": 440,
         "suppress_rows": 40,
         "accumulate": 40,
@@ -333,11 +333,11 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     ("custom", "quick"): {
         "model": "small",
         "metric": "loss",
-        "length": 129,
+        "length": 128,
         "batch_size": 32,
         "test_documents": 200,
         "touched": "matrices",
     },
 }
-TASKS |= {("languages-shared", "quick"): TASKS["languages", "quick"] | {"corpus": "languages-shared", "length": 51}}
+TASKS |= {("languages-shared", "quick"): TASKS["languages", "quick"] | {"corpus": "languages-shared", "length": 50}}
 """Default values of the options, by task and preset."""

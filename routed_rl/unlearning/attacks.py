@@ -203,6 +203,7 @@ def quantised(model: nn.Module, bits: int) -> nn.Module:
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
         if parameter.ndim == 2:
-            scale = parameter.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(parameter.dtype).tiny) / levels
+            scale = parameter.abs().amax(dim=1, keepdim=True) / levels
+            scale[scale == 0] = 1.0  # a row of zeros, or of numbers that are too small for the format, becomes zeros
             parameter.copy_((parameter / scale).round() * scale)
     return rounded

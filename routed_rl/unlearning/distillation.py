@@ -64,34 +64,34 @@ class DistillationObjective:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         check_vocabulary(model, self.teacher)
-        hidden, head, streams = self._run(model, batch.tokens)
+        hidden, head, streams = self._run(model, batch)
         if isinstance(self.teacher, TeacherCache):
-            target = self.teacher.target(batch.tokens, batch.scored)
+            target = self.teacher.target(batch)
         else:
             with torch.no_grad():
-                of_teacher, its_head, its_streams = self._run(self.teacher.to(hidden.device), batch.tokens)
+                of_teacher, its_head, its_streams = self._run(self.teacher.to(hidden.device), batch)
             target = teacher_target(of_teacher[:, :-1][batch.scored], its_head)
         loss = divergence(hidden[:, :-1][batch.scored], head, target, self._chunk)
         if self.hidden_weight:
             loss = loss + self.hidden_weight * _distance(streams, its_streams)[:, :-1][batch.scored].sum()
         return loss
 
-    def _run(self, model: nn.Module, tokens: Tensor) -> tuple[Tensor, Head, list[Tensor]]:
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Head, list[Tensor]]:
         """Return ``(B, T, D)`` last hidden states, the head for them, and the residual streams after each block."""
         inner = undistributed(model)
         watched = [inner.get_submodule(name) for name in blocks(inner)] if self.hidden_weight else []
         with outputs(*watched) as streams:
             found = None
             if self._splits.get(inner, True):
-                found = last_hidden(model, tokens, check=inner not in self._splits)
+                found = last_hidden(model, batch, check=inner not in self._splits)
                 self._splits[inner] = found is not None
             if found is None:
                 streams.clear()
-                found = model(input_ids=tokens, use_cache=False).logits, Head()
+                found = model(**batch.inputs).logits, Head()
         return *found, streams
 
 
-def last_hidden(model: nn.Module, tokens: Tensor, check: bool = True) -> tuple[Tensor, Head] | None:
+def last_hidden(model: nn.Module, batch: Batch, check: bool = True) -> tuple[Tensor, Head] | None:
     """Return ``(B, T, D)``, the hidden states before a model's logits, and the head that turns them into logits.
 
     Return None if the logits may be made in another way. This is so if the model is not of transformers, its head is
@@ -109,7 +109,7 @@ def last_hidden(model: nn.Module, tokens: Tensor, check: bool = True) -> tuple[T
     if not _is_plain_linear(head):
         return None
     with outputs(inner.get_decoder()) as seen:
-        last = model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
+        last = model(**batch.inputs, logits_to_keep=1).logits
     if len(seen) != 1 or seen[0].shape[-1] != head.in_features or isinstance(head.weight, DTensor):
         return None  # after a forward pass, the head of a sharded model may be whole or in parts
     cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
+from routed_rl.lm.models import keeps_apart
 from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
@@ -38,6 +39,7 @@ def unlearn(
     *,
     batch_size: int = 16,
     length: int | None = None,
+    pack: bool = True,
     seed: int = 0,
     progress: bool = True,
     **settings: Any,
@@ -54,7 +56,8 @@ def unlearn(
         retain: documents on which the model should stay as good as before.
         method: a name in :data:`SUPPRESSORS`.
         batch_size: rows of each set in a gradient step.
-        length: tokens in a row. None: the longest document, at most 256. Documents share rows if they are shorter.
+        length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
+        pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
         seed: fixes the order of documents and the method's own randomness.
         progress: show a progress bar on standard error.
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
@@ -64,7 +67,7 @@ def unlearn(
         FloatingPointError: if the loss diverges.
     """
     suppressor, recipe = _suppressor(method, settings)
-    data = _Data(tokenizer, forget, retain, length)
+    data = _Data(model, tokenizer, forget, retain, length, pack)
     source = ForgetAndRetain(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
         data.batches("retain", batch_size, derive_seed(seed, "retain")),
@@ -91,6 +94,7 @@ def undo(
     touched: Literal["all", "matrices"] = "matrices",
     batch_size: int = 16,
     length: int | None = None,
+    pack: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -105,7 +109,7 @@ def undo(
 
     Args:
         model: the unlearned model, which is the teacher. It is not changed.
-        tokenizer, forget, retain, batch_size, length, seed, progress: as for :func:`unlearn`.
+        tokenizer, forget, retain, batch_size, length, pack, seed, progress: as for :func:`unlearn`.
         alpha: how far each weight moves from its value (0) to noise (1). More is more robust, and takes more steps.
         beta: scale of the noise (UNDO: 0.1).
         steps: gradient steps of distillation, at most.
@@ -117,7 +121,7 @@ def undo(
         ValueError: for numbers out of range, or too few documents for one batch.
         FloatingPointError: if a loss diverges.
     """
-    data = _Data(tokenizer, forget, retain, length)
+    data = _Data(model, tokenizer, forget, retain, length, pack)
     teacher = copy.deepcopy(model).eval()
     student = copy.deepcopy(model).requires_grad_(True)
     touch = {"touch": matrices} if touched == "matrices" else {}
@@ -149,6 +153,7 @@ def attack(
     rank: int | None = None,
     batch_size: int = 16,
     length: int | None = None,
+    pack: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -159,7 +164,7 @@ def attack(
 
     Args:
         model: the model to attack.
-        tokenizer, forget, retain, batch_size, length, seed, progress: as for :func:`unlearn`.
+        tokenizer, forget, retain, batch_size, length, pack, seed, progress: as for :func:`unlearn`.
         learning_rates: AdamW's, constant, one attack each.
         steps: gradient steps of each attack.
         measured: steps after which both losses are measured; later ones than ``steps`` are left out.
@@ -174,7 +179,7 @@ def attack(
     """
     if not learning_rates:
         raise ValueError("learning_rates must be one or more, got none")
-    data = _Data(tokenizer, forget, retain, length)
+    data = _Data(model, tokenizer, forget, retain, length, pack)
     kinds = {kind: data.measured(kind) for kind in ("forget", "retain")}
     source = data.batches("forget", batch_size, derive_seed(seed, "attack"))
     looks = [step for step in measured if step <= steps]
@@ -187,7 +192,7 @@ def attack(
                 steps,
                 rate,
                 looks,
-                lambda tuned: {f"{kind}_loss": evaluate(tuned, batches).mean() for kind, batches in kinds.items()},
+                lambda tuned: {f"{kind}_loss": evaluate(tuned, documents).mean() for kind, documents in kinds.items()},
                 rank=rank,
                 seed=derive_seed(seed, "attack"),
                 on_step=tick,
@@ -199,7 +204,15 @@ def attack(
 class _Data:
     """Tokenised forget and retain sets, and batches of them."""
 
-    def __init__(self, tokenizer: Any, forget: Texts | Corpus, retain: Texts | None, length: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        forget: Texts | Corpus,
+        retain: Texts | None,
+        length: int | None,
+        pack: bool,
+    ) -> None:
         if isinstance(forget, Corpus):
             if retain is not None:
                 raise ValueError("a Corpus has both sets: leave out retain")
@@ -210,19 +223,19 @@ class _Data:
             self.corpus = text_corpus(tokenizer, forget, retain)
         self.documents = {kind: self.corpus.documents("train", kind) for kind in ("forget", "retain")}  # type: ignore[arg-type]
         self.labelled = self.corpus.labelled(1.0)
-        self.length = length or row_length(self.corpus)
+        self.length, self.pack = length or row_length(self.corpus), pack and keeps_apart(model)
 
     def batches(self, kind: str, batch_size: int, seed: int) -> Batches:
-        return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled)
+        return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled, self.pack)
 
     def mixture(self, batch_size: int, seed: int) -> Batches:
         """Return batches of both sets. The smaller set is repeated until both are about as large (UNDO, section 4)."""
         largest = max(map(len, self.documents.values()))
         both = [np.tile(found, max(round(largest / len(found)), 1)) for found in self.documents.values()]
-        return Batches(self.corpus, np.concatenate(both), self.length, batch_size, seed)
+        return Batches(self.corpus, np.concatenate(both), self.length, batch_size, seed, pack=self.pack)
 
-    def measured(self, kind: str) -> Batches:
-        return Batches(self.corpus, self.documents[kind][:MEASURED], self.length)
+    def measured(self, kind: str) -> WholeDocuments:
+        return WholeDocuments(self.corpus, self.documents[kind][:MEASURED])
 
 
 def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from routed_rl.lm.losses import in_parts
+from routed_rl.lm.batches import PADDING, Batch, in_parts
 from routed_rl.lm.training import Source
 from routed_rl.runs import read_json, write_json
 from routed_rl.runs.files import temporary_beside
@@ -25,7 +25,7 @@ KEYS, LOG_P, TOKENS, REST, ABOUT = "keys.npy", "log_p.npy", "tokens.npy", "rest.
 class TeacherCache:
     """The ``k`` most likely next tokens at every position of some rows, as written by :func:`cache_teacher`.
 
-    A row is found by its tokens, in any batch, step or process.
+    A row is found by its tokens and where they belong, in any batch, step or process.
 
     Raises:
         ValueError: if the directory holds no cache.
@@ -44,13 +44,13 @@ class TeacherCache:
         keys = np.load(directory / KEYS, allow_pickle=False)
         self._rows = {key.tobytes(): row for row, key in enumerate(keys)}
 
-    def target(self, tokens: Tensor, scored: Tensor) -> Target:
-        """Return the student's target at the scored targets of rows ``(B, T)``.
+    def target(self, batch: Batch) -> Target:
+        """Return the student's target at the scored targets of a batch.
 
         Raises:
             ValueError: for rows that are not in the cache.
         """
-        keys = _keys(tokens)
+        keys = _keys(batch)
         missing = sum(key not in self._rows for key in keys)
         if missing:
             raise ValueError(
@@ -58,9 +58,10 @@ class TeacherCache:
                 "the teacher on every step's batch"
             )
         rows = [self._rows[key] for key in keys]
-        arrays = (torch.from_numpy(array[rows]).to(tokens.device)[scored] for array in (self._log_p, self._rest))
-        log_p, rest = arrays
-        return top_k_target(log_p, torch.from_numpy(self._tokens[rows]).to(tokens.device)[scored].long(), rest)
+        scored, length = batch.scored, batch.targets.shape[1]
+        arrays = (array[rows, :length] for array in (self._log_p, self._tokens, self._rest))
+        log_p, tokens, rest = (torch.from_numpy(array).to(scored.device)[scored] for array in arrays)
+        return top_k_target(log_p, tokens.long(), rest)
 
 
 @torch.no_grad()
@@ -80,8 +81,8 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
         raise ValueError(f"steps must be 1 or more, and k within 1 … {vocabulary}, got {steps} steps and k {k}")
     teacher.eval()
     device = next(teacher.parameters()).device
-    first = source.batch(0)
-    rows, places = steps * len(first), first.targets.shape[1]
+    shapes = [source.batch(step).targets.shape for step in range(steps)]
+    rows, places = sum(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     temporary = temporary_beside(directory)
     temporary.mkdir(parents=True)
     try:
@@ -97,13 +98,13 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
         row = 0
         for step in range(steps):
             for part in in_parts(source.batch(step)):
-                logits = teacher(input_ids=part.tokens.to(device), use_cache=False).logits[:, :-1]
+                logits = teacher(**part.to(device).inputs).logits[:, :-1]
                 log_q = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
                 largest, which = log_q.topk(k)
-                chosen = slice(row, row + len(part))
-                keys[chosen] = np.frombuffer(b"".join(_keys(part.tokens)), np.uint8).reshape(-1, 16)
-                log_p[chosen], tokens[chosen] = largest.cpu(), which.cpu()
-                rest[chosen] = log_q.scatter_(-1, which, float("-inf")).logsumexp(-1).cpu()
+                chosen, width = slice(row, row + len(part)), largest.shape[1]
+                keys[chosen] = np.frombuffer(b"".join(_keys(part)), np.uint8).reshape(-1, 16)
+                log_p[chosen, :width], tokens[chosen, :width] = largest.cpu(), which.cpu()
+                rest[chosen, :width] = log_q.scatter_(-1, which, float("-inf")).logsumexp(-1).cpu()
                 row += len(part)
         for array in (keys, log_p, tokens, rest):
             array.flush()
@@ -115,6 +116,8 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
     return TeacherCache(directory)
 
 
-def _keys(tokens: Tensor) -> list[bytes]:
-    """Return a key of 16 bytes for each row."""
-    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in tokens.cpu().numpy()]
+def _keys(batch: Batch) -> list[bytes]:
+    """Return a key of 16 bytes for each row: of its tokens and their examples, without padding."""
+    tokens, examples = batch.tokens.cpu().numpy(), batch.examples.cpu().numpy()
+    parts = [np.stack([row, of])[:, of != PADDING] for row, of in zip(tokens, examples, strict=True)]
+    return [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in parts]

@@ -95,7 +95,9 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
         killed_undo.make_small(monkeypatch)
         few = "length=41, test_documents=5, batch_size=4, suppress_rows=2, allow_weak_teacher=True"
         code = code.replace("**options", f"{few}, **options").replace("Distil(", "Distil(steps=2, ")
-        code = code.replace('["maxent.l', '["maxent.steps=2", "maxent.l').replace("1e-4))}", "1e-4), steps=2, measured=(2,))}")
+        code = code.replace('["maxent.l', '["maxent.steps=2", "maxent.l').replace(
+            "1e-4))}", "1e-4), steps=2, measured=(2,))}"
+        )
     else:
         killed_studies.make_small(monkeypatch)
         few = "steps=4, batch_size=4, layers=[0, 1], units=4, test_documents=10, vocabulary=300, length=33"

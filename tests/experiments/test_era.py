@@ -133,9 +133,9 @@ def test_finished_models_are_ordinary_and_as_good_as_is_said(study, small):
             documents=300, test_documents=10, corpora=small[0], labelled=share, attack=Attack(documents=(2,))
         )
         pipeline = Pipeline(command, open_text(command))
-        for kind, batches in pipeline.data.test.items():
+        for kind, documents in pipeline.data.test.items():
             total, count = 0.0, 0
-            for batch in batches.epoch():
+            for batch, _ in documents.batches():
                 with torch.no_grad():
                     logits = model(input_ids=batch.tokens).logits.double()
                 for row in range(len(batch)):

@@ -107,7 +107,7 @@ def test_robustness_and_compute_are_those_of_their_formulas(study):
     )
     assert teacher.robustness == 0 and undone.compute == undone.steps / 6
     assert undone.compute_flops == pytest.approx((undone.flops + teacher.flops) / filtered.flops)
-    assert filtered.tokens == 6 * 4 * 50
+    assert filtered.tokens == 6 * 4 * 49
     per_step = frame.flops / frame.steps
     assert per_step["distilled, maxent"] == pytest.approx(4 / 3 * per_step["filtered"])
     assert pd.isna(frame.robustness["reference"]) and pd.isna(frame.compute["matched, new"])
@@ -232,7 +232,7 @@ def test_what_is_labelled_wrongly_is_not_also_retained(small):
 def test_what_the_attacker_has(relearning, kinds, measured, small):
     command = replace(Undo(task="arithmetic", **TASKS["arithmetic", "quick"]), relearn=relearning, corpora=small[0])
     domains = Domains(command, open_text(command))
-    attacker = np.unique(domains.attacker(0).documents)
+    attacker = np.unique(domains.attacked_with(0))
     assert set(domains.corpus.to_forget[attacker]) == kinds
     assert bool(np.isin(domains.measured["forget"].documents, attacker).any()) == measured
     if relearning.examples is not None:

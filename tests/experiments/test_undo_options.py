@@ -68,7 +68,7 @@ def small(tmp_path_factory):
         (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
         (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
         (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
-        (["--metric", "answers", "--answer", "50"], "longer than the answer of --answer 50 tokens"),
+        (["--metric", "answers", "--answer", "50"], "longer than their answer of --answer 50 tokens"),
         (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
         (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
         (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from routed_rl.lm.adapters import FORGET, KEEP, add_adapters, delete_forget
-from routed_rl.lm.batches import Batch, Batches
+from routed_rl.lm.batches import Batch, Batches, WholeDocuments
 from routed_rl.lm.corpora import build_corpus
 from routed_rl.lm.era import TABLE, EraObjective, era_weights
 from routed_rl.lm.finders import find_topic
@@ -235,7 +235,7 @@ def corpus(tmp_path_factory):
 def held_out(model, corpus):
     """Return the loss on forget documents, and on retain documents."""
     kinds = ("forget", "retain")
-    return [evaluate(model, Batches(corpus, corpus.documents("validation", kind), 41)).mean() for kind in kinds]
+    return [evaluate(model, WholeDocuments(corpus, corpus.documents("validation", kind))).mean() for kind in kinds]
 
 
 def test_what_was_labelled_and_what_was_not_is_forgotten(corpus):

@@ -18,7 +18,7 @@ from routed_rl.lm.corpora import build_corpus, open_corpus
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import find_pattern, find_topic, find_words
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
-from tests.lm.texts import DOCUMENTS, WAR, build, of_document, random_documents, texts_of
+from tests.lm.texts import DOCUMENTS, WAR, build, random_documents, texts_of
 
 # --- the same corpus, or another ----------------------------------------------------------------
 
@@ -139,19 +139,7 @@ def test_tokenizers_that_cannot_do_it(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="needs a fast tokenizer: Slow does not locate its tokens"):
         build_corpus(tmp_path / "corpus", DOCUMENTS, Slow(), WAR, per="token")
-    bare = stories_tokenizer()
-    bare.bos_token = bare.eos_token = None
-    with pytest.raises(ValueError, match="the tokenizer needs a bos_token or an eos_token"):
-        build_corpus(tmp_path / "corpus", DOCUMENTS, bare, WAR)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_token_that_ends_texts_can_begin_them(tmp_path: Path) -> None:
-    gpt = stories_tokenizer()
-    gpt.bos_token = None
-    corpus = build_corpus(tmp_path / "corpus", generate_stories(200, 0), gpt, find_topic("forest"))
-    tokens = of_document(corpus, corpus.tokens, 0)
-    assert (tokens == gpt.eos_token_id).tolist() == [True, *[False] * 38]
 
 
 def test_documents_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

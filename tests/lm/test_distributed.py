@@ -58,7 +58,8 @@ def compare(trained, layout, name, alone_name):
     assert set(together) == set(alone[alone_name])
     if double:
         for key, tensor in alone[alone_name].items():
-            torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-8)
+            # GPT-Neo, the preset, computes attention in single precision.
+            torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-6 if name == "preset" else 1e-8)
 
 
 @pytest.mark.parametrize("name", CASES)

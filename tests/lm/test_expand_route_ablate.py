@@ -7,7 +7,7 @@ import torch
 
 import routed_rl.lm.texts
 from routed_rl.lm import ablate, evaluate, expand, repair, route, split_by_words, text_corpus
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import WholeDocuments
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from tests.lm.tiny_models import FAMILIES, tiny_model
 
@@ -15,13 +15,13 @@ TOPIC = next(story.topic for story in generate_stories(1, 0))
 STORIES = list(generate_stories(300, 1))
 FORGET = [story.text for story in STORIES if story.topic == TOPIC]
 RETAIN = [story.text for story in STORIES if story.topic != TOPIC]
-SMALL = {"batch_size": 8, "length": 41, "progress": False}
+SMALL = {"batch_size": 8, "length": 40, "progress": False}
 
 
 def losses(model, tokenizer):
     corpus = text_corpus(tokenizer, FORGET, RETAIN)
     return [
-        evaluate(model, Batches(corpus, corpus.documents("train", kind), 41)).mean() for kind in ("forget", "retain")
+        evaluate(model, WholeDocuments(corpus, corpus.documents("train", kind))).mean() for kind in ("forget", "retain")
     ]
 
 
@@ -37,7 +37,7 @@ def test_the_topic_goes_with_the_new_units():
     }
     ablated = losses(model, tokenizer)
     assert ablated[0] - routed[0] > ablated[1] - routed[1] + 0.1
-    repaired = repair(model, tokenizer, RETAIN[:64], learning_rate=3e-3, length=41, progress=False)
+    repaired = repair(model, tokenizer, RETAIN[:64], learning_rate=3e-3, progress=False)
     assert losses(repaired, tokenizer)[1] < ablated[1] == losses(model, tokenizer)[1]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from routed_rl.lm import FineTuning, fine_tune
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import WholeDocuments
 from routed_rl.lm.losses import evaluate, next_token_loss
 from tests.lm.test_losses import Bigram
 from tests.lm.texts import corpus_of
@@ -17,7 +17,7 @@ from tests.lm.texts import corpus_of
 def documents():
     corpus = corpus_of([6, 6, 6])
     corpus.tokens[:] = np.array([0, 1, 2, 3, 4, 5] * 3)
-    return Batches(corpus, np.arange(3), 7)  # a row each
+    return WholeDocuments(corpus, np.arange(3))  # a row each
 
 
 def scripted(values):
@@ -96,7 +96,7 @@ def test_steps_are_those_of_adamw_on_all_documents():
     by_hand = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(by_hand.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.1)
     losses = [measure(by_hand)["loss"]]
-    (batch,) = batches.epoch()
+    ((batch, _),) = batches.batches()
     assert len(batch) == 3 and int(batch.scored.sum()) == 15
     for _ in range(4):
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from routed_rl.lm import (
     FORGOTTEN,
-    Batches,
+    WholeDocuments,
     arithmetic_tokenizer,
     build_corpus,
     exact_match,
@@ -97,8 +97,8 @@ def test_exact_match_counts_documents_whose_answers_are_all_right(tmp_path):
     )  # fmt: skip
     assert not corpus.validation.any()
     documents = np.arange(20)
-    batches = Batches(corpus, documents, 12)
-    (whole,) = batches.epoch()
+    batches = WholeDocuments(corpus, documents)
+    ((whole, _),) = batches.batches()
     right = {tuple(row[:8].tolist()): [*row[1:].tolist(), 0] for row in whole.tokens}
     model = Copies(right, len(tokenizer)).train()
     assert exact_match(model, batches) == 1.0 and model.training

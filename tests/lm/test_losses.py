@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from routed_rl.lm import losses
-from routed_rl.lm.batches import Batch, Batches
+from routed_rl.lm import batches
+from routed_rl.lm.batches import Batch, Batches, WholeDocuments
 from routed_rl.lm.losses import TokenLoss, evaluate, next_token_loss, token_losses
 from tests.lm.texts import corpus_of
 
@@ -30,15 +30,20 @@ class Bigram(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.table
 
-    def forward(self, input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, use_cache: bool, position_ids: Tensor | None = None) -> SimpleNamespace:
         assert not use_cache
         return SimpleNamespace(logits=self.table(input_ids) * (1 + self.training))
 
 
-def batches(length: int = 5) -> Batches:
+def documents() -> WholeDocuments:
     corpus = corpus_of(LENGTHS)
     corpus.tokens[:] %= VOCABULARY - 1  # the last token of the vocabulary does not occur
-    return Batches(corpus, np.arange(len(LENGTHS)), length, seed=0)
+    return WholeDocuments(corpus, np.arange(len(LENGTHS)))
+
+
+def all_in_one() -> Batch:
+    of = documents()
+    return Batches(of.corpus, of.documents, 12, 3, seed=0).batch(0)
 
 
 def naive(model: Bigram, batch: Batch) -> list[tuple[int, float]]:
@@ -53,7 +58,7 @@ def naive(model: Bigram, batch: Batch) -> list[tuple[int, float]]:
 
 
 def test_losses_are_those_of_a_loop() -> None:
-    model, batch = Bigram().eval(), batches().batch(0)
+    model, batch = Bigram().eval(), all_in_one()
     by_target = token_losses(model, batch)
     assert by_target.shape == batch.targets.shape
     assert (by_target[~batch.scored] == 0).all()
@@ -63,11 +68,11 @@ def test_losses_are_those_of_a_loop() -> None:
 
 
 def test_parts_of_a_batch_add_up() -> None:
-    model, batch = Bigram(), batches().batch(0)
+    model, batch = Bigram(), all_in_one()
     next_token_loss(model, batch).backward()
     whole = model.table.weight.grad.clone()
     model.zero_grad()
-    for part in (slice(0, 3), slice(3, 4), slice(4, None)):
+    for part in (slice(0, 2), slice(2, 3)):
         next_token_loss(model, batch.rows(part)).backward()
     torch.testing.assert_close(model.table.weight.grad, whole)
 
@@ -84,10 +89,10 @@ def test_what_is_not_scored_cannot_spoil_the_loss() -> None:
 
 
 def test_an_evaluation_is_the_loss_by_target_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "TOKENS_AT_ONCE", 12)
-    model, of = Bigram(), batches()
+    monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 14)
+    model, of = Bigram(), documents()
     result = evaluate(model.train(), of)
-    expected = [pair for batch in of.epoch() for pair in naive(model, batch)]
+    expected = [pair for batch, _ in of.batches() for pair in naive(model, batch)]
     for token in range(VOCABULARY):
         mine = [loss for target, loss in expected if target == token]
         assert result.count[token] == len(mine)
@@ -111,12 +116,12 @@ def test_an_evaluation_in_a_context_of_each_batch() -> None:
         yield
         model.table.weight.data.neg_()
 
-    plain = evaluate(model, batches())
-    inside = evaluate(model, batches(), around)
+    plain = evaluate(model, documents())
+    inside = evaluate(model, documents(), around)
     model.table.weight.data.neg_()
-    outside = evaluate(model, batches())
+    outside = evaluate(model, documents())
     assert np.array_equal(inside.total, outside.total) and not np.array_equal(inside.total, plain.total)
-    assert sum(seen) == len(batches().batch(0))
+    assert sum(seen) == len(LENGTHS) - 1, "one document has no target"
 
 
 def test_means_are_of_targets_not_of_tokens() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from routed_rl.lm.batches import Batch, Batches
+from routed_rl.lm.batches import Batch, WholeDocuments
 from routed_rl.lm.corpora import build_corpus
 from routed_rl.lm.finders import single_tokens
 from routed_rl.lm.losses import token_losses
@@ -159,8 +159,8 @@ def test_steering_adds_behind_a_block_and_is_taken_away(preset, batch):
 
 def test_probabilities_and_samples(model, tmp_path):
     corpus = build_corpus(tmp_path / "c", generate_stories(200, 0), TOKENIZER, forget_tokens=[BREAD])
-    held_out = Batches(corpus, corpus.documents("validation"), 30)
-    (batch,) = held_out.epoch()
+    held_out = WholeDocuments(corpus, corpus.documents("validation"))
+    ((batch, _),) = held_out.batches()
     with torch.no_grad():
         expected = model(input_ids=batch.tokens).logits[:, :-1].softmax(dim=-1)[batch.scored].mean(dim=0)
     model.train()

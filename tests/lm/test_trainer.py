@@ -22,7 +22,9 @@ class RoutedTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         scored = inputs["labels"][:, 1:] != IGNORED
-        loss = self.objective(model, Batch(inputs["input_ids"], inputs["route"], scored))
+        loss = self.objective(
+            model, Batch(inputs["input_ids"], inputs["route"], scored, inputs["examples"], packed=True)
+        )
         # The Trainer, too, averages gradients over processes.
         return loss * self.accelerator.num_processes / num_items_in_batch
 
@@ -35,7 +37,12 @@ def rows(batches, steps):
         labels[:, 0] = IGNORED
         labels[:, 1:][~batch.scored] = IGNORED
         for i in range(len(batch)):
-            yield {"input_ids": batch.tokens[i], "labels": labels[i], "route": batch.labels[i]}
+            yield {
+                "input_ids": batch.tokens[i],
+                "labels": labels[i],
+                "route": batch.labels[i],
+                "examples": batch.examples[i],
+            }
 
 
 @pytest.mark.parametrize("mode", ["activation", "parameter"])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.processes import distribute, gathered_state
 from routed_rl.lm.training import Training, train
@@ -38,7 +38,7 @@ def distil_again(
     student = copy.deepcopy(teacher).requires_grad_(True)
     shrink_and_perturb(student, 0.7, 0.1, seed=0)
     student = distribute(student, shard)
-    held_out = Batches(batches.corpus, batches.corpus.documents("validation")[:10], batches.length)
+    held_out = WholeDocuments(batches.corpus, batches.corpus.documents("validation")[:10])
     distilled = distil(
         student,
         teacher,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from routed_rl.lm import evaluate
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.losses import next_token_loss
 from routed_rl.unlearning import barrier, quantised, relearn, robustness, weight_distance, worst_case
 from tests.lm.test_losses import Bigram
@@ -23,7 +23,7 @@ def source(batch_size=2, seed=0):
 
 
 def measure(model):
-    return {"forget": evaluate(model, source()).mean()}
+    return {"forget": evaluate(model, WholeDocuments(source().corpus, np.arange(4))).mean()}
 
 
 def test_its_steps_are_those_of_adamw_at_a_constant_rate():
@@ -153,3 +153,19 @@ def test_quantised_matrices_have_few_values_and_are_near(bits):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(ValueError, match="at least 2 bits, got 1"):
         quantised(model, 1)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_zeros_stay_zeros(flush, dtype):
+    """As an embedding has for padding; and rows of numbers that are too small for the format become zeros."""
+    model = Bigram().to(dtype)
+    model.table.weight.data[2] = 0
+    model.table.weight.data[3] = 1e-39
+    torch.set_flush_denormal(flush)
+    try:
+        rounded = quantised(model, 8).table.weight
+    finally:
+        torch.set_flush_denormal(False)
+    assert rounded.isfinite().all() and not rounded[2].any() and rounded[3].abs().max() < 1e-38
+    assert (rounded[4] != 0).all()

@@ -27,7 +27,7 @@ def tokenizer():
 def model(tokenizer):
     """Return a model that knows both kinds of stories a little."""
     model = tiny_model("llama", hidden_size=32)
-    train(model, _Data(tokenizer, FORGET, RETAIN, 33).mixture(8, 0), Training(60, 1e-2, warmup=5))
+    train(model, _Data(model, tokenizer, FORGET, RETAIN, 33, True).mixture(8, 0), Training(60, 1e-2, warmup=5))
     return model.eval()
 
 
@@ -36,7 +36,7 @@ def weights(model):
 
 
 def losses(model, tokenizer):
-    data = _Data(tokenizer, FORGET, RETAIN, 33)
+    data = _Data(model, tokenizer, FORGET, RETAIN, 33, True)
     return [evaluate(model, data.measured(kind)).mean() for kind in ("forget", "retain")]
 
 
@@ -50,7 +50,7 @@ def test_unlearning_raises_the_forget_loss_of_a_copy_and_is_repeatable(model, to
     assert forget > forget_before + 1 > forget_before + 2 * abs(retain - retain_before)
     rows = datasets.Dataset.from_dict({"text": FORGET}), datasets.Dataset.from_dict({"text": RETAIN})
     assert torch.equal(weights(unlearn(model, tokenizer, *rows, **options)), weights(unlearned))
-    corpus = _Data(tokenizer, FORGET, RETAIN, 33).corpus
+    corpus = text_corpus(tokenizer, FORGET, RETAIN)
     assert torch.equal(weights(unlearn(model, tokenizer, corpus, **options)), weights(unlearned))
     assert not torch.equal(weights(unlearn(model, tokenizer, *rows, **options, seed=1)), weights(unlearned))
 

@@ -33,6 +33,8 @@ def test_they_take_turns(rows, turns):
     assert (ForgetAndRetain(forget, retain).batch(0).labels[:, 0] == FORGET_LABEL).long().tolist() == turns
 
 
-def test_rows_are_as_long():
-    with pytest.raises(ValueError, match="forget and retain rows must have the same length, got 6 and 5 tokens"):
-        ForgetAndRetain(Batches(CORPUS, np.arange(4), 6), Batches(CORPUS, np.arange(4), 5))
+def test_shorter_rows_are_padded():
+    long, short = (Batches(CORPUS, np.arange(4), length, 2) for length in (6, 3))
+    batch = ForgetAndRetain(long, short).batch(0)
+    assert batch.tokens.shape == (4, 6) and batch.real.sum(dim=1).tolist() == [6, 3, 6, 3]
+    assert torch.equal(batch.tokens[1::2, :3], short.batch(0).tokens) and not batch.scored[1::2, 2:].any()

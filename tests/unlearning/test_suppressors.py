@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.training import Training, train
@@ -42,12 +42,12 @@ RETAIN, FORGET = np.arange(DOCUMENTS), np.arange(DOCUMENTS, 2 * DOCUMENTS)
 
 
 def source(rows: int = 8) -> ForgetAndRetain:
-    return ForgetAndRetain(*(Batches(CORPUS, kind, LENGTH + 1, rows, seed=1) for kind in (FORGET, RETAIN)))
+    return ForgetAndRetain(*(Batches(CORPUS, kind, LENGTH, rows, seed=1) for kind in (FORGET, RETAIN)))
 
 
 def measure(model: nn.Module) -> tuple[float, float]:
     """Return the forget loss and the retain loss."""
-    forget, retain = (evaluate(model, Batches(CORPUS, kind[:100], LENGTH + 1)).mean() for kind in (FORGET, RETAIN))
+    forget, retain = (evaluate(model, WholeDocuments(CORPUS, kind[:100])).mean() for kind in (FORGET, RETAIN))
     return forget, retain
 
 
@@ -63,7 +63,7 @@ def knowing() -> nn.Module:
         head_dim=16,
         query_pre_attn_scalar=16,
         intermediate_size=64,
-        max_position_embeddings=LENGTH + 1,
+        max_position_embeddings=LENGTH,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
@@ -71,7 +71,7 @@ def knowing() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Gemma2ForCausalLM(config)
-    both = Batches(CORPUS, np.concatenate([RETAIN, FORGET]), LENGTH + 1, 32, seed=0)
+    both = Batches(CORPUS, np.concatenate([RETAIN, FORGET]), LENGTH, 32, seed=0)
     train(model, both, Training(steps=150, learning_rate=1e-2, warmup=10))
     return model
 
@@ -138,5 +138,5 @@ def test_a_model_need_not_be_of_transformers(name):
     """If a method does not look at hidden layers, any model that gives logits will do."""
     method, model = SUPPRESSORS[name](), bigram(1)
     corpus = replace(CORPUS, tokens=CORPUS.tokens % 8)
-    batch = ForgetAndRetain(*(Batches(corpus, kind, LENGTH + 1, 4) for kind in (FORGET, RETAIN))).batch(0)
+    batch = ForgetAndRetain(*(Batches(corpus, kind, LENGTH, 4) for kind in (FORGET, RETAIN))).batch(0)
     assert method.objective(model, 0)(model, batch).isfinite()

@@ -1,5 +1,7 @@
 """A teacher's outputs in a cache: as good as the teacher where all tokens are kept, and found wherever rows come."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,12 +12,16 @@ from tests.lm.cases import Stopped
 from tests.unlearning.small_models import MODELS, VOCABULARY, assert_same, gradients
 
 
+def as_batch(tokens):
+    return Batch(tokens, torch.full_like(tokens, -1), torch.ones(len(tokens), 8, dtype=torch.bool))
+
+
 class Rows:
     """As many batches of random rows as one likes."""
 
     def batch(self, step):
         tokens = torch.randint(0, 96, (4, 9), generator=torch.Generator().manual_seed(step))
-        return Batch(tokens, torch.full_like(tokens, -1), torch.ones(4, 8, dtype=torch.bool))
+        return as_batch(tokens)
 
 
 @pytest.mark.parametrize("kind", ["tiny", "cohere"])
@@ -46,15 +52,17 @@ def test_rows_are_found_wherever_they_come(tmp_path):
     again = cache_teacher(None, Rows(), 3, 4, tmp_path / "cache")
     assert again.vocabulary == cache.vocabulary == VOCABULARY
     mixed = torch.cat([Rows().batch(2).tokens[3:], Rows().batch(0).tokens[1:2]])
-    scored = torch.ones(2, 8, dtype=torch.bool)
     log_q = MODELS["gemma2", 0](input_ids=mixed).logits[:, :-1].log_softmax(-1).flatten(0, 1).detach()
     log_p = teacher(input_ids=mixed).logits[:, :-1].log_softmax(-1).flatten(0, 1).detach()
-    found = again.target(mixed, scored)(slice(0, 16), log_q)
+    found = again.target(as_batch(mixed))(slice(0, 16), log_q)
     top, which = log_p.topk(4)
     torch.testing.assert_close(found.gather(-1, which), top, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.logsumexp(-1), torch.zeros(16, dtype=torch.float64), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="1 of 2 rows are not in the cache, which has 12: cache the teacher on every"):
-        again.target(torch.cat([mixed[:1], mixed[1:].flip(1)]), scored)
+        again.target(as_batch(torch.cat([mixed[:1], mixed[1:].flip(1)])))
+    apart = replace(as_batch(mixed), examples=(torch.arange(9) // 5).expand(2, 9))
+    with pytest.raises(ValueError, match="2 of 2 rows"):
+        again.target(apart)
 
 
 def test_caches_that_cannot_be(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.era import token_weights
 from routed_rl.lm.inputs import Text
 from routed_rl.options.era import Unlearn
@@ -24,7 +24,7 @@ class Division:
 
     Attributes:
         train, marked, others: all training documents, the labelled ones, and the unlabelled ones.
-        test: batches of the test documents, by kind.
+        test: the test documents, by kind.
         pool: held-out forget documents, for attacks.
         repair, selection: retain documents that train the repair, and that select its best step.
         candidates, chosen: unlabelled documents, and how many of them are chosen for the second repair.
@@ -53,7 +53,7 @@ class Division:
                 "for attacks: use more --documents"
             )
         retain = corpus.documents("validation", "retain")[: command.test_documents]
-        self.test = {"forget": self.batches(test), "retain": self.batches(retain)}
+        self.test = {"forget": self.whole(test), "retain": self.whole(retain)}
         self.prompts = test[:SAMPLES]
         fine = order.permutation(corpus.documents("train", "retain"))
         count = command.repair.documents
@@ -63,13 +63,13 @@ class Division:
         self.candidates = candidates[: 2 * command.repair.chosen]
         self.chosen = min(command.repair.chosen, len(self.candidates) // 2)
 
-    def batches(self, documents: np.ndarray, batch_size: int | None = None, seed: int | None = None) -> Batches:
-        """Return batches of documents. Without a batch size, one batch has all documents, in the given order."""
-        length = self.command.length
-        if batch_size is None:  # rows as short as possible
-            total = int(np.diff(self.text.corpus.starts)[documents].sum())
-            length = total // -(-total // (length - 1)) + 1
-        return Batches(self.text.corpus, documents, length, batch_size, seed, self.labelled)
+    def batches(self, documents: np.ndarray, batch_size: int, seed: int, pack: bool) -> Batches:
+        """Return batches of documents for training."""
+        return Batches(self.text.corpus, documents, self.command.length, batch_size, seed, self.labelled, pack)
+
+    def whole(self, documents: np.ndarray) -> WholeDocuments:
+        """Return documents for measurement, repair or an attack."""
+        return WholeDocuments(self.text.corpus, documents, self.labelled)
 
     def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the weights with which original units learn labelled tokens, and which tokens count as routed.

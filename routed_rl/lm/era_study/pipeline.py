@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 
 from routed_rl.errors import UserError, user_input
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
-from routed_rl.lm.batches import Batches
+from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches
 from routed_rl.lm.era import NEW, ORIGINAL, TABLE, EraObjective, Expansion, ablate, era_weights, expand, expert_weights
 from routed_rl.lm.era_study.checks import check_options
 from routed_rl.lm.era_study.division import Division
@@ -24,7 +26,7 @@ from routed_rl.lm.fine_tuning import FineTuning, fine_tune
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, files_identity, make_model, open_text
 from routed_rl.lm.losses import document_losses, evaluate
-from routed_rl.lm.models import blocks, mlp, save_model
+from routed_rl.lm.models import blocks, keeps_apart, mlp, save_model
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.training import Objective, Training, train
@@ -125,16 +127,10 @@ class Pipeline:
         self._objective(model, new)
         if self.method.misdirects:
             self._rmu(model)
-        self._source()
+        self._source(model)
         if self.method.expands and self.data.chosen:
             shortest = self.data.candidates[np.argsort(np.diff(self.text.corpus.starts)[self.data.candidates])]
-            self.data.batches(shortest[: self.data.chosen], command.repair.documents)
-        for documents in (
-            self.data.repair,
-            self.data.selection,
-            *(self.data.pool[:n] for n in command.attack.documents),
-        ):
-            self.data.batches(documents)
+            self._batches(model, shortest[: self.data.chosen], command.repair.documents, 0)
 
     def train(self, run: RunDirectory | None) -> Trained | None:
         """Train on all processes. Only the first process, which has the run directory, returns the model."""
@@ -142,7 +138,7 @@ class Pipeline:
         with user_input():
             model, new = self._model()
             objective = self._objective(model, new)
-            source = self._source()
+            source = self._source(model)
             trained = distribute(model, command.shard)
         with self._progress(command.steps, run is None) as tick, objective.router or nullcontext():
             train(trained, source, self._training(), objective, seed=command.seed, run=run, on_step=tick)
@@ -214,10 +210,14 @@ class Pipeline:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")
         return Training(**{name: getattr(self.command, name) for name in names})
 
-    def _source(self) -> Batches:
+    def _source(self, model: nn.Module) -> Batches:
         """The batches of training."""
         documents = self.data.others if self.method.drops else self.data.train
-        return self.data.batches(documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
+        return self._batches(model, documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
+
+    def _batches(self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
+        """Batches of documents, packed if the options say so and the model keeps packed documents apart."""
+        return self.data.batches(documents, batch_size, seed, self.command.pack and keeps_apart(model))
 
     def finish(
         self, run: RunDirectory, model: nn.Module, new: Expansion | Adapters | None, router: GradientRouter | None
@@ -278,14 +278,12 @@ class Pipeline:
         Forget documents also have losses of routed and of other tokens; a loss without tokens is None.
         """
         found = {}
-        for kind, batches in self.data.test.items():
+        for kind, documents in self.data.test.items():
             if experts is None:
-                found[kind] = evaluate(model, batches)
+                found[kind] = evaluate(model, documents)
             else:
                 with experts:
-                    found[kind] = evaluate(
-                        model, batches, lambda batch, on=kind: experts(weights=_one_expert(batch, on))
-                    )
+                    found[kind] = evaluate(model, documents, partial(_to_expert, experts, kind))
         forget = found["forget"]
         routed = np.zeros(len(forget.total), dtype=bool)  # model and tokenizer may have different numbers of tokens
         routed[: len(self.data.routed)] = self.data.routed[: len(routed)]
@@ -298,17 +296,17 @@ class Pipeline:
 
     def _candidate_losses(self, model: nn.Module) -> np.ndarray | None:
         """The loss of each candidate for the second repair; None if there is no second repair."""
-        return document_losses(model, self.data.batches(self.data.candidates)) if self.data.chosen else None
+        return document_losses(model, self.data.whole(self.data.candidates)) if self.data.chosen else None
 
     def _repaired(self, model: nn.Module, tick: Callable[..., None]) -> nn.Module:
         """Return the ablated model, fine-tuned on a few retain documents."""
-        repair, selection = self.command.repair, self.data.batches(self.data.selection)
+        repair, selection = self.command.repair, self.data.whole(self.data.selection)
         settings = FineTuning(repair.steps, repair.learning_rate)
 
         def measure(tuned: nn.Module) -> dict[str, float]:
             return {"selection": evaluate(tuned, selection).mean()}
 
-        return fine_tune(model, self.data.batches(self.data.repair), settings, measure, tick)[0]
+        return fine_tune(model, self.data.whole(self.data.repair), settings, measure, tick)[0]
 
     def _repair_further(self, model: nn.Module, before: np.ndarray, tick: Callable[..., None]) -> None:
         """Second repair: train the repaired model on the unlabelled documents whose loss has risen least.
@@ -319,7 +317,7 @@ class Pipeline:
         command, repair = self.command, self.command.repair
         lost = self._candidate_losses(model) - before
         chosen = np.sort(np.argsort(lost)[: self.data.chosen])  # NaN, of documents that are no candidates, comes last
-        source = self.data.batches(chosen, repair.documents, derive_seed(command.seed, "repair order"))
+        source = self._batches(model, chosen, repair.documents, derive_seed(command.seed, "repair order"))
         training = Training(repair.chosen_steps, command.learning_rate, warmup=0, precision=command.precision)
         train(model, source, training, seed=derive_seed(command.seed, "repair"), on_step=tick)
         self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
@@ -335,7 +333,7 @@ class Pipeline:
         """Prepare the model for RMU, and return the objective and its batches."""
         rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
-            self.data.batches(documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
+            self._batches(model, documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
             for kind, documents in enumerate((self.data.marked, self.data.others))
         )
         direction = derive_seed(seed, "direction")
@@ -352,8 +350,8 @@ class Pipeline:
 
         for repeat in range(attack.repeats):
             chosen = np.random.default_rng(derive_seed(self.command.seed, "attack", documents, repeat))
-            batches = self.data.batches(chosen.permutation(self.data.pool)[:documents])
-            _, history = fine_tune(model, batches, settings, measure, tick)
+            few = self.data.whole(chosen.permutation(self.data.pool)[:documents])
+            _, history = fine_tune(model, few, settings, measure, tick)
             curves.append([(entry["step"], entry["forget"]) for entry in history])
         return curves
 
@@ -385,7 +383,7 @@ class Pipeline:
         return samples
 
 
-def _one_expert(batch: Any, kind: str) -> dict[str, torch.Tensor]:
-    """Expert weights that send a whole batch to the expert of its kind."""
-    labels = torch.full_like(batch.labels, 0 if kind == "forget" else -1)
-    return expert_weights(type(batch)(batch.tokens, labels, batch.scored))
+def _to_expert(router: GradientRouter, kind: str, batch: Batch) -> Any:
+    """A context in which a whole batch is sent to the expert of its kind."""
+    labels = torch.full_like(batch.labels, FORGET_LABEL if kind == "forget" else NO_LABEL)
+    return router(weights=expert_weights(replace(batch, labels=labels)))

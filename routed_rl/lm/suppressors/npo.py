@@ -14,7 +14,7 @@ from routed_rl.lm.suppressors.suppressor import (
     Reference,
     Suppressor,
     brief,
-    forget_rows,
+    forget_examples,
     forget_targets,
     mean,
     retain_targets,
@@ -23,21 +23,21 @@ from routed_rl.lm.training import Objective
 
 
 def npo(nll: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """Return ``(B,)``: ``- 2/b * log sigmoid(b * (nll - nll_reference))``, of each row's summed losses ``(B,)``.
+    """Return ``- 2/b * log sigmoid(b * (nll - nll_reference))``, of each example's summed losses.
 
-    The value falls as a row's loss rises. It falls more slowly the more this loss exceeds the reference's.
+    The value falls as an example's loss rises. It falls more slowly the more this loss exceeds the reference's.
     """
     return -2 / beta * F.logsigmoid(beta * (nll - reference))
 
 
 @dataclass(frozen=True)
 class Npo(Suppressor):
-    """:func:`npo` on forget rows, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent."""
+    """:func:`npo` on forget examples, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent."""
 
     retain_weight: float = 1.0
     """weight of the retain loss: a"""
     beta: float = 0.1
-    """how soon a row counts as unlikely enough: b"""
+    """how soon an example counts as unlikely enough: b"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
 
@@ -59,8 +59,8 @@ class Npo(Suppressor):
             losses = token_losses(trained, batch)
             others = ~forget_targets(batch)
             before = target_losses(reference.logits(batch), batch)
-            now, then = (each.masked_fill(others, 0.0).sum(dim=1) for each in (losses, before))
+            now, then = (batch.by_example(each.masked_fill(others, 0.0)) for each in (losses, before))
             held = mean(losses, retain_targets, batch)
-            return mean(npo(now, then, self.beta), forget_rows, batch) + self.retain_weight * held
+            return mean(npo(now, then, self.beta), forget_examples, batch) + self.retain_weight * held
 
         return loss

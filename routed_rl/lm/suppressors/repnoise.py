@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class RepNoise(MaxEnt):
             forget, differ, (topic, rest) = pairs(batch)
             inner = undistributed(trained)
             with outputs(*map(inner.get_submodule, mlps)) as seen:
-                given = trained(input_ids=batch.tokens, use_cache=False, output_hidden_states=True)
+                given = trained(**batch.inputs, output_hidden_states=True)
             logits = promoted(given.logits[:, :-1])
             noise = torch.zeros((), device=logits.device)
             for output in seen:
@@ -114,10 +114,9 @@ def pairs(batch: Batch) -> tuple[Tensor, Tensor, tuple[Batch, Batch]]:
             "RepNoise needs at least 2 forget rows in each part of a batch, and as many retain rows, got "
             f"{count} and {len(batch) - count}: take larger batches or fewer parts"
         )
-    differ = batch.tokens[forget] != batch.tokens[~forget]
-    topic, rest = (
-        Batch(batch.tokens[rows], batch.labels[rows], batch.scored[rows] & differ[:, 1:]) for rows in (forget, ~forget)
-    )
+    both = (batch.rows(forget), batch.rows(~forget))
+    differ = (both[0].tokens != both[1].tokens) & both[0].real & both[1].real
+    topic, rest = (replace(rows, scored=rows.scored & differ[:, 1:]) for rows in both)
     return forget, differ, (topic, rest)
 
 

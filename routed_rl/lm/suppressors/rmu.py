@@ -84,7 +84,7 @@ class Rmu(Suppressor):
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
             with outputs(undistributed(trained).get_submodule(block)) as seen:
-                trained(input_ids=batch.tokens, use_cache=False)
+                trained(**batch.inputs)
             stream, before = seen[0][:, :-1], reference.output(block, batch)[:, :-1]
             pushed = mean(squared_distance(stream, aim.to(stream)), forget_targets, batch)
             held = mean(squared_distance(stream, before), retain_targets, batch)

@@ -12,7 +12,7 @@ from routed_rl.lm.losses import token_losses
 from routed_rl.lm.suppressors.suppressor import (
     Suppressor,
     brief,
-    forget_rows,
+    forget_examples,
     forget_targets,
     mean,
     retain_targets,
@@ -21,20 +21,20 @@ from routed_rl.lm.training import Objective
 
 
 def simnpo(nll: Tensor, beta: float, margin: float) -> Tensor:
-    """Return ``(B,)``: ``- 2/b * log sigmoid(b * (nll - d))``, of each row's loss per token ``(B,)``."""
+    """Return ``- 2/b * log sigmoid(b * (nll - d))``, of each example's loss per token."""
     return -2 / beta * F.logsigmoid(beta * (nll - margin))
 
 
 @dataclass(frozen=True)
 class SimNpo(Suppressor):
-    """:func:`simnpo` on forget rows, plus ``a * CE_retain``."""
+    """:func:`simnpo` on forget examples, plus ``a * CE_retain``."""
 
     retain_weight: float = 1.0
     """weight of the retain loss: a"""
     beta: float = 4.5
-    """how sharply the gradient falls around the margin, as a row gets less likely: b"""
+    """how sharply the gradient falls around the margin, as an example gets less likely: b"""
     margin: float = 0.75
-    """loss per token in nats where the gradient has fallen by half: d; with 0, rows that are known well teach little"""
+    """loss per token in nats where the gradient has fallen by half: d; with 0, well-known examples teach little"""
 
     recipe = brief(steps=60, learning_rate=3e-4)
 
@@ -48,8 +48,9 @@ class SimNpo(Suppressor):
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
             losses, forget = token_losses(trained, batch), forget_targets(batch)
-            per_token = losses.masked_fill(~forget, 0.0).sum(dim=1) / forget.sum(dim=1).clamp_min(1)
+            counts = batch.by_example(forget.to(losses.dtype)).clamp_min(1)
+            per_token = batch.by_example(losses.masked_fill(~forget, 0.0)) / counts
             held = mean(losses, retain_targets, batch)
-            return mean(simnpo(per_token, self.beta, self.margin), forget_rows, batch) + self.retain_weight * held
+            return mean(simnpo(per_token, self.beta, self.margin), forget_examples, batch) + self.retain_weight * held
 
         return loss

@@ -93,9 +93,9 @@ def retain_targets(batch: Batch) -> Tensor:
     return batch.scored & (batch.labels[:, 1:] != FORGET_LABEL)
 
 
-def forget_rows(batch: Batch) -> Tensor:
-    """Return ``(B,)`` bool: the rows with forget targets."""
-    return forget_targets(batch).any(dim=1)
+def forget_examples(batch: Batch) -> Tensor:
+    """Return ``(B, T)`` bool, as :meth:`Batch.by_example`: the examples with forget targets."""
+    return batch.by_example(forget_targets(batch).float()) > 0
 
 
 def mean(values: Tensor, chosen: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
@@ -119,5 +119,5 @@ class Reference:
         """Return the output of one of the model's modules."""
         model = self._model.to(batch.tokens.device)
         with outputs(model.get_submodule(name)) as seen:
-            model(input_ids=batch.tokens, use_cache=False)
+            model(**batch.inputs)
         return seen[0]

@@ -11,10 +11,12 @@ from routed_rl.errors import user_input
 from routed_rl.lm import (
     Batches,
     Prompt,
+    WholeDocuments,
     completion_accuracy,
     encode_prompt,
     evaluate,
     exact_match,
+    keeps_apart,
     read_prompts,
     word_problem_prompts,
 )
@@ -31,12 +33,12 @@ class Domains:
     Attributes:
         retain, forget: training documents of each set.
         mixture: both sets. If the forget set is smaller, it is repeated to about the size of the retain set.
-        measured: batches on which models are measured, by kind. With other metrics than the loss, the loss barrier is
-            still measured on them.
+        measured: the documents on which models are measured, by kind. With other metrics than the loss, the loss
+            barrier is still measured on them.
         prompts: prompts of the metric "completions"; else empty.
 
     Raises:
-        ValueError: if a part has no documents, or the metric "answers" meets documents of different lengths.
+        ValueError: if a part has no documents, or a document is no longer than the answer of the metric "answers".
     """
 
     def __init__(self, command: UndoOptions, text: Text) -> None:
@@ -48,25 +50,20 @@ class Domains:
         if command.metric == "completions":
             self.prompts = read_study_prompts(command, text.tokenizer)
         order = np.random.default_rng(derive_seed(0, "measured"))
-        self.measured: dict[str, Batches] = {}
+        self.measured: dict[str, WholeDocuments] = {}
         kinds: tuple[tuple[Literal["retain", "forget"], np.ndarray], ...]
         kinds = (("retain", self.retain), ("forget", self.forget))
         for kind, trained in kinds:
             # Without validation documents, models are measured on training documents.
             documents = self.corpus.documents("validation", kind) if command.validation is not None else trained
             documents = order.permutation(documents)[: command.test_documents]
-            length = self._row(documents) if command.metric == "answers" else command.length
-            self.measured[kind] = Batches(self.corpus, documents, length)
-
-    def _row(self, documents: np.ndarray) -> int:
-        """The length of rows that hold one document each."""
-        lengths = np.diff(self.corpus.starts)[documents]
-        if lengths.min() != lengths.max() or not 1 <= self.command.answer < lengths.min():
-            raise ValueError(
-                f"--metric answers needs documents of one length, longer than the answer of --answer "
-                f"{self.command.answer} tokens, got {lengths.min()} to {lengths.max()} tokens: use --metric loss"
-            )
-        return int(lengths[0]) + 1
+            shortest = int(np.diff(self.corpus.starts)[documents].min())
+            if command.metric == "answers" and command.answer >= shortest:
+                raise ValueError(
+                    f"--metric answers needs documents that are longer than their answer of --answer {command.answer} "
+                    f"tokens, got a document of {shortest} tokens: lower --answer, or use --metric loss"
+                )
+            self.measured[kind] = WholeDocuments(self.corpus, documents)
 
     def labelled(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the documents that suppression uses: the labelled documents, and the unlabelled retain documents.
@@ -102,21 +99,23 @@ class Domains:
         documents = np.concatenate([self.retain, np.repeat(forget, self._repeats)])
         return documents if without is None else documents[~np.isin(documents, without)]
 
-    def batches(self, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
-        """Return batches of documents, in a new order each epoch. Too few documents for a batch are repeated."""
-        length = self.command.length
-        tokens = int(np.diff(self.corpus.starts)[documents].sum())
-        repeats = -(-batch_size * (length - 1) // max(tokens, 1))
-        return Batches(self.corpus, np.tile(documents, max(repeats, 1)), length, batch_size, seed)
+    def batches(self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
+        """Return batches of documents for a model, in a new order each epoch. Too few for a batch are repeated."""
+        pack, length = self.command.pack and keeps_apart(model), self.command.length
+        rows = len(documents)  # at most, if no document is cut
+        if pack:
+            rows = int(np.minimum(np.diff(self.corpus.starts)[documents], length).sum()) // length
+        repeated = np.tile(documents, -(-batch_size // max(rows, 1)))
+        return Batches(self.corpus, repeated, length, batch_size, seed, pack=pack)
 
     def measure(self, model: nn.Module, kind: str) -> float:
         """Return the metric of a model on one kind of documents.
 
         A diverged model gives NaN, infinity or FloatingPointError.
         """
-        batches = self.measured[kind]
+        documents = self.measured[kind]
         if self.command.metric == "answers":
-            return exact_match(model, batches, self.command.answer)
+            return exact_match(model, documents, self.command.answer)
         if self.command.metric == "completions":
             prompts = [prompt for prompt in self.prompts if prompt.forget == (kind == "forget")]
             return completion_accuracy(model, self.tokenizer, prompts, self.command.answer)
@@ -125,14 +124,19 @@ class Domains:
             task = settings.retain if kind == "retain" else settings.forget
             with user_input():
                 return harness_value(model, self.tokenizer, task, settings.value, settings.limit, settings.include)
-        return evaluate(model, batches).mean()
+        return evaluate(model, documents).mean()
 
     def measures(self, model: nn.Module) -> dict[str, float]:
         """:meth:`measure` of both kinds."""
         return {kind: self.measure(model, kind) for kind in self.measured}
 
-    def attacker(self, seed: int) -> Batches:
-        """Return the attacker's batches: forget documents, and the options' share of retain documents."""
+    def attacker(self, model: nn.Module, seed: int) -> Batches:
+        """Return the attacker's batches for a model."""
+        rows = self.command.relearn.batch_size
+        return self.batches(model, self.attacked_with(seed), rows, derive_seed(seed, "attack"))
+
+    def attacked_with(self, seed: int) -> np.ndarray:
+        """Return the attacker's documents: forget documents, and the options' share of retain documents."""
         relearning = self.command.relearn
         order = np.random.default_rng(derive_seed(seed, "attacker"))
         forget, share = self.forget, relearning.retain_share
@@ -141,12 +145,10 @@ class Domains:
             if not len(forget):
                 raise ValueError("--relearn.others leaves the attacker no forget document: lower --test-documents")
         if share == 1:
-            documents = order.permutation(self.retain)[: relearning.examples]
-        else:
-            forget = order.permutation(forget)[: relearning.examples]
-            count = int(-(-len(forget) * share // (1 - share)))
-            documents = np.concatenate([forget, order.choice(self.retain, count, replace=count > len(self.retain))])
-        return self.batches(documents, relearning.batch_size, derive_seed(seed, "attack"))
+            return order.permutation(self.retain)[: relearning.examples]
+        forget = order.permutation(forget)[: relearning.examples]
+        count = int(-(-len(forget) * share // (1 - share)))
+        return np.concatenate([forget, order.choice(self.retain, count, replace=count > len(self.retain))])
 
 
 def higher_is_better(command: UndoOptions) -> bool:

@@ -62,9 +62,8 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     The first suppressor listed is the main one. Only its teacher is noised, and only it is repeated with fewer labels
     or other strengths. Teachers made elsewhere are noised too.
     """
-    common = {
-        name: getattr(command, name) for name in ("length", "precision", "batch_size", "metric", "test_documents")
-    }
+    of_all = ("length", "pack", "precision", "batch_size", "metric", "test_documents")
+    common: dict[str, Any] = {name: getattr(command, name) for name in of_all}
     common |= {"text": text.digest, "model": model_identity(command.model)}
     if command.metric in ("answers", "completions"):
         common["answer"] = command.answer

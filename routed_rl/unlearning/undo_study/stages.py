@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from routed_rl.errors import UserError, user_input
-from routed_rl.lm import evaluate, load_model, load_tokenizer, save_model, train, training_flops
+from routed_rl.lm import Batches, evaluate, load_model, load_tokenizer, save_model, train, training_flops
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
@@ -80,10 +80,10 @@ class Worker:
     def _pretrain(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         model = self._new(stage.seed, "model")
         documents = self.domains.without(float(stage.config["left_out"]), stage.seed)  # type: ignore[arg-type]
-        source = self.domains.batches(documents, self.command.batch_size, derive_seed(stage.seed, "order"))
+        source = self.domains.batches(model, documents, self.command.batch_size, derive_seed(stage.seed, "order"))
         training = training_of(stage, self.command.accumulate)
         train(model, source, training, seed=derive_seed(stage.seed, "train"), run=run, on_step=on_step)
-        return model, self._cost(model, training.steps, self.command.batch_size)
+        return model, self._cost(model, training.steps, source)
 
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
@@ -92,10 +92,10 @@ class Worker:
         method, _ = make_suppressor(self.command.settings, config["method"])
         marked, retained = self.domains.labelled(config["labelled"], seed)
         source = ForgetAndRetain(
-            self.domains.batches(marked, rows, derive_seed(seed, "forget")),
-            self.domains.batches(retained, rows, derive_seed(seed, "retain")),
+            self.domains.batches(model, marked, rows, derive_seed(seed, "forget")),
+            self.domains.batches(model, retained, rows, derive_seed(seed, "retain")),
         )
-        cost = self._cost(model, config["recipe"]["steps"], 2 * rows, method.cost)
+        cost = self._cost(model, config["recipe"]["steps"], source, method.cost)
         with user_input():
             objective = method.objective(model, derive_seed(seed, "suppress"))
         train(
@@ -145,10 +145,12 @@ class Worker:
                 touch = {} if config.get("touched", "all") == "all" else {"touch": matrices}
                 noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
                 shrink_and_perturb(student, *noise, **touch, mask=mask)
+        order = derive_seed(stage.seed, "distil")
+        source = self.domains.batches(student, self.domains.mixture, self.command.batch_size, order)
         found = distil(
             student,
             taught,
-            self.domains.batches(self.domains.mixture, self.command.batch_size, derive_seed(stage.seed, "distil")),
+            source,
             training_of(stage, self.command.accumulate),
             (lambda model: self.domains.measure(model, "retain")) if config["stops"] else None,
             StopRule(settings.within or 0.0, settings.relative, higher_is_better(self.command), settings.every),
@@ -157,14 +159,14 @@ class Worker:
             run=run,
             on_step=on_step,
         )
-        cost = self._cost(student, found.steps, self.command.batch_size, 1 + FORWARD_PASS)
+        cost = self._cost(student, found.steps, source, 1 + FORWARD_PASS)
         return student, {"reached": found.reached if config["stops"] else None, **cost}
 
     def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
         """Attack a model: its curves by learning rate, saved one by one, and its distance from the reference."""
         relearning = Relearn(**{**stage.config["relearn"]})  # type: ignore[dict-item]
         model = self._load(stage.parents["model"])
-        source = self.domains.attacker(stage.seed)
+        source = self.domains.attacker(model, stage.seed)
         checkpoint = run.load_checkpoint()
         curves: dict[str, Any] = {} if checkpoint is None else checkpoint.meta["curves"]
         for i, rate in enumerate(relearning.learning_rates):
@@ -218,8 +220,10 @@ class Worker:
     def _new(self, seed: int, name: str) -> nn.Module:
         return make_model(self.command, self.text.tokenizer, derive_seed(seed, name)).to(self.command.device)
 
-    def _cost(self, model: nn.Module, steps: int, rows: int, factor: float = 1.0) -> dict[str, Any]:
-        tokens = steps * rows * self.command.length
+    def _cost(
+        self, model: nn.Module, steps: int, source: Batches | ForgetAndRetain, factor: float = 1.0
+    ) -> dict[str, Any]:
+        tokens = round(steps * source.tokens_per_step)
         return {"steps": steps, "tokens": tokens, "flops": factor * training_flops(model, self.command.length) * tokens}
 
 

@@ -138,7 +138,7 @@ class UndoStudy(UndoOptions, Study):
         check_options(self)
         domains = Domains(self, self.text)
         for seed in {member.seed for member in self.members}:
-            domains.attacker(seed)
+            domains.attacked_with(seed)
             for share in self.labelled:
                 domains.labelled(share, seed)
         if self.metric == "lm-eval":

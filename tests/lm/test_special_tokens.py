@@ -1,0 +1,55 @@
+"""Each document begins with BOS and ends with EOS, where the tokenizer has them, and EOS is scored."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from routed_rl.lm import encode_prompt, text_corpus
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.completions import Prompt
+from routed_rl.lm.tokenizers import first_token
+from tests.lm.texts import of_document
+
+VOCABULARY = {"<bos>": 0, "<eos>": 1, "a": 2, "b": 3, "c": 4}
+TEMPLATE = "{% for m in messages %}<bos>{{ m['content'] }}<eos>{% endfor %}"
+
+
+def tokenizer(adds=False, **special):
+    """Return a tokenizer of three words. ``adds``: it writes BOS before each text itself."""
+    made = Tokenizer(models.WordLevel(VOCABULARY, unk_token="c"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if adds:
+        made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+BOTH = {"bos_token": "<bos>", "eos_token": "<eos>"}
+CASES = {
+    "both": (tokenizer(**BOTH), [0, 2, 3, 1]),
+    "both, and it writes BOS": (tokenizer(adds=True, **BOTH), [0, 2, 3, 1]),
+    "EOS alone": (tokenizer(eos_token="<eos>"), [2, 3, 1]),
+    "BOS alone": (tokenizer(bos_token="<bos>"), [0, 2, 3]),
+    "neither": (tokenizer(), [2, 3]),
+    "one token for both, as GPT-2": (tokenizer(bos_token="<eos>", eos_token="<eos>"), [2, 3, 1]),
+    "one token for both, written, as OPT": (tokenizer(True, bos_token="<bos>", eos_token="<bos>"), [0, 2, 3, 0]),
+    "BOS of messages, as SmolLM2": (tokenizer(chat_template=TEMPLATE, **BOTH), [2, 3, 1]),
+    "BOS switched off, as Phi-3": (tokenizer(add_bos_token=False, **BOTH), [2, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_documents_begin_and_end(name):
+    of, expected = CASES[name]
+    corpus = text_corpus(of, ["a b"], ["a b c", "<bos> a"])
+    assert of_document(corpus, corpus.tokens, 0).tolist() == expected
+    assert of_document(corpus, corpus.forget, 0).all()
+    batch = Batches(corpus, corpus.documents("train", "forget"), 8, 1).batch(0)
+    assert batch.targets[batch.scored].tolist() == expected[1:], "EOS is scored"
+    begins = [] if first_token(of) is None else [first_token(of)]
+    assert encode_prompt(of, Prompt("a b", "c")) == [*begins, 2, 3]
+
+
+def test_a_text_that_begins_with_bos_does_not_get_another():
+    of, _ = CASES["both"]
+    corpus = text_corpus(of, ["a b"], ["<bos> a"])
+    assert of_document(corpus, corpus.tokens, 1).tolist() == [0, 2, 1]
