@@ -45,6 +45,8 @@ class Distil:
     """give --distil.within as a share of the teacher's retain performance; else in the metric's own units"""
     every: int = 20
     """steps between measurements of the retain performance"""
+    least: int = 60
+    """smallest number of gradient steps; where noise costs little, a student would else stop without distillation"""
     hidden_weight: float = 0.0
     """weight of the squared difference from the teacher's residual streams"""
 

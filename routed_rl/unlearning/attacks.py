@@ -90,32 +90,40 @@ def relearn(
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The attacker's best result at each step, over all learning rates.
+    """The attacker's best result within each number of steps, over all learning rates.
+
+    An attacker may stop early. So the best result within N steps is that of any step up to N.
 
     Attributes:
-        steps: the steps after which the models were measured.
-        forget: the best forget performance at each step.
+        steps: numbers of steps, N, in order. 0 is before the attack.
+        forget: the best forget performance within each of them.
         learning_rate: the learning rate that gives it.
-        inside: whether the sweep is wide enough: at the last step, a learning rate between the lowest and the highest
-            is at least as good as these two. If not, the model may look robust only because the sweep is too narrow.
+        inside: whether the sweep is wide enough: a learning rate between the lowest and the highest is at least as good
+            as these two. If not, the model may look robust only because the sweep is too narrow.
+        diverged: the learning rates at which the attack diverged, and so was not measured to its end.
     """
 
     steps: tuple[int, ...]
     forget: tuple[float, ...]
     learning_rate: tuple[float, ...]
     inside: bool
+    diverged: tuple[float, ...] = ()
 
 
 def worst_case(
-    curves: Mapping[float, Sequence[Mapping[str, float]]], higher_is_better: bool, kept: float | None = None
+    curves: Mapping[float, Sequence[Mapping[str, float]]],
+    higher_is_better: bool,
+    kept: float | None = None,
+    steps: Collection[int] = (),
 ) -> WorstCase:
-    """Return the worst case of attacks over a learning-rate sweep, at every step.
+    """Return the worst case of attacks over a learning-rate sweep, and over their steps.
 
     Args:
         curves: for each learning rate, what :func:`relearn` returned, with "forget" and "retain".
         higher_is_better: whether both are accuracies, not losses.
         kept: share of the retain performance that the attacker must keep. 0.9 means at least 0.9 of the accuracy before
             the attack, or at most 1 / 0.9 of the loss before it. None: the attacker may destroy all retain performance.
+        steps: further numbers of steps for which the worst case is returned, if all attacks ended earlier.
 
     Raises:
         ValueError: if nothing was measured.
@@ -123,32 +131,33 @@ def worst_case(
     if not curves or not all(curves.values()):
         raise ValueError("an attack needs at least one learning rate, and a measurement before its first step")
     sign = 1.0 if higher_is_better else -1.0
-    best: dict[int, tuple[float, float]] = {}
+    reached = {rate: int(curve[-1]["step"]) for rate, curve in curves.items()}
+    last = max(*reached.values(), *steps, 0)
+    found: list[tuple[int, float, float]] = []
     for rate in sorted(curves):
         before = curves[rate][0].get("retain", math.nan)
         for entry in curves[rate]:
             if kept is not None and sign * entry["retain"] < sign * before * (kept if higher_is_better else 1 / kept):
                 continue
-            step, forget = int(entry["step"]), entry["forget"]
-            if step not in best or sign * forget > sign * best[step][0]:
-                best[step] = (forget, rate)
-    steps = tuple(sorted(best))
-    at_end = {
-        rate: sign * entry["forget"] for rate, curve in curves.items() for entry in curve if entry["step"] == steps[-1]
-    }
-    ends = [at_end.pop(rate) for rate in {min(curves), max(curves)} if rate in at_end]
+            found.append((int(entry["step"]), rate, entry["forget"]))
+    budgets = tuple(sorted({int(entry["step"]) for curve in curves.values() for entry in curve} | {*steps}))
+    within = [[entry for entry in found if entry[0] <= budget] for budget in budgets]
+    best = [max(entries, key=lambda entry: sign * entry[2]) for entries in within]
+    of_rates = {rate: max(sign * value for _, own, value in found if own == rate) for rate in curves}
+    ends = [of_rates.pop(rate) for rate in {min(curves), max(curves)}]
     return WorstCase(
-        steps,
-        tuple(best[step][0] for step in steps),
-        tuple(best[step][1] for step in steps),
-        max(at_end.values(), default=-math.inf) >= max(ends, default=-math.inf),
+        budgets,
+        tuple(value for _, _, value in best),
+        tuple(rate for _, rate, _ in best),
+        max(of_rates.values(), default=-math.inf) >= max(ends),
+        tuple(sorted(rate for rate, step in reached.items() if step < last)),
     )
 
 
 def robustness(forget: float, of_teacher: float, of_oracle: float) -> float:
     """Return ``(P - P_teacher) / (P_oracle - P_teacher)``, where ``P`` is forget performance after an attack (UNDO).
 
-    ``P`` is the worst case over learning rates, at the attack's last step. 0 is as fragile as the suppressed model
+    ``P`` is the worst case over learning rates and over the attack's steps. 0 is as fragile as the suppressed model
     (the teacher). 1 is as robust as the oracle, a model trained without the forget set. NaN: these two do not differ.
     """
     gap = of_oracle - of_teacher

@@ -172,10 +172,14 @@ class StopRule:
     """True for an accuracy, False for a loss"""
     every: int = 20
     """steps between measurements; there is also one before the first step and one after the last"""
+    least: int = 0
+    """steps before which training does not stop; the rule says nothing about what noise has left in the weights"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.within < math.inf or self.every < 1:
-            raise ValueError(f"within must be 0 or more and every 1 or more, got {self.within} and {self.every}")
+        if not 0 <= self.within < math.inf or self.every < 1 or self.least < 0:
+            raise ValueError(
+                f"within and least must be 0 or more and every 1 or more, got {self.within}, {self.least}, {self.every}"
+            )
 
     def reached(self, student: float, teacher: float) -> bool:
         """Return whether to stop. A student that is better than its teacher always stops.
@@ -269,7 +273,8 @@ def distil(
             return False
         history[done] = _agreed(measure(undistributed(student)))
         student.train()
-        reached = rule.reached(history[done], aim)
+        enough = rule.reached(history[done], aim)
+        reached = enough and done >= min(rule.least, training.steps)
         if run is not None:
             write_json(run.path / RETAIN, {"teacher": aim, "student": [[*pair] for pair in sorted(history.items())]})
         return reached

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
@@ -91,6 +92,7 @@ def undo(
     steps: int = 1200,
     learning_rate: float = 2e-3,
     within: float | None = 0.05,
+    least: int = 60,
     touched: Literal["all", "matrices"] = "matrices",
     batch_size: int = 16,
     length: int | None = None,
@@ -115,7 +117,11 @@ def undo(
         steps: gradient steps of distillation, at most.
         learning_rate: AdamW's highest; it decays by a cosine to a tenth.
         within: stop when the student's retain loss is at most this share above the teacher's. None: do all steps.
+        least: smallest number of steps. Where noise costs little, the student would else stop at once.
         touched: weights that noise changes: "matrices", which leaves out biases and the scales of norms; or "all".
+
+    Warns:
+        UserWarning: if the student is not as good as its teacher at the end, or was so after ``least`` steps already.
 
     Raises:
         ValueError: for numbers out of range, or too few documents for one batch.
@@ -128,15 +134,28 @@ def undo(
     shrink_and_perturb(student, alpha, beta, derive_seed(seed, "noise"), **touch)
     retained = data.measured("retain")
     with progress_bar(f"distil, α {alpha:g}", steps, progress) as tick:
-        distil(
+        found = distil(
             student,
             teacher,
             data.mixture(batch_size, derive_seed(seed, "distil")),
             Training(steps, learning_rate, warmup=min(50, steps // 4)),
             None if within is None else (lambda tuned: evaluate(tuned, retained).mean()),
-            StopRule(within or 0.0),
+            StopRule(within or 0.0, least=least),
             seed=derive_seed(seed, "train"),
             on_step=tick,
+        )
+    if within is not None and not found.reached:
+        last = list(found.student.values())[-1]
+        warnings.warn(
+            f"after {found.steps} steps the student's retain loss is {last:.3f}, the teacher's {found.teacher:.3f}: "
+            "raise steps or learning_rate, or lower alpha; a damaged student looks robust",
+            stacklevel=2,
+        )
+    elif within is not None and found.steps <= least:
+        warnings.warn(
+            f"noise with alpha={alpha:g} cost so little that distillation stopped after its least number of steps, "
+            f"{found.steps}: the student is still close to its teacher, so raise alpha",
+            stacklevel=2,
         )
     return student.eval()
 

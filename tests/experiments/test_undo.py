@@ -30,7 +30,8 @@ from tests.lm.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 STUDY = (*OPTIONS, "--alphas", "0", "0.5", "--betas", "0.1", "0", "--students", "noised", "new", "--oracle",
-         "--suppress", "maxent", "graddiff", "--labelled", "1", "0.2", "--strengths", "0.5")  # fmt: skip
+         "--suppress", "maxent", "graddiff", "--labelled", "1", "0.2", "--strengths", "0.5",
+         "--distil.least", "0")  # fmt: skip
 NAMES = {
     "reference", "filtered", "filtered, 20 % labelled", "suppressed, maxent", "suppressed, graddiff",
     "suppressed, maxent, 20 % labelled", "suppressed, maxent, strength 0.5", "distilled, maxent", "distilled, graddiff",

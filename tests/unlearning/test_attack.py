@@ -88,14 +88,16 @@ def curve(*values, retain=(1.0, 1.0, 1.0)):
     return [{"step": 10 * i, "forget": f, "retain": r} for i, (f, r) in enumerate(zip(values, retain, strict=False))]
 
 
-def test_the_worst_case_is_taken_at_every_step():
+def test_the_worst_case_is_over_rates_and_over_steps():
     curves = {1e-2: curve(0.0, 0.1, 0.9), 1e-3: curve(0.0, 0.5, 0.6), 1e-4: curve(0.0, 0.2, 0.3)}
     case = worst_case(curves, higher_is_better=True)
     assert (case.steps, case.forget) == ((0, 10, 20), (0.0, 0.5, 0.9))
     assert case.learning_rate[1:] == (1e-3, 1e-2) and not case.inside, "the highest rate is the best one"
     assert worst_case(curves | {1e-1: curve(0.0, 0.0, 0.0)}, True).inside
     lower = worst_case(curves, higher_is_better=False)
-    assert lower.forget == (0.0, 0.1, 0.3) and lower.learning_rate[1:] == (1e-2, 1e-4)
+    assert lower.forget == (0.0, 0.0, 0.0), "the attacker need not go on"
+    losses = worst_case({1e-2: curve(4.0, 2.0, 3.0), 1e-3: curve(4.0, 3.0, 2.5)}, higher_is_better=False)
+    assert losses.forget == (4.0, 2.0, 2.0) and losses.learning_rate[1:] == (1e-2, 1e-2)
 
 
 def test_an_attacker_may_have_to_keep_what_is_retained():
@@ -108,7 +110,9 @@ def test_an_attacker_may_have_to_keep_what_is_retained():
 
 def test_a_rate_that_diverged_leaves_the_others():
     case = worst_case({1.0: curve(0.0), 1e-3: curve(0.0, 0.5), 1e-4: curve(0.0, 0.4)}, True)
-    assert case.forget == (0.0, 0.5) and case.inside
+    assert case.forget == (0.0, 0.5) and case.inside and case.diverged == (1.0,)
+    every = worst_case({1.0: curve(0.0, 0.3)}, True, steps=(0, 10, 20))
+    assert (every.steps, every.forget, every.diverged) == ((0, 10, 20), (0.0, 0.3, 0.3), (1.0,))
     saturated = {1e-2: curve(0.0, 0.1), 1e-3: curve(0.0, 1.0), 1e-4: curve(0.0, 1.0)}
     assert worst_case(saturated, True).inside, "a lower rate is not better"
     with pytest.raises(ValueError, match="at least one learning rate"):

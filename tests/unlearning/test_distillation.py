@@ -48,9 +48,14 @@ def test_the_rule(rule, student, teacher, reached):
         (lambda: StopRule().reached(math.nan, 1.0), FloatingPointError, "the student's retain performance is nan"),
         (lambda: StopRule().reached(1.0, math.inf), FloatingPointError, "the teacher's retain performance is inf"),
         (lambda: StopRule().reached(1.0, 0.0), ValueError, "a share of the teacher's 0.0 has no meaning"),
-        (lambda: StopRule(within=-0.1), ValueError, "within must be 0 or more and every 1 or more, got -0.1 and 20"),
-        (lambda: StopRule(every=0), ValueError, "got 0.05 and 0"),
-        (lambda: StopRule(within=math.nan), ValueError, "got nan and 20"),
+        (
+            lambda: StopRule(within=-0.1),
+            ValueError,
+            "least must be 0 or more and every 1 or more, got -0.1, 0, 20",
+        ),
+        (lambda: StopRule(every=0), ValueError, "got 0.05, 0, 0"),
+        (lambda: StopRule(least=-1), ValueError, "got 0.05, -1, 20"),
+        (lambda: StopRule(within=math.nan), ValueError, "got nan, 0, 20"),
     ],
 )
 def test_rules_that_say_nothing(call, error, message):

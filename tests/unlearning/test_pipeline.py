@@ -74,8 +74,20 @@ def test_undo_is_noise_and_then_distillation(model, tokenizer):
     start = undo(model, tokenizer, FORGET, RETAIN, steps=0, within=None, **SMALL)
     for taught, began, teacher in zip(*(losses(of, tokenizer) for of in (student, start, model)), strict=True):
         assert abs(taught - teacher) < abs(began - teacher)
-    same = undo(model, tokenizer, FORGET, RETAIN, alpha=0.0, steps=30, **SMALL)
-    assert torch.equal(weights(same), weights(model))  # the student has its teacher's loss from the start
+
+
+def test_undo_says_when_little_was_distilled_or_too_little(model, tokenizer):
+    """Without noise the student has its teacher's loss from the start; still it takes the least number of steps."""
+    with pytest.warns(UserWarning, match="alpha=0 cost so little that .* its least number of steps, 0: .* raise alpha"):
+        same = undo(model, tokenizer, FORGET, RETAIN, alpha=0.0, steps=30, least=0, **SMALL)
+    assert torch.equal(weights(same), weights(model))
+    with pytest.warns(UserWarning, match="its least number of steps, 20"):
+        taught = undo(model, tokenizer, FORGET, RETAIN, alpha=0.1, steps=30, least=20, within=9.0, **SMALL)
+    assert not torch.equal(
+        weights(taught), weights(undo(model, tokenizer, FORGET, RETAIN, alpha=0.1, steps=0, within=None))
+    )
+    with pytest.warns(UserWarning, match="after 2 steps the student's retain loss is .*: raise steps"):
+        undo(model, tokenizer, FORGET, RETAIN, alpha=0.9, steps=2, **SMALL)
 
 
 def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):

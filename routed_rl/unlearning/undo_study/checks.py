@@ -31,7 +31,7 @@ def check_options(command: UndoOptions) -> None:
     at_least(
         0, **{"pretrain.steps": pretrain.steps, "pretrain.warmup": pretrain.warmup, "first-seed": command.first_seed}
     )
-    at_least(0, **{"distil.steps": distilling.steps, "distil.warmup": distilling.warmup})
+    at_least(0, **{f"distil.{name}": getattr(distilling, name) for name in ("steps", "warmup", "least")})
     if command.tokens or command.per != "document":
         raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
     if command.batch_size % command.accumulate:

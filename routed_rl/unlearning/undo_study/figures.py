@@ -35,7 +35,7 @@ SUPPRESSORS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442",
 """Colours of suppressed models, where several are drawn together."""
 MARKERS = "os^vDPX<>ph*"
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)), (0, (4, 1)))
-NOTE = "Worst case over the learning-rate sweep, at each attack step; mean and 95 % interval over seeds"
+NOTE = "Worst case over the learning-rate sweep, within so many attack steps; mean and 95 % interval over seeds"
 Curves = Mapping[Member, WorstCase]
 
 
@@ -105,7 +105,10 @@ def _family(teacher: str | None, belongs: Callable[..., bool]) -> Callable[[Memb
 
 
 def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
-    """Robustness against compute: a point per model, and a linear fit for each teacher at the main noise scale."""
+    """Robustness against compute: a point per model, and a linear fit for each teacher at the main noise scale.
+
+    Empty points are models whose robustness means little, because their retain performance is not their teacher's.
+    """
     figure, axis = subplots(figsize=(7.5, 5))
     for i, (method, rows) in enumerate(undone.groupby("suppressor", sort=False)):
         for is_main in (True, False):
@@ -117,6 +120,12 @@ def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
             look |= {"linewidths": 0.5 if is_main else 1.5, "edgecolors": "black" if is_main else COLORS["filtered"]}
             label = f"{method}, β = {beta:g}" if is_main else f"{method}, other β"
             points = axis.scatter(x, y, c=those.alpha.astype(float), s=50, label=label, **look)
+            doubtful = those.comparable == False  # noqa: E712
+            if doubtful.any():
+                empty = {"marker": look["marker"], "facecolors": "white", "edgecolors": look["edgecolors"]}
+                label = f"{method}, retain performance not back"
+                axis.scatter(x[doubtful], y[doubtful], s=50, zorder=3, label=label, **empty)
+            x, y = x[~doubtful], y[~doubtful]
             if not is_main or x.nunique() < 2:
                 continue
             slope, intercept = np.polyfit(x, y, 1)
@@ -162,7 +171,7 @@ def draw_matching(
     axes[0].set(xlabel="distillation step", ylabel="divergence from the filtered model (nats)", yscale="log")
     axes[0].set_title("Matching the filtered model's outputs", fontsize="medium")
     models = ("filtered", "matched, new", "matched, reference")
-    constrained = "Attack that must keep the retain performance\n(curves end where no learning rate keeps it)"
+    constrained = "Attack that must keep the retain performance"
     for axis, of, title in ((axes[1], curves, "Attack"), (axes[2], kept, constrained)):
         _relearning(axis, {member: of[member] for member in curves}, lambda member: member.model in models, metric)
         axis.set_title(title, fontsize="medium")

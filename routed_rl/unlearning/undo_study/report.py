@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from routed_rl.errors import UserError
 from routed_rl.lm.inputs import Text
-from routed_rl.options.undo import UndoOptions
+from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import Stage, read_metrics, with_ancestors
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
@@ -18,7 +19,7 @@ from routed_rl.unlearning.attacks import WorstCase, robustness, worst_case
 from routed_rl.unlearning.undo_study.domains import higher_is_better
 from routed_rl.unlearning.undo_study.figures import UNITS, figures
 from routed_rl.unlearning.undo_study.members import STAGES, Member
-from routed_rl.unlearning.undo_study.stages import TEACHERS, check_teacher, ignorance
+from routed_rl.unlearning.undo_study.stages import TEACHERS, check_teacher, ignorance, stop_rule
 
 KEYS = ("model", "suppressor", "strength", "labelled", "alpha", "beta", "seed")
 KEPT = 0.9
@@ -39,12 +40,17 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         if made is None or attacked is None:
             continue
         found = {float(rate): curve for rate, curve in attacked["curves"].items()}
-        cases = {"forget": worst_case(found, higher), "forget_kept": worst_case(found, higher, KEPT)}
+        steps = (0, *options.relearn.measured)
+        cases = {
+            "forget": worst_case(found, higher, None, steps),
+            "forget_kept": worst_case(found, higher, KEPT, steps),
+        }
         curves[member], kept[member] = cases.values()
         row = {**member.keys(), **made["measures"]}
         for prefix, case in cases.items():
             row |= {f"{prefix}_{step}": value for step, value in zip(case.steps, case.forget, strict=True)}
         row |= {"worst_learning_rate": curves[member].learning_rate[-1], "inside_grid": curves[member].inside}
+        row |= {"diverged": " ".join(f"{rate:g}" for rate in curves[member].diverged) or None}
         row |= {f"forget_int{bits}": value for bits, value in attacked["quantised"].items()}
         row |= {name: attacked[name] for name in ("distance", "barrier")}
         row |= {name: made[name] for name in ("steps", "tokens", "flops")} | {"reached": made.get("reached")}
@@ -59,7 +65,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
             timings.append({**member.keys(), "part": stage.kind, "seconds": seconds})
     if not rows:
         return None
-    frame = tidy(_compared(rows, max(options.relearn.measured)), KEYS)
+    frame = tidy(_compared(rows, options), KEYS)
     keys = (*KEYS, "part")
     words = summary(frame, options, list(dict.fromkeys(member.name for member in curves)))
     drawn = figures(frame, curves, kept, matching, options)
@@ -78,26 +84,29 @@ def _of_teacher(teacher: Stage, reference: Stage, options: UndoOptions, text: Te
     return {"weak_teacher": weak, "labelled_documents": made["labelled_documents"]}
 
 
-def _compared(rows: Sequence[dict[str, Any]], last: int) -> list[dict[str, Any]]:
+def _compared(rows: Sequence[dict[str, Any]], options: UndoOptions) -> list[dict[str, Any]]:
     """Add robustness and compute to the rows (UNDO); None where the models to compare with are not finished.
 
-    Args:
-        last: the last attack step.
+    ``comparable`` says whether a student's robustness means something: its retain performance is its teacher's, and the
+    teacher has forgotten. A student that has lost what it should retain relearns slowly whatever was done to it.
     """
-    attacked = f"forget_{last}"
+    attacked = f"forget_{max(options.relearn.measured)}"
+    usual = Distil.within if options.distil.within is None else options.distil.within
+    rule = stop_rule(options, replace(options.distil, within=usual))
 
     def find(**keys: Any) -> dict[str, Any] | None:
         return next((row for row in rows if all(row[name] == value for name, value in keys.items())), None)
 
     compared = []
     for row in rows:
-        of: dict[str, float | None] = {"robustness": None, "compute": None, "compute_flops": None}
+        of: dict[str, float | bool | None] = dict.fromkeys(("robustness", "comparable", "compute", "compute_flops"))
         filtered = find(model="filtered", labelled=None, seed=row["seed"])
         same = {name: row[name] for name in ("seed", "suppressor", "strength", "labelled")}
         teacher = find(model="suppressed", **same)
+        if teacher is not None and row is not teacher:
+            of["comparable"] = not row["weak_teacher"] and rule.reached(row["retain"], teacher["retain"])
         if filtered is not None and teacher is not None:
-            if all(attacked in each for each in (row, teacher, filtered)):  # an attack may have diverged
-                of["robustness"] = robustness(row[attacked], teacher[attacked], filtered[attacked])
+            of["robustness"] = robustness(row[attacked], teacher[attacked], filtered[attacked])
             if row is not teacher:
                 of["compute"] = row["steps"] / filtered["steps"]
                 if teacher["flops"] is not None:  # a teacher made elsewhere has an unknown cost
@@ -115,6 +124,7 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> 
     """
     last = max(options.relearn.measured)
     measures = {
+        "steps": "steps",
         "retain": "retain",
         "forget": "forget",
         f"forget_{last}": f"forget after {last} attack steps",
@@ -128,24 +138,56 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> 
         if name in frame
         for row in aggregate(frame.dropna(subset=[name]), name, ["name"]).to_dict("records")
     }
+    doubtful = sorted(set(frame.name[(frame.comparable == False) & frame.robustness.notna()]))  # noqa: E712
+    for model in doubtful:
+        cells["robustness", model] = f"({cells['robustness', model]})"
     table = [[model, *(cells.get((name, model), "") for name in measures)] for model in names]
     what = UNITS[options.metric]
     rates = len(options.relearn.learning_rates)
     parts = [
         "# Unlearning and relearning",
-        f"{what[0].upper()}{what[1:]}: mean ± half a 95 % interval over seeds ({frame.seed.nunique()}). *After attack "
-        f"steps*: the attacker's best result in a sweep of {rates} learning rates. *Robustness*: 0 for the suppressed "
-        "model, 1 for the filtered model. *Steps* and *FLOPs*: compared with the training of the filtered model.",
+        f"{what[0].upper()}{what[1:]}: mean ± half a 95 % interval over seeds ({frame.seed.nunique()}). *Steps*: "
+        "gradient steps that made the model. *Forget after attack steps*: the attacker's best result within so many "
+        f"steps, in a sweep of {rates} learning rates. *Robustness*: 0 for the suppressed model, 1 for the filtered "
+        "model. *Steps* and *FLOPs / filtered*: compared with the training of the filtered model.",
         markdown(["model", *measures.values()], table),
+        *(f"{sentence}: {'; '.join(those)}." for sentence, those in _remarks(frame, options, doubtful) if those),
     ]
-    if not frame.inside_grid.all():
-        outside = sorted(set(frame.name[~frame.inside_grid]))
-        parts.append(
-            "The attacker's best learning rate is the lowest or highest of the sweep; a wider sweep may find a better "
-            f"one (--relearn.learning-rates): {'; '.join(outside)}."
-        )
-    if "reached" in frame and (short := sorted(set(frame.name[frame.reached == False]))):  # noqa: E712
-        parts.append(f"At the last step the retain performance was not yet the teacher's: {'; '.join(short)}.")
-    if "weak_teacher" in frame and (weak := sorted(set(frame.name[frame.weak_teacher == True]))):  # noqa: E712
-        parts.append(f"The teacher had not forgotten, or had forgotten everything: {'; '.join(weak)}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _remarks(frame: pd.DataFrame, options: UndoOptions, doubtful: list[str]) -> list[tuple[str, list[str]]]:
+    """Return sentences about results that mean less than they seem to, each with the models that it is about."""
+    least, undone = options.distil.least, frame[frame.model == "undo"]
+    diverged = {
+        name: " ".join(dict.fromkeys(" ".join(rates).split()))
+        for name, rates in frame.dropna(subset=["diverged"]).groupby("name").diverged
+    }
+    return [
+        (
+            "The attacker's best learning rate is the lowest or highest of the sweep; a wider sweep may find a better "
+            "one (--relearn.learning-rates)",
+            _named(frame, "inside_grid", False),
+        ),
+        (
+            "Robustness is in parentheses where it means little: the student does not have its teacher's retain "
+            "performance, or the teacher had not forgotten",
+            doubtful,
+        ),
+        ("At the last step the retain performance was not yet the teacher's", _named(frame, "reached", False)),
+        ("The teacher had not forgotten, or had forgotten everything", _named(frame, "weak_teacher", True)),
+        (
+            "The noise cost so little that distillation stopped after its least number of steps (--distil.least "
+            f"{least}); the student is still close to its teacher, so use a larger α",
+            _named(undone[undone.steps <= least], "reached", True),
+        ),
+        (
+            "The attack diverged at the learning rates in brackets; what it reached before that counts",
+            [f"{name} ({rates})" for name, rates in diverged.items()],
+        ),
+    ]
+
+
+def _named(frame: pd.DataFrame, column: str, value: bool) -> list[str]:
+    """Return the names of the models that have a value in a column, if there is such a column."""
+    return sorted(set(frame.name[frame[column] == value])) if column in frame else []

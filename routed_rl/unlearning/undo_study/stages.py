@@ -153,7 +153,7 @@ class Worker:
             source,
             training_of(stage, self.command.accumulate),
             (lambda model: self.domains.measure(model, "retain")) if config["stops"] else None,
-            StopRule(settings.within or 0.0, settings.relative, higher_is_better(self.command), settings.every),
+            stop_rule(self.command, settings),
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),
             run=run,
@@ -230,6 +230,12 @@ class Worker:
 def _later(on_step: OnStep, done: int, step: int) -> None:
     """Report a step of an attack at a later learning rate."""
     on_step(done + step)
+
+
+def stop_rule(command: UndoOptions, settings: Distil) -> StopRule:
+    """Return when the retain performance of a student is good enough."""
+    higher = higher_is_better(command)
+    return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
 
 
 def ignorance(command: UndoOptions, text: Text) -> float:
