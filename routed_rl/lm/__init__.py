@@ -9,7 +9,7 @@ from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches, WholeDocuments
 from routed_rl.lm.completions import Prompt, completion_accuracy, encode_prompt, read_prompts
 from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
-from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, read_documents
+from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, from_row, read_documents
 from routed_rl.lm.era import (
     EraObjective,
     Expansion,
@@ -104,6 +104,7 @@ __all__ = [
     "find_topic",
     "find_words",
     "fine_tune",
+    "from_row",
     "gathered_state",
     "generate_arithmetic",
     "generate_languages",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
+import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.lib import format as npy
 
+from routed_rl.lm.chat import rendered
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, Spans
 from routed_rl.lm.tokenizers import first_token, tokenizer_digest
@@ -29,6 +32,9 @@ Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
 TOKENS, FORGET, SCORED, STARTS, VALIDATION = "tokens.npy", "forget.npy", "scored.npy", "starts.npy", "validation.npy"
 ABOUT = "corpus.json"
+OVERLAP = "overlap"
+SHOWN = 60
+"""Characters of a text that are kept to be shown in a message."""
 FORMAT = 2
 """Number of the way in which documents become tokens. A corpus of an earlier format is not opened."""
 CHUNK = 1000
@@ -55,6 +61,11 @@ class Corpus:
     validation: np.ndarray
     about: Mapping[str, Any]
     scored: np.ndarray | None = None
+
+    @property
+    def overlap(self) -> int:
+        """How many texts are in the forget set and in the retain set, compared without white space at their ends."""
+        return int(self.about.get(OVERLAP, 0))
 
     @cached_property
     def to_forget(self) -> np.ndarray:
@@ -120,6 +131,8 @@ def build_corpus(
     validation: float | None = 0.1,
     max_characters: int | None = None,
     max_tokens: int | None = None,
+    score: Literal["answers", "all"] = "answers",
+    allow_overlap: bool = False,
     about: Mapping[str, JSON] | None = None,
 ) -> Corpus:
     """Tokenise documents into a new directory and return the corpus, or open the corpus that is already there.
@@ -134,12 +147,15 @@ def build_corpus(
             not depend on the other documents, and is the same for equal texts. None: all documents are for training.
         max_characters: each document is first cut to this many characters.
         max_tokens: each tokenised document is then cut to this many tokens.
+        score: which tokens count in losses, where documents have answers: those of the answers, or all.
+        allow_overlap: accept texts that are in the forget set and in the retain set. How many there are is in
+            :attr:`Corpus.overlap`.
         about: facts about the documents and the finder, to recognise the corpus. A corpus that is already there is
             refused if its ``about``, or any argument above, differs. Documents and finder themselves are not compared.
 
     Raises:
-        ValueError: if no document or every document is a forget document, if documents or a split are missing, or if
-            the directory holds something else.
+        ValueError: if no document or every document is a forget document, if documents or a split are missing, if a
+            text is in both sets, or if the directory holds something else.
         OSError: if writing fails. What was written is removed.
     """
     share = 0.0 if validation is None else validation
@@ -160,6 +176,8 @@ def build_corpus(
         "validation": None if validation is None else float(share),
         "max_characters": max_characters,
         "max_tokens": max_tokens,
+        "score": score,
+        "allow_overlap": allow_overlap,
     }
     identity = plain_json({**(about or {}), **how}, "about")
     if directory.exists():
@@ -168,9 +186,14 @@ def build_corpus(
     temporary = temporary_beside(directory)
     temporary.mkdir()
     try:
-        tokenised = _tokenised(documents, tokenizer, size, finder, per, forget_tokens, max_characters, max_tokens)
-        _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), share)
-        write_json(temporary / ABOUT, identity)
+        chats = (rendered(document, tokenizer) for document in documents)
+        if score == "all":
+            chats = (replace(document, answers=None) for document in chats)
+        tokenised = _tokenised(chats, tokenizer, size, finder, per, forget_tokens, max_characters, max_tokens)
+        overlap = _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), share)
+        if overlap and not allow_overlap:
+            raise ValueError(_overlap_message(overlap))
+        write_json(temporary / ABOUT, {**identity, OVERLAP: len(overlap)})
         _check(open_corpus(temporary))
         for written in (*temporary.iterdir(), temporary):
             sync(written)
@@ -209,7 +232,7 @@ def open_corpus(directory: Path) -> Corpus:
 
 def _open_same(directory: Path, identity: Mapping[str, Any]) -> Corpus:
     corpus = open_corpus(directory)
-    for key in sorted({*corpus.about, *identity}):
+    for key in sorted({*corpus.about, *identity} - {OVERLAP}):
         there, wanted = corpus.about.get(key), identity.get(key)
         if there != wanted:
             raise ValueError(f"{str(directory)!r} holds another corpus: its {key} is {there!r}, not {wanted!r}")
@@ -245,9 +268,9 @@ def _tokenised(
             text, answers, inner = document.text, document.answers, encoded["input_ids"][i]
             # A chat template writes BOS and EOS itself.
             begin = [] if first is None or inner[:1] == [first] else [first]
-            end = [] if last is None or document.chat else [last]
+            end = [] if last is None or document.messages is not None else [last]
             tokens = np.array([*begin, *inner, *end], dtype=np.int64)
-            marks, scored = special[tokens], np.ones(len(tokens), dtype=bool)
+            marks, scored = special[tokens], np.full(len(tokens), answers is None)
             within = slice(len(begin), len(begin) + len(inner))
             found = False if finder is None else finder(document)
             if per == "document" or isinstance(found, (bool, np.bool_)):
@@ -275,16 +298,25 @@ def _write(
     tokenised: Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
     dtype: np.dtype,
     validation: float,
-) -> None:
+) -> list[str]:
+    """Write the arrays of a corpus, and return the texts that are in the forget set and in the retain set."""
     lengths, held_out, all_scored = [], [], True
+    forgotten: dict[int, str] = {}
+    retained = array("Q")
     kinds = {TOKENS: dtype, FORGET: np.dtype(bool), SCORED: np.dtype(bool)}
     with ExitStack() as opened:
         files = [(opened.enter_context((directory / name).open("wb")), kind) for name, kind in kinds.items()]
         for file, kind in files:
             _write_header(file, kind, 0)
         for text, *arrays in tokenised:
-            for (file, kind), array in zip(files, arrays, strict=True):
-                file.write(array.astype(kind).tobytes())
+            key = " ".join(unicodedata.normalize("NFC", text).split())
+            number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+            if arrays[1].any():
+                forgotten[number] = key[:SHOWN]
+            else:
+                retained.append(number)
+            for (file, kind), values in zip(files, arrays, strict=True):
+                file.write(values.astype(kind).tobytes())
             lengths.append(len(arrays[0]))
             all_scored &= bool(arrays[-1].all())
             digest = hashlib.sha256(text.encode()).digest()
@@ -298,6 +330,16 @@ def _write(
         (directory / SCORED).unlink()
     np.save(directory / STARTS, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     np.save(directory / VALIDATION, np.array(held_out))
+    both = np.isin(np.array(list(forgotten), dtype=np.uint64), np.array(retained, dtype=np.uint64))
+    return [text for text, is_both in zip(forgotten.values(), both, strict=True) if is_both]
+
+
+def _overlap_message(texts: Sequence[str]) -> str:
+    many = f"{len(texts)} texts are" if len(texts) > 1 else "1 text is"
+    return (
+        f"{many} in the forget set and in the retain set, for example {texts[0]!r}: take them out of one set, or "
+        "accept them with --allow-overlap (allow_overlap=True)"
+    )
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:

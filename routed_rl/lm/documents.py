@@ -1,16 +1,17 @@
-"""Where documents come from: files, the Hugging Face Hub, an installed package."""
+"""Where documents come from: files, the Hugging Face Hub, an installed package; and the rows that they are made of."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 TEXT, LINES = ".txt", ".jsonl"
@@ -23,13 +24,14 @@ class Document:
 
     Attributes:
         answers: spans of characters that count in a loss, in order. None: the whole text counts.
-        chat: whether the text comes from a chat template, which writes its own special tokens.
+        messages: of a chat, each with its role, its content, and whether it is an answer. None: the text is no chat.
+            :func:`~routed_rl.lm.chat.rendered` makes the text of them.
     """
 
     text: str
     topic: str | None = None
     answers: tuple[tuple[int, int], ...] | None = None
-    chat: bool = False
+    messages: tuple[tuple[str, str, bool], ...] | None = None
 
 
 HUB = {
@@ -70,11 +72,10 @@ def read_documents(source: str, limit: int | None = None, field: str = "text") -
     """Yield the documents of a source, one at a time, at most ``limit``. Blank documents are left out.
 
     Args:
-        source: a ``.txt`` file (one document a paragraph), a ``.jsonl`` file (objects with the field, and perhaps a
-            ``topic``), or a folder of such files. Or a name in :data:`PACKAGED_TEXT` or :data:`HUB`. Or any dataset on
+        source: a ``.txt`` file (one document a paragraph), a ``.jsonl`` file (rows, see :func:`from_row`), or a folder
+            of such files. Or a name in :data:`PACKAGED_TEXT` or :data:`HUB`. Or any dataset on
             the Hugging Face Hub, ``REPOSITORY`` or ``REPOSITORY:CONFIGURATION`` (its ``train`` split, streamed).
-        field: the field with the text, in ``.jsonl`` files and in datasets without a short name. Or a template with
-            the names of several fields in braces: ``"Question: {question}\\nAnswer: {answer}"``.
+        field: as for :func:`from_row`, in ``.jsonl`` files and in datasets without a short name.
 
     Raises:
         ValueError: for a source that is none of these. During reading: for a file whose content does not fit its name.
@@ -126,23 +127,111 @@ def _from_json(line: str, field: str, where: str) -> Document:
         raise ValueError(f"{where}: not JSON: {error}") from None
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected an object with the text field {field!r}, got {line.strip()[:60]!r}")
-    return _from_entry(entry, field, where)
+    return from_row(entry, field, where)
 
 
-def _from_entry(entry: dict[str, Any], field: str, where: str) -> Document:
-    text, topic = entry.get(field), entry.get("topic")
-    if "{" in field:
-        try:
-            text = field.format_map({name: value for name, value in entry.items() if type(value) in (str, int, float)})
-        except (LookupError, ValueError, AttributeError, TypeError):  # a field is missing, or the template is wrong
-            text = None
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: there is no text field {field!r}, only {', '.join(map(repr, entry)) or 'nothing'}")
+TEXT_FIELD = "text"
+ANSWERS = ("answer", "completion")
+"""Fields whose text is an answer."""
+SHAPES = "a field 'text'; 'question' and 'answer'; 'prompt' and 'completion'; or 'messages'"
+
+
+def from_row(row: Mapping[str, Any], field: str = TEXT_FIELD, where: str = "the row") -> Document:
+    """Return the document of a row, which may have a field ``topic`` besides the following ones.
+
+    Args:
+        row: has one of these forms:
+
+            - a field ``text``, or another one that ``field`` names;
+            - ``question`` and ``answer``: messages of a chat, or without a chat template both with a space between;
+            - ``prompt`` and ``completion``: both texts, which are joined as they are; or both lists of messages;
+            - ``messages``: a list of objects with ``role`` and ``content``.
+
+            What counts in a loss is a text without an answer as a whole, otherwise the answers: ``answer``,
+            ``completion``, and the messages of the role ``assistant``.
+        field: the field with the text. Or a template with the names of several fields in braces, as in
+            ``"Question: {question}\\nAnswer: {answer}"``.
+        where: where the row is, for errors.
+
+    Raises:
+        ValueError: for a row of another form, or a text that is not Unicode.
+    """
+    topic = row.get("topic")
     try:
-        text.encode()
+        found = _from_template(row, field) if "{" in field else _from_fields(row, field)
+        found.text.encode()
     except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
-        raise ValueError(f"{where}: the field {field!r} is not Unicode text: {error}") from None
-    return Document(text, topic if isinstance(topic, str) else None)
+        raise ValueError(f"{where}: the text is not Unicode: {error}") from None
+    except (LookupError, ValueError, AttributeError, TypeError):  # a field is missing or of another kind
+        wanted = SHAPES if field == TEXT_FIELD else f"the field or template {field!r}"
+        has = ", ".join(f"{name!r} ({type(value).__name__})" for name, value in row.items()) or "nothing"
+        raise ValueError(f"{where}: a row needs {wanted}; this one has {has}"[:400]) from None
+    return replace(found, topic=topic if isinstance(topic, str) else None)
+
+
+def _from_template(row: Mapping[str, Any], template: str) -> Document:
+    """The document of a template. Raise LookupError or ValueError if a field is missing or the template is wrong."""
+    text, answers = "", []
+    for literal, name, form, _ in Formatter().parse(template):
+        text += literal
+        if name is None:
+            continue
+        if type(row[name]) not in (str, int, float):
+            raise TypeError
+        begin, text = len(text), text + format(row[name], form or "")
+        if name in ANSWERS:
+            answers.append((begin, len(text)))
+    return Document(text, answers=tuple(answers) or None)
+
+
+def _from_fields(row: Mapping[str, Any], field: str) -> Document:
+    """The document of a row's fields. Raise LookupError or TypeError for fields that are missing or of another kind."""
+    if field in row or field != TEXT_FIELD:
+        return Document(_text(row[field]))
+    if "messages" in row:
+        return _chat(_messages(row["messages"]))
+    if "question" in row:
+        question, answer = _text(row["question"]), _text(row["answer"])
+        text = f"{question} {answer}"
+        messages = (("user", question, False), ("assistant", answer, True))
+        return Document(text, answers=((len(question) + 1, len(text)),), messages=messages)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        text = prompt + _text(completion)
+        return Document(text, answers=((len(prompt), len(text)),))
+    return _chat([(role, content, False) for role, content, _ in _messages(prompt)] + _messages(completion))
+
+
+def _chat(messages: Sequence[tuple[str, str, bool]]) -> Document:
+    if not any(is_answer for *_, is_answer in messages):
+        raise ValueError
+    return Document("\n".join(content for _, content, _ in messages), messages=tuple(messages))
+
+
+def _messages(given: Any) -> list[tuple[str, str, bool]]:
+    """Messages with their roles, contents, and whether they are answers."""
+    found = [(_text(message["role"]), _text(message["content"])) for message in given]
+    return [(role, content, role == "assistant") for role, content in found]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def as_row(document: Document) -> dict[str, Any]:
+    """Return a row of which :func:`from_row` makes this document again. It leaves out the topic."""
+    if document.messages is None:
+        if document.answers is None:
+            return {TEXT_FIELD: document.text}
+        ((begin, _),) = document.answers
+        return {"prompt": document.text[:begin], "completion": document.text[begin:]}
+    if document.answers is not None:
+        return {"question": document.messages[0][1], "answer": document.messages[1][1]}
+    chat = [{"role": role, "content": content} for role, content, _ in document.messages]
+    first = next(i for i, (*_, is_answer) in enumerate(document.messages) if is_answer)
+    return {"prompt": chat[:first], "completion": chat[first:]}
 
 
 def package_folder(package: str, *readers: str) -> Path:
@@ -163,7 +252,7 @@ def _from_hub(source: str, field: str) -> Iterator[Document]:
     name, _, part = source.partition(":")
     repository, configuration, field = HUB.get(source, (name, part or None, field))
     for number, row in enumerate(_hub_rows(repository, configuration), start=1):
-        yield _from_entry(row, field, f"{repository!r}, row {number}")
+        yield from_row(row, field, f"{repository!r}, row {number}")
 
 
 def _hub_rows(repository: str, configuration: str | None) -> Iterator[dict[str, Any]]:

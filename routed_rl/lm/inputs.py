@@ -165,6 +165,8 @@ def open_text(options: CorpusOptions) -> Text:
         "validation": options.validation,
         "max_characters": options.max_characters,
         "max_tokens": options.max_tokens,
+        "score": options.score,
+        "allow_overlap": options.allow_overlap,
     }
     digest = config_hash({**about, **how, "tokenizer": tokenizer_digest(tokenizer)})
     name = Path(options.corpus).stem.replace("/", "-")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from routed_rl.errors import user_input
+from routed_rl.lm.documents import as_row
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.models import save_model
 from routed_rl.lm.texts import Texts, labelled_documents
@@ -77,7 +78,7 @@ def saved_texts(name: str, texts: Texts, folder: Path) -> str:
         ValueError: as :func:`~routed_rl.lm.text_corpus`.
     """
     documents = labelled_documents(name, texts)
-    lines = "".join(json.dumps({"text": document.text}, ensure_ascii=False) + "\n" for document in documents)
+    lines = "".join(json.dumps(as_row(document), ensure_ascii=False) + "\n" for document in documents)
     place = folder / f"texts-{hashlib.sha256(lines.encode()).hexdigest()[:16]}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     if not place.exists():

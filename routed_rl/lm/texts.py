@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,30 +12,35 @@ from typing import Any
 import numpy as np
 
 from routed_rl.lm.corpora import Corpus, build_corpus
-from routed_rl.lm.documents import Document
+from routed_rl.lm.documents import SHAPES, Document, from_row
 from routed_rl.lm.finders import find_topic, find_words
 
 Texts = Iterable[str] | Iterable[Mapping[str, Any]]
-"""Documents: strings, or rows with a field ``text``, as a ``datasets.Dataset`` has them."""
+"""Documents: strings; or rows, as a ``datasets.Dataset`` has them, of a form of :func:`~routed_rl.lm.from_row`."""
 LONGEST = 256
 """Tokens of the longest row that is chosen automatically."""
 
 
-def text_corpus(tokenizer: Any, forget: Texts, retain: Texts) -> Corpus:
+def text_corpus(tokenizer: Any, forget: Texts, retain: Texts, allow_overlap: bool = False) -> Corpus:
     """Return the forget set and the retain set, tokenised, as one corpus in memory. All of it is for training.
 
     Args:
         tokenizer: of transformers.
         forget, retain: the documents of each set.
+        allow_overlap: accept texts that are in both sets.
 
     Raises:
-        ValueError: for a set without documents, a document without text, or one string in place of a list.
+        ValueError: for a set without documents, a document without text, one string in place of a list, or a text in
+            both sets.
     """
     documents = chain(labelled_documents("forget", forget), labelled_documents("retain", retain))
     with tempfile.TemporaryDirectory() as folder:
-        found = build_corpus(Path(folder) / "corpus", documents, tokenizer, find_topic("forget"), validation=None)
-        tokens, forgets = np.array(found.tokens), np.array(found.forget)  # copies: the folder and its files are deleted
-        return Corpus(tokens, forgets, np.array(found.starts), np.array(found.validation), found.about)
+        place, finder = Path(folder) / "corpus", find_topic("forget")
+        found = build_corpus(place, documents, tokenizer, finder, validation=None, allow_overlap=allow_overlap)
+        parts: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+        # Copies, because the folder and its files are deleted.
+        parts |= {name: np.array(of) for name, of in parts.items() if isinstance(of, np.ndarray)}
+        return Corpus(**parts)
 
 
 def split_by_words(texts: Texts, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,10 +70,12 @@ def labelled_documents(name: str, texts: Texts) -> Iterator[Document]:
         raise ValueError(f"{name} must be a list of documents, got one string: {texts[:40]!r}")
     none = True
     for i, row in enumerate(texts):
-        text = row.get("text") if isinstance(row, Mapping) else row
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{name}[{i}] must be a text or a row with a field 'text', got {row!r}"[:200])
+        if not isinstance(row, str | Mapping):
+            raise ValueError(f"{name}[{i}] must be a text or a row with {SHAPES}, got {row!r}"[:300])
+        document = Document(row) if isinstance(row, str) else from_row(row, where=f"{name}[{i}]")
+        if not document.text.strip():
+            raise ValueError(f"{name}[{i}] is an empty text")
         none = False
-        yield Document(text, name)
+        yield replace(document, topic=name)
     if none:
         raise ValueError(f"{name} has no documents")

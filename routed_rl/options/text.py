@@ -33,7 +33,12 @@ class CorpusOptions:
     """number of documents of --also; None: the value of --documents"""
     text_field: str = "text"
     """field with the text, in .jsonl files and datasets; or a template of several fields, such as "{question}
-    {answer}", with the characters between them"""
+    {answer}", with the characters between them. Without a field "text", rows may also have "question" and "answer",
+    "prompt" and "completion", or "messages"; the chat template of the tokenizer is used for messages"""
+    score: Literal["answers", "all"] = "answers"
+    """tokens that count in losses: only those of answers, where documents have answers; or all"""
+    allow_overlap: bool = False
+    """accept texts that are both in the forget set and in the retain set"""
     words: tuple[str, ...] = ()
     """words that make a document a forget document; or the name of a word list (finance, forest, war), or a file with
     one word per line"""

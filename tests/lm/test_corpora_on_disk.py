@@ -110,7 +110,11 @@ def file_of(content: bytes, name: str) -> Callable[[Path], Iterator[Document]]:
     ("documents", "options", "message"),
     [
         (file_of(b"", "a.txt"), {}, "the corpus has no documents"),
-        (file_of(b'{"text": "fine"}\n{"story": "?"}', "a.jsonl"), {}, "line 2: there is no text field 'text'"),
+        (
+            file_of(b'{"text": "fine"}\n{"story": "?"}', "a.jsonl"),
+            {},
+            "line 2: a row needs a field 'text'; .*; this one has 'story'",
+        ),
         (file_of(b"fine\n\n\xff", "a.txt"), {}, "is not UTF-8"),
         (DOCUMENTS, {"finder": find_words(["zebra"])}, "none of 300 documents are forget documents"),
         (DOCUMENTS, {"finder": None}, "none of 300 documents are forget documents"),

@@ -61,10 +61,14 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "fine"}\n{"text": ', r"a\.jsonl', line 2: not JSON"),
         ("a.jsonl", b"[" * 100_000, r"line 1: not JSON"),
         ("a.jsonl", b'["fine"]', r"line 1: expected an object with the text field 'text', got '\[\"fine\"\]'"),
-        ("a.jsonl", b'{"body": "fine", "id": 3}', r"line 1: there is no text field 'text', only 'body', 'id'"),
-        ("a.jsonl", b'{"text": ["fine"]}', r"line 1: there is no text field 'text'"),
-        ("a.jsonl", b"{}", r"line 1: there is no text field 'text', only nothing"),
-        ("a.jsonl", rb'{"text": "half \ud83d"}', r"line 1: the field 'text' is not Unicode text"),
+        (
+            "a.jsonl",
+            b'{"body": "fine", "id": 3}',
+            r"line 1: a row needs a field 'text'; .* this one has 'body' \(str\), 'id' \(int\)",
+        ),
+        ("a.jsonl", b'{"text": ["fine"]}', r"line 1: a row needs .* this one has 'text' \(list\)"),
+        ("a.jsonl", b"{}", r"line 1: a row needs .* this one has nothing"),
+        ("a.jsonl", rb'{"text": "half \ud83d"}', r"line 1: the text is not Unicode"),
         ("a.csv", b"text\nfine", r"a\.csv' is neither a folder nor a \.txt or \.jsonl file"),
     ],
 )
@@ -147,7 +151,9 @@ def test_a_text_may_be_made_of_several_fields(tmp_path: Path) -> None:
         "{choices}",
         "{none}",
     ):
-        with pytest.raises(ValueError, match=r"there is no text field .*, only 'question', 'answer'"):
+        with pytest.raises(
+            ValueError, match=r"a row needs the field or template .*; this one has 'question' \(str\), 'answer'"
+        ):
             texts(tmp_path / "a.jsonl", field=field)
 
 
@@ -199,6 +205,6 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dataset_without_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, {"text": "one"}, {"story": "two", "id": 3})
     with pytest.raises(
-        ValueError, match="'somebody/something', row 2: there is no text field 'text', only 'story', 'id'"
+        ValueError, match=r"'somebody/something', row 2: a row needs a field 'text'.* this one has 'story'"
     ):
         texts("somebody/something")

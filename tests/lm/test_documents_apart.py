@@ -25,7 +25,7 @@ SIZES = np.random.default_rng(0).integers(1, 38, 30)
 TEXTS = [
     " ".join(story.text.split()[:size]) for story, size in zip(generate_stories(30, 0), SIZES.tolist(), strict=True)
 ]
-CORPUS = text_corpus(TOKENIZER, TEXTS[:10], TEXTS[10:])
+CORPUS = text_corpus(TOKENIZER, TEXTS[:10], TEXTS[10:], allow_overlap=True)
 ALL = np.arange(len(TEXTS))
 
 
