@@ -18,7 +18,7 @@ from routed_rl.errors import fail, guarded
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.common.agents.options import PRESETS, Train
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
-from routed_rl.experiments.language.options import Era, SteeringScalar
+from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.experiments.vision.options import Cifar, Mnist
@@ -36,6 +36,7 @@ MODULES = {
     Benchmark: "benchmarks.benchmark",
     Mnist: "vision.mnist",
     Cifar: "vision.cifar",
+    Corpus: "language.corpus",
     Era: "language.era",
     Unlearn: "language.unlearn",
     SteeringScalar: "language.steering_scalar",

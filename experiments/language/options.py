@@ -8,6 +8,17 @@ from typing import Literal
 
 from routed_rl.options import Workers
 from routed_rl.options.era import EraOptions
+from routed_rl.options.text import CorpusOptions
+
+
+@dataclass(frozen=True)
+class Corpus(CorpusOptions):
+    """Look at a corpus before anything is trained on it: documents and tokens of each set, what --words or --pattern
+    match, texts in both sets, and some documents with their forget tokens and the tokens that count in a loss. Options
+    of models and training have no effect here."""
+
+    examples: int = 5
+    """number of documents to show"""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from routed_rl.lm.models import (
     save_model,
     save_tokenizer,
 )
+from routed_rl.lm.preview import Preview, preview
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.stories import FORGET, TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.texts import Texts, split_by_words, text_corpus
@@ -78,6 +79,7 @@ __all__ = [
     "Expansion",
     "Finder",
     "FineTuning",
+    "Preview",
     "Prompt",
     "Texts",
     "TokenLoss",
@@ -119,6 +121,7 @@ __all__ = [
     "mlp",
     "next_token_loss",
     "open_corpus",
+    "preview",
     "process_group",
     "processes",
     "rank",

@@ -181,6 +181,11 @@ def open_text(options: CorpusOptions) -> Text:
     return Text(corpus, tokenizer, digest)
 
 
+def find_forget(options: CorpusOptions) -> Finder | None:
+    """Return what finds the forget set of the options in a document. None: the forget set is given by its tokens."""
+    return _finder(options)[0]
+
+
 def whole_paths(options: CorpusOptions) -> dict[str, Any]:
     """Return the options that name files or folders, as absolute paths, which processes elsewhere understand."""
     paths: dict[str, Any] = {"corpora": Path(os.path.abspath(options.corpora))}
