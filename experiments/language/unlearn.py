@@ -6,6 +6,7 @@ from rich.console import Console
 
 from routed_rl.errors import user_input
 from routed_rl.lm.era_study.pipeline import train_and_ablate
+from routed_rl.lm.era_study.report import remarks
 from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.era import Unlearn
 from routed_rl.runs.process import check_device, one_thread
@@ -19,4 +20,6 @@ def main(command: Unlearn) -> None:
     run = train_and_ablate(command)
     if run is not None and run.result is not None:
         Console().print_json(data=run.result["losses"])
+        for remark in remarks(run.result["losses"]):
+            Console(stderr=True).print(remark, markup=False, highlight=False)
         Console().print(f"Model and result: {run.path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,5 +133,5 @@ def _example(corpus: Corpus, tokenizer: Any, number: int) -> Example:
 def _pieces(tokenizer: Any, tokens: Sequence[int]) -> tuple[str, ...]:
     """Return the text of each token, with the space that the tokenizer writes before it, if any."""
     first = [tokenizer.decode([tokens[0]])] if tokens else []
-    pairs = zip(tokens, tokens[1:], strict=False)
+    pairs = itertools.pairwise(tokens)
     return (*first, *(tokenizer.decode([*pair])[len(tokenizer.decode([pair[0]])) :] for pair in pairs))

@@ -193,6 +193,10 @@ def attack(
         Columns ``learning_rate``, ``step``, ``forget_loss`` and ``retain_loss`` (nats a token). An attack that
         diverges ends early.
 
+    Warns:
+        UserWarning: if the model knows the forget set much better than the retain set before the attack, as if they had
+            been swapped, or if an attack diverges.
+
     Raises:
         ValueError: for no learning rate or too few documents for one batch.
     """
@@ -217,6 +221,15 @@ def attack(
                 on_step=tick,
             )
             rows += [{"learning_rate": rate, **row} for row in found]
+            if found and found[-1]["step"] < looks[-1]:
+                warnings.warn(f"the attack at learning rate {rate:g} diverged: lower it", stacklevel=2)
+    start = next((row for row in rows if row["step"] == 0), None)
+    if start is not None and start["forget_loss"] < start["retain_loss"] / 2:
+        warnings.warn(
+            f"before the attack the forget loss is {start['forget_loss']:.3f} and the retain loss "
+            f"{start['retain_loss']:.3f}: an unlearned model has a higher forget loss. Are forget and retain swapped?",
+            stacklevel=2,
+        )
     return pd.DataFrame(rows, columns=["learning_rate", "step", "forget_loss", "retain_loss"])
 
 

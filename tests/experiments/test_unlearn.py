@@ -169,6 +169,17 @@ def test_every_method_on_a_model_of_ones_own(method, corpora, texts, tmp_path, c
     }
 
 
+def test_a_pretrained_model_is_measured_before_it_is_trained(corpora, texts, tmp_path):
+    found = []
+    for steps in (0, 2):
+        options = ("--model", texts / "padded", "--length", "30", "--method", "base", "--steps", steps)
+        run(corpora, *options, "--out", tmp_path / f"{steps}")
+        found.append(read_json(tmp_path / f"{steps}" / "evaluation.json")["losses"])
+    assert found[1]["pretrained"] == found[0]["trained"] != found[1]["trained"]
+    run(corpora, "--method", "base", "--out", tmp_path / "new")
+    assert "pretrained" not in read_json(tmp_path / "new" / "evaluation.json")["losses"], "a new model knows nothing"
+
+
 def test_texts_of_ones_own(corpora, texts, tmp_path):
     """Words of a file; documents that do not fill a row; and rows shorter than what samples begin with."""
     options = ("--corpus", texts / "c.txt", "--words", texts / "words", "--vocabulary", "300", "--length", "64")

@@ -1,5 +1,7 @@
 """Unlearning in single calls: the user's own model, two lists of strings."""
 
+import warnings
+
 import datasets
 import pytest
 import torch
@@ -132,6 +134,18 @@ def test_a_corpus_and_a_retain_set_exclude_each_other(model, tokenizer):
     for call in (unlearn, undo, attack):
         with pytest.raises(ValueError, match="a Corpus has both sets: leave out retain"):
             call(model, tokenizer, corpus, RETAIN, **SMALL)
+
+
+def test_an_attack_says_when_sets_look_swapped_and_when_it_diverges(model, tokenizer):
+    unlearned = unlearn(model, tokenizer, FORGET, RETAIN, "graddiff", steps=60, learning_rate=3e-3, **SMALL)
+    short = {"learning_rates": (1e-4,), "steps": 1, "measured": (0, 1), **SMALL}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        attack(unlearned, tokenizer, FORGET, RETAIN, **short)
+    with pytest.warns(UserWarning, match="Are forget and retain swapped"):
+        attack(unlearned, tokenizer, RETAIN, FORGET, **short)
+    with pytest.warns(UserWarning, match=r"the attack at learning rate 1e\+30 diverged"):
+        attack(model, tokenizer, FORGET, RETAIN, learning_rates=(1e30,), steps=12, measured=(0, 12), **SMALL)
 
 
 def test_an_attack_needs_a_learning_rate(model, tokenizer):

@@ -26,7 +26,7 @@ from routed_rl.lm.fine_tuning import FineTuning, fine_tune
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, files_identity, make_model, open_text
 from routed_rl.lm.losses import document_losses, evaluate
-from routed_rl.lm.models import blocks, keeps_apart, mlp, save_model
+from routed_rl.lm.models import PRESETS, blocks, keeps_apart, mlp, save_model
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.training import Objective, Training, train
@@ -242,7 +242,12 @@ class Pipeline:
         """Do what :meth:`finish` describes, and return the result."""
         command, method = self.command, self.method
         experts = router if method.weights == "experts" else None
-        losses = {"trained": self._losses(model, experts)}
+        losses = {}
+        if command.model not in PRESETS and command.steps:
+            original = make_model(command, self.text.tokenizer, command.seed).to(self.device)
+            losses["pretrained"] = self._losses(original)
+            del original
+        losses["trained"] = self._losses(model, experts)
         samples = {"trained": self._samples(model, experts)}
         if new is not None:
             before = self._candidate_losses(model)

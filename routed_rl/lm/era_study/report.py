@@ -20,6 +20,8 @@ from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean
 KEYS = ("method", "labelled", "seed")
 HEADLINE = 16
 """Number of documents of the attack that measures robust unlearning. Without this attack, the strongest one counts."""
+UNCHANGED, HARMED = 0.01, 0.3
+"""Nats: a smaller change of the forget loss means that nothing was removed, a larger rise of the retain loss damage."""
 Key = tuple[str, float, int]
 """Method, share of labels and seed of a model."""
 Result = Mapping[str, Any]
@@ -49,7 +51,7 @@ def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
         return None
     frame = tidy(rows, KEYS)
     focus = min(options.labelled, key=lambda share: abs(share - 0.5))
-    text = summary(frame, focus) + _samples(results, focus)
+    text = summary(frame, focus) + _remarks(results) + _samples(results, focus)
     text += "".join(f"\n{out.parent.name}/{out.name} failed: {reason}\n" for out, reason in failed.items())
     curves = {key: result["relearning"] for key, result in results.items() if key[0] in UNLABELLED or key[1] == focus}
     drawn: dict[str, Callable[[], Figure]] = {"unlearning": lambda: draw_panels(frame)}
@@ -130,6 +132,44 @@ def summary(frame: pd.DataFrame, focus: float) -> str:
         rows = [[method, *(found[method, focus] for found in cells.values())] for method in methods]
         parts.append(markdown(["method", "routed words", "other words"], rows))
     return "\n\n".join(parts) + "\n"
+
+
+def remarks(losses: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return sentences about a model whose losses say that something is wrong.
+
+    Args:
+        losses: by stage ("pretrained", "trained", "ablated", …), then by "forget" and "retain", in nats per token.
+    """
+    found = []
+    trained, finished = losses["trained"], losses["finished"]
+    if "ablated" in losses and (change := abs(losses["ablated"]["forget"] - trained["forget"])) < UNCHANGED:
+        found.append(
+            f"Removing the new units changed the forget loss by only {change:.4f} nats: they have learned nothing "
+            "about the topic. If the model knew the topic before, the original units know it still; use routed-rl "
+            "undo, or train longer or with a larger learning rate."
+        )
+    before = losses.get("pretrained")
+    if before is not None and finished["retain"] > before["retain"] + max(HARMED, 0.2 * before["retain"]):
+        found.append(
+            f"The retain loss rose from {before['retain']:.3f} (pretrained model) to {finished['retain']:.3f} nats: "
+            "the model is damaged, so its forget loss says little. Lower the learning rate."
+        )
+    return found
+
+
+def _remarks(results: Mapping[Key, Result]) -> str:
+    """The remarks on all models, and what a pretrained model knew before."""
+    parts = []
+    # RMU starts from the model of another method, which is not the pretrained one.
+    started = [result["losses"] for (method, *_), result in results.items() if "rmu" not in method]
+    for before in [losses["pretrained"] for losses in started if "pretrained" in losses][:1]:
+        parts.append(
+            f"Before training, the pretrained model has a forget loss of {before['forget']:.3f} and a retain loss of "
+            f"{before['retain']:.3f}."
+        )
+    for (method, share, seed), result in results.items():
+        parts += [f"**{method}**, {share:.0%} labelled, seed {seed}: {text}" for text in remarks(result["losses"])]
+    return "".join(f"\n{part}\n" for part in parts)
 
 
 def _cells(frame: pd.DataFrame, measure: str) -> dict[tuple[str, float], str]:
