@@ -47,7 +47,8 @@ class Corpus:
 
     Attributes:
         tokens: ``(N,)`` integers: the documents one after the other, each with the tokenizer's BOS and EOS, if any.
-        forget: ``(N,)`` bool: the true forget tokens, before any labelling: all tokens of a document or single ones.
+        forget: ``(N,)`` bool: the true forget tokens, before any labelling: all tokens of a document but its special
+            tokens, or single ones.
         starts: ``(D + 1,)``: where each document begins, and where the last one ends.
         validation: ``(D,)`` bool: the documents that are held out from training.
         about: what the corpus was made from, and how.
@@ -141,7 +142,8 @@ def build_corpus(
         documents: the texts, always in the same order. They are read once and not kept in memory.
         tokenizer: of transformers. It must be a fast one if ``per`` is ``"token"``.
         finder: finds the forget data in a document.
-        per: what one match marks: ``"document"``, all tokens of the document; ``"token"``, the tokens that it overlaps.
+        per: what one match marks: ``"document"``, all tokens of the document but BOS, EOS and other special tokens, so
+            that a model does not forget how to stop; ``"token"``, the tokens that it overlaps.
         forget_tokens: ids of tokens that are forget tokens wherever they occur.
         validation: share of documents held out from training. A hash of a document's text decides. So the choice does
             not depend on the other documents, and is the same for equal texts. None: all documents are for training.
@@ -250,8 +252,9 @@ def _tokenised(
     max_tokens: int | None,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield each document's text after cutting, its tokens, which are forget tokens, and which are scored."""
-    special = np.zeros(size, dtype=bool)
+    special, ordinary = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
     special[list(forget_tokens)] = True
+    ordinary[[token for token in tokenizer.all_special_ids if token < size]] = False
     first, last = first_token(tokenizer), tokenizer.eos_token_id
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, CHUNK)):
@@ -274,7 +277,8 @@ def _tokenised(
             within = slice(len(begin), len(begin) + len(inner))
             found = False if finder is None else finder(document)
             if per == "document" or isinstance(found, (bool, np.bool_)):
-                marks |= bool(found)
+                # EOS says that a text has ended, not what it is about: a model should not forget how to stop.
+                marks |= ordinary[tokens] & bool(found)
             else:
                 marks[within] |= _overlapping(found, encoded["offset_mapping"][i], len(text))
             if answers is not None:

@@ -9,9 +9,12 @@ from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, PADDING, Batch, Batches
 
 
 class ForgetAndRetain:
-    """Batches of forget rows, which are labelled, and retain rows, which are not.
+    """Batches of forget rows, with the labels that they have, and retain rows, without labels.
 
     Both kinds alternate in a batch, so each part of a batch has both.
+
+    Raises:
+        ValueError: in :meth:`batch`, if the forget rows have no label.
 
     Attributes:
         tokens_per_step: mean number of tokens in a batch, without padding.
@@ -30,7 +33,9 @@ class ForgetAndRetain:
         def joined(rows: list[torch.Tensor], empty: int, length: int = length) -> torch.Tensor:
             return torch.cat([pad(row, (0, length - row.shape[1]), value=empty) for row in rows])[turns]
 
-        labels = [torch.full_like(part.labels, of) for part, of in zip(parts, (FORGET_LABEL, NO_LABEL), strict=True)]
+        if not (parts[0].labels == FORGET_LABEL).any():
+            raise ValueError("forget rows need labels: make their Batches with labelled=corpus.labelled(1.0)")
+        labels = [parts[0].labels, torch.full_like(parts[1].labels, NO_LABEL)]
         return Batch(
             joined([part.tokens for part in parts], 0),
             joined(labels, NO_LABEL),

@@ -58,7 +58,7 @@ def test_marks_are_those_of_a_naive_search(tmp_path: Path, name: str, listed: bo
         encoded = tokenizer()(document.text, add_special_tokens=False, return_offsets_mapping=True)
         found = False if FINDERS[name] is None else FINDERS[name](document)
         if per == "document" or not isinstance(found, list):
-            naive = [bool(found)] * (len(encoded["input_ids"]) + 2)
+            naive = [False, *[bool(found)] * len(encoded["input_ids"]), False]
         else:
             marked = {character for start, stop in found for character in range(start, stop)}
             naive = [False, *[bool(marked & set(range(*span))) for span in encoded["offset_mapping"]], False]

@@ -85,7 +85,8 @@ def test_a_suppressor_sees_examples_not_rows(name):
         losses = []
         for pack in (True, False):
             sets = [Batches(CORPUS, of, 40, 1, pack=pack) for of in (ALL[:10], ALL[10:])]
-            sets = [Batches(CORPUS, of.documents, 40, of.steps_per_epoch, pack=pack) for of in sets]
+            labels = CORPUS.to_forget
+            sets = [Batches(CORPUS, of.documents, 40, of.steps_per_epoch, None, labels, pack) for of in sets]
             losses.append(float(method.loss(copy.deepcopy(model), 0)(trained, ForgetAndRetain(*sets).batch(0))))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

@@ -42,7 +42,7 @@ RETAIN, FORGET = np.arange(DOCUMENTS), np.arange(DOCUMENTS, 2 * DOCUMENTS)
 
 
 def source(rows: int = 8) -> ForgetAndRetain:
-    return ForgetAndRetain(*(Batches(CORPUS, kind, LENGTH, rows, seed=1) for kind in (FORGET, RETAIN)))
+    return ForgetAndRetain(*(Batches(CORPUS, kind, LENGTH, rows, 1, CORPUS.to_forget) for kind in (FORGET, RETAIN)))
 
 
 def measure(model: nn.Module) -> tuple[float, float]:
@@ -138,5 +138,7 @@ def test_a_model_need_not_be_of_transformers(name):
     """If a method does not look at hidden layers, any model that gives logits will do."""
     method, model = SUPPRESSORS[name](), bigram(1)
     corpus = replace(CORPUS, tokens=CORPUS.tokens % 8)
-    batch = ForgetAndRetain(*(Batches(corpus, kind, LENGTH, 4) for kind in (FORGET, RETAIN))).batch(0)
+    batch = ForgetAndRetain(
+        *(Batches(corpus, kind, LENGTH, 4, 0, corpus.to_forget) for kind in (FORGET, RETAIN))
+    ).batch(0)
     assert method.objective(model, 0)(model, batch).isfinite()

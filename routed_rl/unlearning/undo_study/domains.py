@@ -99,14 +99,21 @@ class Domains:
         documents = np.concatenate([self.retain, np.repeat(forget, self._repeats)])
         return documents if without is None else documents[~np.isin(documents, without)]
 
-    def batches(self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
-        """Return batches of documents for a model, in a new order each epoch. Too few for a batch are repeated."""
+    def batches(
+        self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int, labelled: bool = False
+    ) -> Batches:
+        """Return batches of documents for a model, in a new order each epoch. Too few for a batch are repeated.
+
+        Args:
+            labelled: whether all of them have the label "forget".
+        """
         pack, length = self.command.pack and keeps_apart(model), self.command.length
         rows = len(documents)  # at most, if no document is cut
         if pack:
             rows = int(np.minimum(np.diff(self.corpus.starts)[documents], length).sum()) // length
         repeated = np.tile(documents, -(-batch_size // max(rows, 1)))
-        return Batches(self.corpus, repeated, length, batch_size, seed, pack=pack)
+        labels = np.isin(np.arange(len(self.corpus.validation)), documents) if labelled else None
+        return Batches(self.corpus, repeated, length, batch_size, seed, labels, pack)
 
     def measure(self, model: nn.Module, kind: str) -> float:
         """Return the metric of a model on one kind of documents.

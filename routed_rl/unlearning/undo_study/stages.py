@@ -92,7 +92,7 @@ class Worker:
         method, _ = make_suppressor(self.command.settings, config["method"])
         marked, retained = self.domains.labelled(config["labelled"], seed)
         source = ForgetAndRetain(
-            self.domains.batches(model, marked, rows, derive_seed(seed, "forget")),
+            self.domains.batches(model, marked, rows, derive_seed(seed, "forget"), labelled=True),
             self.domains.batches(model, retained, rows, derive_seed(seed, "retain")),
         )
         cost = self._cost(model, config["recipe"]["steps"], source, method.cost)
