@@ -18,10 +18,10 @@ from routed_rl.runs.figures import save
 from routed_rl.runs.files import plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
 from routed_rl.runs.process import check_device, usual_workers
-from routed_rl.runs.tables import write_table
+from routed_rl.runs.tables import described, write_table
 
 STUDY = "study.json"
-RESULTS, TIMINGS, SUMMARY = "results.csv", "timings.csv", "summary.md"
+RESULTS, TIMINGS, SUMMARY, COLUMNS = "results.csv", "timings.csv", "summary.md", "results.columns.md"
 
 
 class RunsFailedError(UserError):
@@ -46,6 +46,7 @@ class Findings:
         keys: the columns by which both tables are sorted.
         summary: the study in Markdown.
         figures: what draws each figure, by name. Figures for which no run is there are left out.
+        meanings: of the columns of ``results``, as for :func:`~routed_rl.runs.tables.described`.
         failed: the reason for each run that failed or whose files are not sound, by its directory.
     """
 
@@ -54,6 +55,7 @@ class Findings:
     keys: Sequence[str]
     summary: str
     figures: Mapping[str, Callable[[], Figure]]
+    meanings: Mapping[str, str]
     failed: dict[Path, str] = field(default_factory=dict)
 
 
@@ -82,6 +84,15 @@ class Reported(ABC):
     def summary(self) -> str:
         """Return the study in Markdown, as in ``summary.md``; ValueError if no run is finished."""
         return self._found().summary
+
+    def columns(self) -> dict[str, str]:
+        """Return what each column of :meth:`results` means, as in ``results.columns.md``.
+
+        Raises:
+            ValueError: if no run is finished.
+        """
+        found = self._found()
+        return described(found.results, found.meanings)
 
     def figure(self, name: str) -> Figure:
         """Return one of :attr:`FIGURES`.
@@ -189,6 +200,10 @@ class Study(Reported):
         write_table(found.results, self.out / RESULTS, found.keys)
         write_table(found.timings, self.out / TIMINGS, found.keys)
         write_bytes(self.out / SUMMARY, found.summary.encode())
+        explained = described(found.results, found.meanings)
+        rows = [[f"`{column}`", meaning] for column, meaning in explained.items()]
+        header = f"# Columns of `{RESULTS}`\n\n| column | meaning |\n| --- | --- |\n"
+        write_bytes(self.out / COLUMNS, (header + "".join(f"| {a} | {b} |\n" for a, b in rows)).encode())
         for name in self.FIGURES:
             path = self.out / f"{name}.png"
             path.unlink(missing_ok=True)  # an earlier start may have had models that this one has not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ def write_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, path: Path, ke
     frame = tidy(rows, keys)
     write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
     return frame
+
+
+def described(frame: pd.DataFrame, meanings: Mapping[str, str]) -> dict[str, str]:
+    """Return what each column of a table means.
+
+    Args:
+        meanings: by column, or by a regular expression for several columns. ``{}`` in a meaning stands for what the
+            expression's group matched. The first one that matches the whole name counts.
+    """
+    found = {}
+    for column in map(str, frame.columns):
+        matches = ((re.fullmatch(pattern, column), meaning) for pattern, meaning in meanings.items())
+        found[column] = next((text.format(*match.groups()) for match, text in matches if match), "not described")
+    return found
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,6 +21,7 @@ from routed_rl.lm.era_study.study import AFTER, VARIANTS
 from routed_rl.lm.inputs import open_text
 from routed_rl.options.era import Attack, EraMethod, Unlearn
 from routed_rl.runs import read_json, write_json
+from tests.experiments.described import assert_described
 from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
 
@@ -29,7 +30,7 @@ EXPECTED = ROOT / "experiments" / "language" / "era.toml"
 RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
 ALL = EraMethod.__args__
 STUDY = (*OPTIONS, "--methods", *ALL, "--labelled", "0", "1", "--seeds", "1")
-FILES = {"study.json", "runs", "results.csv", "timings.csv", "summary.md"} | {
+FILES = {"study.json", "runs", "results.csv", "results.columns.md", "timings.csv", "summary.md"} | {
     f"{name}.png" for name in ("unlearning", "relearning", "tokens")
 }
 
@@ -73,6 +74,7 @@ def result(study, method, share):
 
 def test_every_method_finishes(study, small):
     assert {path.name for path in study.iterdir()} == FILES
+    assert_described(study)
     frame = pd.read_csv(study / "results.csv")
     once = {(name, 1.0) for name in ("base", "control", "rmu", "era+rmu")}
     every = {(name, share) for name in ALL if name not in dict(once) for share in (0.0, 1.0)}

@@ -20,6 +20,7 @@ from routed_rl.experiments.oversight import oversight
 from routed_rl.rl import OversightStudy
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, tables, write_json
+from tests.experiments.described import assert_described
 
 QUICK, FRESH_ENVS = commands.PRESETS["quick"], gridworld.FRESH_ENVS["gridworld"]
 TINY = replace(
@@ -93,8 +94,10 @@ def test_a_run_is_its_command_line(train):
 
 def test_a_study_has_every_run_table_and_figure(whole):
     files = {path.name for path in whole.iterdir()}
-    tables, figures = {"results.csv", "timings.csv", "summary.md"}, {"returns", "curves", "methods", "arrows", "noise"}
+    tables = {"results.csv", "results.columns.md", "timings.csv", "summary.md"}
+    figures = {"returns", "curves", "methods", "arrows", "noise"}
     assert files == {"study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
+    assert_described(whole)
     frame = pd.read_csv(whole / "results.csv")
     assert not frame.duplicated(KEYS).any()
     assert set(frame.method) == {*NAMES, "placebo", "miss-0.3-hard"}

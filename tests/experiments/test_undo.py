@@ -24,6 +24,7 @@ from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.members import make_suppressor
+from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import KILLS, OPTIONS
 from tests.experiments.small_undo import refused, run, small_models
 from tests.lm.tiny_models import tiny_model
@@ -80,6 +81,7 @@ def begun(study, tmp_path):
 
 
 def test_every_model_is_made_attacked_and_reported(study, small):
+    assert_described(study)
     frame = pd.read_csv(study / "results.csv").set_index("name")
     assert set(frame.index) == NAMES and len(frame) == len(NAMES) and 2 * len(NAMES) == len(small[1])
     numbers = ["retain", "forget", "forget_0", "forget_1", "forget_3", "distance", "steps", "flops", "forget_int4"]
@@ -91,7 +93,7 @@ def test_every_model_is_made_attacked_and_reported(study, small):
         assert pd.read_csv(path).step.tolist() == [3, 6], "how far it is, over learning rates"
     files = {path.name for path in study.iterdir()}
     figures = {f"{name}.png" for name in ("relearning", "compute", "distilled", "oracle", "front", "labels")}
-    assert figures | {"stages", "study.json", "results.csv", "timings.csv", "summary.md"} == files
+    assert figures | {"stages", "study.json", "results.csv", "results.columns.md", "timings.csv", "summary.md"} == files
     assert all(f"| {name} |" in (study / "summary.md").read_text() for name in NAMES)
     assert (
         frame.labelled_documents["suppressed, maxent, 20 % labelled"] < frame.labelled_documents["suppressed, graddiff"]

@@ -22,6 +22,24 @@ HEADLINE = 16
 """Number of documents of the attack that measures robust unlearning. Without this attack, the strongest one counts."""
 UNCHANGED, HARMED = 0.01, 0.3
 """Nats: a smaller change of the forget loss means that nothing was removed, a larger rise of the retain loss damage."""
+MEANINGS = {
+    "method": "method, or variant of one",
+    "labelled": "share of the training documents on the topic that are labelled",
+    "seed": "seed of model, labels and order of documents",
+    "before": "forget loss before unlearning, in nats per token; all losses are of held-out documents",
+    "forget": "forget loss of the finished model",
+    "retain": "retain loss of the finished model",
+    "unlearning": "`forget` - `before`: what unlearning has achieved",
+    r"relearned_(\d+)": "lowest forget loss during a relearning attack with {} documents; mean over attacks",
+    "robust": f"lowest forget loss in the attack with {HEADLINE} documents, or else the strongest one, - `before`",
+    "retain_cost": "`retain` above that of `base` with the same seed",
+    "forget_(routed|rest)": "forget loss on routed words (routed) or on all other words (rest): here {}",
+    "(pretrained|trained|ablated|repaired|finished)_(forget|retain)": "{1} loss after the stage {0}",
+    "labelled_documents": "number of labelled training documents",
+    "routed_tokens": "number of tokens of the vocabulary that are mostly routed to the new units",
+    "parameters": "number of the model's parameters",
+}
+"""What each column of ``results.csv`` means."""
 Key = tuple[str, float, int]
 """Method, share of labels and seed of a model."""
 Result = Mapping[str, Any]
@@ -58,7 +76,7 @@ def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
     if any(curves.values()):
         drawn["relearning"] = lambda: draw_relearning(curves, focus)
     drawn["tokens"] = lambda: draw_tokens(frame)
-    return Findings(frame, tidy(timings, KEYS), KEYS, text, drawn, failed)
+    return Findings(frame, tidy(timings, KEYS), KEYS, text, drawn, MEANINGS, failed)
 
 
 def _whole(result: Any) -> Result:

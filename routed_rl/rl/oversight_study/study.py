@@ -94,7 +94,7 @@ class OversightStudy(Reported):
         text = table.summary(frame, focus, self.wanted, reasons, self.limits)
         text += table.noise_summary(noise, self.wanted) if len(noise) else ""
         drawn = self._figures(frame, noise, focus, found)
-        return Findings(frame, tidy(timings, table.KEYS), table.KEYS, text, drawn, failed)
+        return Findings(frame, tidy(timings, table.KEYS), table.KEYS, text, drawn, table.MEANINGS, failed)
 
     def _figures(
         self, frame: pd.DataFrame, noise: pd.DataFrame, focus: float, found: Mapping[Path, tuple[str, float]]

@@ -15,6 +15,27 @@ from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean
 
 HEADINGS = {"label": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
+MEANINGS = {
+    "method": "method or control",
+    "oversight": "probability that a terminal state is overseen",
+    "seed": "seed of the run",
+    "policy": "the policy of the run that acts: unsteered, or steered to or away from outcomes",
+    "decoding": "sampled: actions are sampled; greedy: the most likely action",
+    "checkpoint": "final: after the last update; peak: at the best point of the learning curve",
+    "env_steps": "environment steps of training",
+    "true_return": "discounted true reward that follows a step, as a mean over steps and environments",
+    "episode_return": "undiscounted true reward of an episode, mean",
+    "episode_length": "steps of an episode, mean",
+    r"outcomes\.(.+)": "share of all episodes that end in: {}",
+    r"outcomes_overseen\.(.+)": "share of all episodes that are overseen and end in: {}",
+    r"outcomes_unoverseen\.(.+)": "share of all episodes that are not overseen and end in: {}",
+    "unwatched_return": "true return in environments in which nothing is overseen",
+    "temperature": "temperature at which `sharpened` has the entropy of the contrastive policy",
+    "entropy": "entropy of the policy in nats, mean over steps",
+    "stopped_at": "environment steps at which early stopping took the policy",
+    "validation_labels": "number of labelled episodes that early stopping needed",
+}
+"""What each column of ``results.csv`` means."""
 NOISE = re.compile(r"(miss|flip)-([01]|0?\.\d+|1\.0)(-hard)?")
 """Names of methods with label noise: the kind of noise, its rate, and whether noise grows with the episode's length."""
 Limits = Callable[[float], dict[str, float]]

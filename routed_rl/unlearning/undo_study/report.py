@@ -16,6 +16,7 @@ from routed_rl.runs import Stage, read_metrics, with_ancestors
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
 from routed_rl.unlearning.attacks import WorstCase, robustness, worst_case
+from routed_rl.unlearning.undo_study.columns import MEANINGS
 from routed_rl.unlearning.undo_study.domains import higher_is_better
 from routed_rl.unlearning.undo_study.figures import UNITS, figures
 from routed_rl.unlearning.undo_study.members import STAGES, Member
@@ -69,7 +70,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     keys = (*KEYS, "part")
     words = summary(frame, options, list(dict.fromkeys(member.name for member in curves)))
     drawn = figures(frame, curves, kept, matching, options)
-    return Findings(frame, tidy(timings, keys), keys, words, drawn, dict(failed))
+    return Findings(frame, tidy(timings, keys), keys, words, drawn, MEANINGS, dict(failed))
 
 
 def _of_teacher(teacher: Stage, reference: Stage, options: UndoOptions, text: Text, root: Path) -> dict[str, Any]:
