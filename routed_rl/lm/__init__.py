@@ -39,18 +39,17 @@ from routed_rl.lm.losses import TokenLoss, document_losses, evaluate, next_token
 from routed_rl.lm.models import (
     PACKAGED_MODELS,
     PRESETS,
-    blocks,
     build_model,
     keeps_apart,
     load_model,
     load_tokenizer,
-    mlp,
     save_model,
     save_tokenizer,
 )
 from routed_rl.lm.preview import Preview, preview
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
 from routed_rl.lm.stories import FORGET, TOPICS, generate_stories, stories_tokenizer
+from routed_rl.lm.structure import blocks, mlp
 from routed_rl.lm.texts import Texts, split_by_words, text_corpus
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer

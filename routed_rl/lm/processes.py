@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from routed_rl.lm.models import blocks
+from routed_rl.lm.structure import blocks
 
 
 @contextmanager

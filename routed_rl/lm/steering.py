@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from routed_rl.lm.batches import Batch, WholeDocuments
 from routed_rl.lm.losses import measured, next_token_loss
-from routed_rl.lm.models import blocks
+from routed_rl.lm.structure import blocks
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable, Site
 
 REST = "rest"

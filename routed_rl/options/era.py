@@ -98,8 +98,8 @@ class TextOptions(CorpusOptions):
     l1: float = 1e-4
     """weight of the L1 penalty on hidden activations of expanded MLPs"""
     projections: str | None = None
-    """names of the MLPs' projections in a model of an unknown type, with {} for the layer, such as
-    "layers.{}.mlp.up:layers.{}.mlp.down"; None: the type of the model is known"""
+    """names of the MLPs' projections, with {} for the layer, such as "layers.{}.mlp.up:layers.{}.mlp.down"; a gated MLP
+    has two before the colon, "layers.{}.mlp.gate,layers.{}.mlp.up:layers.{}.mlp.down"; None: found by structure"""
     adapters: int | None = None
     """rank of two routed low-rank adapters, which are trained instead of the model's weights; one adapter is kept, one
     is deleted; None: no adapters"""

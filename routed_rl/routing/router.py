@@ -115,7 +115,8 @@ class GradientRouter:
 
         Args:
             labels: integer ids of the table's labels, -1 for unlabelled. ``(B,)`` labels examples and ``(B, T)``
-                positions: these are the leading dimensions of the tensor at each site.
+                positions: these are the leading dimensions of the tensor at each site. A tensor ``(B * T, D)``, as in
+                OPT's MLPs, takes ``(B, T)`` too.
             weights: in place of labels, column of the table → weights ``(B,)`` or ``(B, T)``.
 
         Raises:
@@ -166,15 +167,19 @@ class GradientRouter:
                 )
             return None
         leading = [size for i, size in enumerate(shape) if i != dim % len(shape)]
+        weights = []
         for name in sites:
             self._reached[name] = True
             weight = self._weights[name]
+            if weight.ndim == 2 and leading == [weight.numel()]:
+                weight = weight.flatten()
+            weights.append(weight)
             if list(weight.shape) != leading[: weight.ndim]:
                 raise ValueError(
                     f"site {name!r}: labels of shape {tuple(weight.shape)} must match the leading dimensions "
                     f"{tuple(leading)} of the tensor at the site, which has shape {tuple(shape)}"
                 )
-        return [self._weights[name] for name in sites]
+        return weights
 
     # --- routing --------------------------------------------------------------------------------
 

@@ -94,7 +94,8 @@ class _LinearTap(torch.autograd.Function):
     ) -> Tensor:
         ctx.rows, ctx.columns, ctx.dtypes = rows, columns, (weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(x, *weights)
-        return y.view_as(y)
+        ctx.mark_dirty(y)  # so that y is returned itself and not a view: Falcon adds to it in place
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -25,10 +25,13 @@ class Hidden:
         producers: every module with an output per unit: the linear or convolution layers that compute the units (both,
             for a gated layer), and batch norms between producers and consumer.
         consumer: the linear or convolution layer that reads the units.
+        parts: outputs of each producer per unit. 2 for a fused gate and up projection, whose first half of outputs is
+            the gates of all units, and whose second half is their values.
     """
 
     producers: tuple[str, ...]
     consumer: str
+    parts: int = 1
 
     def sides(self) -> list[tuple[str, At]]:
         """Return each module's name, with ``"output"`` or ``"input"``: the side on which it has the units."""
@@ -41,11 +44,19 @@ class Hidden:
             ValueError: for an unknown module, a kind of module that cannot be resized, or widths that differ.
         """
         widths = [(name, _width(find_module(model, name), name, at)) for name, at in self.sides()]
-        if not self.producers or len({width for _, width in widths}) > 1:
+        units = widths[-1][1]
+        if not self.producers or any(width != self.parts * units for _, width in widths[:-1]):
             raise ValueError(
-                f"hidden units need at least one producer, and the same width in all modules, got {widths}"
+                f"hidden units need at least one producer, and the same width in all modules"
+                f"{f' (times {self.parts} in producers)' if self.parts > 1 else ''}, got {widths}"
             )
-        return widths[0][1]
+        return units
+
+    def outputs(self, units: slice, width: int) -> slice | list[int]:
+        """Return which outputs of a producer belong to units, given the number of all units."""
+        if self.parts == 1:
+            return units
+        return [part * width + unit for part in range(self.parts) for unit in range(width)[units]]
 
 
 def ablate(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> RemovableHandle:
@@ -81,7 +92,7 @@ def remove_units(model: nn.Module, hidden: Hidden, units: slice | Sequence[int])
     if not kept:
         raise ValueError(f"cannot remove all {len(gone)} units of {hidden.consumer!r}: keep at least one")
     for name, at in hidden.sides():
-        _resize(model.get_submodule(name), at, partial(_select, index=torch.tensor(kept)))
+        _resize(model.get_submodule(name), at, hidden.parts, partial(_select, index=torch.tensor(kept)))
 
 
 @torch.no_grad()
@@ -114,7 +125,7 @@ def add_units(model: nn.Module, hidden: Hidden, n: int, generator: torch.Generat
                 new.uniform_(-bound, bound, generator=generator)
             return torch.cat([tensor, new.to(tensor.device)], dim=axis)
 
-        _resize(module, at, extended)
+        _resize(module, at, hidden.parts, extended)
     return slice(width, width + n)
 
 
@@ -140,20 +151,28 @@ def _width(module: nn.Module, name: str, at: At) -> int:
     size = _size_name(module, at)
     if size is None:
         known = "a Linear or a convolution without groups" + (", or a batch norm" if at == "output" else "")
-        raise ValueError(f"{name!r} must be {known}, got {module}")
+        got = type(module).__name__ if any(module.children()) else module
+        raise ValueError(f"{name!r} must be {known}, got {got}")
     width: int = getattr(module, size)
     return width
 
 
-def _resize(module: nn.Module, at: At, change: Callable[[str, Tensor, int], Tensor]) -> None:
-    """Replace every tensor of a module that has an entry per unit, and update the module's number of units."""
-    width = 0
+def _resize(module: nn.Module, at: At, parts: int, change: Callable[[str, Tensor, int], Tensor]) -> None:
+    """Replace every tensor of a module that has entries per unit, and update the module's size.
+
+    ``change`` gets a tensor's name, the tensor, and the axis that indexes the units. At an output it gets a tensor of
+    several parts with its units' axis split in two, ``(parts, units)``.
+    """
+    width, parts = 0, parts if at == "output" else 1
     for name in ["weight"] if at == "input" else ["weight", "bias", "running_mean", "running_var"]:
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
         axis = weight_axis(module, at) if name == "weight" else 0
-        changed = change(name, tensor.detach(), axis)
+        if parts == 1:
+            changed = change(name, tensor.detach(), axis)
+        else:
+            changed = change(name, tensor.detach().unflatten(axis, (parts, -1)), axis + 1).flatten(axis, axis + 1)
         width = changed.shape[axis]
         if isinstance(tensor, nn.Parameter):
             setattr(module, name, nn.Parameter(changed, requires_grad=tensor.requires_grad))

@@ -44,7 +44,7 @@ def relearn(
         measured: steps after which the copy is measured. 0 is before the first step.
         measure: returns named numbers.
         rank: of low-rank adapters on all linear layers but the last (LoRA, Hu et al. 2021). The attacker then trains
-            only these adapters. None: all weights.
+            only these adapters. Experts of a mixture are not linear layers, so they get none. None: all weights.
         accumulate: parts in which a batch is computed, to save memory.
         precision: of the matrix products; weights are float32.
 
@@ -201,6 +201,8 @@ def barrier(model: nn.Module, original: nn.Module, measure: Callable[[nn.Module]
 def quantised(model: nn.Module, bits: int) -> nn.Module:
     """Return a copy of a model with its matrices rounded to this many bits, symmetrically and row by row.
 
+    The weights of several experts in one tensor, ``(E, …, …)``, are matrices too. A row is along the last dimension.
+
     Rounding may move a weight back to its value before unlearning, and so bring knowledge back (Zhang et al. 2024).
 
     Raises:
@@ -211,8 +213,8 @@ def quantised(model: nn.Module, bits: int) -> nn.Module:
     levels = 2 ** (bits - 1) - 1
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
-        if parameter.ndim == 2:
-            scale = parameter.abs().amax(dim=1, keepdim=True) / levels
+        if parameter.ndim >= 2:
+            scale = parameter.abs().amax(dim=-1, keepdim=True) / levels
             scale[scale == 0] = 1.0  # a row of zeros, or of numbers that are too small for the format, becomes zeros
             parameter.copy_((parameter / scale).round() * scale)
     return rounded

@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.models import blocks
 from routed_rl.lm.processes import processes, undistributed
 from routed_rl.lm.streams import outputs
+from routed_rl.lm.structure import blocks
 from routed_rl.lm.training import Source, Training, train
 from routed_rl.runs import RunDirectory, read_json, write_json
 from routed_rl.unlearning.divergence import CHUNK, Head, divergence, teacher_target

@@ -34,7 +34,8 @@ def shrink_and_perturb(
     ``N`` is one of
 
     - ``"xavier"`` (UNDO's code): for a matrix or embedding, uniform in ``±sqrt(6 / (rows + columns))``; for a vector 0.
-      So biases and the gains of norms only shrink. Gemma's gains, which are added to 1, shrink towards doing nothing,
+      The weights of several experts, ``(E, rows, columns)``, are ``E`` matrices.
+      Biases and the gains of norms only shrink. Gemma's gains, which are added to 1, shrink towards doing nothing,
       other gains towards silence. Use ``touch=matrices`` to leave them alone.
     - ``"model"``: a new model of the same class and configuration, vectors too; ``α = β = 1`` gives that model.
 
@@ -79,14 +80,14 @@ def shrink_and_perturb(
 def _xavier(seed: int, touched: Mapping[str, Tensor]) -> dict[str, Tensor]:
     noise = {}
     for name, parameter in touched.items():
-        if parameter.dim() > 2:
+        if parameter.dim() > 3:
             raise ValueError(
                 f"{name!r} of shape {tuple(parameter.shape)} is neither a matrix nor a vector: leave it out by touch, "
                 "or set initialisation='model'"
             )
-        if parameter.dim() == 2:
+        if parameter.dim() > 1:
             generator = torch.Generator().manual_seed(derive_seed(seed, name))
-            bound = math.sqrt(6 / sum(parameter.shape))
+            bound = math.sqrt(6 / sum(parameter.shape[-2:]))
             noise[name] = bound * (2 * torch.rand(parameter.shape, dtype=torch.float32, generator=generator) - 1)
         else:
             noise[name] = torch.zeros(parameter.shape)

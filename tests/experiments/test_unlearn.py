@@ -26,6 +26,8 @@ from tests.lm.tiny_models import tiny_model
 
 METRICS = ["step", "loss", "learning_rate", "gradient_norm"]
 
+UP_ALONE = "model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"
+
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
@@ -46,7 +48,9 @@ def texts(tmp_path_factory):
     (folder / "words").write_text("tree\noak\n")
     (folder / "empty").mkdir()
     save_model(tiny_model("gpt2", vocab_size=128, attn_pdrop=0.2), stories_tokenizer(), folder / "padded")
-    save_model(tiny_model("qwen2"), stories_tokenizer(), folder / "unknown")
+    save_model(tiny_model("bitnet"), stories_tokenizer(), folder / "unknown")
+    save_model(tiny_model("llama"), stories_tokenizer(), folder / "gated")
+    save_model(tiny_model("mixtral"), stories_tokenizer(), folder / "mixture")
     save_model(tiny_model("gpt_neo", vocab_size=50), stories_tokenizer(), folder / "narrow")
     return folder
 
@@ -255,8 +259,10 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         (["--projections", "h.{}.up:h.{}.down"], "no module 'h.0.up'; the nearest are transformer.h.0"),
         (["--projections", "up:down"], "projections must be like"),
         (["--method", "rmu", "--projections", "h.{}.up:h.{}.down"], "no module 'h.0.up'; the nearest are"),
-        (["--model", "TEXTS/unknown"], "Those of the first layer are among model.layers.0.self"),
-        (["--model", "TEXTS/unknown", "--adapters", "2"], "Those of the first layer are among"),
+        (["--model", "TEXTS/unknown"], "no MLP was found in model.layers.0: pass projections"),
+        (["--model", "TEXTS/unknown", "--adapters", "2"], "Its linear layers are model.layers.0.self_attn.q_proj"),
+        (["--model", "TEXTS/gated", "--projections", UP_ALONE], "a gated MLP needs both its gate and its up"),
+        (["--model", "TEXTS/mixture"], "model.layers.0 is a mixture of experts, which gets no new hidden units"),
         (["--model", "TEXTS/empty"], "holds no tokenizer that transformers can load"),
         (["--model", "TEXTS/narrow"], "the tokenizer has 96 tokens, more than the 50 of the model"),
         (["--model", "nobody/nothing"], "'nobody/nothing' is not a folder and cannot be loaded from the hub"),

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from routed_rl.lm.adapters import FORGET, KEEP, add_adapters, delete_forget
 from routed_rl.lm.batches import Batch, Batches, WholeDocuments
@@ -15,6 +16,7 @@ from routed_rl.lm.losses import evaluate, next_token_loss
 from routed_rl.lm.models import save_model
 from routed_rl.lm.stories import FORGET as TOPIC
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from routed_rl.lm.structure import feed_forward
 from routed_rl.lm.training import Training, train
 from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory
@@ -64,8 +66,9 @@ def test_added_they_change_nothing_and_alone_are_trained(kind):
     assert torch.equal(logits(model), logits(tiny_model(kind)))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if "lora_" in name}
-    mlps = 2 * (3 if kind in ("llama", "gemma2") else 2)
-    assert len(trained) == mlps * 2 * 2 and all(".mlp." in name for name in trained)
+    targets = {name for layer in (0, 1) for name in feed_forward(tiny_model(kind), layer).linear}
+    assert {name.split(".lora_")[0].removeprefix("base_model.model.") for name in trained} == targets
+    assert len(trained) == len(targets) * 2 * 2
     assert {name.split(".")[-2] for name in trained} == {KEEP, FORGET}
 
 
@@ -176,7 +179,9 @@ def test_deleting_is_zeroing_and_leaves_a_plain_model(kind, tmp_path):
         expected = base.state_dict()[name]
         if name.endswith(".weight") and f"{place}.lora_A.{KEEP}.weight" in state:
             delta = state[f"{place}.lora_B.{KEEP}.weight"] @ state[f"{place}.lora_A.{KEEP}.weight"]
-            expected = expected + (delta.T if kind == "gpt2" else delta)
+            expected = expected + (
+                delta.T if isinstance(base.get_submodule(name[: -len(".weight")]), Conv1D) else delta
+            )
         assert torch.equal(tensor, expected), name
     assert all(parameter.requires_grad for parameter in plain.parameters())
     save_model(plain, stories_tokenizer(), tmp_path / "model")

@@ -177,8 +177,8 @@ def test_layers_that_the_model_does_not_have(layers):
 
 
 def test_a_model_whose_projections_are_not_known():
-    with pytest.raises(ValueError, match="a 'qwen2' model is of an unknown type: pass projections") as error:
-        expand(tiny_model("qwen2"), [0], UNITS, seed=0)
+    with pytest.raises(ValueError, match=r"no MLP was found in model\.layers\.0: pass projections") as error:
+        expand(tiny_model("bitnet"), [0], UNITS, seed=0)
     assert "\n" not in str(error.value)
 
 

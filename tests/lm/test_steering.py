@@ -7,7 +7,7 @@ from routed_rl.lm.batches import Batch, WholeDocuments
 from routed_rl.lm.corpora import build_corpus
 from routed_rl.lm.finders import single_tokens
 from routed_rl.lm.losses import token_losses
-from routed_rl.lm.models import blocks, build_model
+from routed_rl.lm.models import build_model
 from routed_rl.lm.steering import (
     SteeringObjective,
     axis_cosines,
@@ -19,6 +19,7 @@ from routed_rl.lm.steering import (
     top_tokens,
 )
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from routed_rl.lm.structure import blocks
 
 TOKENIZER = stories_tokenizer()
 BREAD, SHIP = single_tokens(TOKENIZER, ("bread", "ship"))

@@ -286,3 +286,27 @@ def test_units_beyond_a_width_that_only_the_forward_pass_knows():
     router = GradientRouter(model, {"1.up": Site(units=[9], module="1.act")}, T)
     with pytest.raises(ValueError, match=r"units \[9\] must .* of the 6 units"), router, router(labels * 0):
         model(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_positions_in_one_dimension_are_routed_as_positions(mode):
+    """As in OPT's MLPs, which see (B * T, D)."""
+    found, (x, labels) = [], batch()
+    for shape in ((3, 4), (12,)):
+        model = make_model()
+        with GradientRouter(model, SITES, TABLE, mode) as router, router(labels.view(3, 4)):
+            model(x.view(*shape, 3)).square().sum().backward()
+        found.append(grads(model))
+    assert_equal(*found)
+
+
+def test_a_layer_with_routed_parameters_may_be_added_to_in_place():
+    """As in Falcon's blocks."""
+    found, (x, labels) = [], batch()
+    for add in (torch.Tensor.add, torch.Tensor.add_):
+        model = make_model()
+        with GradientRouter(model, SITES, TABLE, "parameter") as router, router(labels):
+            model(x)
+            add(model[1].up(model[0](x)), 1.0).square().sum().backward()
+        found.append(grads(model))
+    assert_equal(*found)

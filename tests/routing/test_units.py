@@ -19,12 +19,30 @@ class Gated(nn.Module):
         return self.down(torch.sigmoid(self.gate(x)) * self.up(x))
 
 
+class Fused(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.both, self.down = linear(4, 12), linear(6, 3)
+
+    def forward(self, x):
+        gate, up = self.both(x).chunk(2, dim=-1)
+        return self.down(torch.sigmoid(gate) * up)
+
+
 def mlp():
     return nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 3)), torch.randn(5, 4)
 
 
 def gated():
     return Gated(), torch.randn(5, 2, 4)
+
+
+def fused():
+    return Fused(nn.Linear), torch.randn(5, 2, 4)
+
+
+def fused_gpt2s():
+    return Fused(lambda inputs, outputs: Conv1D(outputs, inputs)), torch.randn(5, 2, 4)
 
 
 def gpt2s():
@@ -44,6 +62,8 @@ CASES = {
     "mlp": (mlp, Hidden(("0",), "2")),
     "gpt2s": (gpt2s, Hidden(("0",), "2")),
     "gated": (gated, Hidden(("gate", "up"), "down")),
+    "fused": (fused, Hidden(("both",), "down", parts=2)),
+    "fused_gpt2s": (fused_gpt2s, Hidden(("both",), "down", parts=2)),
     "convolution": (convolution, Hidden(("0", "1"), "3")),
     "convolution_1d": (convolution_1d, Hidden(("0",), "2")),
 }
@@ -89,7 +109,7 @@ def test_added_units_change_nothing_until_they_learn_and_go_again(name):
     assert added == slice(6, 10) and hidden.width(model) == 10
     torch.testing.assert_close(model(x), before)
     producer, consumer = model.get_submodule(hidden.producers[0]), model.get_submodule(hidden.consumer)
-    assert of_units(producer, "output")[added].std() > 0.01, "but they can learn"
+    assert of_units(producer, "output")[hidden.outputs(added, 10)].std() > 0.01, "but they can learn"
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     model(x).square().sum().backward()
     optimizer.step()
@@ -99,6 +119,24 @@ def test_added_units_change_nothing_until_they_learn_and_go_again(name):
     remove_units(other, hidden, added)
     assert shapes(other) == old
     assert all(torch.equal(tensor, state[key]) for key, tensor in other.state_dict().items())
+
+
+def test_a_fused_layer_is_a_gate_and_an_up_projection():
+    """The same units are removed from both, and added to both."""
+    (separate, x, two), (model, _, one) = make("gated"), make("fused")
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(model.both, name).copy_(torch.cat([getattr(separate.gate, name), getattr(separate.up, name)]))
+            getattr(model.down, name).copy_(getattr(separate.down, name))
+    for one_model, hidden in ((separate, two), (model, one)):
+        remove_units(one_model, hidden, [1, 4])
+        assert add_units(one_model, hidden, 2) == slice(4, 6)
+    assert one.outputs(slice(4, 6), 6) == [4, 5, 10, 11] and two.outputs(slice(4, 6), 6) == slice(4, 6)
+    assert model.both.out_features == 12 and model.down.in_features == 6
+    torch.testing.assert_close(model(x), separate(x))
+    for name in ("weight", "bias"):
+        for half, whole in zip(getattr(model.both, name).chunk(2), (separate.gate, separate.up), strict=True):
+            assert torch.equal(half[:4], getattr(whole, name)[:4])
 
 
 def test_new_units_start_as_torch_starts_them():
@@ -113,6 +151,7 @@ def test_new_units_start_as_torch_starts_them():
     [
         (Hidden(("0",), "1"), [0], r"'1' must be a Linear or a convolution without groups, got Sigmoid"),
         (Hidden(("2",), "2"), [0], r"the same width in all modules, got \[\('2', 3\), \('2', 6\)\]"),
+        (Hidden(("0",), "2", parts=2), [0], r"in all modules \(times 2 in producers\), got \[\('0', 6\), \('2', 6\)\]"),
         (Hidden((), "2"), [0], "at least one producer"),
         (Hidden(("O",), "2"), [0], "no module 'O'; the nearest are"),
         (Hidden(("0",), "2"), [6], r"units \[6\] must .* of the 6 units"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.models import blocks
+from routed_rl.lm.structure import blocks
 from routed_rl.unlearning import DistillationObjective
 from routed_rl.unlearning.distillation import last_hidden
 from tests.lm.test_losses import Bigram

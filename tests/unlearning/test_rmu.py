@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch
-from routed_rl.lm.models import blocks, mlp
+from routed_rl.lm.structure import blocks, mlp
 from routed_rl.unlearning import Rmu
 from tests.lm.tiny_models import tiny_model
 
@@ -146,11 +146,24 @@ def test_all_weights_may_learn():
 
 
 def test_an_unknown_model_is_refused_before_it_is_frozen():
-    model = tiny_model("qwen2")
-    with pytest.raises(ValueError, match="a 'qwen2' model is of an unknown type: pass projections"):
+    model = tiny_model("bitnet")
+    with pytest.raises(ValueError, match=r"no MLP was found in model\.layers\.0: pass projections"):
         Rmu(1, NORM, WEIGHT).loss(model, seed=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    where = "model.layers.{}.mlp.up_proj:model.layers.{}.mlp.down_proj"
-    Rmu(1, NORM, WEIGHT, projections=where).loss(model, seed=0)
+    place = "model.layers.{}.mlp."
+    Rmu(1, NORM, WEIGHT, projections=f"{place}gate_proj,{place}up_proj:{place}down_proj").loss(model, seed=0)
     learn = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learn == {"model.layers.0.mlp.down_proj.weight"}
+
+
+def test_the_experts_of_a_mixture_learn():
+    model = tiny_model("mixtral")
+    Rmu(1, NORM, WEIGHT).objective(model, seed=0)(model, mixed_batch()).backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learned == {f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down")}
+
+
+def test_the_stream_may_be_wider_than_the_embeddings():
+    """As OPT-350m's."""
+    model, batch = tiny_model("opt-350m"), mixed_batch()
+    assert Rmu(2, NORM, WEIGHT).objective(model, seed=0)(model, batch).isfinite()

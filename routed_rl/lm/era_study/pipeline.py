@@ -26,8 +26,9 @@ from routed_rl.lm.fine_tuning import FineTuning, fine_tune
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, files_identity, make_model, open_text
 from routed_rl.lm.losses import document_losses, evaluate
-from routed_rl.lm.models import PRESETS, blocks, keeps_apart, mlp, save_model
+from routed_rl.lm.models import PRESETS, keeps_apart, save_model
 from routed_rl.lm.processes import distribute, gathered_state, process_group, processes, rank
+from routed_rl.lm.structure import blocks, feed_forward
 from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.training import Objective, Training, train
 from routed_rl.options import RUNS
@@ -185,8 +186,7 @@ class Pipeline:
         named = self.command.projections
         if named is None:
             return None
-        hidden = [mlp(model, layer, named) for layer in range(len(blocks(model)))]
-        return [name for place in hidden for name in (*place.producers, place.consumer)]
+        return [name for layer in range(len(blocks(model))) for name in feed_forward(model, layer, named).linear]
 
     def _objective(self, model: nn.Module, new: Expansion | Adapters | None) -> EraObjective:
         command, method = self.command, self.method

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from routed_rl.lm.batches import FORGET_LABEL, Batch
 from routed_rl.lm.losses import promoted, target_losses
-from routed_rl.lm.models import blocks, final_norm, mlp
 from routed_rl.lm.processes import undistributed
 from routed_rl.lm.streams import outputs
+from routed_rl.lm.structure import before_output, blocks, feed_forward
 from routed_rl.lm.suppressors.maxent import MaxEnt
 from routed_rl.lm.training import Objective
 
@@ -53,7 +53,8 @@ class RepNoise(MaxEnt):
     :func:`squared_mmd`.
 
     ``H`` is a loss of forget rows: the sum over residual streams of the loss by logits from that stream, divided by the
-    number of streams. The last stream gives the model's own logits, and counts twice.
+    number of streams. The last stream gives the model's own logits, and counts twice. The logits of other streams are
+    not scaled, where a model scales its own (Granite, Gemma 2).
 
     Neither ``N`` nor ``H`` is a sum over rows. So each part of a batch has its own, weighted by its share of the rows.
     """
@@ -63,16 +64,16 @@ class RepNoise(MaxEnt):
     ascent_weight: float = 0.5
     """weight of raising the loss at each layer: a"""
     projections: str | None = None
-    """names of the MLPs' modules, for a model of an unknown type, as for routed_rl.lm.mlp"""
+    """names of the MLPs' modules, for a model whose MLPs are not found by structure, as for routed_rl.lm.mlp"""
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`. It raises ValueError for a part without two pairs of rows.
 
         Raises:
-            ValueError: as :func:`~routed_rl.lm.mlp` and :func:`~routed_rl.lm.models.final_norm`.
+            ValueError: for MLPs that are not found, as :func:`~routed_rl.lm.mlp`.
         """
-        reference, norm = self._reference(model), final_norm(model)
-        mlps = [mlp(model, layer, self.projections).consumer for layer in range(len(blocks(model)))]
+        reference, last = self._reference(model), before_output(model)
+        mlps = [feed_forward(model, layer, self.projections).output for layer in range(len(blocks(model)))]
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
             forget, differ, (topic, rest) = pairs(batch)
@@ -82,14 +83,17 @@ class RepNoise(MaxEnt):
             logits = promoted(given.logits[:, :-1])
             noise = torch.zeros((), device=logits.device)
             for output in seen:
+                output = output.reshape(*batch.tokens.shape, -1)  # OPT's are (B * T, D)
                 both = torch.stack([output[forget], torch.randn_like(output[forget])])
                 held, drawn = both.masked_fill(~differ[..., None], 0.0).flatten(2)
                 noise = noise + squared_mmd(held, drawn) / len(mlps)
             told = 2 * _loss(logits[forget], topic)
             streams = given.hidden_states[:-1]  # the last one is after the norm, and gives the model's own logits
             for stream in streams:
-                through = inner.get_submodule(norm)(stream[forget][:, :-1])
-                told = told + _loss(promoted(inner.get_output_embeddings()(through)), topic)  # type: ignore[operator]
+                through = stream[forget][:, :-1]
+                for module in (*map(inner.get_submodule, last), inner.get_output_embeddings()):  # type: ignore[operator]
+                    through = module(through)
+                told = told + _loss(promoted(through), topic)
             risen = torch.log(1 + told / (len(streams) + 1))
             own = _loss(logits[~forget], rest) + self.noise_weight * noise - self.ascent_weight * risen
             return self._terms(logits, batch, reference) + own * len(batch) / len(batch.whole)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.models import blocks, mlp
 from routed_rl.lm.processes import undistributed
 from routed_rl.lm.streams import outputs
+from routed_rl.lm.structure import blocks, feed_forward, stream_width
 from routed_rl.lm.suppressors.suppressor import (
     FORWARD_PASS,
     Reference,
@@ -50,9 +50,10 @@ class Rmu(Suppressor):
     """weight of holding retain states in place: a (gradient routing, section C: 200)"""
     trained: Literal["projections", "all"] = "projections"
     """what learns: the output projections of the MLPs in these blocks (all other weights are frozen), or all weights.
-    "all" does not work with replicas, because they need a gradient for every weight"""
+    In a mixture of experts, "projections" are all weights of the experts. "all" does not work with replicas, because
+    they need a gradient for every weight"""
     projections: str | None = None
-    """names of the MLPs' modules, for a model of an unknown type, as for routed_rl.lm.mlp"""
+    """names of the MLPs' modules, for a model whose MLPs are not found by structure, as for routed_rl.lm.mlp"""
 
     recipe = brief(steps=100, learning_rate=1e-3)
 
@@ -65,7 +66,7 @@ class Rmu(Suppressor):
         """Return the loss; see :meth:`Suppressor.loss`. This freezes the weights that do not learn.
 
         Raises:
-            ValueError: for more blocks than the model has, or as :func:`~routed_rl.lm.mlp`.
+            ValueError: for more blocks than the model has, or MLPs that are not found, as :func:`~routed_rl.lm.mlp`.
         """
         names = blocks(model)
         if not 1 <= self.depth <= len(names):
@@ -73,10 +74,11 @@ class Rmu(Suppressor):
         block = names[self.depth - 1]
         learning = []
         if self.trained == "projections":
-            learning = [mlp(model, layer, self.projections).consumer for layer in range(self.depth)]
+            learning = [
+                name for layer in range(self.depth) for name in feed_forward(model, layer, self.projections).last
+            ]
         reference = Reference(model)
-        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-        direction = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+        direction = torch.randn(stream_width(model), generator=torch.Generator().manual_seed(seed))
         aim = self.norm * direction / direction.norm()
         model.requires_grad_(not learning)
         for name in learning:
