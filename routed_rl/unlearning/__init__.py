@@ -30,6 +30,7 @@ from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
+from routed_rl.unlearning.tuning import Tuned, tune
 from routed_rl.unlearning.undo_study import UndoStudy
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "SuppressionError",
     "Suppressor",
     "TeacherCache",
+    "Tuned",
     "Undial",
     "UndoStudy",
     "WorstCase",
@@ -68,6 +70,7 @@ __all__ = [
     "shrink_and_perturb",
     "teacher_target",
     "top_k_target",
+    "tune",
     "undo",
     "unlearn",
     "weight_distance",

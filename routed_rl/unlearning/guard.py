@@ -7,6 +7,19 @@ class SuppressionError(ValueError):
     """A suppressor did nothing, or collapsed the model."""
 
 
+def performance_left(before: float, after: float, ignorance: float) -> float:
+    """Return how much of a performance is left: 1 if it is as before, 0 for a model that knows nothing.
+
+    Args:
+        before, after: the performance in any measure: accuracy or loss.
+        ignorance: that of a model that knows nothing.
+
+    Raises:
+        ZeroDivisionError: if the model knew nothing before.
+    """
+    return (after - ignorance) / (before - ignorance)
+
+
 def check_suppression(
     forget: tuple[float, float],
     retain: tuple[float, float],
@@ -36,7 +49,7 @@ def check_suppression(
     for name, (before, after) in (("forget", forget), ("retain", retain)):
         if before == ignorance:
             raise ValueError(f"the {name} performance before suppression is {before:.4g}, as if the model knew nothing")
-        left.append((after - ignorance) / (before - ignorance))
+        left.append(performance_left(before, after, ignorance))
     if not left[1] >= retain_left:
         raise SuppressionError(
             f"suppression collapsed the model: its retain performance went from {retain[0]:.4g} to {retain[1]:.4g}, "

@@ -1,0 +1,173 @@
+"""Find settings of a suppression method that suit the user's own model, on a part of the data that is not reported."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from routed_rl.lm.batches import WholeDocuments
+from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.losses import evaluate
+from routed_rl.lm.suppressors import SUPPRESSORS
+from routed_rl.lm.texts import Texts, text_corpus
+from routed_rl.runs import derive_seed
+from routed_rl.runs.progress import progress_bar
+from routed_rl.unlearning.guard import performance_left
+from routed_rl.unlearning.pipeline import unlearn
+
+TUNED, HELD_OUT = 0.5, 0.2
+"""Share of both sets on which settings are tried, and share of its retain documents that trials do not train on."""
+MOST = 2000
+"""Documents of each set on which settings are tried, at most."""
+FACTORS = {"learning_rate": (0.3, 1.0, 3.0), "steps": (1, 3), "retain_weight": (1.0, 3.0)}
+"""Factors on the defaults of a method that are tried, where the method has the setting."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that :func:`tune` found.
+
+    Attributes:
+        method: the suppression method.
+        settings: keywords for :func:`unlearn`.
+        kept: whether they keep the retain performance.
+        trials: a row per trial, the best first: its settings, the shares ``forget_left`` and ``retain_left`` of the
+            performance before, the losses ``forget_loss`` and ``retain_loss``, and whether it is ``kept``. A trial that
+            diverged has NaN. The sum of ``steps`` is the cost in gradient steps.
+        documents: the forget and retain documents of the trials, by their numbers in the order of ``forget`` and
+            ``retain``. Report results on other documents.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    kept: bool
+    trials: pd.DataFrame
+    documents: Mapping[str, tuple[int, ...]]
+
+    @property
+    def options(self) -> list[str]:
+        """The settings as values of ``settings`` of a study, or of ``--settings``: ``npo.steps=200``, …"""
+        return [f"{self.method}.{name}={value}" for name, value in self.settings.items()]
+
+
+def tune(
+    model: nn.Module,
+    tokenizer: Any,
+    forget: Texts,
+    retain: Texts,
+    method: str = "npo",
+    *,
+    keep: float = 0.95,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **fixed: Any,
+) -> Tuned:
+    """Try settings of a suppression method, and return those that forget most and keep the retain performance.
+
+    Each trial unlearns half of the forget set with half of the retain set, at most 2,000 documents of each. It is
+    measured on these forget documents, and on a fifth of these retain documents, which it did not train on. What is
+    left of a performance is 1 for a loss as before, and 0 for the loss of uniform guesses.
+
+    >>> tuned = tune(model, tokenizer, forget, retain, method="maxent")  # doctest: +SKIP
+    >>> unlearned = unlearn(model, tokenizer, forget, retain, tuned.method, **tuned.settings)  # doctest: +SKIP
+
+    Args:
+        model, tokenizer, forget, retain, method, seed: as for :func:`unlearn`.
+        keep: share of the retain performance that must be left.
+        grid: values to try, by setting. None: the method's default learning rate times 0.3, 1 and 3, its steps times 1
+            and 3, and its retain weight times 1 and 3.
+        progress: show a progress bar on standard error.
+        **fixed: further keywords for :func:`unlearn`, the same in all trials.
+
+    Warns:
+        UserWarning: if no trial keeps enough. Then the one that keeps most is returned.
+
+    Raises:
+        ValueError: as :func:`unlearn`, or for a grid without values, or fewer than four documents in a set.
+    """
+    if method not in SUPPRESSORS:
+        raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
+    values = _usual(method) if grid is None else {name: list(of) for name, of in grid.items()}
+    if not values or not all(values.values()):
+        raise ValueError(f"grid must have one or more values for each setting, got {grid}")
+    sets: dict[str, list[Any]] = {"forget": list(forget), "retain": list(retain)}
+    chosen = {name: _some(len(of), TUNED, derive_seed(seed, "tune", name)) for name, of in sets.items()}
+    tried = {name: [sets[name][i] for i in numbers] for name, numbers in chosen.items()}
+    apart = math.ceil(HELD_OUT * len(tried["retain"]))
+    corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart])
+    before = _losses(model, corpus)
+    ignorance = math.log(len(tokenizer))
+    trials = []
+    combinations = [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
+    with progress_bar(f"tune, {method}", len(combinations), progress) as tick:
+        for settings in combinations:
+            trials.append({**settings, **_trial(model, tokenizer, tried, apart, method, {**fixed, **settings}, seed)})
+            tick()
+    frame = pd.DataFrame(trials)
+    for name, value in before.items():
+        frame[f"{name}_left"] = performance_left(value, frame[f"{name}_loss"], ignorance)
+    frame["kept"] = frame.retain_left >= keep
+    # Of trials that keep enough, the best one forgets most; of others, it keeps most.
+    order = frame.forget_left.where(frame.kept, -frame.retain_left)
+    frame = frame.iloc[np.lexsort((order, ~frame.kept))]
+    best = frame.iloc[0]
+    if not best.kept:
+        warnings.warn(
+            f"no setting of {method} keeps {keep:.0%} of the retain performance; the best one keeps "
+            f"{best.retain_left:.0%}: try a wider grid or another method",
+            stacklevel=2,
+        )
+    kinds = {name: type(of[0]) for name, of in values.items()}
+    settings = {name: kinds[name](best[name]) for name in values}
+    return Tuned(method, settings, bool(best.kept), frame.reset_index(drop=True), chosen)
+
+
+def _usual(method: str) -> dict[str, list[Any]]:
+    suppressor = SUPPRESSORS[method]()
+    recipe = suppressor.recipe
+    usual = {"learning_rate": recipe.learning_rate, "steps": recipe.steps}
+    if hasattr(suppressor, "retain_weight"):
+        usual["retain_weight"] = suppressor.retain_weight
+    tried = {name: [factor * value for factor in FACTORS[name]] for name, value in usual.items()}
+    return {name: [max(round(step), 1) for step in of] if name == "steps" else of for name, of in tried.items()}
+
+
+def _some(count: int, share: float, seed: int) -> tuple[int, ...]:
+    """Numbers of some documents, in a random order."""
+    if count < 4:
+        raise ValueError(f"tuning needs at least four documents in each set, got {count}")
+    order = np.random.default_rng(seed).permutation(count)
+    return tuple(int(number) for number in order[: min(max(2, round(share * count)), MOST)])
+
+
+def _losses(model: nn.Module, corpus: Corpus) -> dict[str, float]:
+    documents = {name: corpus.documents("train", name) for name in ("forget", "retain")}  # type: ignore[arg-type]
+    return {name: evaluate(model, WholeDocuments(corpus, of)).mean() for name, of in documents.items()}
+
+
+def _trial(
+    model: nn.Module,
+    tokenizer: Any,
+    tried: Mapping[str, Sequence[Any]],
+    apart: int,
+    method: str,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> dict[str, float]:
+    """The losses after one trial; NaN if it diverges."""
+    try:
+        trained = tried["forget"], tried["retain"][apart:]
+        unlearned = unlearn(model, tokenizer, *trained, method, seed=seed, progress=False, **settings)
+    except FloatingPointError:
+        return {"forget_loss": math.nan, "retain_loss": math.nan}
+    corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart])
+    return {f"{name}_loss": loss for name, loss in _losses(unlearned, corpus).items()}
