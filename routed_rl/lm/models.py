@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from routed_rl.lm.documents import package_folder
+from routed_rl.lm.folders import adapter_base, check_folder, has_tokenizer, merge_adapter
 from routed_rl.routing import Hidden
 from routed_rl.routing.layers import is_linear
 from routed_rl.runs.files import StrPath, remove, temporary_beside
@@ -251,7 +252,8 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
 def load_model(name: str) -> nn.Module:
     """Return a pretrained model in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
 
-    Only safetensors are read, because other files of weights are pickles, which can run code.
+    Only safetensors are read, because other files of weights are pickles, which can run code. An adapter of PEFT is
+    loaded with its base model, and merged into it.
 
     Raises:
         OSError: if there is no model of this name, some of its weights are missing, the package is not installed, or
@@ -259,6 +261,10 @@ def load_model(name: str) -> nn.Module:
     """
     if name in PACKAGED_MODELS:
         return _from_gguf(*PACKAGED_MODELS[name])
+    check_folder(name)
+    base = adapter_base(name)
+    if base is not None:
+        return merge_adapter(load_model(base), name)
     model, report = _from_pretrained(
         AutoModelForCausalLM,
         name,
@@ -278,10 +284,16 @@ def load_model(name: str) -> nn.Module:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Return the tokenizer of a pretrained model. Names and errors are those of :func:`load_model`."""
+    """Return the tokenizer of a pretrained model. Names and errors are those of :func:`load_model`.
+
+    An adapter without a tokenizer has that of its base model.
+    """
     if name in PACKAGED_MODELS:
         package, file = PACKAGED_MODELS[name]
         return AutoTokenizer.from_pretrained(package_folder(package, "gguf"), gguf_file=file)
+    base = adapter_base(name)
+    if base is not None and not has_tokenizer(name):
+        return load_tokenizer(base)
     tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # For a folder with a model's configuration only, transformers makes a tokenizer without words.
@@ -339,8 +351,10 @@ def _save(path: StrPath, *parts: Any) -> None:
 
 
 def _refuse_unfit(model: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{type(model).__name__} is not a plain model of transformers: delete its adapters first")
+    if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{type(model).__name__} is not a plain model of transformers: merge or delete its adapters first"
+        )
     with torch.device("meta"):
         plain = type(model)(model.config)
     shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}
