@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -249,7 +250,7 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
         return AutoModelForCausalLM.from_config(PRESETS[preset](len(tokenizer), **special))
 
 
-def load_model(name: str) -> nn.Module:
+def load_model(name: StrPath) -> nn.Module:
     """Return a pretrained model in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
 
     Only safetensors are read, because other files of weights are pickles, which can run code. An adapter of PEFT is
@@ -259,6 +260,7 @@ def load_model(name: str) -> nn.Module:
         OSError: if there is no model of this name, some of its weights are missing, the package is not installed, or
             the hub cannot be reached. The message is one line.
     """
+    name = os.fspath(name)
     if name in PACKAGED_MODELS:
         return _from_gguf(*PACKAGED_MODELS[name])
     check_folder(name)
@@ -283,11 +285,12 @@ def load_model(name: str) -> nn.Module:
     return model
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: StrPath) -> Any:
     """Return the tokenizer of a pretrained model. Names and errors are those of :func:`load_model`.
 
     An adapter without a tokenizer has that of its base model.
     """
+    name = os.fspath(name)
     if name in PACKAGED_MODELS:
         package, file = PACKAGED_MODELS[name]
         return AutoTokenizer.from_pretrained(package_folder(package, "gguf"), gguf_file=file)
