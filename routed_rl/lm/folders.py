@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +20,12 @@ from routed_rl.runs.files import read_json
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter of PEFT."""
-CONFIG, WEIGHTS = "config.json", "*.safetensors"
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer_config.json", "*.safetensors"
+ORIGIN = {
+    *("_commit_hash", "_name_or_path", "cache_dir", "force_download", "is_local", "local_files_only", "name_or_path"),
+    *("proxies", "resume_download", "revision", "subfolder", "token", "trust_remote_code", "use_auth_token"),
+}
+"""Settings that say how something was loaded."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 """Weights that are pickles, which can run code. They are never read."""
 
@@ -88,7 +95,7 @@ def adapter_base(name: str) -> str | None:
 
 def has_tokenizer(name: str) -> bool:
     """Return whether there is a tokenizer in a folder or on the hub under this name."""
-    return _find(name, "tokenizer_config.json") is not None
+    return _find(name, TOKENIZER) is not None
 
 
 def _find(name: str, file: str) -> str | None:
@@ -137,6 +144,25 @@ def outline(name: str) -> nn.Module:
             return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         raise OSError(f"{name!r} holds no model that transformers can load: {_in_one_line(error)}") from None
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of files of transformers where model and tokenizer came from, and how they were loaded.
+
+    A tokenizer is saved with the arguments of its ``from_pretrained``, such as ``local_files_only``.
+    """
+    for file in (folder / TOKENIZER, folder / CONFIG):
+        if file.is_file():
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            kept = {name: value for name, value in settings.items() if not _is_origin(name, value)}
+            if kept != settings:
+                text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False)
+                file.write_text(text + "\n", encoding="utf-8")
+
+
+def _is_origin(name: str, value: Any) -> bool:
+    is_place = name.endswith(("_file", "_files", "_path", "_dir")) and isinstance(value, str) and os.path.isabs(value)
+    return name in ORIGIN or is_place
 
 
 def _adapter_config(name: str) -> Any:

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from routed_rl.lm.documents import package_folder
-from routed_rl.lm.folders import adapter_base, check_folder, has_tokenizer, merge_adapter
+from routed_rl.lm.folders import adapter_base, check_folder, forget_origin, has_tokenizer, merge_adapter
 from routed_rl.routing import Hidden
 from routed_rl.routing.layers import is_linear
 from routed_rl.runs.files import StrPath, remove, temporary_beside
@@ -327,6 +327,8 @@ def _from_gguf(package: str, file: str) -> nn.Module:
 def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
     """Write a model and its tokenizer as transformers does, atomically. A model that is already there is replaced.
 
+    The files do not say where model and tokenizer were loaded from, or how.
+
     Raises:
         ValueError: for a model that cannot be loaded again, because its configuration does not describe its new units
             or adapters.
@@ -346,6 +348,7 @@ def _save(path: StrPath, *parts: Any) -> None:
     try:
         for part in parts:
             part.save_pretrained(temporary)
+        forget_origin(temporary)
         remove(path)
         temporary.rename(path)
     except BaseException:

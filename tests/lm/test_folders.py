@@ -6,11 +6,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from routed_rl.lm import load_model, load_tokenizer, save_model, stories_tokenizer
-from routed_rl.lm.folders import check_folder, outline
+from routed_rl.lm import load_model, load_tokenizer, save_model, save_tokenizer, stories_tokenizer
+from routed_rl.lm.folders import ORIGIN, check_folder, outline
 from routed_rl.lm.inputs import model_identity
+from routed_rl.lm.own import saved_model
 from tests.lm.pretrained_folders import name_base, save_adapter, save_pickled
 from tests.lm.tiny_models import some_tokens, tiny_model
 
@@ -177,3 +178,25 @@ def test_an_outline_has_the_shapes_alone(base):
     assert [p.shape for p in model.parameters()] == [p.shape for p in tiny_model("llama").parameters()]
     with pytest.raises(OSError, match="holds no model that transformers can load: "):
         outline(str(base.parent))
+
+
+def test_saved_files_do_not_say_where_things_came_from(base, tmp_path):
+    """However they were loaded, and for every way in which we save."""
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": str(base)}))
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "name_or_path": str(base), "unk_token": "/"}))
+    ours, theirs = load_tokenizer(base), AutoTokenizer.from_pretrained(base, cache_dir=tmp_path / "cache", revision="a")
+    theirs.init_kwargs["vocab_file"] = str(base / "vocab.json")
+    for number, tokenizer in enumerate((ours, theirs)):
+        save_model(load_model(base), tokenizer, tmp_path / f"model-{number}")
+        save_tokenizer(tokenizer, tmp_path / f"tokenizer-{number}")
+        saved_model(load_model(base), tokenizer, tmp_path / "own")
+    folders = [*tmp_path.glob("model-*"), *tmp_path.glob("tokenizer-*"), *tmp_path.glob("own/*")]
+    assert len(folders) == 5, "one of the user's own: all tokenizers are the same"
+    for folder in folders:
+        for file in folder.glob("*.json"):
+            text = file.read_text()
+            assert str(tmp_path) not in text, file
+            assert not set(json.loads(text)) & ORIGIN, file
+        assert AutoTokenizer.from_pretrained(folder).unk_token == "/"
