@@ -7,6 +7,7 @@ require("lm", "transformers", "tokenizers", "datasets", "peft", "accelerate")
 from routed_rl.lm.adapters import Adapters, add_adapters, delete_forget
 from routed_rl.lm.arithmetic import arithmetic_tokenizer, exact_match, generate_arithmetic
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, Batch, Batches, WholeDocuments
+from routed_rl.lm.collating import ROUTE, RouteCollator, pad_rows, routed_batch
 from routed_rl.lm.completions import Prompt, completion_accuracy, encode_prompt, read_prompts
 from routed_rl.lm.corpora import Corpus, build_corpus, open_corpus
 from routed_rl.lm.documents import HUB, PACKAGED_TEXT, Document, from_row, read_documents
@@ -53,6 +54,7 @@ from routed_rl.lm.structure import blocks, mlp
 from routed_rl.lm.texts import Texts, split_by_words, text_corpus
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
+from routed_rl.lm.trainer import RoutedTrainer, RoutedTrainerMixin
 from routed_rl.lm.training import Training, make_optimizer, train
 from routed_rl.lm.word_problems import generate_word_problems, word_problem_prompts
 
@@ -65,6 +67,7 @@ __all__ = [
     "PACKAGED_MODELS",
     "PACKAGED_TEXT",
     "PRESETS",
+    "ROUTE",
     "TOPICS",
     "VIROLOGY_TOKENS",
     "WORD_LISTS",
@@ -80,6 +83,9 @@ __all__ = [
     "FineTuning",
     "Preview",
     "Prompt",
+    "RouteCollator",
+    "RoutedTrainer",
+    "RoutedTrainerMixin",
     "Texts",
     "TokenLoss",
     "Training",
@@ -120,6 +126,7 @@ __all__ = [
     "mlp",
     "next_token_loss",
     "open_corpus",
+    "pad_rows",
     "preview",
     "process_group",
     "processes",
@@ -129,6 +136,7 @@ __all__ = [
     "read_words",
     "repair",
     "route",
+    "routed_batch",
     "save_model",
     "save_tokenizer",
     "score_tokens",

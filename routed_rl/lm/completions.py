@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from routed_rl.lm.tokenizers import first_token
+from routed_rl.runs.files import StrPath
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Prompt:
     forget: bool = False
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: StrPath) -> list[Prompt]:
     """Return the prompts of a ``.jsonl`` file.
 
     Each line is an object with ``"prompt"`` and ``"answer"``, which may not be blank, and ``"forget"``, true or false.
@@ -34,7 +35,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         ValueError: for a line that is not such an object, or a file without forget prompts or without retain prompts.
         OSError: if the file cannot be read.
     """
-    prompts = []
+    path, prompts = Path(path), []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

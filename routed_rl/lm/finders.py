@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from routed_rl.lm.documents import Document
+from routed_rl.runs.files import StrPath
 
 Spans = Sequence[tuple[int, int]]
 Finder = Callable[[Document], Spans | bool]
@@ -73,12 +74,13 @@ def find_topic(topic: str) -> Finder:
     return lambda document: document.topic == topic
 
 
-def read_words(path: Path) -> list[str]:
+def read_words(path: StrPath) -> list[str]:
     """Return the words of a file: one word, or phrase, a line.
 
     Raises:
         ValueError: if the file has no words, or is not UTF-8.
     """
+    path = Path(path)
     try:
         words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from routed_rl.errors import at_least
@@ -29,6 +30,7 @@ from routed_rl.lm.finders import (
     read_words,
     single_tokens,
 )
+from routed_rl.lm.folders import adapter_base, check_folder, outline
 from routed_rl.lm.languages import FORGOTTEN, generate_languages, language_tokenizer
 from routed_rl.lm.models import (
     PACKAGED_MODELS,
@@ -110,7 +112,9 @@ def quiet_libraries() -> None:
 
 
 def check_corpus_options(options: CorpusOptions) -> None:
-    """Raise UserError for an option of a corpus with a number that cannot be used."""
+    """Raise UserError for a number that cannot be used, and OSError for a folder whose model cannot be loaded."""
+    if options.model not in OWN_MODELS:
+        check_folder(options.model)
     names = (
         "documents",
         "also_documents",
@@ -215,6 +219,15 @@ def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
     return model
 
 
+def check_model(options: CorpusOptions, tokenizer: Any) -> None:
+    """Raise ValueError or OSError if the model of the options does not fit. Its weights are neither made nor read."""
+    if options.model in PACKAGED_MODELS:
+        return
+    with torch.device("meta"):
+        model = build_model(options.model, tokenizer, 0) if options.model in PRESETS else outline(options.model)
+    check_fits(options, tokenizer, model, options.model)
+
+
 def check_fits(options: CorpusOptions, tokenizer: Any, model: nn.Module, name: str) -> None:
     """Raise ValueError if a model has too few positions for the rows, or too few tokens for the tokenizer."""
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
@@ -247,7 +260,10 @@ def files_identity(options: CorpusOptions) -> dict[str, Any]:
 
 
 def model_identity(name: str) -> str:
-    """Return what identifies a model in a configuration: its name, or the hash of the files in its folder."""
+    """Return what identifies a model in a configuration: its name, or the hash of the files in its folder.
+
+    Of an adapter, also the files of its base model count.
+    """
     folder = Path(name)
     if name in PRESETS or not folder.is_dir():
         return name
@@ -258,6 +274,9 @@ def model_identity(name: str) -> str:
             with file.open("rb") as opened:
                 while part := opened.read(1 << 20):
                     digest.update(part)
+    base = adapter_base(name)
+    if base is not None:
+        digest.update(model_identity(base).encode())
     return f"sha256:{digest.hexdigest()[:16]}"
 
 

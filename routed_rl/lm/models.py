@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from routed_rl.lm.documents import package_folder
+from routed_rl.lm.folders import adapter_base, check_folder, forget_origin, has_tokenizer, merge_adapter
 from routed_rl.runs.files import StrPath, remove, temporary_beside
 
 
@@ -171,17 +173,23 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
         return AutoModelForCausalLM.from_config(PRESETS[preset](len(tokenizer), **special))
 
 
-def load_model(name: str) -> nn.Module:
+def load_model(name: StrPath) -> nn.Module:
     """Return a pretrained model in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
 
-    Only safetensors are read, because other files of weights are pickles, which can run code.
+    Only safetensors are read, because other files of weights are pickles, which can run code. An adapter of PEFT is
+    loaded with its base model, and merged into it.
 
     Raises:
         OSError: if there is no model of this name, some of its weights are missing, the package is not installed, or
             the hub cannot be reached. The message is one line.
     """
+    name = os.fspath(name)
     if name in PACKAGED_MODELS:
         return _from_gguf(*PACKAGED_MODELS[name])
+    check_folder(name)
+    base = adapter_base(name)
+    if base is not None:
+        return merge_adapter(load_model(base), name)
     model, report = _from_pretrained(
         AutoModelForCausalLM,
         name,
@@ -200,11 +208,18 @@ def load_model(name: str) -> nn.Module:
     return model
 
 
-def load_tokenizer(name: str) -> Any:
-    """Return the tokenizer of a pretrained model. Names and errors are those of :func:`load_model`."""
+def load_tokenizer(name: StrPath) -> Any:
+    """Return the tokenizer of a pretrained model. Names and errors are those of :func:`load_model`.
+
+    An adapter without a tokenizer has that of its base model.
+    """
+    name = os.fspath(name)
     if name in PACKAGED_MODELS:
         package, file = PACKAGED_MODELS[name]
         return AutoTokenizer.from_pretrained(package_folder(package, "gguf"), gguf_file=file)
+    base = adapter_base(name)
+    if base is not None and not has_tokenizer(name):
+        return load_tokenizer(base)
     tokenizer = _from_pretrained(AutoTokenizer, name, "tokenizer")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # For a folder with a model's configuration only, transformers makes a tokenizer without words.
@@ -235,6 +250,8 @@ def _from_gguf(package: str, file: str) -> nn.Module:
 def save_model(model: Any, tokenizer: Any, path: StrPath) -> None:
     """Write a model and its tokenizer as transformers does, atomically. A model that is already there is replaced.
 
+    The files do not say where model and tokenizer were loaded from, or how.
+
     Raises:
         ValueError: for a model that cannot be loaded again, because its configuration does not describe its new units
             or adapters.
@@ -254,6 +271,7 @@ def _save(path: StrPath, *parts: Any) -> None:
     try:
         for part in parts:
             part.save_pretrained(temporary)
+        forget_origin(temporary)
         remove(path)
         temporary.rename(path)
     except BaseException:
@@ -262,8 +280,10 @@ def _save(path: StrPath, *parts: Any) -> None:
 
 
 def _refuse_unfit(model: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{type(model).__name__} is not a plain model of transformers: delete its adapters first")
+    if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{type(model).__name__} is not a plain model of transformers: merge or delete its adapters first"
+        )
     with torch.device("meta"):
         plain = type(model)(model.config)
     shapes = {name: parameter.shape for name, parameter in plain.named_parameters()}

@@ -23,6 +23,8 @@ from routed_rl.runs import write_bytes
 
 NAMES = ("model", "tokenizer", "corpus", "forget", "also")
 """Options that name something, and that may be the thing itself."""
+LISTS = ("words", "tokens")
+"""Options that list words, or name a file with them."""
 
 
 def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,9 +39,9 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
     values = {**vars(kind()), **usual}
     if unknown := sorted(set(given) - set(values)):
         raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}")
-    values |= {
-        name: str(value) if isinstance(value, Path) and name in NAMES else value for name, value in given.items()
-    }
+    values |= given
+    values |= {name: _path(given[name]) for name in NAMES if name in given}
+    values |= {name: [_path(one) for one in given[name]] for name in LISTS if isinstance(given.get(name), list | tuple)}
     folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
     with user_input():
         if isinstance(values["model"], str):
@@ -52,6 +54,11 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
             if values[name] is not None and not isinstance(values[name], str):
                 values[name] = saved_texts(name, values[name], folder)
     return conform(kind, values)
+
+
+def _path(value: Any) -> Any:
+    """A path as a string; any other value as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass, replace
@@ -16,7 +17,7 @@ SCALARS: Mapping[type, tuple[Any, str]] = {
     int: (numbers.Integral, "a whole number"),
     float: (numbers.Real, "a number"),
     str: (str, "a string"),
-    Path: ((str, Path), "a path"),
+    Path: ((str, os.PathLike), "a path"),
 }
 """For each type of an option: what is accepted for it, and what an error calls it."""
 

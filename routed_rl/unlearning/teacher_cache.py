@@ -16,7 +16,7 @@ from torch import nn
 from routed_rl.lm.batches import PADDING, Batch, in_parts
 from routed_rl.lm.training import Source
 from routed_rl.runs import read_json, write_json
-from routed_rl.runs.files import temporary_beside
+from routed_rl.runs.files import StrPath, temporary_beside
 from routed_rl.unlearning.divergence import Target, top_k_target
 
 KEYS, LOG_P, TOKENS, REST, ABOUT = "keys.npy", "log_p.npy", "tokens.npy", "rest.npy", "teacher.json"
@@ -34,7 +34,8 @@ class TeacherCache:
         vocabulary: the size of the teacher's vocabulary.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: StrPath) -> None:
+        directory = Path(directory)
         if not (directory / ABOUT).exists():
             raise ValueError(f"{str(directory)!r} holds no cache of a teacher")
         self.vocabulary: int = read_json(directory / ABOUT)["vocabulary"]
@@ -65,7 +66,7 @@ class TeacherCache:
 
 
 @torch.no_grad()
-def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, directory: Path) -> TeacherCache:
+def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, directory: StrPath) -> TeacherCache:
     """Run a teacher on the batches of this many steps, write its ``k`` most likely tokens, and return the cache.
 
     The cache takes 8 bytes for each of the ``k`` tokens of each position. A cache that is already there is opened as it
@@ -74,6 +75,7 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
     Raises:
         ValueError: for less than one step, or a ``k`` that is not within the vocabulary.
     """
+    directory = Path(directory)
     if (directory / ABOUT).exists():
         return TeacherCache(directory)
     vocabulary = teacher.get_input_embeddings().weight.shape[0]  # type: ignore[operator]

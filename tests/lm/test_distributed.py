@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from routed_rl.lm.corpora import open_corpus
 from routed_rl.lm.processes import process_group, processes, rank
+from routed_rl.lm.training import train
 from routed_rl.runs import read_checkpoint, read_metrics, write_checkpoint
 from tests.lm.cases import CASES, STEPS, Stopped, log_often, make_batches, make_corpus, open_run, stop
+from tests.lm.test_trainer import SETTINGS, routed
 from tests.unlearning.distillations import distil_again, make_teacher
 
 LAYOUTS = ("replicated", "sharded")
@@ -84,6 +87,25 @@ def test_a_distillation_on_two_is_that_on_one(trained, layout):
     assert set(together.tensors) == set(weights)
     for key, tensor in weights.items():
         torch.testing.assert_close(together.tensors[key], tensor, rtol=0, atol=1e-8 * max(1.0, tensor.abs().max()))
+
+
+def test_transformers_trainer_on_two_learns_what_our_loop_learns_on_one(trained):
+    """Where each process counts its own targets, the Trainer's mean is a mean of means."""
+    folder, _, _ = trained
+    batches = make_batches(open_corpus(folder / "corpus"))
+    model, router, objective = routed("activation")
+    with router:
+        loss = objective(model, batches.batch(0)) / batches.batch(0).scored.sum()
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        model.zero_grad()
+        train(model, batches, SETTINGS, objective)
+    for averaged, tolerance in ((True, 1e-5), (False, 0.05)):
+        together = read_checkpoint(folder / f"trainer, {averaged}")
+        assert together.meta["loss"] == pytest.approx(float(loss.detach()), rel=tolerance)
+        assert together.meta["grad_norm"] == pytest.approx(float(norm), rel=tolerance)
+        for name, tensor in model.state_dict().items() if averaged else ():
+            torch.testing.assert_close(together.tensors[name], tensor, rtol=0, atol=1e-8)
 
 
 def test_a_process_started_by_itself_stays_alone(monkeypatch):

@@ -12,6 +12,7 @@ from routed_rl.lm.corpora import open_corpus
 from routed_rl.lm.processes import process_group, processes, rank
 from routed_rl.runs import read_checkpoint, write_checkpoint
 from tests.lm.cases import CASES, Stopped, log_often, make_batches, make_llama, open_run, stop
+from tests.lm.test_trainer import SETTINGS, routed, rows_of, train_by_trainer
 from tests.unlearning.distillations import distil_again
 
 
@@ -54,6 +55,14 @@ def main(folder: Path) -> None:
         if rank() == 0:
             meta = {"student": [*distilled.student.items()]}
             write_checkpoint(folder / layout / "distillation, weights", weights, meta)
+
+    rows = list(rows_of(batches, SETTINGS.steps))
+    for averaged in (True, False):  # whether targets are counted over all processes
+        options = {"per_device_train_batch_size": 2, "average_tokens_across_devices": averaged, "logging_steps": 1}
+        trained_by = train_by_trainer(folder, routed("activation"), rows, **options)
+        if rank() == 0:
+            first_step = {name: trained_by.state.log_history[0][name] for name in ("loss", "grad_norm")}
+            write_checkpoint(folder / f"trainer, {averaged}", trained_by.model.state_dict(), first_step)
 
 
 if __name__ == "__main__":

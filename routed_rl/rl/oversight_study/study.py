@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from routed_rl.rl.oversight_study import table
 from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns
 from routed_rl.rl.oversight_study.table import NOISE, Limits
 from routed_rl.runs import RunError, read_run
+from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Reported
 from routed_rl.runs.tables import tidy
@@ -37,7 +39,7 @@ class OversightStudy(Reported):
         limits: exact returns of reference policies, by name, as a function of the oversight level. None: not drawn.
     """
 
-    runs: Mapping[str, Sequence[Path | str]]
+    runs: Mapping[str, Sequence[StrPath]]
     wanted: str = "diamond"
     focus: float | None = None
     methods: Sequence[str] | None = None
@@ -47,8 +49,8 @@ class OversightStudy(Reported):
 
     def __post_init__(self) -> None:
         for method, runs in self.runs.items():
-            if isinstance(runs, str | Path):
-                raise ValueError(f"the runs of {method!r} must be a list of directories, got {str(runs)!r}")
+            if isinstance(runs, str | os.PathLike):
+                raise ValueError(f"the runs of {method!r} must be a list of directories, got {os.fspath(runs)!r}")
 
     def grid(self) -> pd.DataFrame:
         """Return a row per run: ``method``, ``oversight``, ``seed``, ``run``, and whether it is ``finished``.
@@ -57,7 +59,7 @@ class OversightStudy(Reported):
             RunError: for a directory that holds no run.
         """
         rows = [
-            (method, record.config["oversight"], record.seed, str(run), is_finished(Path(run)))
+            (method, record.config["oversight"], record.seed, os.fspath(run), is_finished(Path(run)))
             for method, runs in self.runs.items()
             for run in runs
             for record in [read_run(Path(run))]

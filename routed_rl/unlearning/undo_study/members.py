@@ -11,6 +11,7 @@ from typing import Any
 
 from routed_rl.errors import at_least
 from routed_rl.lm import Training
+from routed_rl.lm.folders import ADAPTER, CONFIG, check_folder
 from routed_rl.lm.inputs import Text, model_identity, text_identity
 from routed_rl.lm.suppressors import SUPPRESSORS
 from routed_rl.lm.suppressors.sam import Sam
@@ -197,7 +198,7 @@ def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
     """Return the folders of the teachers made elsewhere, by name.
 
     Raises:
-        ValueError: for an entry without name or folder, a name that is taken, or a folder without a model.
+        ValueError, OSError: for an entry without name or folder, a name that is taken, or a folder without a model.
     """
     found: dict[str, str] = {}
     for given in command.teachers:
@@ -205,8 +206,9 @@ def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
         if not name or not folder or name in found or name in SUPPRESSORS:
             raise ValueError(f"--teachers must be NAME=FOLDER, with a NAME that is not taken, got {given!r}")
         found[name] = folder.replace("{seed}", str(seed))
-        if not Path(found[name], "config.json").is_file():
-            raise ValueError(f"--teachers {given}: there is no model (config.json) in {found[name]!r}")
+        if not any(Path(found[name], file).is_file() for file in (CONFIG, ADAPTER)):
+            raise ValueError(f"--teachers {given}: there is no model ({CONFIG} or {ADAPTER}) in {found[name]!r}")
+        check_folder(found[name])
     return found
 
 

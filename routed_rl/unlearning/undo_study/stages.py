@@ -10,10 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from routed_rl.errors import UserError, user_input
-from routed_rl.lm import Batches, evaluate, load_model, load_tokenizer, save_model, train, training_flops
+from routed_rl.lm import (
+    PRESETS,
+    Batches,
+    build_model,
+    evaluate,
+    load_model,
+    load_tokenizer,
+    save_model,
+    train,
+    training_flops,
+)
+from routed_rl.lm.folders import outline
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
@@ -116,16 +128,8 @@ class Worker:
         folders = given_teachers(self.command, stage.seed).values()
         folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
         with user_input():
-            for part in ("get_vocab", "bos_token_id", "eos_token_id"):
-                theirs, ours = (getattr(of, part) for of in (load_tokenizer(folder), self.text.tokenizer))
-                if (theirs() != ours()) if callable(theirs) else (theirs != ours):
-                    raise ValueError(
-                        f"the teacher in {folder!r} has another tokenizer than the corpus: give its --tokenizer"
-                    )
+            check_given(self.command, self.text, folder)
             model = load_model(folder).to(self.command.device)
-            check_fits(self.command, self.text.tokenizer, model, folder)
-            if "new" in self.command.students:
-                check_vocabulary(self._new(stage.seed, "student"), model)
         return model, {"labelled_documents": None, "steps": None, "tokens": None, "flops": None}
 
     def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
@@ -225,6 +229,20 @@ class Worker:
     ) -> dict[str, Any]:
         tokens = round(steps * source.tokens_per_step)
         return {"steps": steps, "tokens": tokens, "flops": factor * training_flops(model, self.command.length) * tokens}
+
+
+def check_given(command: UndoOptions, text: Text, folder: str) -> None:
+    """Raise ValueError or OSError if a teacher made elsewhere does not fit the study. Its weights are not read."""
+    theirs, ours = load_tokenizer(folder), text.tokenizer
+    if any(getattr(theirs, name) != getattr(ours, name) for name in ("bos_token_id", "eos_token_id")) or (
+        theirs.get_vocab() != ours.get_vocab()
+    ):
+        raise ValueError(f"the teacher in {folder!r} has another tokenizer than the corpus: give its --tokenizer")
+    teacher = outline(folder)
+    check_fits(command, ours, teacher, folder)
+    if "new" in command.students and command.model in PRESETS:
+        with torch.device("meta"):
+            check_vocabulary(build_model(command.model, ours, 0), teacher)
 
 
 def _later(on_step: OnStep, done: int, step: int) -> None:

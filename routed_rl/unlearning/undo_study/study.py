@@ -13,7 +13,7 @@ import pandas as pd
 
 from routed_rl.errors import user_input
 from routed_rl.lm import PRESETS
-from routed_rl.lm.inputs import Source, Text, open_text, whole_paths
+from routed_rl.lm.inputs import Source, Text, check_model, open_text, whole_paths
 from routed_rl.lm.own import named
 from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
@@ -25,7 +25,8 @@ from routed_rl.unlearning.undo_study.checks import check_options
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
 from routed_rl.unlearning.undo_study.harness import check_task
-from routed_rl.unlearning.undo_study.members import STAGES, Member, members, total_steps
+from routed_rl.unlearning.undo_study.members import STAGES, Member, given_teachers, members, total_steps
+from routed_rl.unlearning.undo_study.stages import check_given
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ class UndoStudy(UndoOptions, Study):
     def _prepare(self, here: bool) -> Sequence[StageRun]:
         check_options(self)
         domains = Domains(self, self.text)
+        check_model(self, self.text.tokenizer)
         for seed in {member.seed for member in self.members}:
+            for folder in given_teachers(self, seed).values():
+                check_given(self, self.text, folder)
             domains.attacked_with(seed)
             for share in self.labelled:
                 domains.labelled(share, seed)

@@ -1,0 +1,225 @@
+"""Every public function takes a path as a string, as a ``Path``, and as any other object that stands for one."""
+
+import inspect
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from routed_rl.errors import UserError
+from routed_rl.experiments.reference import ROOMS
+from routed_rl.lm import (
+    EraStudy,
+    build_corpus,
+    find_topic,
+    generate_stories,
+    load_model,
+    load_tokenizer,
+    open_corpus,
+    read_documents,
+    read_prompts,
+    read_words,
+    save_model,
+    save_tokenizer,
+    stories_tokenizer,
+)
+from routed_rl.lm.stories import FORGET
+from routed_rl.rl import OversightStudy, RoutedPPO
+from routed_rl.runs import (
+    MetricsCSV,
+    RunDirectory,
+    RunRecord,
+    Stage,
+    check_run,
+    plan,
+    read_checkpoint,
+    read_json,
+    read_metrics,
+    read_run,
+    run_commands,
+    write_bytes,
+    write_checkpoint,
+    write_json,
+)
+from routed_rl.unlearning import TeacherCache, UndoStudy, cache_teacher
+from tests.lm.tiny_models import tiny_model
+from tests.rl.worlds import small_model
+from tests.unlearning.test_teacher_cache import Rows
+
+
+class Other:
+    """An object that stands for a path, and is neither a string nor a ``Path``."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __fspath__(self):
+        return self.path
+
+
+KINDS = {"str": str, "Path": Path, "another": Other}
+TOKENIZER = stories_tokenizer()
+STAGE = Stage("train", {"a": 1}, 0, {})
+
+
+def public_functions():
+    """Every public function, and every public method of public classes, by name."""
+    for room in ROOMS:
+        module = import_module(f"routed_rl.{room}")
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not inspect.isclass(thing):
+                if inspect.isfunction(thing):
+                    yield f"{room}.{name}", thing
+                continue
+            for part in dir(thing):
+                found = inspect.getattr_static(thing, part)
+                found = getattr(found, "__func__", found)
+                if inspect.isfunction(found) and (part == "__init__" or not part.startswith("_")):
+                    yield f"{room}.{name}.{part}", found
+
+
+def takes_path(function):
+    """Names and annotations of the parameters that are paths."""
+    return {
+        parameter.name: str(parameter.annotation)
+        for parameter in inspect.signature(function).parameters.values()
+        if "Path" in str(parameter.annotation) and not str(parameter.annotation).startswith("Mapping[Path")
+    }
+
+
+def build(directory):
+    return build_corpus(directory, generate_stories(300, 0), TOKENIZER, find_topic(FORGET))
+
+
+def written(path, *lines):
+    Path(os.fspath(path)).write_text("\n".join(lines))
+    return path
+
+
+def opened(path):
+    with RunDirectory.open(path, {"a": 1}, 0) as run:
+        run.load_checkpoint()
+        run.finish({"b": 2})
+    return path
+
+
+def study(kind, path):
+    """Start a study that is refused at once, after it has learned of its directory."""
+    made = kind(seeds=0)
+    with pytest.raises(UserError, match="seeds"):
+        made.run(path)
+    assert made.out == Path(os.fspath(path))
+
+
+def checkpoint(path):
+    write_checkpoint(path, {"a": torch.zeros(1)}, {})
+    return path
+
+
+def saved(path):
+    save_model(tiny_model("llama"), TOKENIZER, path)
+    return path
+
+
+def metrics(path):
+    file = MetricsCSV(path)
+    file.append({"step": 1.0})
+    file.close()
+    return path
+
+
+def numbers(path):
+    write_json(path, {"a": 1})
+    return path
+
+
+CALLS = {
+    "lm.EraStudy.run": lambda path: study(EraStudy, path),
+    "lm.build_corpus": build,
+    "lm.load_model": lambda path: load_model(saved(path)),
+    "lm.load_tokenizer": lambda path: load_tokenizer(saved(path)),
+    "lm.open_corpus": lambda path: build(path) and open_corpus(path),
+    "lm.read_documents": lambda path: list(
+        read_documents(kind_of(path)(written(f"{os.fspath(path)}.txt", "a", "", "b")))
+    ),
+    "lm.read_prompts": lambda path: read_prompts(
+        written(path, *(json.dumps({"prompt": "1 +", "answer": "2", "forget": forget}) for forget in (True, False)))
+    ),
+    "lm.read_words": lambda path: read_words(written(path, "tree")),
+    "lm.save_model": saved,
+    "lm.save_tokenizer": lambda path: save_tokenizer(TOKENIZER, path),
+    "rl.OversightStudy.__init__": lambda path: OversightStudy({"routing": [path]}),
+    "rl.RoutedAlgorithm.load": lambda path: RoutedPPO.load(ppo(path)),
+    "rl.RoutedAlgorithm.save": lambda path: ppo(path),
+    "runs.MetricsCSV.__init__": metrics,
+    "runs.RunDirectory.__init__": lambda path: RunDirectory(path, RunRecord.of({}, 0), "r.json").path / "a",
+    "runs.RunDirectory.open": opened,
+    "runs.Stage.open": lambda path: STAGE.open(path).close(),
+    "runs.Stage.path": lambda path: STAGE.path(path) / "a",
+    "runs.Stage.result": lambda path: STAGE.result(path),
+    "runs.check_run": lambda path: check_run(opened(path), {"a": 1}, 0),
+    "runs.plan": lambda path: list(plan([STAGE], path)),
+    "runs.read_checkpoint": lambda path: read_checkpoint(checkpoint(path)),
+    "runs.read_json": lambda path: read_json(numbers(path)),
+    "runs.read_metrics": lambda path: read_metrics(metrics(path)),
+    "runs.read_run": lambda path: read_run(opened(path)),
+    "runs.run_commands": lambda path: run_commands([["true"]], 1, [path]),
+    "runs.write_bytes": lambda path: write_bytes(path, b""),
+    "runs.write_checkpoint": checkpoint,
+    "runs.write_json": numbers,
+    "unlearning.TeacherCache.__init__": lambda path: cached(path) and TeacherCache(path),
+    "unlearning.UndoStudy.run": lambda path: study(UndoStudy, path),
+    "unlearning.cache_teacher": lambda path: cached(path),
+}
+"""A call with a path that does not exist yet, for every public function that takes one."""
+SAME = {
+    f"rl.{name}.{part}": f"rl.RoutedAlgorithm.{part}"
+    for name in ("RoutedPPO", "RoutedREINFORCE")
+    for part in ("save", "load")
+}
+
+
+def kind_of(path):
+    return next(kind for kind in KINDS.values() if isinstance(path, kind))
+
+
+def ppo(path):
+    small_model().save(path)
+    return path
+
+
+def cached(path):
+    return cache_teacher(tiny_model("llama"), Rows(), 1, 5, path)
+
+
+def test_there_is_a_call_for_every_public_function_with_a_path():
+    found = {name for name, function in public_functions() if takes_path(function)}
+    assert {SAME.get(name, name) for name in found} == set(CALLS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_path_of_any_kind_is_taken(name, kind, tmp_path):
+    CALLS[name](KINDS[kind](tmp_path / "there"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_studies_take_paths_of_any_kind_as_options(kind, tmp_path):
+    as_kind = KINDS[kind]
+    (tmp_path / "words.txt").write_text("tree")
+    texts = as_kind(tmp_path / "words.txt")
+    model = as_kind(tmp_path / "model")
+    given = {"corpus": texts, "forget": texts, "model": model, "tokenizer": model, "corpora": as_kind(tmp_path / "c")}
+    found = EraStudy(**given, out=as_kind(tmp_path / "out"), words=[texts])
+    assert (found.model, found.corpus, found.out) == (f"{tmp_path}/model", f"{tmp_path}/words.txt", tmp_path / "out")
+    assert found.words == (f"{tmp_path}/words.txt",) and found.corpora == tmp_path / "c"
+    undo = UndoStudy(**given, out=as_kind(tmp_path / "out"), prompts=texts)
+    assert (undo.forget, undo.prompts, undo.tokenizer) == (
+        f"{tmp_path}/words.txt",
+        Path(f"{tmp_path}/words.txt"),
+        found.model,
+    )
