@@ -25,6 +25,7 @@ from routed_rl.experiments.vision.options import Cifar, Mnist
 from routed_rl.options.era import PRESETS as TEXT_PRESETS
 from routed_rl.options.era import Unlearn
 from routed_rl.options.undo import TASKS
+from routed_rl.wording import did_you_mean, option_names, speak_of
 
 MODULES = {
     Quickstart: "gridworld.quickstart",
@@ -43,6 +44,22 @@ MODULES = {
     Undo: "undo.undo",
 }
 """The module of each command, in the order of ``--help``. Its ``main`` runs the command. It is imported only then."""
+NONE_IN_ANY_CASE = tyro.constructors.ConstructorRegistry()
+"""How the command line says that an option has no value: None, none or NONE."""
+
+
+@NONE_IN_ANY_CASE.primitive_rule
+def _none(of: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[None] | None:
+    if of.type is not type(None):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}",
+        choices=("None", "none", "NONE"),
+        instance_from_str=lambda words: None,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda value: ["None"],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def run() -> None:
         command = parse(sys.argv[1:] if argv is None else argv)
+        speak_of(type(command))
         import_module(f"{__package__}.{MODULES[type(command)]}").main(command)
 
     guarded(run)
@@ -62,11 +80,15 @@ def parse(argv: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                commands(*_named(arguments)), prog="routed-rl", description=routed_rl.__doc__, args=arguments
+                commands(*_named(arguments)),
+                prog="routed-rl",
+                description=routed_rl.__doc__,
+                args=arguments,
+                registry=NONE_IN_ANY_CASE,
             )
     except SystemExit as stop:
         if stop.code:
-            raise SystemExit(fail(_first_paragraph(said.getvalue()))) from None
+            raise SystemExit(fail(_unknown(arguments) or _plain(_first_paragraph(said.getvalue())))) from None
         raise
 
 
@@ -107,14 +129,51 @@ def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:
     return found.preset, found.task
 
 
+def _unknown(arguments: Sequence[str]) -> str | None:
+    """What to say of the first word that is no command or no option of the command. None: all are known."""
+    names = {command_name(of): of for of in MODULES}
+    name, *words = arguments
+    if name not in names:
+        if name.startswith("-"):
+            return None
+        return f"there is no command {name!r}; the commands are {', '.join(names)}{did_you_mean(name, names)}"
+    known = list(dict.fromkeys(option_names(names[name]).values()))
+    for word in words:
+        option = word.partition("=")[0].replace("_", "-")
+        group, dot, last = option.removeprefix("--").rpartition(".")
+        if option.startswith("--") and not {option, f"--{group}{dot}{last.removeprefix('no-')}"} & {*known, "--help"}:
+            nearest = did_you_mean(option, known, show=str)
+            return f"{name} has no option {option}; see routed-rl {name} --help{nearest}"
+    return None
+
+
+def _plain(message: str) -> str:
+    """A message of tyro's in the words of our own."""
+    choice = re.fullmatch(r"invalid choice '(.*)' for argument '(--\S+?)'\. Expected one of \((.*)\)\.", message)
+    if choice:
+        given, option, listed = choice.groups()
+        known = sorted({word for word in re.findall(r"'([^']*)'", listed) if word not in ("none", "NONE")})
+        return f"{option} must be one of {', '.join(known)}, got {given!r}{did_you_mean(given, known)}"
+    value = re.match(r"Error parsing (--\S+?): no type matching (\S+) could be instantiated from \['(.*?)'\]", message)
+    if value:
+        option, wanted, given = value.groups()
+        return f"{option} must be {wanted.replace('{None}', 'None').replace('|', ' or ')}, got {given!r}"
+    return message
+
+
 def _first_paragraph(box: str) -> str:
-    """The message in tyro's error box, on one line: the framed text up to the first horizontal rule."""
-    lines = []
+    """The message in tyro's error box, on one line: the text from below the title to the next horizontal rule.
+
+    A terminal without box-drawing characters gets rules of hyphens, and no frame.
+    """
+    lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip(" │")
-        if re.fullmatch(r"[─╰╯]+", text):
-            break
-        lines.append(text)
+        if re.fullmatch(r"[─╰╯]+|-{5,}", text):
+            if lines:
+                break
+        elif text:
+            lines.append(text)
     return " ".join(lines) or " ".join(box.split())
 
 

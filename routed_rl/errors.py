@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from routed_rl.extras import MissingExtraError
+from routed_rl.wording import command_line, spoken
 
 
 class UserError(ValueError):
-    """A mistake in what the user passed. A command shows its text as one line, without a traceback."""
+    """A mistake in what the user passed. A command shows its text as one line, without a traceback.
+
+    Its text names options as the reader writes them: on the command line ``--batch-size``, in Python ``batch_size``.
+    """
+
+    def __str__(self) -> str:
+        return spoken(super().__str__())
 
 
 @contextmanager
@@ -33,6 +40,11 @@ def at_least(low: int, **options: int) -> None:
 
 def guarded(run: Callable[[], None]) -> None:
     """Run a command. A user's mistake ends the process with one line on standard error and exit status 2."""
+    with command_line():
+        _guarded(run)
+
+
+def _guarded(run: Callable[[], None]) -> None:
     warnings.showwarning = lambda message, *_: print(f"routed-rl: warning: {message}", file=sys.stderr)
     try:
         run()
@@ -51,5 +63,5 @@ def guarded(run: Callable[[], None]) -> None:
 
 def fail(message: str, status: int = 2) -> int:
     """Print an error as one line on standard error, and return the exit status."""
-    print(f"routed-rl: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"routed-rl: error: {' '.join(spoken(message).split())}", file=sys.stderr)
     return status

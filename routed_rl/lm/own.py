@@ -20,6 +20,7 @@ from routed_rl.lm.texts import Texts, labelled_documents
 from routed_rl.options.conform import conform
 from routed_rl.options.text import CorpusOptions
 from routed_rl.runs import write_bytes
+from routed_rl.wording import did_you_mean, option_names
 
 NAMES = ("model", "tokenizer", "corpus", "forget", "also")
 """Options that name something, and that may be the thing itself."""
@@ -38,7 +39,8 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
     """
     values = {**vars(kind()), **usual}
     if unknown := sorted(set(given) - set(values)):
-        raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}")
+        nearest = did_you_mean(unknown[0], option_names(kind))
+        raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}{nearest}")
     values |= given
     values |= {name: _path(given[name]) for name in NAMES if name in given}
     values |= {name: [_path(one) for one in given[name]] for name in LISTS if isinstance(given.get(name), list | tuple)}

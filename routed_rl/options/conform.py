@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from routed_rl.errors import UserError
+from routed_rl.wording import did_you_mean
 
 SCALARS: Mapping[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
@@ -39,11 +40,14 @@ def _conform(hint: Any, value: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
+        if value == "None":  # which a study's processes would read as None
+            raise UserError(f"{name} must not be the text 'None': give None for no value, or another text")
         (hint,) = (argument for argument in arguments if argument is not type(None))
         return _conform(hint, value, name)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{name} must be one of {', '.join(map(repr, arguments))}, got {value!r}")
+            nearest = did_you_mean(value, map(str, arguments)) if isinstance(value, str) else ""
+            raise UserError(f"{name} must be one of {', '.join(map(repr, arguments))}, got {value!r}{nearest}")
         return value
     if origin is tuple:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):

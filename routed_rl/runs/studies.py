@@ -19,6 +19,7 @@ from routed_rl.runs.files import StrPath, plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
 from routed_rl.runs.process import check_device, usual_workers
 from routed_rl.runs.tables import described, write_table
+from routed_rl.wording import spoken
 
 STUDY = "study.json"
 RESULTS, TIMINGS, SUMMARY, COLUMNS = "results.csv", "timings.csv", "summary.md", "results.columns.md"
@@ -33,7 +34,7 @@ class RunsFailedError(UserError):
 
     def __init__(self, message: str, failed: Mapping[Path, str]) -> None:
         super().__init__(message)
-        self.failed = dict(failed)
+        self.failed = {out: spoken(reason) for out, reason in failed.items()}
 
 
 @dataclass

@@ -25,6 +25,7 @@ from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.distillation import StopRule, distil
 from routed_rl.unlearning.noise import matrices, shrink_and_perturb
+from routed_rl.wording import did_you_mean
 
 MEASURED = 200
 """Documents of each set on which losses are measured, at most."""
@@ -273,10 +274,13 @@ class _Data:
 def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
     """Return a method and its training with these settings. Raise ValueError for settings that it does not have."""
     if method not in SUPPRESSORS:
-        raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
+        raise ValueError(
+            f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}{did_you_mean(method, SUPPRESSORS)}"
+        )
     suppressor = SUPPRESSORS[method]()
     known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
     if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"{method} has no setting {unknown[0]!r}; its settings are {', '.join(known)}")
+        nearest = did_you_mean(unknown[0], known)
+        raise ValueError(f"{method} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
     recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
     return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe

@@ -5,20 +5,22 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
-from typing import get_args
+from operator import attrgetter
+from typing import get_args, get_type_hints
 
 import pytest
 from PIL import Image
 
-from routed_rl.experiments.cli import main
+from routed_rl.experiments.cli import MODULES, command_name, main, parse
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.grid import train_all
 from routed_rl.experiments.common.agents.options import MethodName
 from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, SAME_LEARNER
 from routed_rl.experiments.gridworld import quickstart
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
+from tests.experiments.mistakes import python_names
 
 
 def call(capsys, *argv):
@@ -29,6 +31,7 @@ def call(capsys, *argv):
     except SystemExit as stop:
         status = stop.code or 0
     captured = capsys.readouterr()
+    assert not python_names(captured.err), captured.err
     return status, captured.out, captured.err
 
 
@@ -56,7 +59,7 @@ def trained(tmp_path_factory):
         (["train", "--flip-rate", "nan"], "nan"),
         (["train", "--unlabelled", "some"], "some"),
         (["train", "--preset", "slow"], "slow"),
-        (["train", "--learner.batch-size", "0"], "batch_size"),
+        (["train", "--learner.batch-size", "0"], "--learner.batch-size"),
         (["train", "--learner.entropy", "0.1", "-1"], "-1"),
         (["train", "--preset", "paper", "--learner.value-coef", "nan"], "nan"),
         (["train", "--preset"], "preset"),
@@ -203,6 +206,58 @@ def test_an_animation_that_fails_leaves_the_old_one(capsys, trained, tmp_path, m
 
 def test_method_names_are_the_registry():
     assert set(get_args(MethodName)) == {*METHODS, *SAME_LEARNER} and set(SAME_LEARNER.values()) <= set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("undo --alpha 0.5", "undo has no option --alpha; see routed-rl undo --help; did you mean --alphas?"),
+        ("undo --alpha=0.5", "did you mean --alphas?"),
+        ("unlearn --alphas 0.5", "did you mean --alpha?"),
+        ("undo --lr 1", "did you mean --pretrain.learning-rate or --distil.learning-rate or --relearn.learning-rates?"),
+        ("undo --learning_rate 1", "did you mean --pretrain.learning-rate or --distil.learning-rate?"),
+        ("undo --relearn.lr 1", "did you mean --relearn.learning-rates?"),
+        ("train --learner.lr 1", "did you mean --learner.learning-rate?"),
+        ("era --no-pac", "did you mean --pack?"),
+        ("era --seed 3", "did you mean --seeds?"),
+        ("era --xyzzy 3", "era has no option --xyzzy; see routed-rl era --help"),
+        ("undoo", "there is no command 'undoo'; the commands are quickstart, "),
+        ("undoo", "did you mean 'undo'?"),
+        ("undo --suppress maxnt", "--suppress must be one of graddiff, maxent, npo, "),
+        ("undo --suppress maxnt", "got 'maxnt'; did you mean 'maxent'?"),
+        ("era --validation x", "--validation must be None or FLOAT, got 'x'"),
+        (
+            "oversight --world x",
+            "--world must be one of None, absent, corner, gridworld, minigrid, room, trap, got 'x'",
+        ),
+    ],
+)
+def test_what_is_nearly_right_is_suggested(line, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call(capsys, *line.split())
+    assert status == 2 and message in err and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def optional(of, prefix=""):
+    """The names of the options of a command that may be None."""
+    hints = get_type_hints(of)
+    for field in fields(of):
+        name = prefix + field.name.replace("_", "-")
+        if is_dataclass(hints[field.name]):
+            yield from optional(hints[field.name], f"{name}.")
+        elif type(None) in get_args(hints[field.name]):
+            yield name
+
+
+@pytest.mark.parametrize("of", MODULES)
+@pytest.mark.parametrize("none", ["None", "none", "NONE"])
+def test_none_is_read_in_any_case(of, none):
+    needed = [field.name for field in fields(of) if field.default is MISSING and field.default_factory is MISSING]
+    names = list(optional(of))
+    line = [command_name(of), *(word for name in names for word in (f"--{name}", none)), *needed]
+    command = parse(line)
+    assert [attrgetter(name.replace("-", "_"))(command) for name in names] == [None] * len(names)
+    assert type(command) is of
 
 
 def test_help_needs_no_heavy_import():

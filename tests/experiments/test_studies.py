@@ -1,5 +1,7 @@
 """Studies as objects: the same directory and bytes as the commands', on the user's own models and texts."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +10,13 @@ from matplotlib.figure import Figure
 
 from routed_rl.errors import UserError
 from routed_rl.experiments import cli
-from routed_rl.lm import EraStudy, load_model, stories_tokenizer
+from routed_rl.lm import EraStudy, build_model, load_model, stories_tokenizer
 from routed_rl.options.era import Attack, Repair
 from routed_rl.options.undo import Distil, Pretrain, Relearn
 from routed_rl.rl import OversightStudy
 from routed_rl.runs.studies import RunsFailedError
-from routed_rl.unlearning import UndoStudy
+from routed_rl.unlearning import UndoStudy, unlearn
+from routed_rl.unlearning.undo_study.members import make_suppressor
 from tests.experiments import killed_studies, killed_undo
 from tests.lm.tiny_models import tiny_model
 
@@ -126,7 +129,7 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_run(study, tmp_pa
         study(forget=[], corpora=tmp_path)
     with pytest.raises(UserError, match=r"corpus\[1\] must be a text or a row with a field 'text'.*, got 3"):
         study(corpus=["a", 3], corpora=tmp_path)
-    with pytest.raises(UserError, match="--seeds must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"^seeds must be at least 1, got 0"):
         study(seeds=0, corpora=tmp_path).run(tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
@@ -144,6 +147,12 @@ def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path,
 
 CHOICES = {
     UndoStudy: [
+        (
+            {"suppress": ["maxnt"]},
+            "suppress must be one of 'graddiff', 'maxent', 'rmu', 'npo', 'simnpo', 'undial', "
+            "'repnoise', 'sam', got 'maxnt'; did you mean 'maxent'?",
+        ),
+        ({"prompts": "None"}, "prompts must not be the text 'None': give None for no value, or another text"),
         ({"task": "nix"}, "task must be one of 'arithmetic', 'languages', "),
         ({"preset": "nix"}, "preset must be one of 'quick', 'paper', got 'nix'"),
         ({"suppress": ["npo", "nix"]}, "suppress must be one of 'graddiff', "),
@@ -163,6 +172,33 @@ CHOICES = {
         ({"tokenizer": object()}, "tokenizer must be a name or a folder where model is one, got 'tiny'"),
     ],
 }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: UndoStudy(alpha=0.5), "there is no option 'alpha'; .*; did you mean 'alphas'?"),
+        (
+            lambda: UndoStudy(lr=0.5),
+            "did you mean 'pretrain.learning_rate' or 'distil.learning_rate' or 'relearn.learning_rates'?",
+        ),
+        (lambda: EraStudy(seed=1), "did you mean 'seeds'?"),
+        (lambda: unlearn(None, None, [], [], "maxnt"), "method must be one of .*, got 'maxnt'; did you mean 'maxent'?"),
+        (
+            lambda: unlearn(None, None, [], [], "npo", lr=1),
+            "npo has no setting 'lr'; .*; did you mean 'learning_rate'?",
+        ),
+        (
+            lambda: make_suppressor(["maxent.lr=1"], "maxent"),
+            "the settings of maxent are .*; did you mean 'learning_rate'?",
+        ),
+        (lambda: build_model("tinny", None, 0), "there is no preset 'tinny'; .*did you mean 'tiny'?"),
+    ],
+)
+def test_what_is_nearly_right_is_suggested(call, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        call()
+    assert re.search(message.replace("?", r"\?"), str(error.value))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Options of ``routed-rl undo``: what is refused, what tasks preset, and what a stage's process is told."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pandas as pd
 import pytest
 import tyro
 
+from routed_rl.errors import UserError
+from routed_rl.experiments import cli
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.lm.inputs import whole_paths
 from routed_rl.options.undo import TASKS, UndoOptions
@@ -22,71 +24,85 @@ def small(tmp_path_factory):
         yield made
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--alphas", "1.5"], "--alphas must be between 0 and 1, got 1.5"),
-        (["--alphas", "nan"], "--alphas must be between 0 and 1, got nan"),
-        (["--alphas", "0.5", "0.5"], "--alphas must be different values, got 0.5 0.5"),
-        (["--localised", "0"], "--localised must be above 0 and at most 1, got 0.0"),
-        (["--betas", "-1"], "--betas must be 0 or more, got -1"),
-        (["--labelled", "2"], "--labelled must be above 0 and at most 1, got 2.0"),
-        (["--labelled", "0"], "--labelled must be above 0 and at most 1, got 0.0"),
-        (["--labelled", "0.001"], "--labelled 0.001 labels none of"),
-        (["--labelled", "1", "--flip-rate", "1"], "--flip-rate 1.0 labels every retain document as forget: lower it"),
-        (["--strengths", "0"], "--strengths must be above 0 and at most 1000, got 0.0"),
-        (["--strengths", "1e308"], "--strengths must be above 0 and at most 1000, got 1e+308"),
-        (["--documents", "0"], "--documents must be at least 1, got 0"),
-        (["--tokens", "a"], "undo forgets whole documents, not tokens in them: leave out --tokens and --per token"),
-        (["--per", "token"], "undo forgets whole documents, not tokens in them"),
-        (["--lm-eval.include", "nowhere"], "nowhere' is not a folder"),
-        (["--distil.every", "0"], "--distil.every must be at least 1, got 0"),
-        (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
-        (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
-        (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
-        (["--accumulate", "3"], "--batch-size 4 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
-        (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
-        (["--also-documents", "3"], "--also-documents 3 needs --also, which is not given"),
-        (
-            ["--relearn.others", "--validation", "None", "--test-documents", "100"],
-            "--relearn.others leaves the attacker no forget document",
-        ),
-        (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, with a METHOD of graddiff, maxent,"),
-        (
-            ["--settings", "maxent.norm=3"],
-            "--settings maxent.norm=3: the settings of maxent are retain_weight, retain, steps,",
-        ),
-        (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
-        (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not of type int"),
-        (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
-        (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
-        (["--settings", "maxent.retain_weight=-1"], "retain_weight of MaxEnt must be 0 or more, got -1.0"),
-        (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
-        (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
-        (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
-        (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
-        (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
-        (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
-        (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
-        (["--metric", "answers", "--answer", "50"], "longer than their answer of --answer 50 tokens"),
-        (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
-        (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
-        (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),
-        (["--suppress", "magic"], "magic"),
-        (["--task", "music"], "music"),
-        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more numbers above 0, got 0.0"),
-        (["--relearn.measured", "4"], "--relearn.measured must be steps from 1 to --relearn.steps 3, got 4"),
-        (["--relearn.retain-share", "1.5"], "--relearn.retain-share must be between 0 and 1, got 1.5"),
-        (["--only", "distil-0"], "Unrecognized options: --only, distil-0"),
-        (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
-        (["--corpus", "none.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
-        (["--task", "stories", "--preset", "paper"], "--task stories has no --preset paper: use --preset quick"),
-    ],
-)
+MISTAKES = [
+    (["--alphas", "1.5"], "--alphas must be between 0 and 1, got 1.5"),
+    (["--alphas", "nan"], "--alphas must be between 0 and 1, got nan"),
+    (["--alphas", "0.5", "0.5"], "--alphas must be different values, got 0.5 0.5"),
+    (["--localised", "0"], "--localised must be above 0 and at most 1, got 0.0"),
+    (["--betas", "-1"], "--betas must be 0 or more, got -1"),
+    (["--labelled", "2"], "--labelled must be above 0 and at most 1, got 2.0"),
+    (["--labelled", "0"], "--labelled must be above 0 and at most 1, got 0.0"),
+    (["--labelled", "0.001"], "--labelled 0.001 labels none of"),
+    (["--labelled", "1", "--flip-rate", "1"], "--flip-rate 1.0 labels every retain document as forget: lower it"),
+    (["--strengths", "0"], "--strengths must be above 0 and at most 1000, got 0.0"),
+    (["--strengths", "1e308"], "--strengths must be above 0 and at most 1000, got 1e+308"),
+    (["--documents", "0"], "--documents must be at least 1, got 0"),
+    (["--tokens", "a"], "undo forgets whole documents, not tokens in them: leave out --tokens and --per token"),
+    (["--per", "token"], "undo forgets whole documents, not tokens in them"),
+    (["--lm-eval.include", "nowhere"], "nowhere' is not a folder"),
+    (["--distil.every", "0"], "--distil.every must be at least 1, got 0"),
+    (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
+    (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
+    (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+    (["--accumulate", "3"], "--batch-size 4 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
+    (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
+    (["--also-documents", "3"], "--also-documents 3 needs --also, which is not given"),
+    (
+        ["--relearn.others", "--validation", "None", "--test-documents", "100"],
+        "--relearn.others leaves the attacker no forget document",
+    ),
+    (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, with a METHOD of graddiff, maxent,"),
+    (
+        ["--settings", "maxent.norm=3"],
+        "--settings maxent.norm=3: the settings of maxent are retain_weight, retain, steps,",
+    ),
+    (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
+    (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not of type int"),
+    (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
+    (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
+    (["--settings", "maxent.retain_weight=-1"], "retain_weight of MaxEnt must be 0 or more, got -1.0"),
+    (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
+    (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
+    (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
+    (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
+    (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
+    (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
+    (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
+    (["--metric", "answers", "--answer", "50"], "longer than their answer of --answer 50 tokens"),
+    (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
+    (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
+    (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),
+    (["--suppress", "magic"], "magic"),
+    (["--task", "music"], "music"),
+    (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+    (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more numbers above 0, got 0.0"),
+    (["--relearn.measured", "4"], "--relearn.measured must be steps from 1 to --relearn.steps 3, got 4"),
+    (["--relearn.retain-share", "1.5"], "--relearn.retain-share must be between 0 and 1, got 1.5"),
+    (["--only", "distil-0"], "undo has no option --only; see routed-rl undo --help"),
+    (["--corpus", "none.txt", "--words", "cat"], "there is no file 'none.txt'"),
+    (["--corpus", "none.txt"], "the forget set is not defined: give --words, --pattern, --tokens or --forget"),
+    (["--task", "stories", "--preset", "paper"], "--task stories has no --preset paper: use --preset quick"),
+]
+"""Options, and a part of what is said of them."""
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES)
 def test_bad_options_end_in_one_line(options, message, small, tmp_path, capsys):
     assert message in refused(capsys, small, *OPTIONS, *options, "--out", tmp_path / "s")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [options for options, _ in MISTAKES])
+def test_python_is_told_of_its_own_names(options, small, tmp_path):
+    """The same mistakes in Python: no message has an option of the command line in it."""
+    try:
+        command = cli.parse(["undo", *OPTIONS, *options, "--corpora", str(small[0]), "--out", str(tmp_path / "s")])
+    except SystemExit:
+        return  # only the command line parses words
+    study = UndoStudy(**{field.name: getattr(command, field.name) for field in fields(UndoOptions)})
+    with pytest.raises(UserError) as error:
+        study.plan()
+    assert "--" not in str(error.value) and str(error.value)
 
 
 def test_no_folder_takes_the_place_of_a_name(small, tmp_path, monkeypatch):

@@ -272,7 +272,7 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
         (["--labelled", "1.01"], "the labelled share must be a probability between 0 and 1, got 1.01"),
         (["--labelled", "-0.1"], "the labelled share must be a probability between 0 and 1, got -0.1"),
         (["--labelled", "nan"], "got nan"),
-        (["--miss-rate", "2"], "miss_rate must be a probability between 0 and 1, got 2.0"),
+        (["--miss-rate", "2"], "--miss-rate must be a probability between 0 and 1, got 2.0"),
         (["--attack.documents", "5000"], "--attack.documents 5000 is more than the"),
         (["--attack.documents", "0"], "--attack.documents must be one or more different numbers from 1 on, got 0"),
         (["--attack.documents"], "--attack.documents must be one or more different numbers from 1 on, got none"),
@@ -353,5 +353,5 @@ def test_every_count_is_looked_at(name):
     part, _, leaf = name.rpartition(".")
     usual = TextOptions()
     wrong = {part: replace(getattr(usual, part), **{leaf: -1})} if part else {leaf: -1}
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be at least [012], got -1"):
+    with pytest.raises(UserError, match=rf"^{name} must be at least [012], got -1"):
         check_options(replace(usual, **wrong))

@@ -106,7 +106,8 @@ class EraStudy(EraOptions, Study):
     @cached_property
     def text(self) -> Text:
         """The tokenised corpus and its tokenizer."""
-        return open_text(self)
+        with user_input():
+            return open_text(self)
 
     def _identity(self) -> Mapping[str, Any]:
         """The options that all runs share. Methods, shares of labels and seeds may be added later."""

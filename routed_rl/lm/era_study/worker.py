@@ -11,6 +11,7 @@ from routed_rl.lm.era_study.pipeline import train_and_ablate
 from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.era import Unlearn
 from routed_rl.runs.process import check_device, one_thread
+from routed_rl.wording import speak_of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _do(command: Unlearn) -> None:
+    speak_of(Unlearn)
     one_thread()
     quiet_libraries()
     with user_input():

@@ -18,6 +18,7 @@ from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.suppressor import Suppressor
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs import Stage
+from routed_rl.wording import did_you_mean
 
 STAGES = "stages"
 BETAS_AT = 0.6
@@ -177,11 +178,13 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
         if whose not in SUPPRESSORS:
             raise ValueError(
                 f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(SUPPRESSORS)}, got {setting!r}"
+                f"{did_you_mean(whose, SUPPRESSORS)}"
             )
         if whose != method:
             continue
         if name not in usual:
-            raise ValueError(f"--settings {setting}: the settings of {method} are {', '.join(usual)}")
+            nearest = did_you_mean(name, usual)
+            raise ValueError(f"--settings {setting}: the settings of {method} are {', '.join(usual)}{nearest}")
         kind_of = str if usual[name] is None else type(usual[name])
         try:
             given[name] = kind_of(value)
@@ -191,7 +194,10 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
         raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
     recipe = replace(recipe, **{name: given.pop(name) for name in of_recipe if name in given})
-    return replace(suppressor, **given), recipe
+    try:
+        return replace(suppressor, **given), recipe
+    except ValueError as error:
+        raise ValueError(f"--settings of {method}: {error}") from None
 
 
 def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:

@@ -125,7 +125,8 @@ class UndoStudy(UndoOptions, Study):
     @cached_property
     def text(self) -> Text:
         """The tokenised corpus and its tokenizer."""
-        return open_text(self)
+        with user_input():
+            return open_text(self)
 
     @cached_property
     def members(self) -> list[Member]:

@@ -16,6 +16,7 @@ from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.unlearning.undo_study.members import STAGES, members, total_steps
 from routed_rl.unlearning.undo_study.stages import Worker
+from routed_rl.wording import speak_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _do(command: OneStage) -> None:
+    speak_of(UndoOptions)
     one_thread()
     quiet_libraries()
     assert command.out is not None

