@@ -16,6 +16,8 @@ from routed_rl.runs.files import JSON, StrPath, read_json
 from routed_rl.runs.record import RunError, RunRecord, config_hash, differences, find_run
 from routed_rl.runs.rundir import RESULT, RunDirectory
 
+FEW = 3
+"""Options in which a stage may differ from the stage that it takes the place of."""
 FILES, DIGEST = "files", "digest"
 """Keys in a stage's result: the hash of each file that the stage wrote, and the hash of the rest of the result."""
 
@@ -113,19 +115,34 @@ def with_ancestors(stages: Iterable[Stage]) -> list[Stage]:
 def plan(stages: Sequence[Stage], root: StrPath) -> Iterator[tuple[Stage, str | None]]:
     """Yield each stage with the reason why it must run, or with None if it is finished.
 
+    A new stage is compared with a stage of its kind that is in the directory and not in the plan any more: usually the
+    one that it takes the place of. If all of these have another seed, or differ in more than :data:`FEW` options, they
+    have nothing to do with it.
+
     Raises:
         RunError: as :meth:`Stage.result` does.
     """
-    there = [run for path in sorted(Path(root).glob("*-*")) if (run := _found(path)) is not None]
+    planned = {stage.path(root).name for stage in stages}
+    others = [path for path in sorted(Path(root).glob("*-*")) if path.name not in planned]
+    there = [run for path in others if (run := _found(path)) is not None]
     for stage in stages:
         if stage.result(root) is not None:
             yield stage, None
         elif find_run(stage.path(root)) is not None:
             yield stage, "was interrupted"
         else:
-            others = [differences(run, stage.record) for run in there if run.config.get("stage") == stage.kind]
-            closest = min(others, key=len, default=[])
-            yield stage, f"is new: {'; '.join(closest)}" if closest else "is new"
+            of_kind = [run for run in there if run.config.get("stage") == stage.kind and run.seed == stage.seed]
+            closest = min((_changes(run, stage) for run in of_kind), key=len, default=[])
+            related = 0 < len(closest) <= FEW + len(stage.parents)
+            yield stage, f"is new: {'; '.join(closest)}" if related else "is new"
+
+
+def _changes(run: RunRecord, stage: Stage) -> list[str]:
+    """Return the differences of a stage from an earlier run, its parents' after its own."""
+    found = [difference.removeprefix("config.") for difference in differences(run, stage.record)]
+    own = [difference.removeprefix("options.") for difference in found if not difference.startswith("parents.")]
+    parents = [f"its {role} is another stage" for role in stage.parents if any(f"parents.{role} " in d for d in found)]
+    return own + parents
 
 
 def _found(path: Path) -> RunRecord | None:

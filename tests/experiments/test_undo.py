@@ -146,7 +146,7 @@ def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, beg
     capsys.readouterr()
     run(small, *options, "--alphas", "0.4", "0.7", "--plan")
     plan = " ".join(capsys.readouterr().out.split())
-    assert "2 of 10 stages would run" in plan and "options.alpha is" in plan and len(small[1]) == ran
+    assert "2 of 10 stages would run" in plan and "alpha is" in plan and len(small[1]) == ran
     run(small, *options, "--alphas", "0.4", "0.7")
     kinds = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
     assert kinds == ["distil", "attack"]

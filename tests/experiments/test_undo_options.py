@@ -1,5 +1,6 @@
 """Options of ``routed-rl undo``: what is refused, what tasks preset, and what a stage's process is told."""
 
+import json
 from dataclasses import fields, replace
 
 import pandas as pd
@@ -9,6 +10,7 @@ import tyro
 from routed_rl.errors import UserError
 from routed_rl.experiments import cli
 from routed_rl.experiments.undo.options import Undo
+from routed_rl.lm import save_model, stories_tokenizer
 from routed_rl.lm.inputs import whole_paths
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.unlearning.undo_study.members import suppression_parts
@@ -16,6 +18,7 @@ from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
 from routed_rl.unlearning.undo_study.worker import OneStage
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import refused, run, small_models
+from tests.lm.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +142,24 @@ def test_a_stage_is_its_command_line(task, tmp_path):
     line = UndoStudy.KIND.command([StageRun(None, given, tmp_path / "distil-1", 0)])
     parsed = tyro.cli(OneStage, args=line[line.index("-m") + 2 :])
     assert vars(parsed) == {**vars(given), "only": "distil-1"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_plan_needs_no_gpu(task, tmp_path, monkeypatch, capsys):
+    """Of every task and preset, also on a GPU; the model, corpora and tokenizer are small ones, as the hub is far."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    save_model(tiny_model("llama", max_position_embeddings=4096), stories_tokenizer(), tmp_path / "model")
+    for name, word in (("retain", "boat"), ("forget", "tree")):
+        rows = [{"question": f"the {word} {i}", "answer": f"{i} {word}", "text": f"a {word} {i}"} for i in range(600)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompts = [{"prompt": "1", "answer": "2", "forget": forget} for forget in (True, False)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    monkeypatch.setattr("routed_rl.unlearning.undo_study.study.check_task", lambda *_: None)  # lm-eval's list is long
+    local = {"corpus": "retain.jsonl", "forget": "forget.jsonl", "also": "None", "also-documents": "None"}
+    local |= {"tokenizer": "None", "prompts": "prompts.jsonl", "documents": "600", "test-documents": "5"}
+    local |= {"text-field": "text", "validation": "0.2", "answer": "4", "corpora": "corpora", "out": "out"}
+    monkeypatch.chdir(tmp_path)
+    line = [word for name, value in local.items() for word in (f"--{name}", value)]
+    line += ["--model", "model", "--no-filtered", "--students", "noised", "--device", "cuda", "--plan"]
+    cli.main(["undo", "--task", task[0], "--preset", task[1], *line])
+    assert "stages would run" in capsys.readouterr().out and not (tmp_path / "out").exists()

@@ -92,11 +92,19 @@ def test_the_plan_says_why(tmp_path):
     done(ATTACK, tmp_path)
     stronger = replace(NOISED, config={"alpha": 0.6})
     again = replace(ATTACK, parents={"model": stronger})
-    planned = list(plan([ROOT, NOISED, stronger, ATTACK, again], tmp_path))
+    planned = list(plan([ROOT, stronger, again], tmp_path))
     assert [reason for _, reason in planned] == [
         None,
-        None,
-        "is new: config.options.alpha is 0.5 there, 0.6 here",
-        None,
-        f'is new: config.parents.model is "{NOISED.key}" there, "{stronger.key}" here',
+        "is new: alpha is 0.5 there, 0.6 here",
+        "is new: its model is another stage",
     ]
+
+
+def test_a_plan_compares_with_what_a_stage_takes_the_place_of_alone(tmp_path):
+    """Not with other stages of the plan, with other seeds, or with stages that have little in common with it."""
+    done(ROOT, tmp_path)
+    done(NOISED, tmp_path)
+    stronger = replace(NOISED, config={"alpha": 0.6})
+    assert list(plan([ROOT, NOISED, stronger], tmp_path))[-1] == (stronger, "is new")
+    for other in (replace(stronger, seed=NOISED.seed + 1), replace(NOISED, config=dict.fromkeys("abcd", 1))):
+        assert list(plan([ROOT, other], tmp_path))[-1] == (other, "is new")
