@@ -47,8 +47,8 @@ class Corpus:
 
     Attributes:
         tokens: ``(N,)`` integers: the documents one after the other, each with the tokenizer's BOS and EOS, if any.
-        forget: ``(N,)`` bool: the true forget tokens, before any labelling: all tokens of a document but its special
-            tokens, or single ones.
+        forget: ``(N,)`` bool: the true forget tokens, before any labelling: all tokens of a document but BOS, EOS and
+            those that a chat template writes, or single ones.
         starts: ``(D + 1,)``: where each document begins, and where the last one ends.
         validation: ``(D,)`` bool: the documents that are held out from training.
         about: what the corpus was made from, and how.
@@ -142,7 +142,7 @@ def build_corpus(
         documents: the texts, always in the same order. They are read once and not kept in memory.
         tokenizer: of transformers. It must be a fast one if ``per`` is ``"token"``.
         finder: finds the forget data in a document.
-        per: what one match marks: ``"document"``, all tokens of the document but BOS, EOS and other special tokens, so
+        per: what one match marks: ``"document"``, all tokens of the document but BOS, EOS and a chat template's, so
             that a model does not forget how to stop; ``"token"``, the tokens that it overlaps.
         forget_tokens: ids of tokens that are forget tokens wherever they occur.
         validation: share of documents held out from training. A hash of a document's text decides. So the choice does
@@ -255,7 +255,7 @@ def _tokenised(
     """Yield each document's text after cutting, its tokens, which are forget tokens, and which are scored."""
     special, ordinary = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
     special[list(forget_tokens)] = True
-    ordinary[[token for token in tokenizer.all_special_ids if token < size]] = False
+    ordinary[[token for token in tokenizer.all_special_ids if token < size]] = False  # in a chat template
     first, last = first_token(tokenizer), tokenizer.eos_token_id
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, CHUNK)):
@@ -279,7 +279,7 @@ def _tokenised(
             found = False if finder is None else finder(document)
             if per == "document" or isinstance(found, (bool, np.bool_)):
                 # EOS says that a text has ended, not what it is about: a model should not forget how to stop.
-                marks |= ordinary[tokens] & bool(found)
+                marks[within] |= bool(found) & (True if document.messages is None else ordinary[inner])
             else:
                 marks[within] |= _overlapping(found, encoded["offset_mapping"][i], len(text))
             if answers is not None:

@@ -2,8 +2,9 @@
 
 import copy
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -153,8 +154,9 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def apart(corpus):
-    """Batches of one document a row."""
+    """Batches of one document a row, whose label is that of all its tokens."""
     documents, labelled = corpus.documents("train"), corpus.labelled(0.8)
+    corpus = replace(corpus, forget=np.repeat(corpus.to_forget, np.diff(corpus.starts)))
     return Batches(corpus, documents, LENGTH, ROWS, seed=0, labelled=labelled, pack=False)
 
 
