@@ -231,11 +231,7 @@ class _Rows:
         nth = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
         begin = corpus.starts[document] + nth * (length - 1)
         size = np.minimum(corpus.starts[document + 1] - begin, length)
-        if corpus.scored is None:
-            useful = size > 1
-        else:
-            before = np.concatenate([[0], np.cumsum(corpus.scored)])
-            useful = before[begin + size] > before[begin + 1]
+        useful = corpus.has_target(begin, begin + size)
         document, begin, size = document[useful], begin[useful], size[useful]
         row = _best_fit(size, length) if pack else _longest_first(size)
         order = np.lexsort((-size, row))

@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from routed_rl.lm.chat import rendered
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, Spans
-from routed_rl.lm.tokenizers import first_token, tokenizer_digest
+from routed_rl.lm.tokenizers import first_token, special_ids, tokenizer_digest
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
 from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
@@ -65,7 +65,7 @@ class Corpus:
 
     @property
     def overlap(self) -> int:
-        """How many texts are in the forget set and in the retain set, compared without white space at their ends."""
+        """How many texts are in the forget set and in the retain set, compared with white space collapsed."""
         return int(self.about.get(OVERLAP, 0))
 
     @cached_property
@@ -106,6 +106,17 @@ class Corpus:
             labels = noise.apply(labels, 2, np.random.default_rng(derive_seed(seed, "label noise")))
         drawn = np.random.default_rng(derive_seed(seed, "labelled")).random(len(labels))
         return (labels == 1) & (drawn < share)
+
+    def has_targets(self, documents: np.ndarray) -> np.ndarray:
+        """Return, for each of these documents, whether a token of it counts in a loss."""
+        return self.has_target(self.starts[documents], self.starts[documents + 1])
+
+    def has_target(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Return, for each part of the tokens from ``begin`` to ``end``, whether a token after its first one counts."""
+        if self.scored is None:
+            return np.asarray(end - begin > 1)
+        scored = self.scored
+        return np.fromiter((scored[a + 1 : b].any() for a, b in zip(begin, end, strict=True)), bool, len(begin))
 
     def counts(self, documents: np.ndarray, vocabulary: int) -> np.ndarray:
         """Return ``(vocabulary,)``: how often each token is a scored target in these documents."""
@@ -255,12 +266,14 @@ def _tokenised(
     """Yield each document's text after cutting, its tokens, which are forget tokens, and which are scored."""
     special, ordinary = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
     special[list(forget_tokens)] = True
-    ordinary[[token for token in tokenizer.all_special_ids if token < size]] = False  # in a chat template
+    ordinary[special_ids(tokenizer)] = False
     first, last = first_token(tokenizer), tokenizer.eos_token_id
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, CHUNK)):
         cut = [replace(document, text=document.text[:max_characters]) for document in chunk]
         located = any(document.answers is not None for document in cut) or (finder is not None and per == "token")
+        if located and not tokenizer.is_fast:
+            raise ValueError(f"answers need a fast tokenizer: {type(tokenizer).__name__} does not locate its tokens")
         encoded = tokenizer(
             [document.text for document in cut],
             add_special_tokens=False,
@@ -270,20 +283,30 @@ def _tokenised(
         )
         for i, document in enumerate(cut):
             text, answers, inner = document.text, document.answers, encoded["input_ids"][i]
-            # A chat template writes BOS and EOS itself.
-            begin = [] if first is None or inner[:1] == [first] else [first]
-            end = [] if last is None or document.messages is not None else [last]
+            # A chat template writes BOS and EOS itself, and so may a text. (An unknown word is no BOS or EOS.)
+            begin, end = ([] if token is None else [token] for token in (first, last))
+            if inner[:1] == begin and begin != [tokenizer.unk_token_id]:
+                begin = []
+            is_cut = len(document.text) < len(chunk[i].text)
+            if is_cut or document.messages is not None or (inner[-1:] == end and end != [tokenizer.unk_token_id]):
+                end = []
+            if not begin and not inner and not end:
+                continue
             tokens = np.array([*begin, *inner, *end], dtype=np.int64)
             marks, scored = special[tokens], np.full(len(tokens), answers is None)
             within = slice(len(begin), len(begin) + len(inner))
             found = False if finder is None else finder(document)
             if per == "document" or isinstance(found, (bool, np.bool_)):
                 # EOS says that a text has ended, not what it is about: a model should not forget how to stop.
-                marks[within] |= bool(found) & (True if document.messages is None else ordinary[inner])
+                marks[within] |= bool(found) & ordinary[inner]
             else:
                 marks[within] |= _overlapping(found, encoded["offset_mapping"][i], len(text))
             if answers is not None:
-                scored[within] = _overlapping(answers, encoded["offset_mapping"][i], len(text))
+                # A token reaches back to the one before it: some tokenizers leave white space out of both.
+                places = encoded["offset_mapping"][i]
+                ends = [0, *(end for _, end in places)]
+                spans = [(min(a, before), b) for (a, b), before in zip(places, ends, strict=False)]
+                scored[within] = _overlapping(answers, spans, len(text))
                 scored[within.stop :] = bool(answers) and answers[-1][1] >= len(text)
             yield text, tokens[:max_tokens], marks[:max_tokens], scored[:max_tokens]
 
@@ -363,4 +386,8 @@ def _check(corpus: Corpus) -> None:
         )
     for split in ("train",) if corpus.about["validation"] is None else ("train", "validation"):
         for kind in ("forget", "retain"):
-            corpus.documents(split, kind)  # type: ignore[arg-type]
+            if not corpus.has_targets(corpus.documents(split, kind)).any():  # type: ignore[arg-type]
+                raise ValueError(
+                    f"no token of the {kind} documents in the {split} split counts in a loss: cut documents later "
+                    "(max_characters, max_tokens), or score all tokens"
+                )

@@ -85,7 +85,7 @@ def route(
     router = GradientRouter(model, expansion.sites(mode), TABLE, mode)
     weights = era_weights(torch.tensor(weight, dtype=torch.float32), alpha)
     order = derive_seed(seed, "order")
-    documents, length = corpus.documents("train"), length or row_length(corpus)
+    documents, length = corpus.documents("train"), length or row_length(corpus, model)
     source = Batches(corpus, documents, length, batch_size, order, labelled, pack)
     training = Training(steps, learning_rate, warmup=min(50, steps // 4))
     with router, progress_bar("route", steps, progress) as tick:

@@ -137,7 +137,7 @@ def keeps_apart(model: Any) -> bool:
     size = min(6, (positions(model) or 12) // 2)
     if size < 2:
         return False
-    places = torch.arange(2 * size, device=device)[None]
+    places = torch.arange(2 * size, device=device).expand(2, -1)  # some ways to compute attention pack one row only
     row = places % model.get_input_embeddings().weight.shape[0]
     model.eval()
     try:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from routed_rl.lm.corpora import Corpus, build_corpus
 from routed_rl.lm.documents import SHAPES, Document, from_row
 from routed_rl.lm.finders import find_topic, find_words
+from routed_rl.lm.models import positions
 
 Texts = Iterable[str] | Iterable[Mapping[str, Any]]
 """Documents: strings; or rows, as a ``datasets.Dataset`` has them, of a form of :func:`~routed_rl.lm.from_row`."""
@@ -59,9 +61,9 @@ def split_by_words(texts: Texts, words: Sequence[str]) -> tuple[list[str], list[
     return found
 
 
-def row_length(corpus: Corpus) -> int:
-    """Return the tokens of the longest document, or :data:`LONGEST` if that is less."""
-    return min(int(np.diff(corpus.starts).max()), LONGEST)
+def row_length(corpus: Corpus, model: nn.Module) -> int:
+    """Return the tokens of the longest document, or :data:`LONGEST` or the model's positions if one is less."""
+    return min(int(np.diff(corpus.starts).max()), LONGEST, positions(model) or LONGEST)
 
 
 def labelled_documents(name: str, texts: Texts) -> Iterator[Document]:

@@ -74,6 +74,12 @@ def first_token(tokenizer: Any) -> int | None:
     return None if bos == tokenizer.eos_token_id or switched_off or of_messages else bos
 
 
+def special_ids(tokenizer: Any) -> list[int]:
+    """Return the ids of tokens that are no text: BOS, EOS, and those that a chat template writes around messages."""
+    added = {token for token, of in tokenizer.added_tokens_decoder.items() if of.special}
+    return sorted({*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id})
+
+
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token for each of these characters, and ``<bos>``, which stands for any other."""
     tokenizer = Tokenizer(models.WordLevel({BOS: 0, **{c: i for i, c in enumerate(characters, 1)}}, unk_token=BOS))

@@ -143,7 +143,9 @@ def worst_case(
     budgets = tuple(sorted({int(entry["step"]) for curve in curves.values() for entry in curve} | {*steps}))
     within = [[entry for entry in found if entry[0] <= budget] for budget in budgets]
     best = [max(entries, key=lambda entry: sign * entry[2]) for entries in within]
-    of_rates = {rate: max(sign * value for _, own, value in found if own == rate) for rate in curves}
+    # Before its first step an attack has no learning rate.
+    attacked = {rate: [sign * value for step, own, value in found if step and own == rate] for rate in curves}
+    of_rates = {rate: max(values, default=-math.inf) for rate, values in attacked.items()}
     ends = [of_rates.pop(rate) for rate in {min(curves), max(curves)}]
     return WorstCase(
         budgets,

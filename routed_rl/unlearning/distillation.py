@@ -209,12 +209,15 @@ class Distilled:
         reached: whether the stop rule was met; False without a rule.
         teacher: the teacher's retain performance; None without a rule.
         student: the student's retain performance, by step.
+        early: whether the rule was met before the least number of steps, or before the first step: the noise cost
+            little, and distillation changed little.
     """
 
     steps: int
     reached: bool
     teacher: float | None
     student: dict[int, float]
+    early: bool = False
 
 
 def distil(
@@ -280,7 +283,9 @@ def distil(
         return reached
 
     steps = train(student, source, training, objective, seed=seed, run=run, on_step=on_step, stop=stop)
-    return Distilled(steps, reached, aim, dict(sorted(history.items())))
+    before = [value for done, value in history.items() if done < steps or done == 0]
+    early = aim is not None and any(rule.reached(value, aim) for value in before)
+    return Distilled(steps, reached, aim, dict(sorted(history.items())), early)
 
 
 def _agreed(value: float) -> float:

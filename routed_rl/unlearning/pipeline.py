@@ -42,6 +42,7 @@ def unlearn(
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
+    allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = True,
     **settings: Any,
@@ -60,6 +61,7 @@ def unlearn(
         batch_size: rows of each set in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
+        allow_overlap: accept texts that are in both sets.
         seed: fixes the order of documents and the method's own randomness.
         progress: show a progress bar on standard error.
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
@@ -69,7 +71,7 @@ def unlearn(
         FloatingPointError: if the loss diverges.
     """
     suppressor, recipe = _suppressor(method, settings)
-    data = _Data(model, tokenizer, forget, retain, length, pack)
+    data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     source = ForgetAndRetain(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
         data.batches("retain", batch_size, derive_seed(seed, "retain")),
@@ -98,6 +100,7 @@ def undo(
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
+    allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -112,7 +115,7 @@ def undo(
 
     Args:
         model: the unlearned model, which is the teacher. It is not changed.
-        tokenizer, forget, retain, batch_size, length, pack, seed, progress: as for :func:`unlearn`.
+        tokenizer, forget, retain, batch_size, length, pack, allow_overlap, seed, progress: as for :func:`unlearn`.
         alpha: how far each weight moves from its value (0) to noise (1). More is more robust, and takes more steps.
         beta: scale of the noise (UNDO: 0.1).
         steps: gradient steps of distillation, at most.
@@ -128,7 +131,7 @@ def undo(
         ValueError: for numbers out of range, or too few documents for one batch.
         FloatingPointError: if a loss diverges.
     """
-    data = _Data(model, tokenizer, forget, retain, length, pack)
+    data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     teacher = copy.deepcopy(model).eval()
     student = copy.deepcopy(model).requires_grad_(True)
     touch = {"touch": matrices} if touched == "matrices" else {}
@@ -152,10 +155,10 @@ def undo(
             "raise steps or learning_rate, or lower alpha; a damaged student looks robust",
             stacklevel=2,
         )
-    elif within is not None and found.steps <= least:
+    elif within is not None and found.early:
         warnings.warn(
-            f"noise with alpha={alpha:g} cost so little that distillation stopped after its least number of steps, "
-            f"{found.steps}: the student is still close to its teacher, so raise alpha",
+            f"noise with alpha={alpha:g} cost so little that distillation stopped after {found.steps} steps, its least "
+            "number: the student is still close to its teacher, so raise alpha",
             stacklevel=2,
         )
     return student.eval()
@@ -174,6 +177,7 @@ def attack(
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
+    allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -184,7 +188,7 @@ def attack(
 
     Args:
         model: the model to attack.
-        tokenizer, forget, retain, batch_size, length, pack, seed, progress: as for :func:`unlearn`.
+        tokenizer, forget, retain, batch_size, length, pack, allow_overlap, seed, progress: as for :func:`unlearn`.
         learning_rates: AdamW's, constant, one attack each.
         steps: gradient steps of each attack.
         measured: steps after which both losses are measured; later ones than ``steps`` are left out.
@@ -203,7 +207,7 @@ def attack(
     """
     if not learning_rates:
         raise ValueError("learning_rates must be one or more, got none")
-    data = _Data(model, tokenizer, forget, retain, length, pack)
+    data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     kinds = {kind: data.measured(kind) for kind in ("forget", "retain")}
     source = data.batches("forget", batch_size, derive_seed(seed, "attack"))
     looks = [step for step in measured if step <= steps]
@@ -222,7 +226,7 @@ def attack(
                 on_step=tick,
             )
             rows += [{"learning_rate": rate, **row} for row in found]
-            if found and found[-1]["step"] < looks[-1]:
+            if looks and (not found or found[-1]["step"] < max(looks)):
                 warnings.warn(f"the attack at learning rate {rate:g} diverged: lower it", stacklevel=2)
     start = next((row for row in rows if row["step"] == 0), None)
     if start is not None and start["forget_loss"] < start["retain_loss"] / 2:
@@ -245,6 +249,7 @@ class _Data:
         retain: Texts | None,
         length: int | None,
         pack: bool,
+        allow_overlap: bool = False,
     ) -> None:
         if isinstance(forget, Corpus):
             if retain is not None:
@@ -253,10 +258,10 @@ class _Data:
         elif retain is None:
             raise ValueError("retain is missing: pass documents on which the model should stay as good as before")
         else:
-            self.corpus = text_corpus(tokenizer, forget, retain)
+            self.corpus = text_corpus(tokenizer, forget, retain, allow_overlap)
         self.documents = {kind: self.corpus.documents("train", kind) for kind in ("forget", "retain")}  # type: ignore[arg-type]
         self.labelled = self.corpus.labelled(1.0)
-        self.length, self.pack = length or row_length(self.corpus), pack and keeps_apart(model)
+        self.length, self.pack = length or row_length(self.corpus, model), pack and keeps_apart(model)
 
     def batches(self, kind: str, batch_size: int, seed: int) -> Batches:
         return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled, self.pack)

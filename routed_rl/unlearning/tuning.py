@@ -6,7 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Tuned:
 
     Attributes:
         method: the suppression method.
-        settings: keywords for :func:`unlearn`.
+        settings: keywords for :func:`unlearn`, the fixed ones included.
         kept: whether they keep the retain performance.
         trials: a row per trial, the best first: its settings, the shares ``forget_left`` and ``retain_left`` of the
             performance before, the losses ``forget_loss`` and ``retain_loss``, and whether it is ``kept``. A trial that
@@ -55,7 +55,8 @@ class Tuned:
     @property
     def options(self) -> list[str]:
         """The settings as values of ``settings`` of a study, or of ``--settings``: ``npo.steps=200``, …"""
-        return [f"{self.method}.{name}={value}" for name, value in self.settings.items()]
+        known = {"learning_rate", "steps", *(field.name for field in fields(SUPPRESSORS[self.method]()))}
+        return [f"{self.method}.{name}={value}" for name, value in self.settings.items() if name in known]
 
 
 def tune(
@@ -96,14 +97,20 @@ def tune(
     """
     if method not in SUPPRESSORS:
         raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
-    values = _usual(method) if grid is None else {name: list(of) for name, of in grid.items()}
+    usual = {name: of for name, of in _usual(method).items() if name not in fixed}
+    values = usual if grid is None else {name: list(of) for name, of in grid.items()}
+    if both := sorted({*values} & {*fixed}):
+        raise ValueError(f"{both[0]} is in the grid and also fixed: give one of them")
     if not values or not all(values.values()):
         raise ValueError(f"grid must have one or more values for each setting, got {grid}")
+    if lone := [name for name, of in (("forget", forget), ("retain", retain)) if isinstance(of, str)]:
+        raise ValueError(f"{lone[0]} must be a list of documents, got one string")
     sets: dict[str, list[Any]] = {"forget": list(forget), "retain": list(retain)}
     chosen = {name: _some(len(of), TUNED, derive_seed(seed, "tune", name)) for name, of in sets.items()}
     tried = {name: [sets[name][i] for i in numbers] for name, numbers in chosen.items()}
     apart = math.ceil(HELD_OUT * len(tried["retain"]))
-    corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart])
+    allow = bool(fixed.get("allow_overlap"))
+    corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart], allow)
     before = _losses(model, corpus)
     ignorance = math.log(len(tokenizer))
     trials = []
@@ -126,8 +133,7 @@ def tune(
             f"{best.retain_left:.0%}: try a wider grid or another method",
             stacklevel=2,
         )
-    kinds = {name: type(of[0]) for name, of in values.items()}
-    settings = {name: kinds[name](best[name]) for name in values}
+    settings = {**fixed, **combinations[int(frame.index[0])]}
     return Tuned(method, settings, bool(best.kept), frame.reset_index(drop=True), chosen)
 
 
@@ -169,5 +175,6 @@ def _trial(
         unlearned = unlearn(model, tokenizer, *trained, method, seed=seed, progress=False, **settings)
     except FloatingPointError:
         return {"forget_loss": math.nan, "retain_loss": math.nan}
-    corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart])
+    allow = bool(settings.get("allow_overlap"))
+    corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart], allow)
     return {f"{name}_loss": loss for name, loss in _losses(unlearned, corpus).items()}

@@ -1,10 +1,10 @@
 """Each document begins with BOS and ends with EOS, where the tokenizer has them, and EOS is scored."""
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from routed_rl.lm import encode_prompt, text_corpus
+from routed_rl.lm import Document, build_corpus, encode_prompt, find_topic, text_corpus
 from routed_rl.lm.batches import Batches
 from routed_rl.lm.completions import Prompt
 from routed_rl.lm.tokenizers import first_token
@@ -54,3 +54,35 @@ def test_a_text_that_begins_with_bos_does_not_get_another():
     of, _ = CASES["both"]
     corpus = text_corpus(of, ["a b"], ["<bos> a"])
     assert of_document(corpus, corpus.tokens, 1).tolist() == [0, 2, 1]
+
+
+def test_special_tokens_are_no_forget_tokens_wherever_they_come_from():
+    """Of a template that was filled before, and of a chat template whose tokens are only added ones."""
+    of, _ = CASES["both"]
+    corpus = text_corpus(of, ["<bos> a <eos>"], ["b"])
+    assert of_document(corpus, corpus.tokens, 0).tolist() == [0, 2, 1], "it has its EOS already"
+    assert of_document(corpus, corpus.forget, 0).tolist() == [False, True, False]
+    chat = tokenizer(chat_template="{% for m in messages %}{{ m['content'] }} <end>{% endfor %}", **BOTH)
+    chat.add_tokens([AddedToken("<end>", special=True)])
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    corpus = text_corpus(chat, [row], ["c"])
+    end = chat.convert_tokens_to_ids("<end>")
+    assert end not in chat.all_special_ids
+    assert of_document(corpus, corpus.tokens, 0).tolist() == [0, 2, end, 3, end]
+    assert of_document(corpus, corpus.forget, 0).tolist() == [False, True, False, True, False]
+    assert of_document(corpus, corpus.scored, 0).tolist() == [False, False, False, True, True]
+
+
+def test_a_text_that_is_cut_has_no_end(tmp_path):
+    of, _ = CASES["both"]
+    documents = [Document("a b c", "t"), Document("a b", "t"), Document("b")]
+    corpus = build_corpus(tmp_path / "c", documents, of, find_topic("t"), validation=None, max_characters=3)
+    assert of_document(corpus, corpus.tokens, 0).tolist() == [0, 2, 3]
+    assert of_document(corpus, corpus.tokens, 1).tolist() == [0, 2, 3, 1]
+
+
+def test_a_set_without_a_token_that_counts_is_refused(tmp_path):
+    of, _ = CASES["both"]
+    documents = [Document("a b c", "t", answers=((4, 5),)), Document("b c")]
+    with pytest.raises(ValueError, match="no token of the forget documents in the train split counts in a loss"):
+        build_corpus(tmp_path / "c", documents, of, find_topic("t"), validation=None, max_tokens=3)

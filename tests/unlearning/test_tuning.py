@@ -11,6 +11,8 @@ from routed_rl.unlearning import SUPPRESSORS, tune, tuning, unlearn
 from routed_rl.unlearning.undo_study.members import make_suppressor
 from tests.unlearning.test_pipeline import DEPTH, FORGET, RETAIN, SMALL, model, tokenizer  # noqa: F401
 
+FIXED = {name: value for name, value in SMALL.items() if name != "progress"}
+
 
 def test_of_the_settings_that_keep_enough_the_one_that_forgets_most(model, tokenizer):  # noqa: F811
     before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -20,7 +22,10 @@ def test_of_the_settings_that_keep_enough_the_one_that_forgets_most(model, token
     assert len(frame) == 4 and found.kept and found.trials.kept[0]
     assert torch.equal(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), before)
     kept = frame[frame.kept]
-    assert found.settings == {name: frame[name][0] for name in grid} and frame.forget_left[0] == kept.forget_left.min()
+    assert (
+        found.settings == {**{name: frame[name][0] for name in grid}, **FIXED}
+        and frame.forget_left[0] == kept.forget_left.min()
+    )
     assert ((frame.retain_left >= 0.9) == frame.kept).all()
     lengths = {"forget": len(FORGET), "retain": len(RETAIN)}
     assert {name: len(set(of)) for name, of in found.documents.items()} == {
@@ -31,7 +36,7 @@ def test_of_the_settings_that_keep_enough_the_one_that_forgets_most(model, token
         [texts[i] for i in found.documents[name]] for name, texts in (("forget", FORGET), ("retain", RETAIN))
     )
     apart = int(np.ceil(0.2 * len(retain)))
-    again = unlearn(model, tokenizer, forget, retain[apart:], "maxent", **found.settings, **SMALL)
+    again = unlearn(model, tokenizer, forget, retain[apart:], "maxent", **found.settings, progress=False)
     corpus = text_corpus(tokenizer, forget, retain[:apart])
     losses = [
         evaluate(again, WholeDocuments(corpus, corpus.documents("train", kind))).mean() for kind in ("forget", "retain")
@@ -61,6 +66,8 @@ def test_mistakes_are_said(model, tokenizer):  # noqa: F811
         ({"method": "nqo"}, "method must be one of"),
         ({"grid": {}}, "one or more values for each setting"),
         ({"grid": {"steps": []}}, "one or more values for each setting"),
+        ({"steps": 3, "grid": {"steps": [1]}}, "steps is in the grid and also fixed"),
+        ({"retain": "one text"}, "retain must be a list of documents"),
         ({"forget": FORGET[:3]}, "at least four documents in each set, got 3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -15,7 +15,16 @@ COMMON = {"seed": 0, "strength": 1.0, "labelled": 1.0, "inside_grid": True, "flo
 REFERENCE = {"model": "reference", "suppressor": None, "strength": None, "labelled": None}
 FILTERED = {**REFERENCE, "model": "filtered", "retain": 1.0, "forget_20": 0.2}
 TEACHER = {"model": "suppressed", "suppressor": "maxent", "retain": 0.9, "forget_20": 1.0, "weak_teacher": False}
-STUDENT = {**TEACHER, "model": "undo", "alpha": 0.4, "beta": 0.1, "forget_20": 0.6, "steps": 80, "reached": True}
+STUDENT = {
+    **TEACHER,
+    "model": "undo",
+    "alpha": 0.4,
+    "beta": 0.1,
+    "forget_20": 0.6,
+    "steps": 80,
+    "reached": True,
+    "early": False,
+}
 
 
 def table(*students, teacher=TEACHER, options=OPTIONS):
@@ -50,7 +59,7 @@ def test_robustness_that_means_little_is_in_parentheses(student, teacher, senten
 
 
 def test_students_that_were_hardly_distilled_are_named():
-    hardly = {**STUDENT, "alpha": 0.1, "steps": 60}
+    hardly = {**STUDENT, "alpha": 0.1, "steps": 60, "early": True}
     text = table(STUDENT, hardly)[1]
     (sentence,) = [line for line in text.splitlines() if "--distil.least 60" in line]
     assert "undo, maxent, 0.1" in sentence and "undo, maxent, 0.4" not in sentence

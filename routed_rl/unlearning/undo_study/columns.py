@@ -25,6 +25,7 @@ MEANINGS = {
     "tokens": "tokens of these steps, without padding",
     "flops": "floating-point operations of these steps, with the teacher's forward passes",
     "reached": "whether distillation stopped because the retain performance was back; empty: it had no stop rule",
+    "early": "whether the retain performance was back before `--distil.least` steps: the noise has changed little",
     "weak_teacher": "whether the teacher had not forgotten, or had forgotten everything",
     "labelled_documents": "number of documents that suppression saw as forget documents",
     "robustness": "(P - P_teacher) / (P_filtered - P_teacher), with P = `forget_N` at the largest N",

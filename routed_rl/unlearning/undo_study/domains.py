@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -108,10 +109,10 @@ class Domains:
             labelled: whether all of them have the label "forget".
         """
         pack, length = self.command.pack and keeps_apart(model), self.command.length
-        rows = len(documents)  # at most, if no document is cut
+        rows = float(len(documents))  # at least
         if pack:
-            rows = int(np.minimum(np.diff(self.corpus.starts)[documents], length).sum()) // length
-        repeated = np.tile(documents, -(-batch_size // max(rows, 1)))
+            rows = np.minimum(np.diff(self.corpus.starts)[documents], length).sum() / length
+        repeated = np.tile(documents, math.ceil(batch_size / rows))
         labels = np.isin(np.arange(len(self.corpus.validation)), documents) if labelled else None
         return Batches(self.corpus, repeated, length, batch_size, seed, labels, pack)
 

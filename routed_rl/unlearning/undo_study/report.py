@@ -55,6 +55,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         row |= {f"forget_int{bits}": value for bits, value in attacked["quantised"].items()}
         row |= {name: attacked[name] for name in ("distance", "barrier")}
         row |= {name: made[name] for name in ("steps", "tokens", "flops")} | {"reached": made.get("reached")}
+        row |= {"early": made.get("early")}
         teacher = next((s for s in with_ancestors([member.stage]) if s.kind in TEACHERS), None)
         if teacher is not None:
             row |= _of_teacher(teacher, member.attack.parents["reference"], options, text, root)
@@ -159,7 +160,7 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> 
 
 def _remarks(frame: pd.DataFrame, options: UndoOptions, doubtful: list[str]) -> list[tuple[str, list[str]]]:
     """Return sentences about results that mean less than they seem to, each with the models that it is about."""
-    least, undone = options.distil.least, frame[frame.model == "undo"]
+    least = options.distil.least
     diverged = {
         name: " ".join(dict.fromkeys(" ".join(rates).split()))
         for name, rates in frame.dropna(subset=["diverged"]).groupby("name").diverged
@@ -180,7 +181,7 @@ def _remarks(frame: pd.DataFrame, options: UndoOptions, doubtful: list[str]) -> 
         (
             "The noise cost so little that distillation stopped after its least number of steps (--distil.least "
             f"{least}); the student is still close to its teacher, so use a larger α",
-            _named(undone[undone.steps <= least], "reached", True),
+            _named(frame[frame.model == "undo"], "early", True),
         ),
         (
             "The attack diverged at the learning rates in brackets; what it reached before that counts",

@@ -19,6 +19,7 @@ from routed_rl.lm import (
     Batches,
     build_model,
     evaluate,
+    keeps_apart,
     load_model,
     load_tokenizer,
     save_model,
@@ -150,7 +151,8 @@ class Worker:
                 noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
                 shrink_and_perturb(student, *noise, **touch, mask=mask)
         order = derive_seed(stage.seed, "distil")
-        source = self.domains.batches(student, self.domains.mixture, self.command.batch_size, order)
+        weaker = student if keeps_apart(taught) else taught  # both must keep packed documents apart
+        source = self.domains.batches(weaker, self.domains.mixture, self.command.batch_size, order)
         found = distil(
             student,
             taught,
@@ -164,7 +166,8 @@ class Worker:
             on_step=on_step,
         )
         cost = self._cost(student, found.steps, source, 1 + FORWARD_PASS)
-        return student, {"reached": found.reached if config["stops"] else None, **cost}
+        stopped = {"reached": found.reached, "early": found.early} if config["stops"] else {"reached": None}
+        return student, {**stopped, **cost}
 
     def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
         """Attack a model: its curves by learning rate, saved one by one, and its distance from the reference."""
