@@ -48,11 +48,13 @@ def pad_rows(rows: Sequence[Row]) -> dict[str, Any]:
 class RouteCollator:
     """A data collator that adds the labels of the tokens to the batch of another data collator.
 
-    Rows without ``labels`` are trained on all tokens. The first token of a document is never a target.
+    Rows without ``labels`` are trained on all tokens. The first token of a document is never a target. A label of a
+    whole row is not that of the EOS at its end, so a model does not forget how to stop.
 
     Attributes:
         collate: the other data collator. It gets the rows without ``route``. It may pad rows on either side, cut them
             at either end, or join them into one row.
+        eos: ids of EOS.
 
     Raises:
         ValueError: when called: for rows without ``route``, labels that are not 0 or -1, or of another number than the
@@ -60,13 +62,14 @@ class RouteCollator:
     """
 
     collate: Collator = pad_rows
+    eos: tuple[int, ...] = ()
 
     def __call__(self, rows: Sequence[Row]) -> MutableMapping[str, Any]:
         if not all(ROUTE in row for row in rows):
             raise ValueError(_MISSING)
         routes = [_route(row) for row in rows]
         batch = self.collate([{name: value for name, value in row.items() if name != ROUTE} for row in rows])
-        batch[ROUTE] = _laid_out(routes, rows, batch["input_ids"])
+        batch[ROUTE] = self._laid_out(routes, rows, batch)
         if len(batch[ROUTE]) < len(rows) and "position_ids" not in batch:
             batch["position_ids"] = _places(rows, batch["input_ids"])
         examples = _examples(batch)
@@ -75,6 +78,36 @@ class RouteCollator:
         # The Trainer counts the targets. Some of its versions count the first token of a row too.
         batch["labels"] = labels.masked_fill(~_continues(examples), IGNORED)
         return batch
+
+    def _laid_out(self, routes: Sequence[Tensor], rows: Sequence[Row], batch: Row) -> Tensor:
+        """Return ``(B, T)``: the label of each token of a batch, -1 at padding."""
+        tokens = batch["input_ids"]
+        if len(tokens) == len(rows):
+            real = _examples(batch) != PADDING
+            found = [
+                _in_row(route, row, of) if route.ndim else self._for_all(route, of, is_real)
+                for route, row, of, is_real in zip(routes, rows, tokens, real, strict=True)
+            ]
+            return torch.stack(found)
+        own = [torch.as_tensor(row["input_ids"]) for row in rows]
+        lengths = [len(row) for row in own]
+        if len(tokens) > 1 or sum(lengths) > tokens.shape[1]:
+            raise ValueError(
+                f"the data collator makes a batch of shape {tuple(tokens.shape)} of rows of {lengths} tokens"
+            )
+        parts = [
+            route if route.ndim else self._for_all(route, row, torch.ones_like(row, dtype=torch.bool))
+            for route, row in zip(routes, own, strict=True)
+        ]
+        return _padded(torch.cat(parts), tokens.shape[1])[None]
+
+    def _for_all(self, route: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+        """Return ``(T,)``: one label for the tokens of a row, but not for the EOS at its end."""
+        labels = torch.where(real.cpu(), route, NO_LABEL)
+        (places,) = real.nonzero(as_tuple=True)
+        if len(places) and int(tokens[places[-1]]) in self.eos:
+            labels[places[-1]] = NO_LABEL
+        return labels
 
 
 def routed_batch(inputs: Mapping[str, Any]) -> Batch:
@@ -118,19 +151,6 @@ def _route(row: Row) -> Tensor:
     return route.to(torch.int64)
 
 
-def _laid_out(routes: Sequence[Tensor], rows: Sequence[Row], tokens: Tensor) -> Tensor:
-    """Return ``(B, T)``: the label of each token of a batch, -1 at padding."""
-    if len(tokens) == len(rows):
-        found = [_in_row(route, row, of) for route, row, of in zip(routes, rows, tokens, strict=True)]
-        return torch.stack(found)
-    lengths = [len(row["input_ids"]) for row in rows]
-    if len(tokens) > 1 or sum(lengths) > tokens.shape[1]:
-        raise ValueError(f"the data collator makes a batch of shape {tuple(tokens.shape)} of rows of {lengths} tokens")
-    return _padded(torch.cat([route.expand(n) for route, n in zip(routes, lengths, strict=True)]), tokens.shape[1])[
-        None
-    ]
-
-
 def _places(rows: Sequence[Row], tokens: Tensor) -> Tensor:
     """Return ``(1, T)``: the place of each token in its row, where all rows are joined into one."""
     places = torch.cat([torch.arange(len(row["input_ids"])) for row in rows])
@@ -140,8 +160,6 @@ def _places(rows: Sequence[Row], tokens: Tensor) -> Tensor:
 def _in_row(route: Tensor, row: Row, tokens: Tensor) -> Tensor:
     """Return ``(T,)``: the labels of a row at the places of its tokens in the batch."""
     size = len(tokens)
-    if not route.ndim:
-        return route.expand(size)
     before = torch.as_tensor(row["input_ids"])
     there, kept = tokens.cpu(), min(size, len(before))
     if torch.equal(there[:kept], before[:kept]):

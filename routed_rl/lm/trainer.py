@@ -42,6 +42,7 @@ class RoutedTrainerMixin:
     """
 
     args: Any
+    model: Any
     accelerator: Any
     data_collator: Any
     compute_loss_func: Any
@@ -55,7 +56,7 @@ class RoutedTrainerMixin:
         collate = self.data_collator
         if collate is default_data_collator or type(collate) is DataCollatorWithPadding:
             collate = pad_rows  # those do not pad labels
-        self.data_collator = RouteCollator(collate)
+        self.data_collator = RouteCollator(collate, self._eos())
         # So the trainer counts the targets of a step, whether or not the model's own loss could use their number.
         self.model_accepts_loss_kwargs = True
         self._outputs_wanted = True
@@ -74,6 +75,13 @@ class RoutedTrainerMixin:
                 "activation checkpointing runs the model again where the labels are not known any more: set "
                 "activation_checkpointing=False (gradient_checkpointing in older versions and in TRL)"
             )
+
+    def _eos(self) -> tuple[int, ...]:
+        """Return the ids of EOS: those of the tokenizer, if the trainer has one, and of the model."""
+        of = (getattr(self, "processing_class", None), getattr(self.model, "config", None))
+        ids = [getattr(one, "eos_token_id", None) for one in of]
+        listed = [one if isinstance(one, list) else [one] for one in ids]
+        return tuple({id for one in listed for id in one if id is not None})
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the column with the labels too, where the trainer removes the columns that the model does not take."""

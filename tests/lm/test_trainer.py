@@ -2,9 +2,8 @@
 
 import copy
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -89,8 +88,8 @@ def documents_of(batches, steps, whole=False):
         batch = batches.batch(step)
         for tokens, real, labels in zip(batch.tokens, batch.real, batch.labels, strict=True):
             route = labels[real].tolist()
-            assert len(set(route)) == 1, "documents are labelled as a whole"
-            rows.append({"input_ids": tokens[real].tolist(), "route": route[0] if whole else route})
+            assert len(set(route[1:-1])) == 1, "documents are labelled as a whole, but for BOS and EOS"
+            rows.append({"input_ids": tokens[real].tolist(), "route": route[1] if whole else route})
     return Dataset.from_list(rows)
 
 
@@ -113,7 +112,7 @@ def make_arguments(folder, **options):
 
 
 def routed(mode, l1=0.01):
-    model = make_llama()
+    model = make_llama(eos_token_id=TOKENIZER.eos_token_id)
     expansion = expand(model, [0, 1], 8, seed=1)
     router = GradientRouter(model, expansion.sites(mode), TABLE, mode)
     weights = era_weights(torch.linspace(0, 1, VOCABULARY), alpha=-0.5)
@@ -154,9 +153,8 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def apart(corpus):
-    """Batches of one document a row, whose label is that of all its tokens."""
+    """Batches of one document a row."""
     documents, labelled = corpus.documents("train"), corpus.labelled(0.8)
-    corpus = replace(corpus, forget=np.repeat(corpus.to_forget, np.diff(corpus.starts)))
     return Batches(corpus, documents, LENGTH, ROWS, seed=0, labelled=labelled, pack=False)
 
 
@@ -265,6 +263,23 @@ def test_a_data_collator_of_the_users_own():
     rows = [{"input_ids": [5, 6, 7], "route": 0}, {"input_ids": [8, 9, 3], "route": -1}]
     made = routed_batch(default_data_collator(rows))
     assert made.labels.tolist() == [[0, 0, 0], [-1, -1, -1]] and made.scored.all()
+
+
+def test_a_label_of_a_row_is_not_that_of_the_eos_at_its_end():
+    """On whichever side the row is padded; labels of single tokens stay as they are."""
+    rows = [
+        {"input_ids": [5, 1, 6, 1], "route": 0},
+        {"input_ids": [7, 1], "route": 0},
+        {"input_ids": [8, 9], "route": 0},
+    ]
+    right, left = [[0, 0, 0, -1], [0, -1, -1, -1], [0, 0, -1, -1]], [[0, 0, 0, -1], [-1, -1, 0, -1], [-1, -1, 0, 0]]
+    for name, expected in (
+        ("ours", right),
+        ("LanguageModeling, left", left),
+        ("one row", [[0, 0, 0, -1, 0, -1, 0, 0]]),
+    ):
+        assert RouteCollator(COLLATORS[name], eos=(1,))(rows)["route"].tolist() == expected, name
+    assert RouteCollator(eos=(1,))([{"input_ids": [5, 1], "route": [0, 0]}])["route"].tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("of", [slice(None, 3), slice(-3, None)])
