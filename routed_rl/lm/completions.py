@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from routed_rl.lm.tokenizers import first_token
+from routed_rl.lm.tokenizers import first_token, unknown_id
 from routed_rl.runs.files import StrPath
 
 
@@ -105,7 +105,8 @@ def completion_accuracy(
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt's text, after the token that begins every document, if there is one."""
     first, tokens = first_token(tokenizer), tokenizer.encode(prompt.text, add_special_tokens=False)
-    return tokens if first is None or tokens[:1] == [first] else [first, *tokens]
+    begun = tokens[:1] == [first] and first != unknown_id(tokenizer)
+    return tokens if first is None or begun else [first, *tokens]
 
 
 def _is_right(written: str, answer: str) -> bool:

@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from routed_rl.lm.chat import rendered
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, Spans
-from routed_rl.lm.tokenizers import first_token, special_ids, tokenizer_digest
+from routed_rl.lm.tokenizers import first_token, special_ids, tokenizer_digest, unknown_id
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
 from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
@@ -267,7 +267,7 @@ def _tokenised(
     special, ordinary = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
     special[list(forget_tokens)] = True
     ordinary[special_ids(tokenizer)] = False
-    first, last = first_token(tokenizer), tokenizer.eos_token_id
+    first, last, unknown = first_token(tokenizer), tokenizer.eos_token_id, unknown_id(tokenizer)
     iterator = iter(documents)
     while chunk := list(itertools.islice(iterator, CHUNK)):
         cut = [replace(document, text=document.text[:max_characters]) for document in chunk]
@@ -285,10 +285,10 @@ def _tokenised(
             text, answers, inner = document.text, document.answers, encoded["input_ids"][i]
             # A chat template writes BOS and EOS itself, and so may a text. (An unknown word is no BOS or EOS.)
             begin, end = ([] if token is None else [token] for token in (first, last))
-            if inner[:1] == begin and begin != [tokenizer.unk_token_id]:
+            if inner[:1] == begin and first != unknown:
                 begin = []
             is_cut = len(document.text) < len(chunk[i].text)
-            if is_cut or document.messages is not None or (inner[-1:] == end and end != [tokenizer.unk_token_id]):
+            if is_cut or document.messages is not None or (inner[-1:] == end and last != unknown):
                 end = []
             if not begin and not inner and not end:
                 continue

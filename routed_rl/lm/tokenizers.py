@@ -74,10 +74,17 @@ def first_token(tokenizer: Any) -> int | None:
     return None if bos == tokenizer.eos_token_id or switched_off or of_messages else bos
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """Return the token of unknown words. If it is EOS or BOS, that token in a text is no sign of an end or a begin."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    token = tokenizer.unk_token or getattr(model, "unk_token", None)
+    return None if token is None else int(tokenizer.convert_tokens_to_ids(token))
+
+
 def special_ids(tokenizer: Any) -> list[int]:
     """Return the ids of tokens that are no text: BOS, EOS, and those that a chat template writes around messages."""
     added = {token for token, of in tokenizer.added_tokens_decoder.items() if of.special}
-    return sorted({*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id})
+    return sorted({*tokenizer.all_special_ids, *added} - {unknown_id(tokenizer)})
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:

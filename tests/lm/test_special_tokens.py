@@ -86,3 +86,14 @@ def test_a_set_without_a_token_that_counts_is_refused(tmp_path):
     documents = [Document("a b c", "t", answers=((4, 5),)), Document("b c")]
     with pytest.raises(ValueError, match="no token of the forget documents in the train split counts in a loss"):
         build_corpus(tmp_path / "c", documents, of, find_topic("t"), validation=None, max_tokens=3)
+
+
+@pytest.mark.parametrize("unknown", ["<eos>", "<bos>"])
+def test_an_unknown_word_is_no_end_and_no_begin(unknown):
+    """Some tokenizers write EOS or BOS for a word that they do not know."""
+    made = Tokenizer(models.WordLevel(VOCABULARY, unk_token=unknown))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    of, number = PreTrainedTokenizerFast(tokenizer_object=made, **BOTH), VOCABULARY[unknown]
+    corpus = text_corpus(of, ["? a ?"], ["b"])
+    assert of_document(corpus, corpus.tokens, 0).tolist() == [0, number, 2, number, 1]
+    assert of_document(corpus, corpus.forget, 0).tolist() == [False, True, True, True, False]
