@@ -31,9 +31,9 @@ def spread(values: pd.Series) -> dict[str, float]:
     return {"mean": values.mean(), "half": half_interval(values), "low": low, "high": high}
 
 
-def shown_mean(cell: Any) -> str:
-    """A mean with half its interval, of a row of :func:`aggregate`."""
-    return f"{cell['mean']:.3f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.3f}")
+def shown_mean(cell: Any, digits: int = 3) -> str:
+    """A mean with half its interval, of a row of :func:`aggregate`, with so many digits after the point."""
+    return f"{cell['mean']:.{digits}f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.{digits}f}")
 
 
 def least_to_most(numbers: pd.Series) -> str:

@@ -39,7 +39,9 @@ def table(*students, teacher=TEACHER, options=OPTIONS):
 def test_a_good_student_is_compared_without_a_remark():
     frame, text = table(STUDENT)
     assert frame.robustness.tolist()[2] == pytest.approx(0.5) and frame.comparable[2]
-    assert "| 0.500 |" in text and "(0.5" not in text and text.count("\n\n") == 2, "no remark"
+    assert (
+        "| undo, maxent, 0.4 | 80 |" in text and "| 0.500 |" in text and "(0.5" not in text and text.count("\n\n") == 2
+    ), "no remark"
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,13 @@ def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
             look = {"marker": MARKERS[i % len(MARKERS)], "cmap": "viridis", "vmin": 0, "vmax": 1}
             look |= {"linewidths": 0.5 if is_main else 1.5, "edgecolors": "black" if is_main else COLORS["filtered"]}
             label = f"{method}, β = {beta:g}" if is_main else f"{method}, other β"
-            points = axis.scatter(x, y, c=those.alpha.astype(float), s=50, label=label, **look)
             doubtful = those.comparable == False  # noqa: E712
+            alpha = those.alpha.astype(float)[~doubtful]
+            points = axis.scatter(x[~doubtful], y[~doubtful], c=alpha, s=50, label=label, **look)
             if doubtful.any():
                 empty = {"marker": look["marker"], "facecolors": "white", "edgecolors": look["edgecolors"]}
                 label = f"{method}, retain performance not back"
-                axis.scatter(x[doubtful], y[doubtful], s=50, zorder=3, label=label, **empty)
+                axis.scatter(x[doubtful], y[doubtful], s=50, label=label, **empty)
             x, y = x[~doubtful], y[~doubtful]
             if not is_main or x.nunique() < 2:
                 continue

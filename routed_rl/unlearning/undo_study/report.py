@@ -135,7 +135,7 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str]) -> 
         "compute_flops": "FLOPs / filtered",
     }
     cells = {
-        (name, row["name"]): shown_mean(row)
+        (name, row["name"]): shown_mean(row, 0 if name == "steps" else 3)
         for name in measures
         if name in frame
         for row in aggregate(frame.dropna(subset=[name]), name, ["name"]).to_dict("records")
