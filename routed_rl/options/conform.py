@@ -50,6 +50,8 @@ def _conform(hint: Any, value: Any, name: str) -> Any:
             raise UserError(f"{name} must be one of {', '.join(map(repr, arguments))}, got {value!r}{nearest}")
         return value
     if origin is tuple:
+        if isinstance(value, str) and arguments[0] is str:
+            value = (value,)
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise UserError(f"{name} must be a list, got {value!r}")
         return tuple(_conform(arguments[0], one, name) for one in value)

@@ -45,6 +45,10 @@ class Distil:
     """give --distil.within as a share of the teacher's retain performance; else in the metric's own units"""
     every: int = 20
     """steps between measurements of the retain performance"""
+    metric: str | None = None
+    """metric of the retain performance; None: the first of --metric"""
+    documents: int = 200
+    """number of retain documents on which it is measured; --test-documents changes nothing here"""
     least: int = 60
     """smallest number of gradient steps; where noise costs little, a student would else stop without distillation"""
     hidden_weight: float = 0.0
@@ -72,6 +76,9 @@ class Relearn:
     """give the attacker none of the documents on which models are measured, though the reference was trained on them"""
     rank: int | None = None
     """rank of low-rank adapters, which the attacker trains instead of all weights; None: all weights"""
+    keep_gb: float = 1.0
+    """largest size, in GB, of the attacked models of one attack that are kept. Kept ones are not attacked again for
+    another --metric or other --test-documents"""
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,10 @@ class UndoOptions(CorpusOptions):
     preset: UndoPreset = "quick"
     """"quick": small models for a CPU; "paper": for a GPU, models of 0.1 B parameters or pretrained models (tofu,
     wmdp)"""
-    metric: Literal["answers", "completions", "loss", "lm-eval"] = "answers"
-    """"answers": share of documents whose last tokens are predicted correctly; "completions": share of prompts that are
-    completed correctly; "loss": nats per token; "lm-eval": tasks of lm-eval"""
+    metric: tuple[str, ...] = ("answers",)
+    """one or more metrics; figures show the first one. "answers": share of documents whose last tokens are predicted
+    correctly; "completions": share of prompts that are completed correctly; "loss": nats per token; "lm-eval": tasks of
+    lm-eval"""
     answer: int = 3
     """tokens of an answer"""
     prompts: Path | None = None
@@ -145,8 +153,10 @@ class UndoOptions(CorpusOptions):
     """pretraining of the reference and the filtered model"""
     distil: Distil = field(default_factory=Distil)
     """distillation, until the retain performance is back"""
+    attack: tuple[str, ...] = ("relearn",)
+    """one or more attacks on every model; figures show the first one. "relearn": fine-tuning on the forget set"""
     relearn: Relearn = field(default_factory=Relearn)
-    """relearning attack on every model"""
+    """relearning attack"""
     lm_eval: LmEval = field(default_factory=LmEval)
     """with --metric lm-eval: tasks and values"""
     batch_size: int = 128
@@ -176,6 +186,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "length": 11,
         "validation": None,
         "test_documents": 300,
+        "distil": Distil(documents=300),
         "settings": ("rmu.trained=all",),
     },
     # UNDO on arithmetic, with two differences: other stories, and suppression retains web text too.
@@ -186,7 +197,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "documents": 1_000_000,
         "also": "fineweb-edu",
         "also_documents": 75_000,
-        "metric": "completions",
+        "metric": ("completions",),
         "answer": 4,
         "test_documents": 100,
         "length": 256,
@@ -208,7 +219,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             "rmu.retain_weight=200",
         ),
         "alphas": (0.4, 0.6, 0.8),
-        "distil": Distil(learning_rate=7e-4, steps=1000, relative=False),
+        "distil": Distil(learning_rate=7e-4, steps=1000, relative=False, documents=100),
         "relearn": replace(PAPERS_ATTACK, batch_size=15),
         **GPU,
     },
@@ -216,11 +227,11 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "gemma2-tiny",
         "corpus": "languages",
         "length": 49,
-        "metric": "loss",
+        "metric": ("loss",),
         "test_documents": 64,
         "batch_size": 32,
         "pretrain": Pretrain(steps=1000),
-        "distil": Distil(steps=400),
+        "distil": Distil(steps=400, documents=64),
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
     },
@@ -233,7 +244,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "forget": "HuggingFaceFW/fineweb-2:kor_Hang",
         "documents": 1_000_000,
         "max_tokens": 2048,
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 2048,
         "validation": 0.0005,
         "test_documents": 500,
@@ -253,7 +264,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             "rmu.depth=11",
         ),
         "alphas": (0.2, 0.4, 0.6, 0.8),
-        "distil": Distil(learning_rate=9e-4, steps=2000, every=50),
+        "distil": Distil(learning_rate=9e-4, steps=2000, every=50, documents=500),
         "relearn": replace(PAPERS_ATTACK, batch_size=8),
         **GPU,
     },
@@ -261,7 +272,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "small",
         "corpus": "bible-english",
         "forget": "bible-korean",
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 128,
         "batch_size": 16,
         "suppress_rows": 16,
@@ -272,7 +283,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "alphas": (0.3, 0.6, 0.8),
     },
     ("stories", "quick"): {
-        "metric": "loss",
+        "metric": ("loss",),
         "batch_size": 32,
         "pretrain": Pretrain(steps=600),
         "distil": Distil(steps=600),
@@ -287,7 +298,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "text_field": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}",
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 512,
         "validation": None,
         "batch_size": 32,
@@ -307,7 +318,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "google/gemma-2-2b",
         "corpus": "cais/wmdp-corpora:cyber-retain-corpus",
         "forget": "cais/wmdp-corpora:cyber-forget-corpus",
-        "metric": "lm-eval",
+        "metric": ("lm-eval",),
         "length": 256,
         "batch_size": 440,
         "suppress_rows": 40,
@@ -334,7 +345,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     },
     ("custom", "quick"): {
         "model": "small",
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 128,
         "batch_size": 32,
         "test_documents": 200,

@@ -15,8 +15,8 @@ from routed_rl.experiments import cli
 from routed_rl.extras import MissingExtraError
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
-from routed_rl.unlearning.undo_study import harness
-from routed_rl.unlearning.undo_study.harness import harness_value
+from routed_rl.unlearning import harness
+from routed_rl.unlearning.harness import harness_value
 from tests.experiments.killed_undo import make_small
 from tests.lm.tiny_models import tiny_model
 

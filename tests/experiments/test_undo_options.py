@@ -15,7 +15,7 @@ from routed_rl.lm.inputs import whole_paths
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.unlearning.undo_study.members import suppression_parts
 from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
-from routed_rl.unlearning.undo_study.worker import OneStage
+from routed_rl.unlearning.undo_study.worker import Stages
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import refused, run, small_models
 from tests.lm.tiny_models import tiny_model
@@ -67,6 +67,12 @@ MISTAKES = [
     (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
     (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
     (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
+    (["--metric", "los"], "--metric must be one or more of answers, completions, loss, lm-eval, got 'los'"),
+    (["--metric"], "--metric must be one or more values, got none"),
+    (["--attack", "relearning"], "--attack must be one or more of relearn, got 'relearning'"),
+    (["--distil.metric", "answers"], "--distil.metric answers must be one of --metric loss, so that students"),
+    (["--distil.documents", "0"], "--distil.documents must be at least 1, got 0"),
+    (["--relearn.keep-gb", "-1"], "--relearn.keep-gb must be 0 or more, got -1.0"),
     (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
     (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
     (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
@@ -139,9 +145,9 @@ def test_a_stage_is_its_command_line(task, tmp_path):
     given = UndoOptions(**{**TASKS[task], "task": task[0], "preset": task[1], "forget": "a b", "out": tmp_path})
     given = replace(given, teachers=("-a=/b",), also=None, text_field="{q}\n{a}", settings=("rmu.norm=3",))
     given = replace(given, alphas=(0.5, 0.25))
-    line = UndoStudy.KIND.command([StageRun(None, given, tmp_path / "distil-1", 0)])
-    parsed = tyro.cli(OneStage, args=line[line.index("-m") + 2 :])
-    assert vars(parsed) == {**vars(given), "only": "distil-1"}
+    line = UndoStudy.KIND.command([StageRun(None, (), given, tmp_path / name, 0) for name in ("distil-1", "measure-2")])
+    parsed = tyro.cli(Stages, args=line[line.index("-m") + 2 :])
+    assert vars(parsed) == {**vars(given), "only": ("distil-1", "measure-2")}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -154,7 +160,7 @@ def test_a_plan_needs_no_gpu(task, tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prompts = [{"prompt": "1", "answer": "2", "forget": forget} for forget in (True, False)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    monkeypatch.setattr("routed_rl.unlearning.undo_study.study.check_task", lambda *_: None)  # lm-eval's list is long
+    monkeypatch.setattr("routed_rl.unlearning.metrics.check_task", lambda *_: None)  # lm-eval's list is long
     local = {"corpus": "retain.jsonl", "forget": "forget.jsonl", "also": "None", "also-documents": "None"}
     local |= {"tokenizer": "None", "prompts": "prompts.jsonl", "documents": "600", "test-documents": "5"}
     local |= {"text-field": "text", "validation": "0.2", "answer": "4", "corpora": "corpora", "out": "out"}

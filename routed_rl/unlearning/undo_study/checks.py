@@ -8,6 +8,8 @@ from routed_rl.errors import UserError, at_least
 from routed_rl.lm import PRESETS
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
+from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS
+from routed_rl.wording import did_you_mean
 
 STRONGEST = 1000
 """Largest factor on a suppressor's number of steps; a larger one is a slip."""
@@ -39,7 +41,7 @@ def check_options(command: UndoOptions) -> None:
             f"--batch-size {command.batch_size} cannot be divided into --accumulate {command.accumulate} equal parts: "
             "choose a multiple"
         )
-    for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
+    for name in ("metric", "attack", "suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):
             raise UserError(f"--{name} must be one or more values, got none")
@@ -68,6 +70,18 @@ def check_options(command: UndoOptions) -> None:
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
         given = " ".join(map(str, relearning.measured)) or "none"
         raise UserError(f"--relearn.measured must be steps from 1 to --relearn.steps {relearning.steps}, got {given}")
+    for name, known in (("metric", METRICS), ("attack", ATTACKS)):
+        if unknown := [given for given in getattr(command, name) if given not in known]:
+            nearest = did_you_mean(unknown[0], known)
+            raise UserError(f"--{name} must be one or more of {', '.join(known)}, got {unknown[0]!r}{nearest}")
+    if distilling.metric not in (None, *command.metric):
+        raise UserError(
+            f"--distil.metric {distilling.metric} must be one of --metric {' '.join(command.metric)}, so that students "
+            "are compared by it"
+        )
+    at_least(1, **{"distil.documents": distilling.documents})
+    if not 0 <= relearning.keep_gb < math.inf:
+        raise UserError(f"--relearn.keep-gb must be 0 or more, got {relearning.keep_gb}")
     if not 0 <= relearning.retain_share <= 1:
         raise UserError(f"--relearn.retain-share must be between 0 and 1, got {relearning.retain_share}")
     if command.model not in PRESETS and (command.filtered or "new" in command.students):

@@ -1,4 +1,4 @@
-"""The models of an UNDO study, and the stages that make and attack them."""
+"""The models of an UNDO study, and the stages that make, attack and measure them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 from routed_rl.errors import at_least
 from routed_rl.lm import Training
 from routed_rl.lm.folders import ADAPTER, CONFIG, check_folder
-from routed_rl.lm.inputs import Text, model_identity, text_identity
+from routed_rl.lm.inputs import Text, model_identity
 from routed_rl.lm.suppressors import SUPPRESSORS
 from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.suppressor import Suppressor
-from routed_rl.options.undo import UndoOptions
+from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import Stage
+from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean
 
 STAGES = "stages"
@@ -27,12 +28,12 @@ BETAS_AT = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model of the study: its kind and settings, the stage that makes it and the stage that attacks it."""
+    """A model of the study: its kind and settings, the stage that makes it, and those that attack and measure it."""
 
     model: str
     seed: int
     stage: Stage
-    attack: Stage
+    measuring: Measuring
     suppressor: str | None = None
     strength: float | None = None
     labelled: float | None = None
@@ -54,8 +55,13 @@ class Member:
     def keys(self) -> dict[str, Any]:
         """Return the model's key columns in the table of results."""
         keys = {field.name: getattr(self, field.name) for field in fields(self)}
-        stages = {name: f"{stage.kind}-{stage.key}" for name in ("stage", "attack") if (stage := keys.pop(name))}
-        return {"name": self.name, **keys, **stages}
+        del keys["stage"], keys["measuring"]
+        return {"name": self.name, **keys, "stage": f"{self.stage.kind}-{self.stage.key}"}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stage that makes the model, and all that attack and measure it."""
+        return [self.stage, *self.measuring]
 
 
 def members(command: UndoOptions, text: Text) -> list[Member]:
@@ -64,19 +70,12 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     The first suppressor listed is the main one. Only its teacher is noised, and only it is repeated with fewer labels
     or other strengths. Teachers made elsewhere are noised too.
     """
-    of_all = ("length", "pack", "precision", "batch_size", "metric", "test_documents")
+    of_all = ("length", "pack", "precision", "batch_size")
     common: dict[str, Any] = {name: getattr(command, name) for name in of_all}
     common |= {"text": text.digest, "model": model_identity(command.model)}
-    if command.metric in ("answers", "completions"):
-        common["answer"] = command.answer
-    if command.metric == "completions":
-        common["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
-    if command.metric == "lm-eval":
-        tasks = command.lm_eval
-        include = None if tasks.include is None else text_identity(str(tasks.include))
-        common["lm_eval"] = [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]
+    measurer = Measurer(command, text)
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
-    distilled = {"distil": asdict(command.distil), "stops": command.distil.within is not None}
+    distilled = {"distil": _settings(command.distil), "stops": _stops(command)}
     pretrained = {"pretrain": asdict(command.pretrain)}
     main_beta, *other_betas = command.betas
     noises = [(alpha, main_beta) for alpha in command.alphas]
@@ -90,11 +89,8 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     def add(
         reference: Stage, model: str, kind: str, config: Mapping[str, Any], parents: Mapping[str, Stage], **keys: Any
     ) -> Stage:
-        seed = reference.seed
-        stage = Stage(kind, {**common, **config}, seed, parents)
-        of = {"model": stage, "reference": reference}
-        attack = Stage("attack", {**common, "relearn": asdict(command.relearn)}, seed, of)
-        found.append(Member(model, seed, stage, attack, **keys))
+        stage = Stage(kind, {**common, **config}, reference.seed, parents)
+        found.append(Member(model, stage.seed, stage, measurer.of(stage, reference), **keys))
         return stage
 
     def distil(reference: Stage, teacher: Stage, noised: bool, **keys: Any) -> None:
@@ -142,9 +138,26 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             parents = {"teacher": filtered, "reference": reference}
             slower = replace(command.distil, learning_rate=command.distil.learning_rate / 2)
             for student, settings in (("new", command.distil), ("reference", slower)):
-                config = {"distil": asdict(settings), "stops": False, "student": student}
+                config = {"distil": _settings(settings), "stops": None, "student": student}
                 add_to(f"matched, {student}", "distil", config, parents)
     return found
+
+
+def stop_metric(command: UndoOptions) -> str:
+    """Return the name of the metric by which distillation stops."""
+    return command.distil.metric or command.metric[0]
+
+
+def _settings(distil: Distil) -> dict[str, Any]:
+    """Return how students are distilled, without what is in :func:`_stops`."""
+    return {name: value for name, value in asdict(distil).items() if name not in ("metric", "documents")}
+
+
+def _stops(command: UndoOptions) -> dict[str, Any] | None:
+    """Return what decides when distillation stops; None: it does all steps."""
+    if command.distil.within is None:
+        return None
+    return metric_identity(command, stop_metric(command), command.distil.documents)
 
 
 def even_parts(rows: int, accumulate: int, least: int = 1) -> int:
@@ -233,8 +246,8 @@ def training_of(stage: Stage, accumulate: int) -> Training:
 def total_steps(stage: Stage) -> int:
     """Return the maximum number of gradient steps of a stage."""
     config: Mapping[str, Any] = stage.config
-    if stage.kind == "attack":
+    if stage.kind == ATTACK:
         return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))
-    if stage.kind == "given":
+    if stage.kind in ("given", *MEASURES):
         return 0
     return training_of(stage, 1).steps

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,22 +31,24 @@ from routed_rl.lm.folders import outline
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
-from routed_rl.options.undo import Distil, Relearn, UndoOptions
+from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
-from routed_rl.unlearning.attacks import barrier, quantised, relearn, weight_distance
+from routed_rl.unlearning.attacks import barrier, load_attacked, quantised, save_attacked, weight_distance
 from routed_rl.unlearning.distillation import StopRule, check_vocabulary, distil
 from routed_rl.unlearning.guard import check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
-from routed_rl.unlearning.undo_study.domains import Domains, higher_is_better
+from routed_rl.unlearning.undo_study.domains import Domains
+from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, DISTANCE, MEASURE, Measurer, make_attack
 from routed_rl.unlearning.undo_study.members import (
     even_parts,
     given_teachers,
     make_suppressor,
+    stop_metric,
     suppression_parts,
     training_of,
 )
 
-MODEL = "model"
+MODEL, ATTACKED = "model", "attacked"
 TEACHERS = ("suppress", "given")
 """Kinds of stages whose models are suppressed models."""
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
@@ -62,7 +65,7 @@ class Worker:
 
     def __init__(self, command: UndoOptions, text: Text, root: Path) -> None:
         self.command, self.text, self.root = command, text, root
-        self.domains = Domains(command, text)
+        self.domains, self.measurer = Domains(command, text), Measurer(command, text)
 
     def do(self, stage: Stage, on_step: OnStep = lambda step: None) -> None:
         """Do a stage, or the rest of an interrupted stage. Its parents are finished.
@@ -72,23 +75,18 @@ class Worker:
             UserError: for a teacher that has not forgotten, unless the options allow it.
         """
         makers = {"pretrain": self._pretrain, "suppress": self._suppress, "given": self._given, "distil": self._distil}
+        measurers = {MEASURE: self._measure, ATTACK: self._attack, CURVES: self._curves, DISTANCE: self._distance}
         if stage.kind == "distil":
             self._check_teacher(stage)
         with stage.open(self.root) as run:
             if run.finished:
                 return
-            if stage.kind == "attack":
-                finish_stage(run, self._attack(stage, run, on_step))
+            if stage.kind in measurers:
+                finish_stage(run, *measurers[stage.kind](stage, run, on_step))
                 return
             model, result = makers[stage.kind](stage, run, on_step)
-            measures = self.domains.measures(model)
-            if bad := [kind for kind, value in measures.items() if not math.isfinite(value)]:
-                raise FloatingPointError(
-                    f"after the stage {stage.kind} the {bad[0]} {self.command.metric} is {measures[bad[0]]}: lower the "
-                    "learning rate"
-                )
             save_model(model, self.text.tokenizer, run.path / MODEL)
-            finish_stage(run, {"measures": measures, **result}, FILES)
+            finish_stage(run, result, FILES)
 
     def _pretrain(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         model = self._new(stage.seed, "model")
@@ -135,7 +133,7 @@ class Worker:
 
     def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
-        settings = Distil(**config["distil"])
+        settings, stops = Distil(**config["distil"]), config["stops"]
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         taught = self._load(teacher)
         if config["student"] == "new":
@@ -158,71 +156,138 @@ class Worker:
             taught,
             source,
             training_of(stage, self.command.accumulate),
-            (lambda model: self.domains.measure(model, "retain")) if config["stops"] else None,
-            stop_rule(self.command, settings),
+            partial(self._retained, *_metric_of(stops)) if stops else None,
+            self.stop_rule(settings),
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),
             run=run,
             on_step=on_step,
         )
         cost = self._cost(student, found.steps, source, 1 + FORWARD_PASS)
-        stopped = {"reached": found.reached, "early": found.early} if config["stops"] else {"reached": None}
+        stopped = {"reached": found.reached, "early": found.early} if stops else {"reached": None}
         return student, {**stopped, **cost}
 
-    def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
-        """Attack a model: its curves by learning rate, saved one by one, and its distance from the reference."""
-        relearning = Relearn(**{**stage.config["relearn"]})  # type: ignore[dict-item]
+    def _retained(self, metric: str, documents: int, model: nn.Module) -> float:
+        return self.domains.measure(model, metric, "retain", documents)
+
+    def _measure(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
+        """Measure a model, and how much it knows with rounded weights."""
+        run.load_checkpoint()  # finds none
+        made, metric, count = stage.parents["model"], *_metric_of(stage.config)
+        model = self._load(made)
+        measures = self.domains.measures(model, metric, count)
+        if bad := [kind for kind, value in measures.items() if not math.isfinite(value)]:
+            raise FloatingPointError(
+                f"after the stage {made.kind} the {bad[0]} {metric} is {measures[bad[0]]}: lower the learning rate"
+            )
+        rounded = {str(bits): self.domains.measure(quantised(model, bits), metric, "forget", count) for bits in BITS}
+        return {"measures": measures, "quantised": rounded}, []
+
+    def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
+        """Attack a model, attempt by attempt. Save the attacked models, or measure them if the stage has a metric."""
+        parts = even_parts(self.command.relearn.batch_size, self.command.accumulate)
+        attack = make_attack(self.command, str(stage.config["attack"]), parts)
         model = self._load(stage.parents["model"])
         source = self.domains.attacker(model, stage.seed)
-        checkpoint = run.load_checkpoint()
-        curves: dict[str, Any] = {} if checkpoint is None else checkpoint.meta["curves"]
-        for i, rate in enumerate(relearning.learning_rates):
-            if repr(rate) in curves:
+        found: dict[str, Any] = _checkpoint(run)
+
+        def look(shown: list[dict[str, float]], setting: str, step: int, attacked: nn.Module) -> None:
+            measures = self._of_attacked(stage, attacked) if "metric" in stage.config else {}
+            if not measures:
+                save_attacked(attacked, model, run.path / _place(setting, step))
+            shown.append({"step": step, **measures})
+
+        for i, setting in enumerate(attack.attempts):
+            if str(setting) in found:
                 continue
             since = time.perf_counter()
-            found = relearn(
-                model,
-                source,
-                relearning.steps,
-                rate,
-                relearning.measured,
-                self.domains.measures,
-                rank=relearning.rank,
-                accumulate=even_parts(relearning.batch_size, self.command.accumulate),
-                precision=self.command.precision,
-                seed=derive_seed(stage.seed, "attack"),
-                on_step=partial(_later, on_step, i * relearning.steps),
-            )
-            curves[repr(rate)] = [{"step": 0, **self._measures(stage.parents["model"])}, *found]
-            done = (i + 1) * relearning.steps
+            shown: list[dict[str, float]] = []
+            with suppress(FloatingPointError):
+                attack.attempt(
+                    setting,
+                    model,
+                    source,
+                    partial(look, shown, str(setting)),
+                    seed=derive_seed(stage.seed, "attack"),
+                    on_step=partial(_later, on_step, i * attack.steps),
+                )
+            found[str(setting)] = shown
+            done = (i + 1) * attack.steps
             run.timings.append({"step": done, "seconds": time.perf_counter() - since})
-            run.metrics.append({**curves[repr(rate)][-1], "step": done, "learning_rate": rate})
-            run.save_checkpoint(i + 1, {}, {"curves": curves})
-        retain, original = self.domains.measured["retain"], self._load(stage.parents["reference"])
-        same = [p.shape for p in model.parameters()] == [p.shape for p in original.parameters()]
-        return {
-            "curves": curves,
-            "distance": weight_distance(model, original) if same else None,
-            "barrier": barrier(model, original, lambda between: evaluate(between, retain).mean()) if same else None,
-            "quantised": {str(bits): self.domains.measure(quantised(model, bits), "forget") for bits in BITS},
-        }
+            run.metrics.append({"step": done, "reached": shown[-1]["step"] if shown else 0})
+            run.save_checkpoint(i + 1, {}, {"found": found})
+        if "metric" in stage.config:
+            return {"curves": self._from_start(stage, found)}, []
+        steps = {setting: [int(entry["step"]) for entry in shown] for setting, shown in found.items()}
+        places = [run.path / _place(setting, step) for setting, those in steps.items() for step in those]
+        files = [file.relative_to(run.path).as_posix() for place in places for file in place.glob("*.safetensors")]
+        return {"attacked": steps}, files
+
+    def _curves(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
+        """Measure the models that an attack has made."""
+        attack, found = stage.parents["attack"], _checkpoint(run)
+        model, folder = self._load(stage.parents["model"]), attack.path(self.root)
+        for i, (setting, steps) in enumerate(self._result(attack)["attacked"].items()):
+            if setting in found:
+                continue
+            found[setting] = []
+            with suppress(FloatingPointError):
+                for step in steps:
+                    attacked = load_attacked(model, folder / _place(setting, step))
+                    found[setting].append({"step": step, **self._of_attacked(stage, attacked)})
+            run.save_checkpoint(i + 1, {}, {"found": found})
+        return {"curves": self._from_start(stage, found)}, []
+
+    def _of_attacked(self, stage: Stage, attacked: nn.Module) -> dict[str, float]:
+        """Return an attacked model's performance by a stage's metric; FloatingPointError if it is not finite."""
+        measures = self.domains.measures(attacked, *_metric_of(stage.config))
+        if not all(map(math.isfinite, measures.values())):
+            raise FloatingPointError("the attack has diverged")
+        return measures
+
+    def _from_start(self, stage: Stage, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the curves of an attack with the performance before it."""
+        before = {"step": 0, **self._result(stage.parents["before"])["measures"]}
+        return {setting: [before, *curve] for setting, curve in found.items()}
+
+    def _distance(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
+        """Measure how far a model is from the reference model; None where their weights have other shapes."""
+        run.load_checkpoint()  # finds none
+        model, original = (self._load(stage.parents[name]) for name in ("model", "reference"))
+        if [p.shape for p in model.parameters()] != [p.shape for p in original.parameters()]:
+            return {"distance": None, "barrier": None}, []
+        retain = self.domains.documents("retain", stage.config["documents"])  # type: ignore[arg-type]
+        between = barrier(model, original, lambda mixed: evaluate(mixed, retain).mean())
+        return {"distance": weight_distance(model, original), "barrier": between}, []
 
     def _check_teacher(self, stage: Stage) -> None:
         """Raise UserError if the teacher of a distillation has not forgotten, unless the options allow it."""
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
-            check_teacher(self._measures(teacher), self._measures(reference), ignorance(self.command, self.text))
+            stages = (self.measurer.measure(of, self.command.metric[0]) for of in (teacher, reference))
+            made, before = map(self._result, stages)
+            check_teacher(made["measures"], before["measures"], self.ignorance())
+
+    def ignorance(self) -> float:
+        """Return the main metric of a model that knows nothing."""
+        metric = self.domains.metric(self.command.metric[0], self.command.test_documents)
+        return metric.ignorance(self.text.tokenizer)
+
+    def stop_rule(self, settings: Distil) -> StopRule:
+        """Return when the retain performance of a student is good enough."""
+        higher = self.domains.metric(stop_metric(self.command), settings.documents).higher_is_better
+        return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
 
     def _load(self, stage: Stage) -> nn.Module:
-        self._measures(stage)
+        self._result(stage)
         return load_model(str(stage.path(self.root) / MODEL)).to(self.command.device)
 
-    def _measures(self, stage: Stage) -> dict[str, float]:
-        """The metric of a finished stage's model, by kind; UserError if the stage is not finished."""
+    def _result(self, stage: Stage) -> dict[str, Any]:
+        """The result of a finished stage; UserError if it is not finished."""
         result = stage.result(self.root)
         if result is None:
             raise UserError(f"the stage {str(stage.path(self.root))!r} is not finished: run the study again")
-        return result["measures"]  # type: ignore[no-any-return]
+        return result
 
     def _new(self, seed: int, name: str) -> nn.Module:
         return make_model(self.command, self.text.tokenizer, derive_seed(seed, name)).to(self.command.device)
@@ -253,16 +318,20 @@ def _later(on_step: OnStep, done: int, step: int) -> None:
     on_step(done + step)
 
 
-def stop_rule(command: UndoOptions, settings: Distil) -> StopRule:
-    """Return when the retain performance of a student is good enough."""
-    higher = higher_is_better(command)
-    return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
+def _metric_of(config: Mapping[str, Any]) -> tuple[str, int]:
+    """Return a metric, and on how many documents it is measured."""
+    return config["metric"], config.get("documents", 0)
 
 
-def ignorance(command: UndoOptions, text: Text) -> float:
-    """Return the metric of a model that knows nothing."""
-    nothing = {"loss": math.log(len(text.tokenizer)), "lm-eval": command.lm_eval.chance}
-    return nothing.get(command.metric, 0.0)
+def _place(setting: str, step: int) -> str:
+    """Return where an attack's stage keeps an attacked model."""
+    return f"{ATTACKED}/{setting}/{step}"
+
+
+def _checkpoint(run: RunDirectory) -> dict[str, Any]:
+    """Return what an interrupted stage had found, by the attempts of an attack."""
+    checkpoint = run.load_checkpoint()
+    return {} if checkpoint is None else checkpoint.meta["found"]  # type: ignore[no-any-return]
 
 
 def check_teacher(measures: Mapping[str, float], before: Mapping[str, float], ignorance: float) -> None:
