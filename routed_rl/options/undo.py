@@ -147,8 +147,16 @@ class UndoOptions(CorpusOptions):
     """share of the weights that are shrunk and noised: those that suppression has changed most"""
     oracle: bool = False
     """also distil the filtered model into the reference model and into a new model"""
-    filtered: bool = True
-    """train the filtered model, with which all models are compared; impossible for a pretrained --model"""
+    filtered: str | None = "train"
+    """the filtered model, which never saw the forget set, and with which all models are compared: "train" trains one,
+    which is impossible for a pretrained --model; or a folder or a name on the Hub, with {seed} if there is one per
+    seed; None: there is none"""
+    filtered_tokens: int | None = None
+    """number of tokens on which a --filtered model from elsewhere was trained, to compare compute; None: unknown"""
+    tune: float | None = None
+    """first try several learning rates, numbers of steps and retain weights of each suppressor around its --settings,
+    on documents that are not reported, and use those that forget most and keep this share of the retain performance,
+    such as 0.95; None: use --settings"""
     pretrain: Pretrain = field(default_factory=Pretrain)
     """pretraining of the reference and the filtered model"""
     distil: Distil = field(default_factory=Distil)
@@ -305,7 +313,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "suppress_rows": 16,
         "accumulate": 4,
         "touched": "matrices",
-        "filtered": False,
+        "filtered": None,
         "pretrain": Pretrain(steps=0),
         "settings": ("maxent.learning_rate=1e-5", "maxent.steps=125"),
         "distil": Distil(learning_rate=1e-5, steps=1000),
@@ -323,7 +331,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "batch_size": 440,
         "suppress_rows": 40,
         "accumulate": 40,
-        "filtered": False,
+        "filtered": None,
         "pretrain": Pretrain(steps=0),
         "suppress": ("maxent", "rmu"),
         "settings": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -106,19 +106,52 @@ def tune(
     if lone := [name for name, of in (("forget", forget), ("retain", retain)) if isinstance(of, str)]:
         raise ValueError(f"{lone[0]} must be a list of documents, got one string")
     sets: dict[str, list[Any]] = {"forget": list(forget), "retain": list(retain)}
-    chosen = {name: _some(len(of), TUNED, derive_seed(seed, "tune", name)) for name, of in sets.items()}
+    chosen = {name: some(len(of), TUNED, derive_seed(seed, "tune", name)) for name, of in sets.items()}
     tried = {name: [sets[name][i] for i in numbers] for name, numbers in chosen.items()}
     apart = math.ceil(HELD_OUT * len(tried["retain"]))
     allow = bool(fixed.get("allow_overlap"))
     corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart], allow)
-    before = _losses(model, corpus)
-    ignorance = math.log(len(tokenizer))
-    trials = []
     combinations = [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
     with progress_bar(f"tune, {method}", len(combinations), progress) as tick:
-        for settings in combinations:
-            trials.append({**settings, **_trial(model, tokenizer, tried, apart, method, {**fixed, **settings}, seed)})
-            tick()
+        frame, best = sweep(
+            combinations,
+            lambda settings: _trial(model, tokenizer, tried, apart, method, {**fixed, **settings}, seed),
+            _losses(model, corpus),
+            math.log(len(tokenizer)),
+            keep,
+            tick,
+        )
+    first = frame.iloc[0]
+    if not first.kept:
+        warnings.warn(
+            f"no setting of {method} keeps {keep:.0%} of the retain performance; the best one keeps "
+            f"{first.retain_left:.0%}: try a wider grid or another method",
+            stacklevel=2,
+        )
+    return Tuned(method, {**fixed, **best}, bool(first.kept), frame, chosen)
+
+
+def sweep(
+    combinations: Sequence[Mapping[str, Any]],
+    trial: Callable[[Mapping[str, Any]], Mapping[str, float]],
+    before: Mapping[str, float],
+    ignorance: float,
+    keep: float,
+    tick: Callable[[], Any] = lambda: None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Try settings, and return a row per trial, the best first, as :attr:`Tuned.trials`; and the best settings.
+
+    Args:
+        trial: returns ``forget_loss`` and ``retain_loss`` after unlearning with these settings.
+        before: the losses of "forget" and "retain" before.
+        ignorance: the loss of uniform guesses.
+        keep: share of the retain performance that must be left.
+        tick: called after each trial.
+    """
+    trials = []
+    for settings in combinations:
+        trials.append({**settings, **trial(settings)})
+        tick()
     frame = pd.DataFrame(trials)
     for name, value in before.items():
         frame[f"{name}_left"] = performance_left(value, frame[f"{name}_loss"], ignorance)
@@ -126,28 +159,22 @@ def tune(
     # Of trials that keep enough, the best one forgets most; of others, it keeps most.
     order = frame.forget_left.where(frame.kept, -frame.retain_left)
     frame = frame.iloc[np.lexsort((order, ~frame.kept))]
-    best = frame.iloc[0]
-    if not best.kept:
-        warnings.warn(
-            f"no setting of {method} keeps {keep:.0%} of the retain performance; the best one keeps "
-            f"{best.retain_left:.0%}: try a wider grid or another method",
-            stacklevel=2,
-        )
-    settings = {**fixed, **combinations[int(frame.index[0])]}
-    return Tuned(method, settings, bool(best.kept), frame.reset_index(drop=True), chosen)
+    return frame.reset_index(drop=True), dict(combinations[int(frame.index[0])])
+
+
+def around(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the values that are tried for those of the settings that have :data:`FACTORS`."""
+    tried = {name: [factor * settings[name] for factor in FACTORS[name]] for name in FACTORS if name in settings}
+    return {name: [max(round(step), 1) for step in of] if name == "steps" else of for name, of in tried.items()}
 
 
 def _usual(method: str) -> dict[str, list[Any]]:
     suppressor = SUPPRESSORS[method]()
     recipe = suppressor.recipe
-    usual = {"learning_rate": recipe.learning_rate, "steps": recipe.steps}
-    if hasattr(suppressor, "retain_weight"):
-        usual["retain_weight"] = suppressor.retain_weight
-    tried = {name: [factor * value for factor in FACTORS[name]] for name, value in usual.items()}
-    return {name: [max(round(step), 1) for step in of] if name == "steps" else of for name, of in tried.items()}
+    return around({"learning_rate": recipe.learning_rate, "steps": recipe.steps} | vars(suppressor))
 
 
-def _some(count: int, share: float, seed: int) -> tuple[int, ...]:
+def some(count: int, share: float, seed: int) -> tuple[int, ...]:
     """Numbers of some documents, in a random order."""
     if count < 4:
         raise ValueError(f"tuning needs at least four documents in each set, got {count}")

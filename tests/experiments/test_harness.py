@@ -110,7 +110,7 @@ def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):
         options = (
             f"--task custom --model {tmp_path}/model --corpus {tmp_path}/others.jsonl --forget {tmp_path}/some.jsonl "
             f"--corpora {tmp_path}/corpora --length 40 --metric lm-eval --lm-eval.include {tasks} "
-            "--lm-eval.retain others --lm-eval.forget some --lm-eval.limit 4 --no-filtered --pretrain.steps 0 "
+            "--lm-eval.retain others --lm-eval.forget some --lm-eval.limit 4 --filtered None --pretrain.steps 0 "
             "--settings maxent.steps=2 --alphas 0.25 --betas 0 --distil.no-relative --distil.steps 2 --distil.every 2 "
             "--batch-size 4 --suppress-rows 2 "
             "--relearn.steps 2 --relearn.measured 2 --relearn.learning-rates 1e-3 --allow-weak-teacher"

@@ -58,7 +58,7 @@ def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
     options, shell, ran = undo
     study = UndoStudy(**options)
     plan = study.plan()
-    assert list(plan) == ["stage", "model", "seed", "reason"] and set(plan.reason) == {"is new"}
+    assert list(plan) == ["stage", "model", "seed", "trains", "reason"] and set(plan.reason) == {"is new"}
     assert set(plan.model) == {
         "reference", "filtered", "suppressed, maxent", "undo, maxent, α 0.2, β 0.1", "undo, maxent, α 0.5, β 0.1",
     }  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path,
     options, _, _ = undo
     study = UndoStudy(**{**options, "allow_weak_teacher": False, "settings": ["maxent.learning_rate=1e-30"]})
     with pytest.raises(
-        RunsFailedError, match="2 of 10 stages failed; not run, because they depend on failed ones: 2"
+        RunsFailedError, match="2 of 25 stages failed; not run, because they depend on failed ones: 8"
     ) as raised:
         study.run()
     assert {out.name.partition("-")[0] for out in raised.value.failed} == {"distil"}

@@ -357,7 +357,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
 def test_every_suppressor_is_an_option(small, begun):
     assert set(SuppressorName.__args__) == set(SUPPRESSORS)
     few = ("--settings", *(f"{name}.steps=2" for name in SUPPRESSORS), "rmu.depth=1", "repnoise.noise_weight=0.2")
-    run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--no-filtered", "--out", begun)
+    run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--filtered", "None", "--out", begun)
     frame = pd.read_csv(begun / "results.csv").set_index("suppressor")
     assert set(SUPPRESSORS) <= set(frame.index) and frame.loc[list(SUPPRESSORS)].forget.nunique() == len(SUPPRESSORS)
 

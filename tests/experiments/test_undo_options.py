@@ -78,7 +78,14 @@ MISTAKES = [
     (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
     (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
     (["--metric", "answers", "--answer", "50"], "longer than their answer of --answer 50 tokens"),
-    (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
+    (["--oracle", "--filtered", "None"], "--oracle needs the filtered model: leave out --filtered None"),
+    (["--filtered", "nowhere/at-all"], "nowhere/at-all"),
+    (["--filtered-tokens", "9"], "--filtered-tokens needs a --filtered model from elsewhere"),
+    (["--tune", "0"], "--tune must be above 0 and at most 1, got 0.0"),
+    (
+        ["--tune", "0.9", "--validation", "None", "--test-documents", "99"],
+        "that are not measured: lower --test-documents",
+    ),
     (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
     (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),
     (["--suppress", "magic"], "magic"),
@@ -166,6 +173,6 @@ def test_a_plan_needs_no_gpu(task, tmp_path, monkeypatch, capsys):
     local |= {"text-field": "text", "validation": "0.2", "answer": "4", "corpora": "corpora", "out": "out"}
     monkeypatch.chdir(tmp_path)
     line = [word for name, value in local.items() for word in (f"--{name}", value)]
-    line += ["--model", "model", "--no-filtered", "--students", "noised", "--device", "cuda", "--plan"]
+    line += ["--model", "model", "--filtered", "None", "--students", "noised", "--device", "cuda", "--plan"]
     cli.main(["undo", "--task", task[0], "--preset", task[1], *line])
     assert "stages would run" in capsys.readouterr().out and not (tmp_path / "out").exists()

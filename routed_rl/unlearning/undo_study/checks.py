@@ -9,6 +9,7 @@ from routed_rl.lm import PRESETS
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS
+from routed_rl.unlearning.undo_study.members import TRAIN
 from routed_rl.wording import did_you_mean
 
 STRONGEST = 1000
@@ -84,15 +85,22 @@ def check_options(command: UndoOptions) -> None:
         raise UserError(f"--relearn.keep-gb must be 0 or more, got {relearning.keep_gb}")
     if not 0 <= relearning.retain_share <= 1:
         raise UserError(f"--relearn.retain-share must be between 0 and 1, got {relearning.retain_share}")
-    if command.model not in PRESETS and (command.filtered or "new" in command.students):
+    is_new = command.filtered == TRAIN or command.oracle or "new" in command.students
+    if command.model not in PRESETS and is_new:
         raise UserError(
-            f"--model {command.model} is pretrained, and a filtered or new model needs a preset: use --no-filtered and "
-            "leave out --students new"
+            f"--model {command.model} is pretrained, and a filtered or new model needs a preset: use --filtered "
+            "None or a model from elsewhere, and leave out --students new and --oracle"
         )
+    if command.tune is not None and not 0 < command.tune <= 1:
+        raise UserError(f"--tune must be above 0 and at most 1, got {command.tune}")
+    if command.filtered_tokens is not None:
+        at_least(1, filtered_tokens=command.filtered_tokens)
+        if command.filtered in (None, TRAIN):
+            raise UserError("--filtered-tokens needs a --filtered model from elsewhere: give its folder or name")
     include = command.lm_eval.include
     if include is not None and not include.is_dir():
         raise UserError(f"--lm-eval.include {str(include)!r} is not a folder")
-    if command.oracle and not command.filtered:
-        raise UserError("--oracle needs the filtered model: leave out --no-filtered")
+    if command.oracle and command.filtered is None:
+        raise UserError("--oracle needs the filtered model: leave out --filtered None")
     if command.model in PRESETS and not pretrain.steps:
         raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")

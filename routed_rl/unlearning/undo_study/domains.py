@@ -15,6 +15,7 @@ from routed_rl.options.undo import UndoOptions
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import derive_seed
 from routed_rl.unlearning.metrics import Kind, Metric
+from routed_rl.unlearning.tuning import HELD_OUT, TUNED, some
 from routed_rl.unlearning.undo_study.measuring import make_metric
 from routed_rl.unlearning.undo_study.members import stop_metric
 
@@ -101,6 +102,31 @@ class Domains:
         if not len(retain):
             raise ValueError(f"--flip-rate {self.command.flip_rate} labels every retain document as forget: lower it")
         return found, retain
+
+    def tuning(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return documents on which settings of suppressors are tried, and on which no model is measured.
+
+        Args:
+            share, seed: as for :meth:`labelled`.
+
+        Returns:
+            Labelled documents; retain documents for training; and further ones, on which trials are measured.
+
+        Raises:
+            ValueError: if a kind has fewer than four documents.
+        """
+        apart = []
+        for kind, documents in zip(("forget", "retain"), self.labelled(share, seed), strict=True):
+            if self.command.validation is None:
+                measured = self.documents(kind, self.command.test_documents).documents  # type: ignore[arg-type]
+                documents = np.setdiff1d(documents, measured)
+            try:
+                chosen = some(len(documents), TUNED, derive_seed(seed, "tune", kind))
+            except ValueError as error:
+                raise ValueError(f"--tune: {error} that are not measured: lower --test-documents") from None
+            apart.append(documents[list(chosen)])
+        held_out = math.ceil(HELD_OUT * len(apart[1]))
+        return apart[0], apart[1][held_out:], apart[1][:held_out]
 
     def without(self, share: float, seed: int) -> np.ndarray:
         """Return the mixture without the labelled documents, if this share of the forget set is labelled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,10 +19,11 @@ from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.suppressor import Suppressor
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import Stage
+from routed_rl.unlearning.tuning import around
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean
 
-STAGES = "stages"
+STAGES, TRAIN = "stages", "train"
 BETAS_AT = 0.6
 """Further betas are used at the alpha nearest to this value, which UNDO recommends."""
 
@@ -111,25 +113,33 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
         reference = Stage("pretrain", {**common, **whole}, seed, {})
         add_to = partial(add, reference)
         add_to("reference", "pretrain", whole, {})
-        if command.filtered:
+        if command.filtered == TRAIN:
             filtered = add_to("filtered", "pretrain", {**pretrained, "left_out": 1.0}, {})
             for left_out in command.labelled:
                 if left_out < 1:
                     add_to(
                         "filtered", "pretrain", {**pretrained, **errors, "left_out": left_out}, {}, labelled=left_out
                     )
+        elif command.filtered is not None:
+            filtered = add_to("filtered", "filtered", {"given": model_identity(given_filtered(command, seed))}, {})
         for method, strength, labelled in teachers:
             keys = {"suppressor": method, "strength": strength, "labelled": labelled}
             suppressor, recipe = make_suppressor(command.settings, method)
-            recipe = replace(recipe, steps=max(round(strength * recipe.steps), 1), precision=command.precision)
-            steps = asdict(recipe)
+            steps = asdict(replace(recipe, precision=command.precision))
             del steps["accumulate"]  # changes rounding only, except for repnoise, see below
             config: dict[str, Any] = {"method": method, "settings": asdict(suppressor), "recipe": steps}
             config["labelled"] = labelled
             if method == "repnoise":
                 config["parts"] = suppression_parts(command)
             config |= {"rows": command.suppress_rows, **errors}
-            teacher = add_to("suppressed", "suppress", config, {"reference": reference}, **keys)
+            parents = {"reference": reference}
+            if command.tune is not None:
+                documents = {"keep": command.tune, "documents": command.test_documents}
+                parents["tuned"] = Stage("tune", {**common, **config, **documents}, seed, parents.copy())
+            config["recipe"] = with_strength(steps, strength)
+            if strength != 1:
+                config["strength"] = strength
+            teacher = add_to("suppressed", "suppress", config, parents, **keys)
             distil(reference, teacher, (method, strength, labelled) == teachers[0], **keys)
         for name, folder in given_teachers(command, seed).items():
             teacher = add_to("suppressed", "given", {"given": model_identity(folder)}, {}, suppressor=name)
@@ -141,6 +151,11 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
                 config = {"distil": _settings(settings), "stops": None, "student": student}
                 add_to(f"matched, {student}", "distil", config, parents)
     return found
+
+
+def with_strength(recipe: Mapping[str, Any], strength: float) -> dict[str, Any]:
+    """Return the training settings of a suppressor with this factor on its number of steps."""
+    return {**recipe, "steps": max(round(strength * recipe["steps"]), 1)}
 
 
 def stop_metric(command: UndoOptions) -> str:
@@ -225,16 +240,33 @@ def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
         if not name or not folder or name in found or name in SUPPRESSORS:
             raise ValueError(f"--teachers must be NAME=FOLDER, with a NAME that is not taken, got {given!r}")
         found[name] = folder.replace("{seed}", str(seed))
-        if not any(Path(found[name], file).is_file() for file in (CONFIG, ADAPTER)):
-            raise ValueError(f"--teachers {given}: there is no model ({CONFIG} or {ADAPTER}) in {found[name]!r}")
-        check_folder(found[name])
+        _check_given(f"--teachers {given}", found[name])
     return found
+
+
+def given_filtered(command: UndoOptions, seed: int) -> str:
+    """Return the folder or name of a filtered model that was made elsewhere.
+
+    Raises:
+        ValueError, OSError: for a folder without a model.
+    """
+    assert command.filtered is not None
+    name = command.filtered.replace("{seed}", str(seed))
+    if Path(name).is_absolute():
+        _check_given(f"--filtered {command.filtered}", name)
+    return name
+
+
+def _check_given(option: str, folder: str) -> None:
+    if not any(Path(folder, file).is_file() for file in (CONFIG, ADAPTER)):
+        raise ValueError(f"{option}: there is no model ({CONFIG} or {ADAPTER}) in {folder!r}")
+    check_folder(folder)
 
 
 def training_of(stage: Stage, accumulate: int) -> Training:
     """Return how the model of a stage is trained."""
     config: Mapping[str, Any] = stage.config
-    if stage.kind == "suppress":
+    if stage.kind in ("suppress", "tune"):
         return Training(**config["recipe"], accumulate=accumulate)
     common = {"accumulate": accumulate, "precision": config["precision"]}
     if stage.kind == "pretrain":
@@ -243,11 +275,21 @@ def training_of(stage: Stage, accumulate: int) -> Training:
     return Training(**{name: config["distil"][name] for name in names}, weight_decay=0.0, **common)
 
 
+def trials(stage: Stage) -> list[dict[str, Any]]:
+    """Return the settings that a stage of the kind "tune" tries."""
+    config: Mapping[str, Any] = stage.config
+    names = ("steps", "learning_rate")
+    values = around({**{name: config["recipe"][name] for name in names}, **config["settings"]})
+    return [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
+
+
 def total_steps(stage: Stage) -> int:
     """Return the maximum number of gradient steps of a stage."""
     config: Mapping[str, Any] = stage.config
     if stage.kind == ATTACK:
         return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))
-    if stage.kind in ("given", *MEASURES):
+    if stage.kind in ("given", "filtered", *MEASURES):
         return 0
+    if stage.kind == "tune":
+        return sum(settings["steps"] for settings in trials(stage))
     return training_of(stage, 1).steps

@@ -60,6 +60,12 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         row |= {name: distance[name] for name in ("distance", "barrier")}
         row |= {name: made[name] for name in ("steps", "tokens", "flops")} | {"reached": made.get("reached")}
         row |= {"early": made.get("early")}
+        if member.stage.kind == "filtered" and options.filtered_tokens is not None:
+            tokens = options.filtered_tokens
+            row |= {"tokens": tokens, "flops": tokens * made["flops_per_token"]}
+        row |= {name: made.get(name) for name in ("tuning_steps", "tuning_flops")}
+        row["tuned"] = " ".join(f"{name}={value:g}" for name, value in made.get("tuning_settings", {}).items()) or None
+        row["tuning_kept"] = made.get("tuning_kept")
         teacher = next((s for s in with_ancestors([member.stage]) if s.kind in TEACHERS), None)
         if teacher is not None:
             row |= _of_teacher(teacher, member.measuring.distance.parents["reference"], worker)
@@ -157,8 +163,10 @@ def compared(rows: Sequence[dict[str, Any]], options: UndoOptions, rule: StopRul
             for before, last in attacked.items():
                 of[f"{before}robustness"] = robustness(row[last], teacher[last], filtered[last])
             if row is not teacher:
-                of["compute"] = row["steps"] / filtered["steps"]
-                if teacher["flops"] is not None:  # a teacher made elsewhere has an unknown cost
+                steps = "steps" if filtered["steps"] is not None else "tokens"  # of a model from elsewhere
+                if filtered[steps] is not None:
+                    of["compute"] = row[steps] / filtered[steps]
+                if None not in (teacher["flops"], filtered["flops"]):  # a model from elsewhere may have an unknown cost
                     of["compute_flops"] = (row["flops"] + teacher["flops"]) / filtered["flops"]
         compared.append({**row, **of})
     return compared
@@ -220,6 +228,7 @@ def _table(
 def _remarks(frame: pd.DataFrame, options: UndoOptions, doubtful: list[str]) -> list[tuple[str, list[str]]]:
     """Return sentences about results that mean less than they seem to, each with the models that it is about."""
     least = options.distil.least
+    tuned = frame.dropna(subset=["tuned"]).drop_duplicates(["name", "tuned"]) if "tuned" in frame else frame.head(0)
     diverged = {
         name: " ".join(dict.fromkeys(" ".join(rates).split()))
         for name, rates in frame.dropna(subset=["diverged"]).groupby("name").diverged
@@ -237,6 +246,14 @@ def _remarks(frame: pd.DataFrame, options: UndoOptions, doubtful: list[str]) -> 
         ),
         ("At the last step the retain performance was not yet the teacher's", _named(frame, "reached", False)),
         ("The teacher had not forgotten, or had forgotten everything", _named(frame, "weak_teacher", True)),
+        (
+            "Settings that were found first (--tune), with the gradient steps of all trials",
+            [f"{row.name} ({row.tuned}; {row.tuning_steps:.0f} steps)" for row in tuned.itertuples()],
+        ),
+        (
+            f"No settings that were tried keep the share {options.tune} of the retain performance",
+            _named(tuned, "tuning_kept", False),
+        ),
         (
             "The noise cost so little that distillation stopped after its least number of steps (--distil.least "
             f"{least}); the student is still close to its teacher, so use a larger α",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +21,8 @@ from routed_rl.errors import UserError, user_input
 from routed_rl.lm import (
     PRESETS,
     Batches,
+    Training,
+    WholeDocuments,
     build_model,
     evaluate,
     keeps_apart,
@@ -30,42 +35,48 @@ from routed_rl.lm import (
 from routed_rl.lm.folders import outline
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
+from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
-from routed_rl.unlearning.attacks import barrier, load_attacked, quantised, save_attacked, weight_distance
 from routed_rl.unlearning.distillation import StopRule, check_vocabulary, distil
 from routed_rl.unlearning.guard import check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
-from routed_rl.unlearning.undo_study.domains import Domains
-from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, DISTANCE, MEASURE, Measurer, make_attack
+from routed_rl.unlearning.tuning import sweep
+from routed_rl.unlearning.undo_study.measurements import (
+    MODEL,
+    Measured,
+    Measurements,
+    OnStep,
+    found_so_far,
+    later,
+    metric_of,
+)
+from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, DISTANCE, MEASURE, Measurer
 from routed_rl.unlearning.undo_study.members import (
-    even_parts,
+    given_filtered,
     given_teachers,
     make_suppressor,
     stop_metric,
     suppression_parts,
     training_of,
+    trials,
+    with_strength,
 )
 
-MODEL, ATTACKED = "model", "attacked"
 TEACHERS = ("suppress", "given")
 """Kinds of stages whose models are suppressed models."""
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
 """Files of a model that later stages read."""
-BITS = (8, 4)
-"""Bits to which weights are rounded, to see whether rounding brings the forget performance back."""
-OnStep = Callable[[int], None]
 Made = tuple[nn.Module, dict[str, Any]]
 """A model, and facts about its training."""
 
 
-class Worker:
+class Worker(Measurements):
     """Does stages, one after the other, in the directory of all stages."""
 
     def __init__(self, command: UndoOptions, text: Text, root: Path) -> None:
-        self.command, self.text, self.root = command, text, root
-        self.domains, self.measurer = Domains(command, text), Measurer(command, text)
+        super().__init__(command, text, root)
+        self.measurer = Measurer(command, text)
 
     def do(self, stage: Stage, on_step: OnStep = lambda step: None) -> None:
         """Do a stage, or the rest of an interrupted stage. Its parents are finished.
@@ -74,8 +85,15 @@ class Worker:
             FloatingPointError: if a loss or a metric is not finite.
             UserError: for a teacher that has not forgotten, unless the options allow it.
         """
-        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "given": self._given, "distil": self._distil}
-        measurers = {MEASURE: self._measure, ATTACK: self._attack, CURVES: self._curves, DISTANCE: self._distance}
+        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "distil": self._distil}
+        makers |= {"given": self._given, "filtered": self._given}
+        measurers = {
+            "tune": self._tune,
+            MEASURE: self.measure,
+            ATTACK: self.attack,
+            CURVES: self.curves,
+            DISTANCE: self.distance,
+        }
         if stage.kind == "distil":
             self._check_teacher(stage)
         with stage.open(self.root) as run:
@@ -99,52 +117,108 @@ class Worker:
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model = self._load(stage.parents["reference"])
+        model, training = self.load(stage.parents["reference"]), training_of(stage, suppression_parts(self.command))
         method, _ = make_suppressor(self.command.settings, config["method"])
         marked, retained = self.domains.labelled(config["labelled"], seed)
-        source = ForgetAndRetain(
-            self.domains.batches(model, marked, rows, derive_seed(seed, "forget"), labelled=True),
-            self.domains.batches(model, retained, rows, derive_seed(seed, "retain")),
+        tuning: dict[str, Any] = {}
+        if "tuned" in stage.parents:
+            tuning = self.result(stage.parents["tuned"])
+            method, training = tuned(method, training, tuning["settings"])
+            training = replace(training, **with_strength({"steps": training.steps}, config.get("strength", 1.0)))
+        source = self._source(model, (marked, retained), rows, seed)
+        self._train(model, method, training, source, seed, run, on_step)
+        cost = self._cost(model, training.steps, source, method.cost)
+        tuning = {f"tuning_{name}": tuning[name] for name in ("steps", "flops", "settings", "kept") if tuning}
+        return model, {"labelled_documents": len(marked), **cost, **tuning}
+
+    def _source(
+        self, model: nn.Module, documents: tuple[np.ndarray, np.ndarray], rows: int, seed: int
+    ) -> ForgetAndRetain:
+        """Return batches of suppression: of documents with the label "forget", and of those that are retained."""
+        return ForgetAndRetain(
+            self.domains.batches(model, documents[0], rows, derive_seed(seed, "forget"), labelled=True),
+            self.domains.batches(model, documents[1], rows, derive_seed(seed, "retain")),
         )
-        cost = self._cost(model, config["recipe"]["steps"], source, method.cost)
+
+    def _train(
+        self,
+        model: nn.Module,
+        method: Suppressor,
+        training: Training,
+        source: ForgetAndRetain,
+        seed: int,
+        run: RunDirectory | None,
+        on_step: OnStep,
+    ) -> None:
+        """Suppress what a model knows, in place."""
+        seed = derive_seed(seed, "suppress")
         with user_input():
-            objective = method.objective(model, derive_seed(seed, "suppress"))
-        train(
-            model,
-            source,
-            training_of(stage, suppression_parts(self.command)),
-            objective,
-            seed=derive_seed(seed, "suppress"),
-            gradient=method.gradient,
-            run=run,
-            on_step=on_step,
-        )
+            objective = method.objective(model, seed)
+        train(model, source, training, objective, seed=seed, gradient=method.gradient, run=run, on_step=on_step)
         model.requires_grad_(True)
-        return model, {"labelled_documents": len(marked), **cost}
+
+    def _tune(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
+        """Try settings of a suppressor, on documents on which no model is measured."""
+        config: Mapping[str, Any] = stage.config
+        model, seed = self.load(stage.parents["reference"]), stage.seed
+        method, _ = make_suppressor(self.command.settings, config["method"])
+        usual = training_of(stage, suppression_parts(self.command))
+        marked, retained, held_out = self.domains.tuning(config["labelled"], seed)
+        source = self._source(model, (marked, retained), config["rows"], seed)
+        measured = {
+            name: WholeDocuments(self.domains.corpus, of) for name, of in (("forget", marked), ("retain", held_out))
+        }
+        found, steps = found_so_far(run), 0
+
+        def trial(settings: Mapping[str, Any]) -> dict[str, float]:
+            nonlocal steps
+            since, steps = steps, steps + settings["steps"]
+            key = json.dumps(settings, sort_keys=True)
+            if key not in found:
+                begun, copied = time.perf_counter(), copy.deepcopy(model)
+                with suppress(FloatingPointError):  # it has diverged
+                    found[key] = None
+                    mine = tuned(method, usual, settings)
+                    self._train(copied, *mine, source, seed, None, partial(later, on_step, since))
+                    found[key] = {name: evaluate(copied, of).mean() for name, of in measured.items()}
+                run.timings.append({"step": steps, "seconds": time.perf_counter() - begun})
+                run.metrics.append({"step": steps, **(found[key] or {}), **settings})
+                run.save_checkpoint(steps, {}, {"found": found})
+            return {f"{name}_loss": math.nan if found[key] is None else found[key][name] for name in measured}
+
+        before = {name: evaluate(model, of).mean() for name, of in measured.items()}
+        frame, best = sweep(trials(stage), trial, before, math.log(len(self.text.tokenizer)), config["keep"])
+        cost = self._cost(model, steps, source, method.cost)
+        return {"settings": best, "kept": bool(frame.kept.iloc[0]), **cost}, []
 
     def _given(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         run.load_checkpoint()  # finds none, because nothing is trained here
-        folders = given_teachers(self.command, stage.seed).values()
-        folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
+        if stage.kind == "filtered":
+            folder = given_filtered(self.command, stage.seed)
+        else:
+            folders = given_teachers(self.command, stage.seed).values()
+            folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
         with user_input():
             check_given(self.command, self.text, folder)
             model = load_model(folder).to(self.command.device)
-        return model, {"labelled_documents": None, "steps": None, "tokens": None, "flops": None}
+        per_token = training_flops(model, self.command.length)
+        unknown = dict.fromkeys(("labelled_documents", "steps", "tokens", "flops"))
+        return model, {**unknown, "flops_per_token": per_token}
 
     def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         settings, stops = Distil(**config["distil"]), config["stops"]
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
-        taught = self._load(teacher)
+        taught = self.load(teacher)
         if config["student"] == "new":
             student = self._new(stage.seed, "student")
         elif config["student"] == "reference":
-            student = self._load(reference)
+            student = self.load(reference)
         else:
             student = copy.deepcopy(taught)
             with user_input():
                 share = config.get("localised", 1.0)
-                mask = most_changed(self._load(reference), taught, share) if share < 1 else None
+                mask = most_changed(self.load(reference), taught, share) if share < 1 else None
                 touch = {} if config.get("touched", "all") == "all" else {"touch": matrices}
                 noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
                 shrink_and_perturb(student, *noise, **touch, mask=mask)
@@ -156,7 +230,7 @@ class Worker:
             taught,
             source,
             training_of(stage, self.command.accumulate),
-            partial(self._retained, *_metric_of(stops)) if stops else None,
+            partial(self._retained, *metric_of(stops)) if stops else None,
             self.stop_rule(settings),
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),
@@ -170,102 +244,12 @@ class Worker:
     def _retained(self, metric: str, documents: int, model: nn.Module) -> float:
         return self.domains.measure(model, metric, "retain", documents)
 
-    def _measure(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
-        """Measure a model, and how much it knows with rounded weights."""
-        run.load_checkpoint()  # finds none
-        made, metric, count = stage.parents["model"], *_metric_of(stage.config)
-        model = self._load(made)
-        measures = self.domains.measures(model, metric, count)
-        if bad := [kind for kind, value in measures.items() if not math.isfinite(value)]:
-            raise FloatingPointError(
-                f"after the stage {made.kind} the {bad[0]} {metric} is {measures[bad[0]]}: lower the learning rate"
-            )
-        rounded = {str(bits): self.domains.measure(quantised(model, bits), metric, "forget", count) for bits in BITS}
-        return {"measures": measures, "quantised": rounded}, []
-
-    def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
-        """Attack a model, attempt by attempt. Save the attacked models, or measure them if the stage has a metric."""
-        parts = even_parts(self.command.relearn.batch_size, self.command.accumulate)
-        attack = make_attack(self.command, str(stage.config["attack"]), parts)
-        model = self._load(stage.parents["model"])
-        source = self.domains.attacker(model, stage.seed)
-        found: dict[str, Any] = _checkpoint(run)
-
-        def look(shown: list[dict[str, float]], setting: str, step: int, attacked: nn.Module) -> None:
-            measures = self._of_attacked(stage, attacked) if "metric" in stage.config else {}
-            if not measures:
-                save_attacked(attacked, model, run.path / _place(setting, step))
-            shown.append({"step": step, **measures})
-
-        for i, setting in enumerate(attack.attempts):
-            if str(setting) in found:
-                continue
-            since = time.perf_counter()
-            shown: list[dict[str, float]] = []
-            with suppress(FloatingPointError):
-                attack.attempt(
-                    setting,
-                    model,
-                    source,
-                    partial(look, shown, str(setting)),
-                    seed=derive_seed(stage.seed, "attack"),
-                    on_step=partial(_later, on_step, i * attack.steps),
-                )
-            found[str(setting)] = shown
-            done = (i + 1) * attack.steps
-            run.timings.append({"step": done, "seconds": time.perf_counter() - since})
-            run.metrics.append({"step": done, "reached": shown[-1]["step"] if shown else 0})
-            run.save_checkpoint(i + 1, {}, {"found": found})
-        if "metric" in stage.config:
-            return {"curves": self._from_start(stage, found)}, []
-        steps = {setting: [int(entry["step"]) for entry in shown] for setting, shown in found.items()}
-        places = [run.path / _place(setting, step) for setting, those in steps.items() for step in those]
-        files = [file.relative_to(run.path).as_posix() for place in places for file in place.glob("*.safetensors")]
-        return {"attacked": steps}, files
-
-    def _curves(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
-        """Measure the models that an attack has made."""
-        attack, found = stage.parents["attack"], _checkpoint(run)
-        model, folder = self._load(stage.parents["model"]), attack.path(self.root)
-        for i, (setting, steps) in enumerate(self._result(attack)["attacked"].items()):
-            if setting in found:
-                continue
-            found[setting] = []
-            with suppress(FloatingPointError):
-                for step in steps:
-                    attacked = load_attacked(model, folder / _place(setting, step))
-                    found[setting].append({"step": step, **self._of_attacked(stage, attacked)})
-            run.save_checkpoint(i + 1, {}, {"found": found})
-        return {"curves": self._from_start(stage, found)}, []
-
-    def _of_attacked(self, stage: Stage, attacked: nn.Module) -> dict[str, float]:
-        """Return an attacked model's performance by a stage's metric; FloatingPointError if it is not finite."""
-        measures = self.domains.measures(attacked, *_metric_of(stage.config))
-        if not all(map(math.isfinite, measures.values())):
-            raise FloatingPointError("the attack has diverged")
-        return measures
-
-    def _from_start(self, stage: Stage, found: dict[str, Any]) -> dict[str, Any]:
-        """Return the curves of an attack with the performance before it."""
-        before = {"step": 0, **self._result(stage.parents["before"])["measures"]}
-        return {setting: [before, *curve] for setting, curve in found.items()}
-
-    def _distance(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> tuple[dict[str, Any], list[str]]:
-        """Measure how far a model is from the reference model; None where their weights have other shapes."""
-        run.load_checkpoint()  # finds none
-        model, original = (self._load(stage.parents[name]) for name in ("model", "reference"))
-        if [p.shape for p in model.parameters()] != [p.shape for p in original.parameters()]:
-            return {"distance": None, "barrier": None}, []
-        retain = self.domains.documents("retain", stage.config["documents"])  # type: ignore[arg-type]
-        between = barrier(model, original, lambda mixed: evaluate(mixed, retain).mean())
-        return {"distance": weight_distance(model, original), "barrier": between}, []
-
     def _check_teacher(self, stage: Stage) -> None:
         """Raise UserError if the teacher of a distillation has not forgotten, unless the options allow it."""
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
             stages = (self.measurer.measure(of, self.command.metric[0]) for of in (teacher, reference))
-            made, before = map(self._result, stages)
+            made, before = map(self.result, stages)
             check_teacher(made["measures"], before["measures"], self.ignorance())
 
     def ignorance(self) -> float:
@@ -277,17 +261,6 @@ class Worker:
         """Return when the retain performance of a student is good enough."""
         higher = self.domains.metric(stop_metric(self.command), settings.documents).higher_is_better
         return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
-
-    def _load(self, stage: Stage) -> nn.Module:
-        self._result(stage)
-        return load_model(str(stage.path(self.root) / MODEL)).to(self.command.device)
-
-    def _result(self, stage: Stage) -> dict[str, Any]:
-        """The result of a finished stage; UserError if it is not finished."""
-        result = stage.result(self.root)
-        if result is None:
-            raise UserError(f"the stage {str(stage.path(self.root))!r} is not finished: run the study again")
-        return result
 
     def _new(self, seed: int, name: str) -> nn.Module:
         return make_model(self.command, self.text.tokenizer, derive_seed(seed, name)).to(self.command.device)
@@ -305,7 +278,7 @@ def check_given(command: UndoOptions, text: Text, folder: str) -> None:
     if any(getattr(theirs, name) != getattr(ours, name) for name in ("bos_token_id", "eos_token_id")) or (
         theirs.get_vocab() != ours.get_vocab()
     ):
-        raise ValueError(f"the teacher in {folder!r} has another tokenizer than the corpus: give its --tokenizer")
+        raise ValueError(f"the model in {folder!r} has another tokenizer than the corpus: give its --tokenizer")
     teacher = outline(folder)
     check_fits(command, ours, teacher, folder)
     if "new" in command.students and command.model in PRESETS:
@@ -313,25 +286,11 @@ def check_given(command: UndoOptions, text: Text, folder: str) -> None:
             check_vocabulary(build_model(command.model, ours, 0), teacher)
 
 
-def _later(on_step: OnStep, done: int, step: int) -> None:
-    """Report a step of an attack at a later learning rate."""
-    on_step(done + step)
-
-
-def _metric_of(config: Mapping[str, Any]) -> tuple[str, int]:
-    """Return a metric, and on how many documents it is measured."""
-    return config["metric"], config.get("documents", 0)
-
-
-def _place(setting: str, step: int) -> str:
-    """Return where an attack's stage keeps an attacked model."""
-    return f"{ATTACKED}/{setting}/{step}"
-
-
-def _checkpoint(run: RunDirectory) -> dict[str, Any]:
-    """Return what an interrupted stage had found, by the attempts of an attack."""
-    checkpoint = run.load_checkpoint()
-    return {} if checkpoint is None else checkpoint.meta["found"]  # type: ignore[no-any-return]
+def tuned(method: Suppressor, training: Training, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
+    """Return a suppressor and its training with other settings."""
+    recipe = {name: settings[name] for name in ("steps", "learning_rate")}
+    own = {name: value for name, value in settings.items() if name not in recipe}
+    return replace(method, **own), replace(training, **recipe)
 
 
 def check_teacher(measures: Mapping[str, float], before: Mapping[str, float], ignorance: float) -> None:

@@ -25,7 +25,15 @@ from routed_rl.unlearning.undo_study.checks import check_options
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
 from routed_rl.unlearning.undo_study.measuring import CURVES, DISTANCE, MEASURE, Measurer
-from routed_rl.unlearning.undo_study.members import STAGES, Member, given_teachers, members, total_steps
+from routed_rl.unlearning.undo_study.members import (
+    STAGES,
+    TRAIN,
+    Member,
+    given_filtered,
+    given_teachers,
+    members,
+    total_steps,
+)
 from routed_rl.unlearning.undo_study.stages import TEACHERS, check_given
 
 
@@ -105,7 +113,7 @@ class UndoStudy(UndoOptions, Study):
         task = task or ("custom" if "forget" in given else "arithmetic")
         usual = dict(TASKS.get((task, preset), {}))  # type: ignore[arg-type]
         if task == "custom" and given.get("model", UndoOptions.model) not in PRESETS:
-            usual |= {"filtered": False, "pretrain": Pretrain(steps=0)}
+            usual |= {"filtered": None, "pretrain": Pretrain(steps=0)}
         UndoOptions.__init__(self, **named(UndoOptions, usual, {**given, "task": task, "preset": preset}))
         for name, value in _whole(self).items():
             object.__setattr__(self, name, value)
@@ -124,7 +132,8 @@ class UndoStudy(UndoOptions, Study):
             runs = self._prepare(True)
             check_study(self.out, self._identity())
             reasons = {stage.key: reason for stage, reason in plan([run.stage for run in runs], self.root)}
-        names = {stage.key: member.name for member in reversed(self.members) for stage in member.stages}
+        names = {s.key: member.name for member in reversed(self.members) for s in with_ancestors([member.stage])}
+        names |= {stage.key: member.name for member in reversed(self.members) for stage in member.stages}
         rows = [
             {
                 "stage": run.out.name,
@@ -163,9 +172,13 @@ class UndoStudy(UndoOptions, Study):
         for seed in {member.seed for member in self.members}:
             for folder in given_teachers(self, seed).values():
                 check_given(self, self.text, folder)
+            if self.filtered not in (None, TRAIN):
+                check_given(self, self.text, given_filtered(self, seed))
             domains.attacked_with(seed)
             for share in self.labelled:
                 domains.labelled(share, seed)
+                if self.tune is not None:
+                    domains.tuning(share, seed)
         domains.check_metrics()
         options = UndoOptions(**{field.name: getattr(self, field.name) for field in fields(UndoOptions)})
         measurer = Measurer(self, self.text)
@@ -197,6 +210,8 @@ def _whole(options: UndoOptions) -> dict[str, Any]:
         paths["prompts"] = Path(os.path.abspath(options.prompts))
     if options.lm_eval.include is not None:
         paths["lm_eval"] = replace(options.lm_eval, include=Path(os.path.abspath(options.lm_eval.include)))
+    if options.filtered is not None and options.filtered != TRAIN and Path(options.filtered).parent.is_dir():
+        paths["filtered"] = os.path.abspath(options.filtered)
     named = [given.partition("=") for given in options.teachers]
     paths["teachers"] = tuple(
         f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
