@@ -65,10 +65,12 @@ def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
     with pytest.raises(ValueError, match="no run is finished"):
         study.results()
     found = study.run()
-    assert len(found) == 5 and len(ran) == len(plan)
+    assert len(found) == 5 and len(ran) == 2 * len(found) < len(plan), (
+        "a process makes and measures a model, or attacks it"
+    )
     before = contents(tmp_path / "study")
     cli.main(["undo", *shell])
-    assert len(ran) == len(plan) and contents(tmp_path / "study") == before
+    assert len(ran) == 2 * len(found) and contents(tmp_path / "study") == before
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "study" / "results.csv"), found, check_dtype=False)
     again = UndoStudy(**options)
     assert set(again.plan().reason) == {"is finished"}
