@@ -34,7 +34,7 @@ def undo(tmp_path, monkeypatch):
         "task": "languages",
         "documents": 200,
         "pretrain": Pretrain(steps=6, warmup=2),
-        "distil": Distil(steps=6, warmup=2, every=2),
+        "distil": Distil(steps=6, warmup=2, every=2, documents=64),
         "batch_size": 4,
         "suppress_rows": 2,
         "test_documents": 4,
