@@ -15,6 +15,7 @@ from routed_rl.lm.suppressors import (
     Suppressor,
     Undial,
 )
+from routed_rl.lm.suppressors.conformance import check_suppressor
 from routed_rl.unlearning.attacks import (
     WorstCase,
     barrier,
@@ -59,6 +60,7 @@ __all__ = [
     "barrier",
     "cache_teacher",
     "check_suppression",
+    "check_suppressor",
     "check_vocabulary",
     "distil",
     "divergence",
