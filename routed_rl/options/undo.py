@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routed_rl.options.text import CorpusOptions
+from routed_rl.plugins import PluginName
 
 Task = Literal["arithmetic", "languages", "languages-shared", "english-korean", "stories", "tofu", "wmdp", "custom"]
 UndoPreset = Literal["quick", "paper"]
-SuppressorName = Literal["graddiff", "maxent", "rmu", "npo", "simnpo", "undial", "repnoise", "sam"]
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,13 @@ class UndoOptions(CorpusOptions):
     prompts: Path | None = None
     """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget" (true or false); None:
     prompts of word-problems, for each operation --test-documents equations and as many stories"""
-    suppress: tuple[SuppressorName, ...] = ("maxent",)
-    """suppressors, which make the teachers; the first one is the main suppressor"""
+    suppress: tuple[PluginName, ...] = ("maxent",)
+    """suppressors, which make the teachers; the first one is the main suppressor: graddiff, maxent, rmu, npo, simnpo,
+    undial, repnoise, sam; the name of a method in an installed package; or MODULE:CLASS, your own class in a module in
+    the working directory, or FOLDER/MODULE:CLASS"""
     settings: tuple[str, ...] = ()
-    """settings of suppressors, each METHOD.NAME=VALUE; NAME is steps, learning_rate, or an attribute of the method's
-    class in routed_rl.unlearning.SUPPRESSORS"""
+    """settings of suppressors, each METHOD.NAME=VALUE; METHOD is as in --suppress, and CLASS for MODULE:CLASS; NAME is
+    steps, learning_rate, or an attribute of the method's class"""
     teachers: tuple[str, ...] = ()
     """further teachers, made elsewhere, each NAME=FOLDER; write {seed} in FOLDER if there is one teacher per seed"""
     labelled: tuple[float, ...] = (1.0,)

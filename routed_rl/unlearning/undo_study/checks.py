@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
-from routed_rl.errors import UserError, at_least
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm import PRESETS
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
+from routed_rl.runs.files import plain_json
+from routed_rl.unlearning.undo_study.members import make_suppressor, named_suppressors
 
 STRONGEST = 1000
 """Largest factor on a suppressor's number of steps; a larger one is a slip."""
@@ -82,3 +85,10 @@ def check_options(command: UndoOptions) -> None:
         raise UserError("--oracle needs the filtered model: leave out --no-filtered")
     if command.model in PRESETS and not pretrain.steps:
         raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")
+    with user_input():
+        for name, method in named_suppressors(command).items():
+            suppressor, _ = make_suppressor(command.settings, method.reference)
+            try:
+                plain_json(asdict(suppressor), f"a setting of {name}")
+            except TypeError as error:
+                raise UserError(f"--suppress {method.reference}: {error}, so a study cannot save it") from None

@@ -44,7 +44,10 @@ def _do(command: OneStage) -> None:
         stages = with_ancestors(s for member in members(command, text) for s in (member.stage, member.attack))
         stage = next((stage for stage in stages if stage.path(worker.root).name == command.only), None)
     if stage is None:
-        raise UserError(f"--only {command.only!r} is not a stage of this study")
+        raise UserError(
+            f"--only {command.only!r} is not a stage of this study; if the code of a plug-in was edited meanwhile, "
+            "start the study again"
+        )
     with progress_display() as display:
         task = display.add_task(stage.kind, total=total_steps(stage))
         try:
