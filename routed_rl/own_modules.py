@@ -100,19 +100,19 @@ def load_from(folder: str, name: str, attribute: str, given: str, kind: type = o
         ) from None
 
 
-def source_digests(kind: type) -> dict[str, str]:
-    """Return a hash of each source file that a class depends on, by the file's path below its folder.
+def source_digests(module: str) -> dict[str, str]:
+    """Return a hash of each source file that an imported module depends on, by the file's path below its folder.
 
-    These are the file with the class, and the files that it imports, directly or not, from the same folder. Of an
+    These are the module's own file, and the files that it imports, directly or not, from the same folder. Of an
     installed package, only the package's own files count. Other packages and data files do not count.
     """
-    top = kind.__module__.partition(".")[0]
+    top = module.partition(".")[0]
     spec = getattr(sys.modules.get(top), "__spec__", None)
     root = None if spec is None else _root(spec)
-    if root is None:
+    if root is None or _is_pythons(root):
         return {}
     found: dict[str, str] = {}
-    todo = [kind.__module__]
+    todo = [module]
     while todo:
         name = todo.pop()
         own = name.partition(".")[0]
@@ -211,6 +211,10 @@ def _root(spec: ModuleSpec) -> str | None:
 
 
 def _is_installed(root: str) -> bool:
-    """Whether a folder is one of Python's own, where packages are installed."""
+    """Whether a folder is one of Python's own, or where packages are installed."""
+    return Path(root).name in _INSTALLED or _is_pythons(root)
+
+
+def _is_pythons(root: str) -> bool:
     library = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-    return Path(root).name in _INSTALLED or os.path.realpath(root) in map(os.path.realpath, library)
+    return os.path.realpath(root) in map(os.path.realpath, library)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from routed_rl.own_modules import FORM, load, load_from, source_digests
 from routed_rl.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 PluginName = Annotated[str, "plug-in"]
@@ -28,24 +30,29 @@ class Plugin(Generic[T]):
         name: a short name, for tables, figures and settings: the built-in name, the entry point's, or the class's own.
         reference: the name for configurations: the same on every machine.
         kind: the class. Called without arguments, it has its default settings.
+        module: the module that was named.
         built_in: whether it is part of this package.
     """
 
     name: str
     reference: str
     kind: type[T]
+    module: str
     built_in: bool = False
 
     def code(self) -> dict[str, str]:
         """Return hashes of its source files, for the configuration of a run; of a built-in class, none.
 
-        These are the file with the class and the files that it imports from the same folder or package.
+        These are the files of the module that was named and of the module that defines the class, and the files that
+        they import from the same folder or package.
 
         Raises:
             ValueError: if there is no source file. Then nobody could say when the code changes.
         """
-        found = {} if self.built_in else source_digests(self.kind)
-        if not found and not self.built_in:
+        if self.built_in:
+            return {}
+        found = {**source_digests(self.module), **source_digests(self.kind.__module__)}
+        if not found:
             raise ValueError(
                 f"{self.reference!r} has no source file, so a study cannot tell when its code changes: move the class "
                 "to a .py file"
@@ -86,8 +93,11 @@ class Registry(Generic[T]):
             ValueError: if there is no such thing, its module cannot be imported, it is no subclass of :attr:`base`, or
                 it cannot be made without arguments.
         """
+        from importlib.metadata import entry_points  # slow, and --help needs none of it
+
         if isinstance(given, type):
-            return self._checked(given, given.__name__, f"{given.__module__}:{given.__qualname__}", given, option)
+            reference = f"{given.__module__}:{given.__qualname__}"
+            return self._checked(given, given.__name__, reference, given.__module__, given, option)
         if not isinstance(given, str):
             raise ValueError(f"{option} must be a name, {FORM} or a class, got {given!r}")
         if ":" in given:
@@ -97,7 +107,8 @@ class Registry(Generic[T]):
                 raise ValueError(f"{option} {error}") from error
             path, _, attribute = given.rpartition(":")
             module = path.rpartition("/")[2].removesuffix(".py")
-            return self._checked(kind, attribute.rpartition(".")[2], f"{module}:{attribute}", given, option)
+            name = attribute.rpartition(".")[2]
+            return self._checked(kind, name, f"{module}:{attribute}", module, given, option)
         installed = entry_points(group=self.group)
         there = [point for point in installed if point.name == given]
         if given in self.built_in:
@@ -107,7 +118,7 @@ class Registry(Generic[T]):
                     f"{there[0].value}",
                     stacklevel=1,  # once for all callers
                 )
-            return Plugin(given, given, self.built_in[given], built_in=True)
+            return self._own(given)
         if not there:
             known = list(dict.fromkeys([*self.built_in, *sorted(installed.names)]))
             dotted = given.rpartition(".")
@@ -120,9 +131,13 @@ class Registry(Generic[T]):
             kind = load_from("", there[0].module, there[0].attr, there[0].value, self.base)
         except ValueError as error:
             raise ValueError(f"{option} {given} of the package {_package(there[0])}: {error}") from error
-        return self._checked(kind, given, given, given, option)
+        return self._checked(kind, given, given, there[0].module, given, option)
 
-    def _checked(self, kind: Any, name: str, reference: str, given: Any, option: str) -> Plugin[T]:
+    def _own(self, name: str) -> Plugin[T]:
+        kind = self.built_in[name]
+        return Plugin(name, name, kind, kind.__module__, built_in=True)
+
+    def _checked(self, kind: Any, name: str, reference: str, module: str, given: Any, option: str) -> Plugin[T]:
         found: Any = kind  # whose type is not narrowed below
         shown = repr(given) if isinstance(given, str) else reference
         if not (isinstance(kind, type) and issubclass(kind, self.base)):
@@ -131,14 +146,14 @@ class Registry(Generic[T]):
             raise ValueError(f"{option} {shown} is {what}, but must be a subclass of {wanted}")
         for own, built_in in self.built_in.items():
             if built_in is kind:
-                return Plugin(own, own, built_in, built_in=True)
+                return self._own(own)
         try:
             kind()
         except Exception as error:
             raise ValueError(f"{option} {shown} cannot be made without arguments: {error}") from error
         if name in self.built_in:
             raise ValueError(f"{option} {shown} has the name of the built-in {self.what} {name}: rename the class")
-        return Plugin(name, reference, found)
+        return Plugin(name, reference, found, module)
 
 
 def _package(point: EntryPoint) -> str:

@@ -185,6 +185,15 @@ def test_an_edited_file_changes_the_hash_and_no_other_file_does(write, tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"lazy.py"}
 
 
+def test_the_file_that_was_named_counts_also_if_the_class_comes_from_another_one(write):
+    write(
+        "breeder.py", "from tests.test_plugins import Dog\ndef breed():\n    class Breed(Dog): pass\n    return Breed"
+    )
+    write("kennel.py", "from breeder import breed\nPoodle = breed()")
+    found = ANIMALS.find("kennel:Poodle", "--animal")
+    assert found.kind.__module__ == "breeder" and set(found.code()) == {"breeder.py", "kennel.py"}
+
+
 def test_of_an_installed_package_only_its_own_files_count(write, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
     write("site-packages/neighbour.py", "")
@@ -197,7 +206,7 @@ def test_of_an_installed_package_only_its_own_files_count(write, tmp_path, monke
 def test_code_without_a_file_cannot_be_compared():
     names = {"Animal": Animal, "__name__": "nowhere"}
     exec("class Fish(Animal):\n    def sound(self): return ''", names)
-    assert source_digests(names["Fish"]) == {}
+    assert source_digests("nowhere") == {}
     with pytest.raises(ValueError, match="'nowhere:Fish' has no source file"):
         ANIMALS.find(names["Fish"], "animal").code()
 
