@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routed_rl.options.text import CorpusOptions
+from routed_rl.plugins import PluginName
 
 Task = Literal["arithmetic", "languages", "languages-shared", "english-korean", "stories", "tofu", "wmdp", "custom"]
 UndoPreset = Literal["quick", "paper"]
-SuppressorName = Literal["graddiff", "maxent", "rmu", "npo", "simnpo", "undial", "repnoise", "sam"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Distil:
     """give --distil.within as a share of the teacher's retain performance; else in the metric's own units"""
     every: int = 20
     """steps between measurements of the retain performance"""
-    metric: str | None = None
+    metric: PluginName | None = None
     """metric of the retain performance; None: the first of --metric"""
     documents: int = 200
     """number of retain documents on which it is measured; --test-documents changes nothing here"""
@@ -112,20 +112,22 @@ class UndoOptions(CorpusOptions):
     preset: UndoPreset = "quick"
     """"quick": small models for a CPU; "paper": for a GPU, models of 0.1 B parameters or pretrained models (tofu,
     wmdp)"""
-    metric: tuple[str, ...] = ("answers",)
+    metric: tuple[PluginName, ...] = ("answers",)
     """one or more metrics; figures show the first one. "answers": share of documents whose last tokens are predicted
     correctly; "completions": share of prompts that are completed correctly; "loss": nats per token; "lm-eval": tasks of
-    lm-eval"""
+    lm-eval; or MODULE:CLASS, a routed_rl.unlearning.Metric of your own"""
     answer: int = 3
     """tokens of an answer"""
     prompts: Path | None = None
     """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget" (true or false); None:
     prompts of word-problems, for each operation --test-documents equations and as many stories"""
-    suppress: tuple[SuppressorName, ...] = ("maxent",)
-    """suppressors, which make the teachers; the first one is the main suppressor"""
+    suppress: tuple[PluginName, ...] = ("maxent",)
+    """suppressors, which make the teachers; the first one is the main suppressor: graddiff, maxent, rmu, npo, simnpo,
+    undial, repnoise, sam; the name of a method in an installed package; or MODULE:CLASS, your own class in a module in
+    the working directory, or FOLDER/MODULE:CLASS"""
     settings: tuple[str, ...] = ()
-    """settings of suppressors, each METHOD.NAME=VALUE; NAME is steps, learning_rate, or an attribute of the method's
-    class in routed_rl.unlearning.SUPPRESSORS"""
+    """settings of suppressors, each METHOD.NAME=VALUE; METHOD is as in --suppress, and CLASS for MODULE:CLASS; NAME is
+    steps, learning_rate, or an attribute of the method's class"""
     teachers: tuple[str, ...] = ()
     """further teachers, made elsewhere, each NAME=FOLDER; write {seed} in FOLDER if there is one teacher per seed"""
     labelled: tuple[float, ...] = (1.0,)
@@ -161,8 +163,9 @@ class UndoOptions(CorpusOptions):
     """pretraining of the reference and the filtered model"""
     distil: Distil = field(default_factory=Distil)
     """distillation, until the retain performance is back"""
-    attack: tuple[str, ...] = ("relearn",)
-    """one or more attacks on every model; figures show the first one. "relearn": fine-tuning on the forget set"""
+    attack: tuple[PluginName, ...] = ("relearn",)
+    """one or more attacks on every model; figures show the first one. "relearn": fine-tuning on the forget set; or
+    MODULE:CLASS, a routed_rl.unlearning.Attack of your own"""
     relearn: Relearn = field(default_factory=Relearn)
     """relearning attack"""
     lm_eval: LmEval = field(default_factory=LmEval)

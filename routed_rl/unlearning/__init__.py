@@ -15,7 +15,10 @@ from routed_rl.lm.suppressors import (
     Suppressor,
     Undial,
 )
+from routed_rl.lm.suppressors.conformance import check_suppressor
 from routed_rl.unlearning.attacks import (
+    Attack,
+    Relearning,
     WorstCase,
     barrier,
     quantised,
@@ -27,6 +30,7 @@ from routed_rl.unlearning.attacks import (
 from routed_rl.unlearning.distillation import DistillationObjective, Distilled, StopRule, check_vocabulary, distil
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
+from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
@@ -36,13 +40,16 @@ from routed_rl.unlearning.undo_study import UndoStudy
 __all__ = [
     "FORWARD_PASS",
     "SUPPRESSORS",
+    "Attack",
     "DistillationObjective",
     "Distilled",
     "ForgetAndRetain",
     "GradDiff",
     "Head",
     "MaxEnt",
+    "Metric",
     "Npo",
+    "Relearning",
     "RepNoise",
     "Rmu",
     "Sam",
@@ -59,6 +66,7 @@ __all__ = [
     "barrier",
     "cache_teacher",
     "check_suppression",
+    "check_suppressor",
     "check_vocabulary",
     "distil",
     "divergence",

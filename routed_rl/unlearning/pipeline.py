@@ -17,7 +17,7 @@ from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
-from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
+from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import derive_seed
@@ -30,6 +30,8 @@ from routed_rl.wording import did_you_mean
 MEASURED = 200
 """Documents of each set on which losses are measured, at most."""
 OF_RECIPE = ("steps", "learning_rate")
+Method = str | type[Suppressor] | Suppressor
+"""A suppression method: its name, its class, or the class with settings."""
 
 
 def unlearn(
@@ -37,7 +39,7 @@ def unlearn(
     tokenizer: Any,
     forget: Texts | Corpus,
     retain: Texts | None = None,
-    method: str = "npo",
+    method: Method = "npo",
     *,
     batch_size: int = 16,
     length: int | None = None,
@@ -57,7 +59,8 @@ def unlearn(
         forget: documents to unlearn: strings, or a dataset with a column ``text``. Or a :class:`~routed_rl.lm.Corpus`,
             which has both sets; then leave out ``retain``.
         retain: documents on which the model should stay as good as before.
-        method: a name in :data:`SUPPRESSORS`.
+        method: a name in :data:`SUPPRESSORS` or of a method in an installed package; ``"MODULE:CLASS"``; or a subclass
+            of :class:`Suppressor` or an instance.
         batch_size: rows of each set in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
@@ -67,10 +70,12 @@ def unlearn(
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
 
     Raises:
-        ValueError: for an unknown method or setting, or too few documents for one batch.
+        ValueError: for an unknown method or setting, a method that cannot be imported, or too few documents for one
+            batch.
         FloatingPointError: if the loss diverges.
     """
-    suppressor, recipe = _suppressor(method, settings)
+    suppressor, name = made_method(method)
+    suppressor, recipe = _with_settings(suppressor, name, settings)
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     source = ForgetAndRetain(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
@@ -78,7 +83,7 @@ def unlearn(
     )
     unlearned = copy.deepcopy(model).requires_grad_(True)
     seed = derive_seed(seed, "suppress")
-    with progress_bar(f"unlearn, {method}", recipe.steps, progress) as tick:
+    with progress_bar(f"unlearn, {name}", recipe.steps, progress) as tick:
         objective = suppressor.objective(unlearned, seed)
         train(unlearned, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
     return unlearned.requires_grad_(True).eval()
@@ -276,16 +281,19 @@ class _Data:
         return WholeDocuments(self.corpus, self.documents[kind][:MEASURED])
 
 
-def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
+def made_method(method: Method) -> tuple[Suppressor, str]:
+    """Return a method with its settings, and its short name; ValueError as :meth:`Registry.find`."""
+    if isinstance(method, Suppressor):
+        return method, METHODS.find(type(method), "method").name
+    found = METHODS.find(method, "method")
+    return found.kind(), found.name
+
+
+def _with_settings(suppressor: Suppressor, name: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
     """Return a method and its training with these settings. Raise ValueError for settings that it does not have."""
-    if method not in SUPPRESSORS:
-        raise ValueError(
-            f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}{did_you_mean(method, SUPPRESSORS)}"
-        )
-    suppressor = SUPPRESSORS[method]()
     known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
-    if unknown := [name for name in settings if name not in known]:
+    if unknown := [setting for setting in settings if setting not in known]:
         nearest = did_you_mean(unknown[0], known)
-        raise ValueError(f"{method} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
     recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
     return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe

@@ -16,12 +16,12 @@ from torch import nn
 from routed_rl.lm.batches import WholeDocuments
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.losses import evaluate
-from routed_rl.lm.suppressors import SUPPRESSORS
+from routed_rl.lm.suppressors import Suppressor
 from routed_rl.lm.texts import Texts, text_corpus
 from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.guard import performance_left
-from routed_rl.unlearning.pipeline import unlearn
+from routed_rl.unlearning.pipeline import Method, made_method, unlearn
 
 TUNED, HELD_OUT = 0.5, 0.2
 """Share of both sets on which settings are tried, and share of its retain documents that trials do not train on."""
@@ -36,7 +36,7 @@ class Tuned:
     """The settings that :func:`tune` found.
 
     Attributes:
-        method: the suppression method.
+        method: the suppression method, as it was given.
         settings: keywords for :func:`unlearn`, the fixed ones included.
         kept: whether they keep the retain performance.
         trials: a row per trial, the best first: its settings, the shares ``forget_left`` and ``retain_left`` of the
@@ -46,7 +46,7 @@ class Tuned:
             ``retain``. Report results on other documents.
     """
 
-    method: str
+    method: Method
     settings: dict[str, Any]
     kept: bool
     trials: pd.DataFrame
@@ -55,8 +55,12 @@ class Tuned:
     @property
     def options(self) -> list[str]:
         """The settings as values of ``settings`` of a study, or of ``--settings``: ``npo.steps=200``, …"""
-        known = {"learning_rate", "steps", *(field.name for field in fields(SUPPRESSORS[self.method]()))}
-        return [f"{self.method}.{name}={value}" for name, value in self.settings.items() if name in known]
+        suppressor, method = made_method(self.method)
+        usual = type(suppressor)()
+        own = {field.name: getattr(suppressor, field.name) for field in fields(suppressor)}
+        given = {name: value for name, value in own.items() if value != getattr(usual, name)}
+        given |= {name: of for name, of in self.settings.items() if name in ("learning_rate", "steps", *own)}
+        return [f"{method}.{name}={value}" for name, value in given.items()]
 
 
 def tune(
@@ -64,7 +68,7 @@ def tune(
     tokenizer: Any,
     forget: Texts,
     retain: Texts,
-    method: str = "npo",
+    method: Method = "npo",
     *,
     keep: float = 0.95,
     grid: Mapping[str, Sequence[Any]] | None = None,
@@ -95,9 +99,8 @@ def tune(
     Raises:
         ValueError: as :func:`unlearn`, or for a grid without values, or fewer than four documents in a set.
     """
-    if method not in SUPPRESSORS:
-        raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
-    usual = {name: of for name, of in _usual(method).items() if name not in fixed}
+    suppressor, called = made_method(method)
+    usual = {name: of for name, of in _usual(suppressor).items() if name not in fixed}
     values = usual if grid is None else {name: list(of) for name, of in grid.items()}
     if both := sorted({*values} & {*fixed}):
         raise ValueError(f"{both[0]} is in the grid and also fixed: give one of them")
@@ -112,7 +115,7 @@ def tune(
     allow = bool(fixed.get("allow_overlap"))
     corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart], allow)
     combinations = [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
-    with progress_bar(f"tune, {method}", len(combinations), progress) as tick:
+    with progress_bar(f"tune, {called}", len(combinations), progress) as tick:
         frame, best = sweep(
             combinations,
             lambda settings: _trial(model, tokenizer, tried, apart, method, {**fixed, **settings}, seed),
@@ -124,7 +127,7 @@ def tune(
     first = frame.iloc[0]
     if not first.kept:
         warnings.warn(
-            f"no setting of {method} keeps {keep:.0%} of the retain performance; the best one keeps "
+            f"no setting of {called} keeps {keep:.0%} of the retain performance; the best one keeps "
             f"{first.retain_left:.0%}: try a wider grid or another method",
             stacklevel=2,
         )
@@ -168,8 +171,7 @@ def around(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: [max(round(step), 1) for step in of] if name == "steps" else of for name, of in tried.items()}
 
 
-def _usual(method: str) -> dict[str, list[Any]]:
-    suppressor = SUPPRESSORS[method]()
+def _usual(suppressor: Suppressor) -> dict[str, list[Any]]:
     recipe = suppressor.recipe
     return around({"learning_rate": recipe.learning_rate, "steps": recipe.steps} | vars(suppressor))
 
@@ -192,7 +194,7 @@ def _trial(
     tokenizer: Any,
     tried: Mapping[str, Sequence[Any]],
     apart: int,
-    method: str,
+    method: Method,
     settings: Mapping[str, Any],
     seed: int,
 ) -> dict[str, float]:

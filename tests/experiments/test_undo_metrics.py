@@ -8,7 +8,8 @@ import pytest
 
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import OPTIONS
-from tests.experiments.small_undo import run, small_models
+from tests.experiments.small_undo import refused, run, small_models
+from tests.own_code import own_code
 
 STUDY = (*OPTIONS, "--alphas", "0.5")
 
@@ -93,3 +94,93 @@ def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank
             kept = list(out.glob("stages/attack-*/attacked/0.001/3/*.safetensors"))
             assert len(kept) == (4 if rank == "None" else 8)
     assert frames["0"].equals(frames["1"]) and np.isfinite(frames["0"].forget_3).all()
+
+
+OWN = """
+import torch
+
+from routed_rl.lm.losses import evaluate
+from routed_rl.unlearning import Attack, Metric
+
+
+class Perplexity(Metric):
+    unit = "perplexity"
+    higher_is_better = False
+
+    def measure(self, model, tokenizer, documents, kind):
+        return float(torch.tensor(evaluate(model, documents).mean()).exp())
+
+    def ignorance(self, tokenizer):
+        return float(len(tokenizer))
+
+
+class Shaken(Attack):
+    attempts = ("weak", "strong")
+    steps = 2
+    measured = (1, 2)
+
+    def attempt(self, setting, model, source, look, *, seed, on_step):
+        shaken = copy.deepcopy(model)
+        generator = torch.Generator().manual_seed(seed)
+        for step in range(self.steps):
+            with torch.no_grad():
+                for weight in shaken.parameters():
+                    size = {"weak": 0.01, "strong": 0.1}[setting]
+                    weight += size * torch.randn(weight.shape, generator=generator)
+            on_step(step)
+            look(step + 1, shaken)
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    with own_code(tmp_path) as write:
+        write("own.py", f"import copy\n{OWN}")
+        yield write
+
+
+def test_a_metric_and_an_attack_of_ones_own(small, study, write, tmp_path, capsys):
+    """Beside those of the package, without training a model again; and again where their code changes."""
+    out = tmp_path / "s"
+    shutil.copytree(study, out)
+    line = (*STUDY, "--metric", "loss", "own:Perplexity", "--attack", "relearn", "own:Shaken", "--out", out)
+    since = len(small[1])
+    run(small, *line)
+    ran = stages(small, since)
+    assert set(ran) == {"attack", "curves", "measure"} and ran.count("attack") == 4, "of the attack that is new"
+    assert_described(out)
+    frame, before = table(out), table(study)
+    assert frame[list(before)].equals(before)
+    assert np.allclose(frame.Perplexity_forget_3, np.exp(frame.forget_3), rtol=1e-4)
+    assert np.allclose(frame.Perplexity_Shaken_forget_2, np.exp(frame.Shaken_forget_2), rtol=1e-4)
+    assert set(frame.Shaken_worst_learning_rate) <= {"weak", "strong"} and frame.Shaken_inside_grid.isna().all()
+    assert (frame.Shaken_forget_1 <= frame.forget).all(), "the worst case over steps, the model before them included"
+    summary = (out / "summary.md").read_text()
+    assert summary.count("| reference |") == 4 and "Attack: Shaken. Perplexity:" in summary
+    write("own.py", f"import copy\n{OWN.replace('0.01', '0.02')}")
+    capsys.readouterr()
+    run(small, *line, "--plan")
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "4 of them train or attack a model" in plan and "code" in plan
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--metric", "own:Perplexities", "Perplexities"),
+        ("--metric", "own:Shaken", "must be a subclass of routed_rl.unlearning.metrics.Metric"),
+        ("--attack", "own:Perplexity", "must be a subclass of routed_rl.unlearning.attacks.Attack"),
+        ("--attack", "nowhere:Shaken", "nowhere"),
+    ],
+)
+def test_what_is_no_metric_or_attack_is_refused(option, name, message, small, write, tmp_path, capsys):
+    line = refused(capsys, small, *STUDY, option, name, "--out", tmp_path / "s")
+    assert option in line and message in line and not (tmp_path / "s").exists()
+
+
+def test_an_attack_that_shows_another_model_is_refused(small, write, study, tmp_path, capsys):
+    shutil.copytree(study, tmp_path / "s")
+    write("own.py", f"import copy\n{OWN.replace('look(step + 1, shaken)', 'look(step + 1, shaken.model)')}")
+    refused(capsys, small, *STUDY, "--attack", "own:Shaken", "--out", tmp_path / "s")
+    logs = [path.read_text() for path in (tmp_path / "s" / "stages").glob("attack-*.log")]
+    assert any("an attack must show a model with the parameters of the attacked model" in log for log in logs)

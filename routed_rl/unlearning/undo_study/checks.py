@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
-from routed_rl.errors import UserError, at_least
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm import PRESETS
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
+from routed_rl.runs.files import plain_json
 from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS
-from routed_rl.unlearning.undo_study.members import TRAIN
-from routed_rl.wording import did_you_mean
+from routed_rl.unlearning.undo_study.members import TRAIN, make_suppressor, named_suppressors, stop_metric
 
 STRONGEST = 1000
 """Largest factor on a suppressor's number of steps; a larger one is a slip."""
@@ -71,11 +72,11 @@ def check_options(command: UndoOptions) -> None:
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
         given = " ".join(map(str, relearning.measured)) or "none"
         raise UserError(f"--relearn.measured must be steps from 1 to --relearn.steps {relearning.steps}, got {given}")
-    for name, known in (("metric", METRICS), ("attack", ATTACKS)):
-        if unknown := [given for given in getattr(command, name) if given not in known]:
-            nearest = did_you_mean(unknown[0], known)
-            raise UserError(f"--{name} must be one or more of {', '.join(known)}, got {unknown[0]!r}{nearest}")
-    if distilling.metric not in (None, *command.metric):
+    with user_input():
+        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
+        ATTACKS.find_all(command.attack, "--attack")
+        stop = stop_metric(command)
+    if stop not in metrics:
         raise UserError(
             f"--distil.metric {distilling.metric} must be one of --metric {' '.join(command.metric)}, so that students "
             "are compared by it"
@@ -104,3 +105,10 @@ def check_options(command: UndoOptions) -> None:
         raise UserError("--oracle needs the filtered model: leave out --filtered None")
     if command.model in PRESETS and not pretrain.steps:
         raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")
+    with user_input():
+        for name, method in named_suppressors(command).items():
+            suppressor, _ = make_suppressor(command.settings, method.reference)
+            try:
+                plain_json(asdict(suppressor), f"a setting of {name}")
+            except TypeError as error:
+                raise UserError(f"--suppress {method.reference}: {error}, so a study cannot save it") from None

@@ -17,7 +17,7 @@ from routed_rl.runs.figures import subplots
 from routed_rl.runs.tables import half_interval
 from routed_rl.unlearning.attacks import WorstCase
 from routed_rl.unlearning.metrics import Loss, Metric
-from routed_rl.unlearning.undo_study.members import Member
+from routed_rl.unlearning.undo_study.members import Member, named_suppressors
 
 FIGURES = ("relearning", "compute", "distilled", "oracle", "front", "labels")
 COLORS = {
@@ -230,7 +230,7 @@ def draw_labels(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Fi
     """Forget performance before and after the attack, against the share of the forget set that is labelled."""
     last = max(options.relearn.measured)
     figure, axis = subplots(figsize=(8.5, 4.5))
-    main = frame[(frame.strength == 1.0) & (frame.suppressor == options.suppress[0])]
+    main = frame[(frame.strength == 1.0) & (frame.suppressor == next(iter(named_suppressors(options))))]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
     groups = {"suppressed": main, "distilled": main, "filtered": filtered}
     for (model, rows), marker in zip(groups.items(), MARKERS, strict=False):

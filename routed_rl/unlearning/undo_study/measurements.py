@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from routed_rl.errors import UserError
+from routed_rl.errors import UserError, user_input
 from routed_rl.lm import evaluate, load_model
 from routed_rl.lm.inputs import Text
 from routed_rl.options.undo import UndoOptions
@@ -69,7 +69,7 @@ class Measurements:
                 continue
             since = time.perf_counter()
             shown: list[dict[str, float]] = []
-            with suppress(FloatingPointError):
+            with user_input(), suppress(FloatingPointError):
                 attack.attempt(
                     setting,
                     model,

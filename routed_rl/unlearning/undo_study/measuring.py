@@ -20,12 +20,18 @@ from routed_rl.lm import (
 from routed_rl.lm.folders import outline
 from routed_rl.lm.inputs import TEXT_SEED, Text, text_identity
 from routed_rl.options.undo import UndoOptions
+from routed_rl.plugins import Registry
 from routed_rl.runs import Stage
 from routed_rl.unlearning.attacks import Attack, Relearning, attacked_size
 from routed_rl.unlearning.metrics import Answers, Completions, Harness, Loss, Metric
 
-METRICS = ("answers", "completions", "loss", "lm-eval")
-ATTACKS = ("relearn",)
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    Metric,
+    {"answers": Answers, "completions": Completions, "loss": Loss, "lm-eval": Harness},
+    "routed_rl.metrics",
+)
+ATTACKS: Registry[Attack] = Registry("attack", Attack, {"relearn": Relearning}, "routed_rl.attacks")
 MEASURE, ATTACK, CURVES, DISTANCE = "measure", "attack", "curves", "distance"
 """Kinds of stages: of a model, the metric; of a model, attacked models; of these, the metric; of a model, how far it is
 from the reference model. An attack whose models are not kept measures them itself."""
@@ -39,49 +45,53 @@ def make_metric(command: UndoOptions, tokenizer: Any, name: str, documents: int)
         documents: number of documents of each kind; prompts of word-problems are as many.
 
     Raises:
-        ValueError, OSError: for an unknown name, or prompts that cannot be read.
+        ValueError, OSError: for a metric that is not found, or prompts that cannot be read.
     """
-    if name == "loss":
-        return Loss()
-    if name == "answers":
+    kind = METRICS.find(name, "--metric").kind
+    if kind is Answers:
         return Answers(command.answer)
-    if name == "completions":
+    if kind is Completions:
         return Completions(_prompts(command, tokenizer, documents), command.answer)
-    if name == "lm-eval":
+    if kind is Harness:
         return Harness(command.lm_eval)
-    raise ValueError(f"--metric must be one of {', '.join(METRICS)}, got {name!r}")
+    return kind()
 
 
 def metric_identity(command: UndoOptions, name: str, documents: int) -> dict[str, Any]:
     """Return what a measured number depends on, besides the model and the text."""
-    found: dict[str, Any] = {"metric": name}
-    if name == "lm-eval":
+    metric = METRICS.find(name, "--metric")
+    found: dict[str, Any] = {"metric": metric.reference}
+    if metric.kind is Harness:
         tasks = command.lm_eval
         include = None if tasks.include is None else text_identity(str(tasks.include))
         return found | {"lm_eval": [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]}
     found["documents"] = documents
-    if name in ("answers", "completions"):
+    if metric.kind in (Answers, Completions):
         found["answer"] = command.answer
-    if name == "completions":
+    if metric.kind is Completions:
         found["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
-    return found
+    return found | ({} if metric.built_in else {"code": metric.code()})
 
 
 def make_attack(command: UndoOptions, name: str, accumulate: int = 1) -> Attack:
-    """Return an attack by its name; ValueError for an unknown one."""
-    if name == "relearn":
-        return Relearning(command.relearn, accumulate, command.precision)
-    raise ValueError(f"--attack must be one of {', '.join(ATTACKS)}, got {name!r}")
+    """Return an attack by its name; ValueError if it is not found."""
+    kind = ATTACKS.find(name, "--attack").kind
+    return Relearning(command.relearn, accumulate, command.precision) if kind is Relearning else kind()
 
 
 def attack_identity(command: UndoOptions, name: str) -> dict[str, Any]:
-    """Return what an attack depends on, besides the model and the text."""
+    """Return what an attack depends on, besides the model and the text.
+
+    The attacker's documents and batches are those of the options of relearning, whatever the attack.
+    """
+    attack, made = ATTACKS.find(name, "--attack"), make_attack(command, name)
     relearning = asdict(command.relearn)
     del relearning["keep_gb"]
-    found: dict[str, Any] = {"attack": name, "length": command.length, "pack": command.pack}
+    found: dict[str, Any] = {"attack": attack.reference, "length": command.length, "pack": command.pack}
     if command.relearn.others:  # the attacker has none of the documents on which models are measured
         found["documents"] = command.test_documents
-    # The attacker's documents and batches are those of the options of relearning, whatever the attack.
+    if not attack.built_in:
+        found |= {"attack_code": attack.code(), "steps": made.steps * len(made.attempts)}
     return found | {"relearn": relearning, "precision": command.precision}
 
 
@@ -90,7 +100,7 @@ class Measuring:
     """The stages that attack and measure a model.
 
     Attributes:
-        measures: the model's performance, by metric.
+        measures: the model's performance, by metric. Metrics and attacks are named by their references.
         attacks: the attacked models that are kept, by attack.
         curves: the performance during an attack, by attack and metric.
         distance: how far the model is from the reference model.
@@ -122,13 +132,14 @@ class Measurer:
     def of(self, model: Stage, reference: Stage) -> Measuring:
         """Return all stages that attack and measure a stage's model."""
         command, seed = self._command, model.seed
-        measures = {metric: self.measure(model, metric) for metric in command.metric}
+        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
+        measures = {metric: self.measure(model, metric) for metric in metrics}
         attacks, curves = {}, {}
-        for name in command.attack:
+        for name in (attack.reference for attack in ATTACKS.find_all(command.attack, "--attack").values()):
             config = self._text | attack_identity(command, name)
             if name in self._kept:
                 attacks[name] = Stage(ATTACK, config, seed, {"model": model})
-            for metric in command.metric:
+            for metric in metrics:
                 parents = {"model": model, "before": measures[metric]}
                 curves[name, metric] = (
                     Stage(CURVES, self._text | self._identity(metric), seed, {**parents, "attack": attacks[name]})
@@ -151,7 +162,8 @@ def _kept(command: UndoOptions, text: Text) -> set[str]:
         preset = command.model in PRESETS
         model = build_model(command.model, text.tokenizer, 0) if preset else outline(command.model)
     limit = command.relearn.keep_gb * 1e9
-    return {name for name in command.attack if attacked_size(make_attack(command, name), model) <= limit}
+    attacks = [attack.reference for attack in ATTACKS.find_all(command.attack, "--attack").values()]
+    return {name for name in attacks if attacked_size(make_attack(command, name), model) <= limit}
 
 
 def _prompts(command: UndoOptions, tokenizer: Any, count: int) -> list[Prompt]:

@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from routed_rl.errors import at_least
 from routed_rl.lm import Training
 from routed_rl.lm.folders import ADAPTER, CONFIG, check_folder
 from routed_rl.lm.inputs import Text, model_identity
-from routed_rl.lm.suppressors import SUPPRESSORS
+from routed_rl.lm.suppressors import METHODS, SUPPRESSORS
 from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.suppressor import Suppressor
+from routed_rl.options.conform import from_text, takes_text
 from routed_rl.options.undo import Distil, UndoOptions
+from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
 from routed_rl.unlearning.tuning import around
-from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, Measurer, Measuring, metric_identity
+from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean
 
 STAGES, TRAIN = "stages", "train"
@@ -82,8 +84,10 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     main_beta, *other_betas = command.betas
     noises = [(alpha, main_beta) for alpha in command.alphas]
     noises += [(min(command.alphas, key=lambda alpha: abs(alpha - BETAS_AT)), beta) for beta in other_betas]
-    main, most = command.suppress[0], command.labelled[0]
-    teachers = [(method, 1.0, most) for method in command.suppress]
+    methods = named_suppressors(command)
+    codes = {name: method.code() for name, method in methods.items()}
+    main, most = next(iter(methods)), command.labelled[0]
+    teachers = [(method, 1.0, most) for method in methods]
     teachers += [(main, 1.0, other) for other in command.labelled[1:]]
     teachers = list(dict.fromkeys(teachers + [(main, strength, most) for strength in command.strengths]))
     found: list[Member] = []
@@ -124,12 +128,14 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             filtered = add_to("filtered", "filtered", {"given": model_identity(given_filtered(command, seed))}, {})
         for method, strength, labelled in teachers:
             keys = {"suppressor": method, "strength": strength, "labelled": labelled}
-            suppressor, recipe = make_suppressor(command.settings, method)
+            suppressor, recipe = make_suppressor(command.settings, methods[method].reference)
             steps = asdict(replace(recipe, precision=command.precision))
-            del steps["accumulate"]  # changes rounding only, except for repnoise, see below
-            config: dict[str, Any] = {"method": method, "settings": asdict(suppressor), "recipe": steps}
-            config["labelled"] = labelled
-            if method == "repnoise":
+            del steps["accumulate"]  # changes rounding only, except for repnoise and perhaps plug-ins, see below
+            config: dict[str, Any] = {"method": methods[method].reference, "settings": asdict(suppressor)}
+            config |= {"recipe": steps, "labelled": labelled}
+            if codes[method]:
+                config["code"] = codes[method]
+            if codes[method] or method == "repnoise":
                 config["parts"] = suppression_parts(command)
             config |= {"rows": command.suppress_rows, **errors}
             parents = {"reference": reference}
@@ -159,8 +165,8 @@ def with_strength(recipe: Mapping[str, Any], strength: float) -> dict[str, Any]:
 
 
 def stop_metric(command: UndoOptions) -> str:
-    """Return the name of the metric by which distillation stops."""
-    return command.distil.metric or command.metric[0]
+    """Return the metric by which distillation stops."""
+    return METRICS.find(command.distil.metric or command.metric[0], "--distil.metric").reference
 
 
 def _settings(distil: Distil) -> dict[str, Any]:
@@ -185,47 +191,75 @@ def suppression_parts(command: UndoOptions) -> int:
     return even_parts(2 * command.suppress_rows, command.accumulate, least=4)
 
 
+def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:
+    """Return the suppressors of the options, by the short names that tables and settings have.
+
+    Raises:
+        ValueError: for a suppressor that is not found, two with the same name, or settings of any other name.
+    """
+    found = METHODS.find_all(command.suppress, "--suppress")
+    known = {_plain(name): name for name in (*SUPPRESSORS, *found)}
+    for setting in command.settings:
+        whose = _parts(setting)[0]
+        if whose not in known:
+            raise ValueError(
+                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(known.values())}, got {setting!r}"
+                f"{did_you_mean(whose, known)}"
+            )
+    return found
+
+
 def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
     """Return a suppressor and its training, with the settings of the options. SAM is that of MaxEnt with its settings.
 
+    Args:
+        settings: those of all methods; those of other methods are left out.
+        method: as :attr:`UndoOptions.suppress` names one.
+
     Raises:
-        ValueError: for settings that the suppressor does not have, or values of another type.
+        ValueError: for a method that is not found, settings that it does not have, or values of another type.
     """
-    suppressor = SUPPRESSORS[method]()
+    found = METHODS.find(method, "--suppress")
+    suppressor, name_of_method = found.kind(), found.name
     recipe = suppressor.recipe
-    if isinstance(suppressor, Sam):
+    if type(suppressor) is Sam:
         inner, recipe = make_suppressor(settings, "maxent")
         suppressor = replace(suppressor, of=inner)
-    usual = {field.name: getattr(suppressor, field.name) for field in fields(suppressor) if field.name != "of"}
+    hints = get_type_hints(type(suppressor))
+    kinds = {field.name: hints[field.name] for field in fields(suppressor) if takes_text(hints[field.name])}
     of_recipe = {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
-    usual |= of_recipe
+    kinds |= {name: type(value) for name, value in of_recipe.items()}
     given: dict[str, Any] = {}
     for setting in settings:
-        name, _, value = setting.partition("=")
-        whose, _, name = name.replace("-", "_").partition(".")
-        if whose not in SUPPRESSORS:
-            raise ValueError(
-                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(SUPPRESSORS)}, got {setting!r}"
-                f"{did_you_mean(whose, SUPPRESSORS)}"
-            )
-        if whose != method:
+        whose, name, value = _parts(setting)
+        if whose != _plain(name_of_method):
             continue
-        if name not in usual:
-            nearest = did_you_mean(name, usual)
-            raise ValueError(f"--settings {setting}: the settings of {method} are {', '.join(usual)}{nearest}")
-        kind_of = str if usual[name] is None else type(usual[name])
+        if name not in kinds:
+            nearest = did_you_mean(name, kinds)
+            raise ValueError(f"--settings {setting}: the settings of {name_of_method} are {', '.join(kinds)}{nearest}")
         try:
-            given[name] = kind_of(value)
-        except ValueError:
-            raise ValueError(f"--settings {setting}: {value!r} is not of type {kind_of.__name__}") from None
-    at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
+            given[name] = from_text(kinds[name], value)
+        except ValueError as error:
+            raise ValueError(f"--settings {setting}: {value!r} is not {error}") from None
+    at_least(1, **{f"settings {name_of_method}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
-        raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
+        raise ValueError(f"--settings {name_of_method}.learning_rate must be above 0, got {given['learning_rate']}")
     recipe = replace(recipe, **{name: given.pop(name) for name in of_recipe if name in given})
     try:
         return replace(suppressor, **given), recipe
     except ValueError as error:
-        raise ValueError(f"--settings of {method}: {error}") from None
+        raise ValueError(f"--settings of {name_of_method}: {error}") from None
+
+
+def _parts(setting: str) -> tuple[str, str, str]:
+    """Return the method, the name and the value of ``METHOD.NAME=VALUE``; hyphens of the first two are underscores."""
+    name, _, value = setting.partition("=")
+    whose, _, name = _plain(name).partition(".")
+    return whose, name, value
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
@@ -235,9 +269,10 @@ def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
         ValueError, OSError: for an entry without name or folder, a name that is taken, or a folder without a model.
     """
     found: dict[str, str] = {}
+    taken = {*SUPPRESSORS, *named_suppressors(command)} if command.teachers else set()
     for given in command.teachers:
         name, _, folder = given.partition("=")
-        if not name or not folder or name in found or name in SUPPRESSORS:
+        if not name or not folder or name in found or name in taken:
             raise ValueError(f"--teachers must be NAME=FOLDER, with a NAME that is not taken, got {given!r}")
         found[name] = folder.replace("{seed}", str(seed))
         _check_given(f"--teachers {given}", found[name])
@@ -287,7 +322,8 @@ def total_steps(stage: Stage) -> int:
     """Return the maximum number of gradient steps of a stage."""
     config: Mapping[str, Any] = stage.config
     if stage.kind == ATTACK:
-        return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))
+        own = config["relearn"]["steps"] * len(config["relearn"]["learning_rates"])
+        return int(config.get("steps", own))
     if stage.kind in ("given", "filtered", *MEASURES):
         return 0
     if stage.kind == "tune":

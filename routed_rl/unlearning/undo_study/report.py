@@ -20,7 +20,7 @@ from routed_rl.unlearning.distillation import StopRule
 from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.undo_study.columns import MEANINGS
 from routed_rl.unlearning.undo_study.figures import figures
-from routed_rl.unlearning.undo_study.measuring import make_attack
+from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS, make_attack
 from routed_rl.unlearning.undo_study.members import STAGES, Member, stop_metric
 from routed_rl.unlearning.undo_study.stages import TEACHERS, Worker, check_teacher
 
@@ -34,8 +34,9 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     assert options.out is not None
     root = options.out / STAGES
     worker = Worker(options, text, root)
-    metrics = {name: worker.domains.metric(name, options.test_documents) for name in options.metric}
-    main = options.attack[0], options.metric[0]
+    attacks, names = named_measures(options)
+    metrics = {name: worker.domains.metric(name, options.test_documents) for name in names}
+    main = next(iter(attacks)), next(iter(metrics))
     rows: list[dict[str, Any]] = []
     timings: list[dict[str, Any]] = []
     curves: dict[Member, WorstCase] = {}
@@ -86,12 +87,17 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     return Findings(frame, tidy(timings, keys), keys, words, drawn, MEANINGS, dict(failed))
 
 
+def named_measures(options: UndoOptions) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the short names of attacks and of metrics, by reference, in order."""
+    attacks, metrics = ATTACKS.find_all(options.attack, "--attack"), METRICS.find_all(options.metric, "--metric")
+    return {of.reference: name for name, of in attacks.items()}, {of.reference: name for name, of in metrics.items()}
+
+
 def prefix(options: UndoOptions, attack: str | None = None, metric: str | None = None) -> str:
     """Return the beginning of columns about a metric and an attack: nothing for the first ones of the options."""
-    others = [
-        name for name, main in ((metric, options.metric[0]), (attack, options.attack[0])) if name not in (None, main)
-    ]
-    return "".join(f"{name}_" for name in others)
+    attacks, metrics = named_measures(options)
+    pairs = ((metric, metrics), (attack, attacks))
+    return "".join(f"{names[name]}_" for name, names in pairs if name is not None and name != next(iter(names)))
 
 
 def _measured(stage: Stage, root: Path) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def _attacked(
     """The worst cases of an attack, without and with a bound on the retain performance, and columns about them."""
     found = stage.result(root)
     assert found is not None
-    rates = all(isinstance(setting, float) for setting in attack.attempts)
+    rates = all(isinstance(setting, int | float) for setting in attack.attempts)
     curves = {float(setting) if rates else setting: curve for setting, curve in found["curves"].items()}
     steps = (0, *attack.measured)
     case, kept = (worst_case(curves, metric.higher_is_better, share, steps) for share in (None, KEPT))
@@ -144,7 +150,8 @@ def compared(rows: Sequence[dict[str, Any]], options: UndoOptions, rule: StopRul
         rule: when a retain performance is as good as the teacher's.
     """
     retain = f"{prefix(options, metric=stop_metric(options))}retain"
-    pairs = [(prefix(options, attack, metric), attack) for attack in options.attack for metric in options.metric]
+    attacks, metrics = named_measures(options)
+    pairs = [(prefix(options, attack, metric), attack) for attack in attacks for metric in metrics]
     attacked = {before: f"{before}forget_{max(make_attack(options, attack).measured)}" for before, attack in pairs}
 
     def find(**keys: Any) -> dict[str, Any] | None:
@@ -181,20 +188,20 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str], met
         metrics: by name.
     """
     doubtful = sorted(set(frame.name[(frame.comparable == False) & frame.robustness.notna()]))  # noqa: E712
-    rates = len(options.relearn.learning_rates)
+    rates, (attacks, _) = len(options.relearn.learning_rates), named_measures(options)
     parts = [
         "# Unlearning and relearning",
         f"Mean ± half a 95 % interval over seeds ({frame.seed.nunique()}). *Steps*: gradient steps that made the "
         "model. *Forget after attack steps*: the attacker's best result within so many steps"
-        f"{f', in a sweep of {rates} learning rates' if options.attack == ('relearn',) else ''}. *Robustness*: 0 for "
+        f"{f', in a sweep of {rates} learning rates' if list(attacks) == ['relearn'] else ''}. *Robustness*: 0 for "
         "the suppressed model, 1 for the filtered model. *Steps* and *FLOPs / filtered*: compared with the training of "
         "the filtered model.",
     ]
-    for attack in options.attack:
+    for attack, called in attacks.items():
         for name, metric in metrics.items():
             last = max(make_attack(options, attack).measured)
             table = _table(frame, prefix(options, metric=name), prefix(options, attack, name), last, names, doubtful)
-            by = f"Attack: {attack}. " if len(options.attack) > 1 else ""
+            by = f"Attack: {called}. " if len(attacks) > 1 else ""
             parts += [f"{by}{metric.unit[0].upper()}{metric.unit[1:]}:", table]
     parts += [f"{sentence}: {'; '.join(those)}." for sentence, those in _remarks(frame, options, doubtful) if those]
     return "\n\n".join(parts) + "\n"

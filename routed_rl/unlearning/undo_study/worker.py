@@ -45,7 +45,10 @@ def _do(command: Stages) -> None:
         stages = with_ancestors(stage for member in members(command, text) for stage in member.stages)
         found = {stage.path(worker.root).name: stage for stage in stages}
     if unknown := [name for name in command.only if name not in found]:
-        raise UserError(f"--only {unknown[0]!r} is not a stage of this study")
+        raise UserError(
+            f"--only {unknown[0]!r} is not a stage of this study; if the code of a plug-in was edited meanwhile, start "
+            "the study again"
+        )
     with progress_display() as display:
         for name in command.only:
             _do_stage(worker, found[name], display)
