@@ -221,13 +221,14 @@ def test_options_take_names_and_classes_and_say_where_they_lie(write, tmp_path):
     found = conform(Options, {"animals": ["dog", "cats:Cat", cat, "a/b.c:D"]})["animals"]
     assert found == ("dog", f"{tmp_path}/cats:Cat", f"{tmp_path}/cats:Cat", f"{tmp_path}/a/b.c:D")
     assert conform(Options, {"animals": found})["animals"] == found
+    assert conform(Options, {"animals": cat})["animals"] == conform(Options, {"animals": "cats:Cat"})["animals"]
     for given, message in (
         ([cat()], "animals must be a name, MODULE:CLASS or a class, got <cats.Cat"),
         (
             [type("Bird", (), {"__module__": "__main__"})],
             "animals: Bird is defined in the script or notebook that runs",
         ),
-        ("cats:Cat", "animals must be a list, got 'cats:Cat'"),
+        (3, "animals must be a list, got 3"),
     ):
         with pytest.raises(UserError, match=message):
             conform(Options, {"animals": given})
