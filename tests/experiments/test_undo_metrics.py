@@ -1,6 +1,8 @@
 """``routed-rl undo``: metrics are measured, and attacks are added, without training a model again."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -96,46 +98,15 @@ def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank
     assert frames["0"].equals(frames["1"]) and np.isfinite(frames["0"].forget_3).all()
 
 
-OWN = """
-import torch
-
-from routed_rl.lm.losses import evaluate
-from routed_rl.unlearning import Attack, Metric
-
-
-class Perplexity(Metric):
-    unit = "perplexity"
-    higher_is_better = False
-
-    def measure(self, model, tokenizer, documents, kind):
-        return float(torch.tensor(evaluate(model, documents).mean()).exp())
-
-    def ignorance(self, tokenizer):
-        return float(len(tokenizer))
-
-
-class Shaken(Attack):
-    attempts = ("weak", "strong")
-    steps = 2
-    measured = (1, 2)
-
-    def attempt(self, setting, model, source, look, *, seed, on_step):
-        shaken = copy.deepcopy(model)
-        generator = torch.Generator().manual_seed(seed)
-        for step in range(self.steps):
-            with torch.no_grad():
-                for weight in shaken.parameters():
-                    size = {"weak": 0.01, "strong": 0.1}[setting]
-                    weight += size * torch.randn(weight.shape, generator=generator)
-            on_step(step)
-            look(step + 1, shaken)
-"""
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "add_a_metric_or_an_attack.md"
+OWN = "".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL))
+"""The examples of the guide: a metric, Perplexity, and an attack, Shaken."""
 
 
 @pytest.fixture
 def write(tmp_path):
     with own_code(tmp_path) as write:
-        write("own.py", f"import copy\n{OWN}")
+        write("own.py", OWN)
         yield write
 
 
@@ -153,15 +124,20 @@ def test_a_metric_and_an_attack_of_ones_own(small, study, write, tmp_path, capsy
     assert frame[list(before)].equals(before)
     assert np.allclose(frame.Perplexity_forget_3, np.exp(frame.forget_3), rtol=1e-4)
     assert np.allclose(frame.Perplexity_Shaken_forget_2, np.exp(frame.Shaken_forget_2), rtol=1e-4)
-    assert set(frame.Shaken_worst_learning_rate) <= {"weak", "strong"} and frame.Shaken_inside_grid.isna().all()
+    assert set(frame.Shaken_worst_learning_rate) <= {0.001, 0.01}
     assert (frame.Shaken_forget_1 <= frame.forget).all(), "the worst case over steps, the model before them included"
     summary = (out / "summary.md").read_text()
     assert summary.count("| reference |") == 4 and "Attack: Shaken. Perplexity:" in summary
-    write("own.py", f"import copy\n{OWN.replace('0.01', '0.02')}")
+    words = OWN.replace("(0.001, 0.01)", '("weak", "strong")')
+    write("own.py", words.replace("+= setting", '+= {"weak": 0.001, "strong": 0.01}[setting]'))
     capsys.readouterr()
     run(small, *line, "--plan")
     plan = " ".join(capsys.readouterr().out.split())
     assert "4 of them train or attack a model" in plan and "code" in plan
+    run(small, *line)
+    again = table(out)
+    assert set(again.Shaken_worst_learning_rate) <= {"weak", "strong"} and again.Shaken_inside_grid.isna().all()
+    assert again.Shaken_forget_2.equals(frame.Shaken_forget_2)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +156,7 @@ def test_what_is_no_metric_or_attack_is_refused(option, name, message, small, wr
 
 def test_an_attack_that_shows_another_model_is_refused(small, write, study, tmp_path, capsys):
     shutil.copytree(study, tmp_path / "s")
-    write("own.py", f"import copy\n{OWN.replace('look(step + 1, shaken)', 'look(step + 1, shaken.model)')}")
+    write("own.py", OWN.replace("look(step + 1, shaken)", "look(step + 1, shaken.model)"))
     refused(capsys, small, *STUDY, "--attack", "own:Shaken", "--out", tmp_path / "s")
     logs = [path.read_text() for path in (tmp_path / "s" / "stages").glob("attack-*.log")]
     assert any("an attack must show a model with the parameters of the attacked model" in log for log in logs)

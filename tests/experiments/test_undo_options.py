@@ -67,7 +67,10 @@ MISTAKES = [
     (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
     (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
     (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
-    (["--metric", "los"], "--metric must be one of answers, completions, loss, lm-eval, or MODULE:CLASS of your own, got 'los'; did you mean"),
+    (
+        ["--metric", "los"],
+        "--metric must be one of answers, completions, loss, lm-eval, or MODULE:CLASS of your own, got 'los'",
+    ),
     (["--metric"], "--metric must be one or more values, got none"),
     (["--attack", "relearning"], "--attack must be one of relearn, or MODULE:CLASS of your own, got 'relearning'"),
     (["--distil.metric", "answers"], "--distil.metric answers must be one of --metric loss, so that students"),
