@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from routed_rl.lm.training import Source, Training, train
+from routed_rl.unlearning.copies import TrainedCopy
 
 SMALLEST_GAP = 0.02
 """Smallest gap between oracle and teacher for which robustness is defined, in accuracy or nats. Less is noise."""
@@ -28,6 +28,8 @@ def relearn(
     measure: Callable[[nn.Module], dict[str, float]],
     *,
     rank: int | None = None,
+    master_weights: bool = True,
+    gradient_checkpointing: bool = False,
     accumulate: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
     seed: int = 0,
@@ -35,8 +37,8 @@ def relearn(
 ) -> list[dict[str, float]]:
     """Attack a copy of a model by fine-tuning, and return what is measured (UNDO).
 
-    The attacker uses AdamW at a constant learning rate. Weights are float32. (UNDO's are bfloat16, which low learning
-    rates hardly move.)
+    The attacker uses AdamW at a constant learning rate. Weights that are trained are float32. (UNDO's are bfloat16,
+    which low learning rates hardly move.)
 
     Args:
         source: the attacker's training data.
@@ -54,11 +56,9 @@ def relearn(
     Raises:
         FloatingPointError: if a measurement before the attack is not a finite number.
     """
-    tuned = copy.deepcopy(model).float().requires_grad_(True)
-    if rank is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            tuned = get_peft_model(tuned, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))  # type: ignore[arg-type]
+    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing}
+    copied = TrainedCopy(model, rank, **options)
+    tuned = copied.begin(seed)
     history: list[dict[str, float]] = []
 
     def look(step: int) -> None:
@@ -84,7 +84,7 @@ def relearn(
         precision=precision,
     )
     with suppress(FloatingPointError):
-        train(tuned, source, settings, seed=seed, on_step=after)
+        train(copied.model, source, copied.training(settings), seed=seed, on_step=after)
     return history
 
 
