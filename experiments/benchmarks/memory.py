@@ -61,7 +61,7 @@ def run(stage: str, model: nn.Module, corpus: Corpus, options: dict[str, Any]) -
     elif stage == "distil":
         undo(model, None, corpus, steps=STEPS, least=STEPS, within=1e9, **shared)
     else:
-        attack(model, None, corpus, learning_rates=(1e-5,), steps=STEPS, measured=(0, STEPS), **shared)
+        attack(model, None, corpus, learning_rates=(1e-5,), steps=STEPS, measured=(STEPS,), **shared)
 
 
 def make_model() -> nn.Module:

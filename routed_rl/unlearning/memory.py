@@ -75,6 +75,7 @@ def memory(
     rank: int | None = None,
     master_weights: bool | None = None,
     gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int = 256,
     dtype: torch.dtype | None = None,
@@ -93,8 +94,8 @@ def memory(
         model: a model, also on the device "meta", or the configuration of one. Only shapes and dtypes are read.
         stage: "suppress" for :func:`unlearn`, "distil" for :func:`undo`, "attack" for :func:`attack`.
         method: a name in :data:`SUPPRESSORS`, or a method with its settings. Only for "suppress".
-        rank, master_weights, gradient_checkpointing, batch_size: as for the stage's function, with its default of
-            ``master_weights`` if None.
+        rank, master_weights, gradient_checkpointing, accumulate, batch_size: as for the stage's function, with its
+            default of ``master_weights`` if None.
         length: tokens in a row, all rows being full.
         dtype: of the model's weights. None: as they are; for a configuration float32.
         measured: tokens of the longest document on which losses are measured between steps, at most 2,048. None:
@@ -111,7 +112,10 @@ def memory(
         method = SUPPRESSORS[method]()
     if master_weights is None:
         master_weights = stage == "attack"
-    rows = 2 * batch_size if stage == "suppress" else batch_size
+    rows, left = divmod(2 * batch_size if stage == "suppress" else batch_size, accumulate)
+    if left or not rows:
+        raise ValueError(f"a batch of {batch_size} rows of each set cannot be shared evenly by {accumulate} parts")
+    parts = min(accumulate, 2)  # the second one needs most, because gradients are there already
     model = _outlined(model, dtype)
     tracked = Tracker(model.get_input_embeddings().weight.shape[0], rows // 2)  # type: ignore[operator]
     with torch.random.fork_rng(devices=[]), tracked:
@@ -134,7 +138,7 @@ def memory(
             tracked.exclude(model)
             tracked.exclude(own)
             trained = [parameter for parameter in own.parameters() if parameter.requires_grad]
-            batch, training = _batch(rows, length), copied.training(Training())
+            batch, training = _batch(parts * rows, length), copied.training(Training(accumulate=parts))
             own.train()
             with tracked.counting():
                 gradient(own, lambda: backward(own, batch, training, objective, 0))

@@ -44,6 +44,7 @@ def unlearn(
     merge: bool = True,
     master_weights: bool = False,
     gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -77,6 +78,8 @@ def unlearn(
             model is in bfloat16. The result is rounded. Without it, small steps on such weights are rounded away.
         gradient_checkpointing: compute each block again in the backward pass. Results are the same. It takes about a
             third more time and much less memory.
+        accumulate: parts in which a batch is computed one after the other, to save memory. Results are the same within
+            rounding. It must divide the rows of a step.
         batch_size: rows of each set in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
@@ -108,7 +111,7 @@ def unlearn(
         batches = (source.batch(step) for step in range(recipe.steps))
         objective = suppressor.objective(copied.model, seed, original=model, batches=batches)
         copied.begin(seed)
-        recipe = copied.training(recipe)
+        recipe = copied.training(replace(recipe, accumulate=accumulate))
         train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
     unlearned: nn.Module = copied.result(merge)
     return unlearned
@@ -130,6 +133,7 @@ def undo(
     rank: int | None = None,
     master_weights: bool = False,
     gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -161,7 +165,7 @@ def undo(
         least: smallest number of steps. Where noise costs little, the student would else stop at once.
         touched: weights that noise changes: "matrices", which leaves out biases and the scales of norms; or "all".
         rank: of low-rank adapters that learn on all linear layers but the last. None: all weights learn.
-        master_weights, gradient_checkpointing: as for :func:`unlearn`.
+        master_weights, gradient_checkpointing, accumulate: as for :func:`unlearn`.
 
     Warns:
         UserWarning: if the student is not as good as its teacher at the end, or was so after ``least`` steps already.
@@ -185,7 +189,7 @@ def undo(
             copied.model,
             model,
             data.mixture(batch_size, derive_seed(seed, "distil")),
-            copied.training(Training(steps, learning_rate, warmup=min(50, steps // 4))),
+            copied.training(Training(steps, learning_rate, warmup=min(50, steps // 4), accumulate=accumulate)),
             None if within is None else (lambda tuned: evaluate(tuned, retained).mean()),
             StopRule(within or 0.0, least=least),
             seed=derive_seed(seed, "train"),
@@ -220,6 +224,7 @@ def attack(
     rank: int | None = None,
     master_weights: bool = True,
     gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -241,7 +246,7 @@ def attack(
         rank: of LoRA adapters that the attacker trains. None: all weights.
         master_weights: as for :func:`unlearn`. The default differs, because an attack whose small steps are rounded
             away makes a model look robust.
-        gradient_checkpointing: as for :func:`unlearn`.
+        gradient_checkpointing, accumulate: as for :func:`unlearn`.
 
     Returns:
         Columns ``learning_rate``, ``step``, ``forget_loss`` and ``retain_loss`` (nats a token). An attack that
@@ -273,6 +278,7 @@ def attack(
                 rank=rank,
                 master_weights=master_weights,
                 gradient_checkpointing=gradient_checkpointing,
+                accumulate=accumulate,
                 seed=derive_seed(seed, "attack"),
                 on_step=tick,
             )

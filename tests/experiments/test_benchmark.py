@@ -135,6 +135,9 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     kept = {name: row["megabytes_kept"] for name, row in results["routing"].items()}
     assert kept["unrouted"] <= kept["activation"] < kept["m * a + (1 - m) * a.detach()"]
     assert results["routing"]["unrouted"]["times_unrouted"] == 1
+    for row in results["memory"].values():
+        assert row["computed_times_measured"] == row["computed_megabytes"] / row["measured_megabytes"]
+        assert row["measured_megabytes"] > 0
     plain, ours = (results["distillation"][name] for name in (distillation.PLAIN, distillation.OURS))
     assert plain["times_plain"] == plain["peak_times_plain"] == 1
     logits = 2 * 63 * 4096 * 4 / 2**20

@@ -1,4 +1,4 @@
-"""Unlearning with less memory: low-rank adapters, blocks computed again, weights in half precision, a cached reference."""
+"""Unlearning with less memory: adapters, blocks computed again, weights in half precision, a cached reference."""
 
 import copy
 import warnings
@@ -121,6 +121,23 @@ def test_blocks_that_are_computed_again_give_the_same_numbers(family, rank, toke
         assert_same(call(**again), call())
 
 
+def test_a_batch_in_parts_gives_the_same_numbers(model, tokenizer):
+    model = copy.deepcopy(model).double()
+    options = {"steps": 2, "learning_rate": 1e-3, **SMALL}
+    for call in (
+        lambda **parts: unlearn(model, tokenizer, *SETS, "npo", **options, **parts),
+        lambda **parts: undo(model, tokenizer, *SETS, within=None, **options, **parts),
+    ):
+        for found, expected in zip(call(accumulate=4).parameters(), call().parameters(), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    options |= {"learning_rates": (1e-3,), "measured": (2,)}
+    del options["learning_rate"]
+    parts, whole = (attack(model, tokenizer, *SETS, accumulate=n, **options).forget_loss.item() for n in (2, 1))
+    assert parts == pytest.approx(whole, abs=1e-6)
+    with pytest.raises(ValueError, match="8 rows cannot be shared evenly by 1 processes, in 3 parts"):
+        unlearn(model, tokenizer, *SETS, accumulate=3, **SMALL)
+
+
 def test_checkpointing_keeps_only_the_inputs_of_blocks(model, tokenizer):
     """It is switched on during training alone. A model that has it on keeps it."""
     sizes = {}
@@ -163,13 +180,13 @@ def test_weights_come_back_in_the_dtype_that_they_came_in(model, tokenizer):
 
 
 def test_half_precision_loses_small_steps_unless_master_weights_are_asked_for(model, tokenizer):
-    """Sixty steps of a hundredth of a bfloat16 weight's spacing are no step without master weights."""
+    """Steps of a quarter of the distance between two numbers of the format add up in master weights alone."""
     half = copy.deepcopy(model).to(torch.bfloat16)
     with torch.no_grad():
         for parameter in half.parameters():
             parameter.fill_(0.5)
-    options = {"method": "graddiff", "steps": 60, "learning_rate": 1e-4, **SMALL}
-    with pytest.warns(UserWarning, match="are in bfloat16, and 100% .* learning rate 0.0001: set master_weights=True"):
+    options = {"method": "graddiff", "steps": 6, "learning_rate": 9e-4, **SMALL}
+    with pytest.warns(UserWarning, match="are in bfloat16, and 100% .* learning rate 0.0009: set master_weights=True"):
         unmoved = unlearn(half, tokenizer, *SETS, **options)
     assert_same(state(unmoved), state(half))
     with warnings.catch_warnings():
