@@ -1,4 +1,4 @@
-"""``routed-rl benchmark``: speed compared with other implementations and with the matrix products alone."""
+"""``routed-rl benchmark``: speed compared with other implementations and matrix products; memory with our formula."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from routed_rl.experiments.benchmarks import (
     environments,
     language,
     learning,
+    memory,
     routing,
     training,
 )
@@ -42,6 +43,11 @@ DISTILLATION_COLUMNS = {
     "peak_times_plain": (f"peak MB / {distillation.PLAIN}", ".2f"),
     "gradient_difference": ("largest gradient difference", ".0e"),
 }
+MEMORY_COLUMNS = {
+    "measured_megabytes": ("measured MB", ",.0f"),
+    "computed_megabytes": ("computed MB", ",.0f"),
+    "computed_times_measured": ("computed / measured", ".3f"),
+}
 
 
 def main(command: Benchmark) -> None:
@@ -57,6 +63,7 @@ def main(command: Benchmark) -> None:
     total = environments.calls(command.repeats) + len(training.UPDATES) * training.calls(command.repeats)
     total += training.calls_parallel_seeds(command.repeats) + routing.calls(command.repeats)
     total += language.calls(command.repeats) + distillation.calls(command.repeats)
+    total += memory.calls()
     with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("benchmark", total=total)
 
@@ -71,6 +78,7 @@ def main(command: Benchmark) -> None:
         results["routing"] = routing.measure(command.repeats, tick)
         results["language"] = language.measure(command.repeats, tick)
         results["distillation"] = distillation.measure(command.repeats, tick)
+        results["memory"] = memory.measure(tick)
         results["learning"] = compared
     if command.json:
         print(json.dumps(results, indent=2))
@@ -146,6 +154,12 @@ def _show(results: dict[str, Any], console: Console) -> None:
     table = _titled(f"One distillation step, vocabulary of {distillation.VOCABULARY:,} tokens", "loss", *columns)
     for name, row in results["distillation"].items():
         table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in DISTILLATION_COLUMNS.items()))
+    console.print(table)
+
+    columns = (heading for heading, _ in MEMORY_COLUMNS.values())
+    table = _titled("Peak memory of unlearning, model of 0.1 B parameters in float32", "stage", *columns)
+    for name, row in results["memory"].items():
+        table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in MEMORY_COLUMNS.items()))
     console.print(table)
 
     table = _titled("Share of the time of an update, by part", "part", *results["training"])

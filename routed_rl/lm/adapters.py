@@ -1,20 +1,23 @@
-"""Routed low-rank adapters (LoRA, Hu et al. 2021): one of them learns the forget set, and is then deleted.
+"""Low-rank adapters (LoRA, Hu et al. 2021), for pretrained models that are too large to train as a whole.
 
-They serve pretrained models that are too large to train as a whole. The adapters take the places of the original and
-the new units of Expand, Route, Ablate, and learn with the same weights.
+- :func:`add_adapters` adds two that are routed: one of them learns the forget set, and is then deleted. They take the
+  places of the original and the new units of Expand, Route, Ablate, and learn with the same weights.
+- :func:`add_low_rank` adds one, which is trained in place of all weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel
 
 from routed_rl.lm.era import NEW, ORIGINAL
 from routed_rl.lm.structure import blocks, feed_forward
@@ -67,8 +70,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
         ValueError: for a rank below 1, names that the model does not have, or modules that are not linear layers. If
             ``targets`` is None, also for a model whose MLPs are not found by structure, as :func:`~routed_rl.lm.mlp`.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"the adapters' rank must be at least 1, got {rank!r}")
+    check_rank(rank)
     if targets is None:
         targets = [name for layer in range(len(blocks(model))) for name in feed_forward(model, layer).linear]
     modules = [find_module(model, name) for name in targets]
@@ -104,3 +106,74 @@ def delete_forget(adapters: Adapters) -> Any:
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(name in adapters.trained)
     return plain
+
+
+# --- one adapter in place of all weights -----------------------------------------------------------
+
+
+def check_rank(rank: int) -> None:
+    """Raise ValueError for a rank that is not a whole number above 0."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"the adapters' rank must be at least 1, got {rank!r}")
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise ValueError for a model that has adapters already."""
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError("the model has adapters: merge them into its weights first, by model.merge_and_unload()")
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose weights are the model's own tensors, so that the copy takes no memory.
+
+    It is for training that leaves these weights as they are. Buffers are copied. All parameters require gradients.
+    """
+    known: dict[int, Any] = {id(own): nn.Parameter(own.detach()) for own in model.parameters()}
+    return deepcopy(model, known)
+
+
+def add_low_rank(model: nn.Module, rank: int, seed: int) -> PeftModel:
+    """Add one adapter, in place, to all linear layers whose weights are trained, and train it instead of all weights.
+
+    The layer that makes the logits gets none. At first the model computes the same as before: ``A`` starts at random,
+    ``B`` at 0. What the adapter adds is multiplied by 2. An adapter of a model in half precision is in float32.
+
+    Args:
+        rank: of the adapter.
+        seed: fixes the random numbers of ``A``.
+
+    Returns:
+        The model as PEFT wraps it. ``model`` itself has the adapters too, and computes the same.
+
+    Raises:
+        ValueError: for a rank below 1, a model that has adapters already, or a model none of whose linear layers is
+            trained. Experts of a mixture are not linear layers.
+    """
+    check_rank(rank)
+    check_plain(model)
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    linear = {name: module for name, module in model.named_modules() if is_linear(module) and module is not head}
+    trained = [name for name, module in linear.items() if module.weight.requires_grad]  # type: ignore[union-attr]
+    if not trained:
+        raise ValueError("none of the weights that are trained belongs to a linear layer, so adapters learn nothing")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear" if len(trained) == len(linear) else trained,
+        fan_in_fan_out=not any(isinstance(module, nn.Linear) for module in linear.values()),  # GPT-2's layers
+        task_type="CAUSAL_LM" if isinstance(model, PreTrainedModel) else None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
+
+
+def merge_low_rank(adapted: PeftModel) -> Any:
+    """Return a plain model with its adapter merged into weights of its own. The adapter cannot be used any more.
+
+    In half precision a merged weight is rounded. So changes that are much smaller than the weights are lost.
+    """
+    for name, parameter in adapted.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.clone()  # they may be another model's
+    return adapted.merge_and_unload()

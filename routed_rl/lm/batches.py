@@ -8,6 +8,7 @@ losses and gradients do not depend on which documents share a row.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,6 +118,19 @@ def in_parts(whole: Batch) -> Iterator[Batch]:
     rows = max(1, TOKENS_AT_ONCE // whole.tokens.shape[1])
     for start in range(0, len(whole), rows):
         yield whole.rows(slice(start, start + rows))
+
+
+def row_keys(batch: Batch, of_targets: Tensor | None = None) -> list[bytes]:
+    """Return a key of 16 bytes for each row: of its tokens and their examples, without padding.
+
+    Args:
+        of_targets: ``(B, T - 1)`` numbers or marks of targets that the key should also tell apart.
+    """
+    arrays = [batch.tokens, batch.examples]
+    if of_targets is not None:
+        arrays.append(torch.nn.functional.pad(of_targets.to(torch.int64), (1, 0)))
+    rows = torch.stack(arrays, dim=1).cpu().numpy()
+    return [hashlib.blake2b(row[:, row[1] != PADDING].tobytes(), digest_size=16).digest() for row in rows]
 
 
 class Batches:

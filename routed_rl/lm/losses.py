@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from routed_rl.lm.batches import WINDOW, Batch, WholeDocuments
 from routed_rl.lm.models import positions
 
+LOSSES_AT_ONCE = 512
+"""Tokens whose losses are computed at a time where no gradients are needed."""
+
 
 def target_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return ``(B, T - 1, V)``: the model's logits for every target, in single precision or better."""
@@ -38,8 +41,20 @@ def target_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return ``(B, T - 1)``: the :func:`target_losses` of the model's logits."""
-    return target_losses(target_logits(model, batch), batch)
+    """Return ``(B, T - 1)``: the :func:`target_losses` of the model's logits.
+
+    Without gradients they are computed for a few rows at a time. The numbers are the same. All rows at once would need
+    two more tensors as large as the logits.
+    """
+    if torch.is_grad_enabled():
+        return target_losses(target_logits(model, batch), batch)
+    logits, rows = model(**batch.inputs).logits, max(1, LOSSES_AT_ONCE // batch.tokens.shape[1])
+    return torch.cat(
+        [
+            target_losses(promoted(logits[start : start + rows, :-1]), batch.rows(slice(start, start + rows)))
+            for start in range(0, len(batch), rows)
+        ]
+    )
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:

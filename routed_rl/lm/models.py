@@ -133,7 +133,7 @@ def keeps_apart(model: Any) -> bool:
     Positions that begin again at 0 say where a document begins. A few models do not look at them when they mask
     attention, OPT and Falcon among them. So one short row is tried.
     """
-    training, device = model.training, next(model.parameters()).device
+    modes, device = [(module, module.training) for module in model.modules()], next(model.parameters()).device
     size = min(6, (positions(model) or 12) // 2)
     if size < 2:
         return False
@@ -146,7 +146,8 @@ def keeps_apart(model: Any) -> bool:
     except TypeError:  # it takes no positions
         return False
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     # Rounding leaves a small difference, much smaller than that of a document that sees another one.
     differences = [(logits - alone).abs().max() for logits in (packed, after)]
     return bool(differences[0] <= 0.1 * differences[1])
@@ -173,11 +174,15 @@ def build_model(preset: str, tokenizer: Any, seed: int) -> nn.Module:
         return AutoModelForCausalLM.from_config(PRESETS[preset](len(tokenizer), **special))
 
 
-def load_model(name: StrPath) -> nn.Module:
-    """Return a pretrained model in float32: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
+def load_model(name: StrPath, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+    """Return a pretrained model: from a folder, an installed package (:data:`PACKAGED_MODELS`) or the hub.
 
     Only safetensors are read, because other files of weights are pickles, which can run code. An adapter of PEFT is
     loaded with its base model, and merged into it.
+
+    Args:
+        name: of the folder, package or model.
+        dtype: of its weights. None: as they were saved. Models in packages are quantised, and then in float32.
 
     Raises:
         OSError: if there is no model of this name, some of its weights are missing, the package is not installed, or
@@ -185,16 +190,16 @@ def load_model(name: StrPath) -> nn.Module:
     """
     name = os.fspath(name)
     if name in PACKAGED_MODELS:
-        return _from_gguf(*PACKAGED_MODELS[name])
+        return _from_gguf(*PACKAGED_MODELS[name]).to(dtype or torch.float32)
     check_folder(name)
     base = adapter_base(name)
     if base is not None:
-        return merge_adapter(load_model(base), name)
+        return merge_adapter(load_model(base, dtype), name)
     model, report = _from_pretrained(
         AutoModelForCausalLM,
         name,
         "model",
-        dtype=torch.float32,
+        dtype="auto" if dtype is None else dtype,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,

@@ -123,7 +123,7 @@ def train(
                 group["lr"] = training.rate(step)
             whole = source.batch(step)
             chance = derive_seed(seed, "step", step, rank())
-            log.loss += gradient(model, partial(_backward, model, whole, training, objective, chance))
+            log.loss += gradient(model, partial(backward, model, whole, training, objective, chance))
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if training.clip is None else training.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -138,7 +138,7 @@ def train(
     return done
 
 
-def _backward(model: nn.Module, whole: Batch, training: Training, objective: Objective, seed: int) -> Tensor:
+def backward(model: nn.Module, whole: Batch, training: Training, objective: Objective, seed: int) -> Tensor:
     """Add the gradient of a batch's loss to the model's.
 
     Return this process's share of the loss, times the number of processes.

@@ -30,6 +30,7 @@ from routed_rl.unlearning.attacks import (
 from routed_rl.unlearning.distillation import DistillationObjective, Distilled, StopRule, check_vocabulary, distil
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
+from routed_rl.unlearning.memory import Memory, memory
 from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
@@ -47,6 +48,7 @@ __all__ = [
     "GradDiff",
     "Head",
     "MaxEnt",
+    "Memory",
     "Metric",
     "Npo",
     "Relearning",
@@ -71,6 +73,7 @@ __all__ = [
     "distil",
     "divergence",
     "matrices",
+    "memory",
     "most_changed",
     "quantised",
     "relearn",

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from routed_rl.lm.training import Source, Training, train
 from routed_rl.options.undo import Relearn
+from routed_rl.unlearning.copies import TrainedCopy
 
 ATTACKED = "model.safetensors"
 """File of all weights of an attacked model. Adapters are in the files of PEFT."""
@@ -172,6 +173,8 @@ def relearn(
     measure: Callable[[nn.Module], dict[str, float]],
     *,
     rank: int | None = None,
+    master_weights: bool = True,
+    gradient_checkpointing: bool = False,
     accumulate: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
     seed: int = 0,
@@ -179,8 +182,8 @@ def relearn(
 ) -> list[dict[str, float]]:
     """Attack a copy of a model by fine-tuning, and return what is measured (UNDO).
 
-    The attacker uses AdamW at a constant learning rate. Weights are float32. (UNDO's are bfloat16, which low learning
-    rates hardly move.)
+    The attacker uses AdamW at a constant learning rate. Weights that are trained are float32. (UNDO's are bfloat16,
+    which low learning rates hardly move.)
 
     Args:
         source: the attacker's training data.
@@ -198,11 +201,9 @@ def relearn(
     Raises:
         FloatingPointError: if a measurement before the attack is not a finite number.
     """
-    tuned = copy.deepcopy(model).float().requires_grad_(True)
-    if rank is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            tuned = get_peft_model(tuned, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))  # type: ignore[arg-type]
+    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing}
+    copied = TrainedCopy(model, rank, **options)
+    tuned = copied.begin(seed)
     history: list[dict[str, float]] = []
 
     def look(step: int) -> None:
@@ -228,7 +229,7 @@ def relearn(
         precision=precision,
     )
     with suppress(FloatingPointError):
-        train(tuned, source, settings, seed=seed, on_step=after)
+        train(copied.model, source, copied.training(settings), seed=seed, on_step=after)
     return history
 
 

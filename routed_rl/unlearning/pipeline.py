@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from routed_rl.lm.adapters import check_plain
 from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
@@ -23,6 +23,7 @@ from routed_rl.lm.training import Training, train
 from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
+from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.distillation import StopRule, distil
 from routed_rl.unlearning.noise import matrices, shrink_and_perturb
 from routed_rl.wording import did_you_mean
@@ -41,6 +42,11 @@ def unlearn(
     retain: Texts | None = None,
     method: Method = "npo",
     *,
+    rank: int | None = None,
+    merge: bool = True,
+    master_weights: bool = False,
+    gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -52,15 +58,31 @@ def unlearn(
     """Return a copy of a causal language model that has unlearned the forget set.
 
     >>> unlearned = unlearn(model, tokenizer, forget, retain, method="graddiff", steps=100)  # doctest: +SKIP
+    >>> adapted = unlearn(model, tokenizer, forget, retain, rank=16, merge=False)  # doctest: +SKIP
+    >>> adapted.save_pretrained("adapter")  # doctest: +SKIP
+
+    The copy's weights have the dtype of the model's. During training the model itself is the reference model of methods
+    that need one. :func:`memory` says how much memory a call needs.
 
     Args:
-        model: a Hugging Face causal language model. The copy is on the same device.
+        model: a Hugging Face causal language model. The copy is on the same device. Do not use the model elsewhere
+            during the call: it is frozen and in evaluation mode. Afterwards it is as before.
         tokenizer: the model's own.
         forget: documents to unlearn: strings, or a dataset with a column ``text``. Or a :class:`~routed_rl.lm.Corpus`,
             which has both sets; then leave out ``retain``.
         retain: documents on which the model should stay as good as before.
         method: a name in :data:`SUPPRESSORS` or of a method in an installed package; ``"MODULE:CLASS"``; or a subclass
             of :class:`Suppressor` or an instance.
+        rank: of low-rank adapters (LoRA) on the linear layers that the method trains. Only they learn. None: all
+            weights that the method trains.
+        merge: with a rank, return a plain model with the adapters merged into its weights. False: a model of PEFT,
+            whose ``save_pretrained`` writes the adapters alone. It shares its other weights with ``model``.
+        master_weights: for a model in half precision: train float32 weights, with matrix products in bfloat16 if the
+            model is in bfloat16. The result is rounded. Without it, small steps on such weights are rounded away.
+        gradient_checkpointing: compute each block again in the backward pass. Results are the same. It takes about a
+            third more time and much less memory.
+        accumulate: parts in which a batch is computed one after the other, to save memory. Results are the same within
+            rounding. It must divide the rows of a step.
         batch_size: rows of each set in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
@@ -69,11 +91,17 @@ def unlearn(
         progress: show a progress bar on standard error.
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
 
+    Warns:
+        UserWarning: if most weights are in half precision and too large to be moved by steps of the learning rate.
+
     Raises:
-        ValueError: for an unknown method or setting, a method that cannot be imported, or too few documents for one
-            batch.
+        ValueError: for an unknown method or setting, a method that cannot be imported, too few documents for one batch,
+            ``merge=False`` without a rank, or a rank for a model that has adapters or a method that trains no linear
+            layer.
         FloatingPointError: if the loss diverges.
     """
+    if rank is None and not merge:
+        raise ValueError("merge=False needs a rank: without adapters there is nothing to merge")
     suppressor, name = made_method(method)
     suppressor, recipe = _with_settings(suppressor, name, settings)
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
@@ -81,12 +109,17 @@ def unlearn(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
         data.batches("retain", batch_size, derive_seed(seed, "retain")),
     )
-    unlearned = copy.deepcopy(model).requires_grad_(True)
+    copied = TrainedCopy(model, rank, master_weights=master_weights, gradient_checkpointing=gradient_checkpointing)
+    copied.warn(recipe.learning_rate)
     seed = derive_seed(seed, "suppress")
-    with progress_bar(f"unlearn, {name}", recipe.steps, progress) as tick:
-        objective = suppressor.objective(unlearned, seed)
-        train(unlearned, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
-    return unlearned.requires_grad_(True).eval()
+    with kept(model), progress_bar(f"unlearn, {name}", recipe.steps, progress) as tick:
+        batches = (source.batch(step) for step in range(recipe.steps))
+        objective = suppressor.objective(copied.model, seed, original=model, batches=batches)
+        copied.begin(seed)
+        recipe = copied.training(replace(recipe, accumulate=accumulate))
+        train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
+    unlearned: nn.Module = copied.result(merge)
+    return unlearned
 
 
 def undo(
@@ -102,6 +135,10 @@ def undo(
     within: float | None = 0.05,
     least: int = 60,
     touched: Literal["all", "matrices"] = "matrices",
+    rank: int | None = None,
+    master_weights: bool = False,
+    gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -118,8 +155,12 @@ def undo(
     >>> unlearned = unlearn(model, tokenizer, forget, retain)  # doctest: +SKIP
     >>> student = undo(unlearned, tokenizer, forget, retain, alpha=0.6)  # doctest: +SKIP
 
+    With a rank, low-rank adapters learn on top of the noised weights. They are always merged, because without these
+    noised weights they are of no use. Noise changes all ranks of a matrix, and the embeddings, so adapters repair less
+    of it than a training of all weights: take a low ``alpha`` and a high rank, and compare retain losses.
+
     Args:
-        model: the unlearned model, which is the teacher. It is not changed.
+        model: the unlearned model, which is the teacher. As for :func:`unlearn`, it is only frozen during the call.
         tokenizer, forget, retain, batch_size, length, pack, allow_overlap, seed, progress: as for :func:`unlearn`.
         alpha: how far each weight moves from its value (0) to noise (1). More is more robust, and takes more steps.
         beta: scale of the noise (UNDO: 0.1).
@@ -128,26 +169,32 @@ def undo(
         within: stop when the student's retain loss is at most this share above the teacher's. None: do all steps.
         least: smallest number of steps. Where noise costs little, the student would else stop at once.
         touched: weights that noise changes: "matrices", which leaves out biases and the scales of norms; or "all".
+        rank: of low-rank adapters that learn on all linear layers but the last. None: all weights learn.
+        master_weights, gradient_checkpointing, accumulate: as for :func:`unlearn`.
 
     Warns:
         UserWarning: if the student is not as good as its teacher at the end, or was so after ``least`` steps already.
+            Also as for :func:`unlearn`.
 
     Raises:
-        ValueError: for numbers out of range, or too few documents for one batch.
+        ValueError: for numbers out of range, too few documents for one batch, or a model with adapters.
         FloatingPointError: if a loss diverges.
     """
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
-    teacher = copy.deepcopy(model).eval()
-    student = copy.deepcopy(model).requires_grad_(True)
+    check_plain(model)
+    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing}
+    copied = TrainedCopy(model, rank, **options, changed=True)
     touch = {"touch": matrices} if touched == "matrices" else {}
-    shrink_and_perturb(student, alpha, beta, derive_seed(seed, "noise"), **touch)
+    shrink_and_perturb(copied.model, alpha, beta, derive_seed(seed, "noise"), **touch)
+    copied.warn(learning_rate)
+    copied.begin(derive_seed(seed, "adapters"))
     retained = data.measured("retain")
-    with progress_bar(f"distil, α {alpha:g}", steps, progress) as tick:
+    with kept(model), progress_bar(f"distil, α {alpha:g}", steps, progress) as tick:
         found = distil(
-            student,
-            teacher,
+            copied.model,
+            model,
             data.mixture(batch_size, derive_seed(seed, "distil")),
-            Training(steps, learning_rate, warmup=min(50, steps // 4)),
+            copied.training(Training(steps, learning_rate, warmup=min(50, steps // 4), accumulate=accumulate)),
             None if within is None else (lambda tuned: evaluate(tuned, retained).mean()),
             StopRule(within or 0.0, least=least),
             seed=derive_seed(seed, "train"),
@@ -166,7 +213,8 @@ def undo(
             "number: the student is still close to its teacher, so raise alpha",
             stacklevel=2,
         )
-    return student.eval()
+    student: nn.Module = copied.result()
+    return student
 
 
 def attack(
@@ -179,6 +227,9 @@ def attack(
     steps: int = 100,
     measured: Sequence[int] = (0, 5, 10, 20, 40, 60, 80, 100),
     rank: int | None = None,
+    master_weights: bool = True,
+    gradient_checkpointing: bool = False,
+    accumulate: int = 1,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -198,6 +249,9 @@ def attack(
         steps: gradient steps of each attack.
         measured: steps after which both losses are measured; later ones than ``steps`` are left out.
         rank: of LoRA adapters that the attacker trains. None: all weights.
+        master_weights: as for :func:`unlearn`. The default differs, because an attack whose small steps are rounded
+            away makes a model look robust.
+        gradient_checkpointing, accumulate: as for :func:`unlearn`.
 
     Returns:
         Columns ``learning_rate``, ``step``, ``forget_loss`` and ``retain_loss`` (nats a token). An attack that
@@ -227,6 +281,9 @@ def attack(
                 looks,
                 lambda tuned: {f"{kind}_loss": evaluate(tuned, documents).mean() for kind, documents in kinds.items()},
                 rank=rank,
+                master_weights=master_weights,
+                gradient_checkpointing=gradient_checkpointing,
+                accumulate=accumulate,
                 seed=derive_seed(seed, "attack"),
                 on_step=tick,
             )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from routed_rl.lm.batches import PADDING, Batch, in_parts
+from routed_rl.lm.batches import Batch, in_parts, row_keys
 from routed_rl.lm.training import Source
 from routed_rl.runs import read_json, write_json
 from routed_rl.runs.files import StrPath, temporary_beside
@@ -51,7 +50,7 @@ class TeacherCache:
         Raises:
             ValueError: for rows that are not in the cache.
         """
-        keys = _keys(batch)
+        keys = row_keys(batch)
         missing = sum(key not in self._rows for key in keys)
         if missing:
             raise ValueError(
@@ -104,7 +103,7 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
                 log_q = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
                 largest, which = log_q.topk(k)
                 chosen, width = slice(row, row + len(part)), largest.shape[1]
-                keys[chosen] = np.frombuffer(b"".join(_keys(part)), np.uint8).reshape(-1, 16)
+                keys[chosen] = np.frombuffer(b"".join(row_keys(part)), np.uint8).reshape(-1, 16)
                 log_p[chosen, :width], tokens[chosen, :width] = largest.cpu(), which.cpu()
                 rest[chosen, :width] = log_q.scatter_(-1, which, float("-inf")).logsumexp(-1).cpu()
                 row += len(part)
@@ -116,10 +115,3 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return TeacherCache(directory)
-
-
-def _keys(batch: Batch) -> list[bytes]:
-    """Return a key of 16 bytes for each row: of its tokens and their examples, without padding."""
-    tokens, examples = batch.tokens.cpu().numpy(), batch.examples.cpu().numpy()
-    parts = [np.stack([row, of])[:, of != PADDING] for row, of in zip(tokens, examples, strict=True)]
-    return [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in parts]

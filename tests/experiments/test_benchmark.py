@@ -13,6 +13,7 @@ from routed_rl.experiments.benchmarks import (
     environments,
     language,
     learning,
+    memory,
     routing,
     timing,
     training,
@@ -46,6 +47,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(language, "SHAPES", {preset: (2, length) for preset, (_, length) in language.SHAPES.items()})
     for name, size in (("ROWS", 2), ("LENGTH", 64), ("WIDTH", 16), ("LAYERS", 1), ("VOCABULARY", 4096)):
         monkeypatch.setattr(distillation, name, size)
+    for name, size in (("WIDTH", 16), ("LAYERS", 2), ("VOCABULARY", 256), ("ROWS", 2), ("LENGTH", 16)):
+        monkeypatch.setattr(memory, name, size)
 
 
 def test_cases_take_turns_and_medians_are_per_unit(clock):
@@ -132,6 +135,9 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     kept = {name: row["megabytes_kept"] for name, row in results["routing"].items()}
     assert kept["unrouted"] <= kept["activation"] < kept["m * a + (1 - m) * a.detach()"]
     assert results["routing"]["unrouted"]["times_unrouted"] == 1
+    for row in results["memory"].values():
+        assert row["computed_times_measured"] == row["computed_megabytes"] / row["measured_megabytes"]
+        assert row["measured_megabytes"] > 0
     plain, ours = (results["distillation"][name] for name in (distillation.PLAIN, distillation.OURS))
     assert plain["times_plain"] == plain["peak_times_plain"] == 1
     logits = 2 * 63 * 4096 * 4 / 2**20

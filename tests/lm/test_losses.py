@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from routed_rl.lm import batches
+from routed_rl.lm import batches, losses
 from routed_rl.lm.batches import Batch, Batches, WholeDocuments
 from routed_rl.lm.losses import TokenLoss, evaluate, next_token_loss, token_losses
 from tests.lm.texts import corpus_of
@@ -65,6 +65,16 @@ def test_losses_are_those_of_a_loop() -> None:
     expected = torch.tensor([loss for _, loss in naive(model, batch)], dtype=torch.float32)
     torch.testing.assert_close(by_target[batch.scored], expected)
     torch.testing.assert_close(next_token_loss(model, batch), expected.sum())
+
+
+def test_losses_without_gradients_are_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed for a few rows at a time."""
+    model, batch = Bigram().eval(), all_in_one()
+    expected = token_losses(model, batch).detach()
+    for tokens in (1, 2 * batch.tokens.shape[1], 10**6):
+        monkeypatch.setattr(losses, "LOSSES_AT_ONCE", tokens)
+        with torch.no_grad():
+            assert torch.equal(token_losses(model, batch), expected)
 
 
 def test_parts_of_a_batch_add_up() -> None:

@@ -85,6 +85,17 @@ def test_loaded_in_float32_and_saved_over_the_old_one(saved, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"] and not (tmp_path / "model" / "old").exists()
 
 
+def test_loaded_in_the_precision_in_which_it_was_saved(tmp_path):
+    half = tiny_model("llama").to(torch.bfloat16)
+    save_model(half, stories_tokenizer(), tmp_path / "half")
+    for dtype, expected in ((None, torch.bfloat16), (torch.float16, torch.float16), (torch.float32, torch.float32)):
+        model = load_model(tmp_path / "half", dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    assert torch.equal(load_model(tmp_path / "half", None).lm_head.weight, half.lm_head.weight)
+    save_model(load_model(tmp_path / "half", None), stories_tokenizer(), tmp_path / "again")
+    assert next(load_model(tmp_path / "again", None).parameters()).dtype == torch.bfloat16
+
+
 def damage(saved, folder, how):
     """Return a folder whose model cannot be loaded."""
     folder.mkdir()

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.losses import target_losses, token_losses
+from routed_rl.lm.losses import token_losses
 from routed_rl.lm.suppressors.suppressor import (
     FORWARD_PASS,
-    Reference,
+    ReferenceLosses,
     Suppressor,
     brief,
     forget_examples,
@@ -32,7 +32,11 @@ def npo(nll: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Npo(Suppressor):
-    """:func:`npo` on forget examples, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent."""
+    """:func:`npo` on forget examples, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent.
+
+    Of the original model it needs only a number for each forget example. So the original model need not be kept: see
+    :class:`~routed_rl.lm.suppressors.suppressor.ReferenceLosses`.
+    """
 
     retain_weight: float = 1.0
     """weight of the retain loss: a"""
@@ -48,18 +52,17 @@ class Npo(Suppressor):
 
     @property
     def cost(self) -> float:
-        """:attr:`Suppressor.cost`. The original model is run too."""
+        """:attr:`Suppressor.cost`. The original model is run too, unless its losses are known."""
         return 1 + FORWARD_PASS
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`."""
-        reference = Reference(model)
+        reference = ReferenceLosses(model)
 
         def loss(trained: nn.Module, batch: Batch) -> Tensor:
             losses = token_losses(trained, batch)
-            others = ~forget_targets(batch)
-            before = target_losses(reference.logits(batch), batch)
-            now, then = (batch.by_example(each.masked_fill(others, 0.0)) for each in (losses, before))
+            now = batch.by_example(losses.masked_fill(~forget_targets(batch), 0.0))
+            then = reference(batch)
             held = mean(losses, retain_targets, batch)
             return mean(npo(now, then, self.beta), forget_examples, batch) + self.retain_weight * held
 

@@ -8,20 +8,34 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from routed_rl.lm.batches import FORGET_LABEL, Batch
-from routed_rl.lm.losses import target_logits
+from routed_rl.lm.batches import FORGET_LABEL, Batch, in_parts, row_keys
+from routed_rl.lm.losses import target_logits, token_losses
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.training import Objective, Training
 
 FORWARD_PASS = 1 / 3
 """Cost of a forward pass, in gradient steps. A gradient step adds a backward pass, which costs twice as much."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What :meth:`Suppressor.objective` was given, for the references that :meth:`Suppressor.loss` makes."""
+
+    original: nn.Module | None = None
+    batches: Iterable[Batch] | None = None
+
+
+NOTHING = _Given()
+_GIVEN: ContextVar[_Given] = ContextVar("given", default=NOTHING)
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,28 @@ class Suppressor(ABC):
             seed: fixes what is drawn once.
         """
 
-    def objective(self, model: nn.Module, seed: int) -> Objective:
-        """Return the :meth:`loss` for :func:`~routed_rl.lm.train`, times the number of targets, by which it divides."""
-        loss = self.loss(model, seed)
+    def objective(
+        self,
+        model: nn.Module,
+        seed: int,
+        *,
+        original: nn.Module | None = None,
+        batches: Iterable[Batch] | None = None,
+    ) -> Objective:
+        """Return the :meth:`loss` for :func:`~routed_rl.lm.train`, times the number of targets, by which it divides.
+
+        Args:
+            model, seed: as for :meth:`loss`.
+            original: a model with the same weights, which nobody changes during training. It is the reference, in place
+                of a copy of ``model``. Put it in evaluation mode.
+            batches: the batches of all steps of training. A method that compares only the losses of examples with those
+                of the original model (NPO) then computes these losses now, and keeps no reference.
+        """
+        given = _GIVEN.set(_Given(original, batches))
+        try:
+            loss = self.loss(model, seed)
+        finally:
+            _GIVEN.reset(given)
         return lambda trained, batch: loss(trained, batch) * int(batch.whole.scored.sum())
 
     def gradient(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
@@ -104,15 +137,24 @@ def mean(values: Tensor, chosen: Callable[[Batch], Tensor], batch: Batch) -> Ten
 
 
 class Reference:
-    """A frozen copy of the original model. It moves to the device of its inputs."""
+    """The original model, frozen, for whole distributions: a copy, unless :meth:`Suppressor.objective` got a model.
+
+    It moves to the device of its inputs.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = copy.deepcopy(model).requires_grad_(False).eval()
+        original = _GIVEN.get().original
+        self._model = copy.deepcopy(model).requires_grad_(False).eval() if original is None else original
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """Return ``(B, T - 1, V)``: the logits for every target."""
         return target_logits(self._model.to(batch.tokens.device), batch)
+
+    @torch.no_grad()
+    def losses(self, batch: Batch) -> Tensor:
+        """Return ``(B, T - 1)``: the loss of every target."""
+        return token_losses(self._model.to(batch.tokens.device), batch)
 
     @torch.no_grad()
     def output(self, name: str, batch: Batch) -> Tensor:
@@ -121,3 +163,63 @@ class Reference:
         with outputs(model.get_submodule(name)) as seen:
             model(**batch.inputs)
         return seen[0]
+
+
+class ReferenceLosses:
+    """The original model's loss on each forget example, summed over forget targets.
+
+    If :meth:`Suppressor.objective` got the batches of training, the losses of all their rows are computed once, before
+    training, and no reference is kept. Else a :class:`Reference` is run on every batch. An example's loss does not
+    depend on the rows beside it, so both give the same numbers within rounding.
+
+    Raises:
+        ValueError: when called, for rows that were not in the batches.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        given = _GIVEN.get()
+        self._known: dict[bytes, Tensor] | None = None
+        self._reference: Reference | None = None
+        if given.batches is None:
+            self._reference = Reference(model)
+        else:
+            self._known = _example_losses(model if given.original is None else given.original, given.batches)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return ``(B, T)``, as :meth:`Batch.by_example`."""
+        if self._known is None:
+            assert self._reference is not None
+            return batch.by_example(self._reference.losses(batch).masked_fill(~forget_targets(batch), 0.0))
+        forget = forget_targets(batch)
+        found = [self._known.get(key) for key in row_keys(batch, forget)]
+        needed = forget.any(dim=1).tolist()
+        if missing := sum(need and losses is None for need, losses in zip(needed, found, strict=True)):
+            raise ValueError(f"the original model's losses of {missing} rows are unknown: pass all batches of training")
+        width = batch.tokens.shape[1]
+        rows = [torch.zeros(width) if losses is None else F.pad(losses, (0, width - len(losses))) for losses in found]
+        return torch.stack(rows).to(batch.tokens.device)
+
+
+@torch.no_grad()
+def _example_losses(model: nn.Module, batches: Iterable[Batch]) -> dict[bytes, Tensor]:
+    """Return each row's ``(E,)`` losses of examples, summed over forget targets, by the row's key. Rows without forget
+    targets are left out."""
+    known: dict[bytes, Tensor] = {}
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        for batch in batches:
+            forget = forget_targets(batch)
+            keys = row_keys(batch, forget)
+            new = [i for i, key in enumerate(keys) if bool(forget[i].any()) and key not in known]
+            if not new:
+                continue
+            for part in in_parts(batch.rows(torch.tensor(new))):
+                part = part.to(device)
+                sums = part.by_example(token_losses(model, part).masked_fill(~forget_targets(part), 0.0)).cpu()
+                examples = part.examples.amax(dim=1).cpu() + 1
+                for row, count, key in zip(sums, examples, row_keys(part, forget_targets(part)), strict=True):
+                    known[key] = row[: int(count)].clone()
+    finally:
+        model.train(training)
+    return known
