@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ def unlearn(
     allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = True,
+    callback: Callable[[int, nn.Module], None] = lambda steps, model: None,
     **settings: Any,
 ) -> nn.Module:
     """Return a copy of a causal language model that has unlearned the forget set.
@@ -89,6 +90,7 @@ def unlearn(
         allow_overlap: accept texts that are in both sets.
         seed: fixes the order of documents and the method's own randomness.
         progress: show a progress bar on standard error.
+        callback: called after each gradient step, with the number of steps so far and the model in training.
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
 
     Warns:
@@ -117,7 +119,12 @@ def unlearn(
         objective = suppressor.objective(copied.model, seed, original=model, batches=batches)
         copied.begin(seed)
         recipe = copied.training(replace(recipe, accumulate=accumulate))
-        train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
+
+        def after(step: int) -> None:
+            callback(step + 1, copied.model)
+            tick(step)
+
+        train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=after)
     unlearned: nn.Module = copied.result(merge)
     return unlearned
 

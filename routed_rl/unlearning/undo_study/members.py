@@ -21,7 +21,7 @@ from routed_rl.options.conform import from_text, takes_text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
-from routed_rl.unlearning.tuning import around
+from routed_rl.unlearning.tuning import around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean
 
@@ -310,12 +310,13 @@ def training_of(stage: Stage, accumulate: int) -> Training:
     return Training(**{name: config["distil"][name] for name in names}, weight_decay=0.0, **common)
 
 
-def trials(stage: Stage) -> list[dict[str, Any]]:
-    """Return the settings that a stage of the kind "tune" tries."""
+def trainings(stage: Stage) -> list[tuple[dict[str, Any], list[int]]]:
+    """Return the trainings of a stage of the kind "tune", each with its settings and numbers of steps."""
     config: Mapping[str, Any] = stage.config
-    names = ("steps", "learning_rate")
-    values = around({**{name: config["recipe"][name] for name in names}, **config["settings"]})
-    return [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
+    recipe = Training(**config["recipe"])
+    values = around({"steps": recipe.steps, "learning_rate": recipe.learning_rate, **config["settings"]})
+    combinations = [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
+    return together(combinations, recipe.steps, recipe)
 
 
 def total_steps(stage: Stage) -> int:
@@ -327,5 +328,5 @@ def total_steps(stage: Stage) -> int:
     if stage.kind in ("given", "filtered", *MEASURES):
         return 0
     if stage.kind == "tune":
-        return sum(settings["steps"] for settings in trials(stage))
+        return sum(max(steps) for _, steps in trainings(stage))
     return training_of(stage, 1).steps

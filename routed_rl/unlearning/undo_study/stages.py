@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -48,7 +48,6 @@ from routed_rl.unlearning.undo_study.measurements import (
     Measurements,
     OnStep,
     found_so_far,
-    later,
     metric_of,
 )
 from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, DISTANCE, MEASURE, Measurer
@@ -59,7 +58,7 @@ from routed_rl.unlearning.undo_study.members import (
     stop_metric,
     suppression_parts,
     training_of,
-    trials,
+    trainings,
     with_strength,
 )
 
@@ -168,27 +167,32 @@ class Worker(Measurements):
         measured = {
             name: WholeDocuments(self.domains.corpus, of) for name, of in (("forget", marked), ("retain", held_out))
         }
-        found, steps = found_so_far(run), 0
+        found, begun = found_so_far(run), 0
 
-        def trial(settings: Mapping[str, Any]) -> dict[str, float]:
-            nonlocal steps
-            since, steps = steps, steps + settings["steps"]
-            key = json.dumps(settings, sort_keys=True)
+        def trial(settings: Mapping[str, Any], steps: Sequence[int]) -> dict[int, dict[str, float]]:
+            nonlocal begun
+            since, begun = begun, begun + max(steps)
+            key = json.dumps([settings, *steps], sort_keys=True)
             if key not in found:
-                begun, copied = time.perf_counter(), copy.deepcopy(model)
+                seconds, copied, seen = time.perf_counter(), copy.deepcopy(model), {}
+
+                def after(step: int) -> None:
+                    if step + 1 in steps:
+                        seen[str(step + 1)] = {name: evaluate(copied, of).mean() for name, of in measured.items()}
+                    on_step(since + step)
+
                 with suppress(FloatingPointError):  # it has diverged
-                    found[key] = None
-                    mine = tuned(method, usual, settings)
-                    self._train(copied, *mine, source, seed, None, partial(later, on_step, since))
-                    found[key] = {name: evaluate(copied, of).mean() for name, of in measured.items()}
-                run.timings.append({"step": steps, "seconds": time.perf_counter() - begun})
-                run.metrics.append({"step": steps, **(found[key] or {}), **settings})
-                run.save_checkpoint(steps, {}, {"found": found})
-            return {f"{name}_loss": math.nan if found[key] is None else found[key][name] for name in measured}
+                    mine = tuned(method, usual, {**settings, "steps": max(steps)})
+                    self._train(copied, *mine, source, seed, None, after)
+                found[key] = seen
+                run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
+                run.metrics.append({"step": begun, **settings, **seen.get(str(max(steps)), {})})
+                run.save_checkpoint(begun, {}, {"found": found})
+            return {int(count): losses for count, losses in found[key].items()}
 
         before = {name: evaluate(model, of).mean() for name, of in measured.items()}
-        frame, best = sweep(trials(stage), trial, before, math.log(len(self.text.tokenizer)), config["keep"])
-        cost = self._cost(model, steps, source, method.cost)
+        frame, best = sweep(trainings(stage), trial, before, math.log(len(self.text.tokenizer)), config["keep"])
+        cost = self._cost(model, begun, source, method.cost)
         return {"settings": best, "kept": bool(frame.kept.iloc[0]), **cost}, []
 
     def _given(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
