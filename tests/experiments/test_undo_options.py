@@ -120,9 +120,8 @@ def test_python_is_told_of_its_own_names(options, small, tmp_path):
         command = cli.parse(["undo", *OPTIONS, *options, "--corpora", str(small[0]), "--out", str(tmp_path / "s")])
     except SystemExit:
         return  # only the command line parses words
-    study = UndoStudy(**{field.name: getattr(command, field.name) for field in fields(UndoOptions)})
     with pytest.raises(UserError) as error:
-        study.plan()
+        UndoStudy(**{field.name: getattr(command, field.name) for field in fields(UndoOptions)}).plan()
     assert "--" not in str(error.value) and str(error.value)
 
 

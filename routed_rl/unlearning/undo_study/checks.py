@@ -72,15 +72,6 @@ def check_options(command: UndoOptions) -> None:
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
         given = " ".join(map(str, relearning.measured)) or "none"
         raise UserError(f"--relearn.measured must be steps from 1 to --relearn.steps {relearning.steps}, got {given}")
-    with user_input():
-        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
-        ATTACKS.find_all(command.attack, "--attack")
-        stop = stop_metric(command)
-    if stop not in metrics:
-        raise UserError(
-            f"--distil.metric {distilling.metric} must be one of --metric {' '.join(command.metric)}, so that students "
-            "are compared by it"
-        )
     at_least(1, **{"distil.documents": distilling.documents})
     if not 0 <= relearning.keep_gb < math.inf:
         raise UserError(f"--relearn.keep-gb must be 0 or more, got {relearning.keep_gb}")
@@ -105,6 +96,19 @@ def check_options(command: UndoOptions) -> None:
         raise UserError("--oracle needs the filtered model: leave out --filtered None")
     if command.model in PRESETS and not pretrain.steps:
         raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")
+
+
+def check_plugins(command: UndoOptions) -> None:
+    """Raise UserError for the first suppressor, metric or attack that is not found or cannot be used."""
+    with user_input():
+        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
+        ATTACKS.find_all(command.attack, "--attack")
+        stop = stop_metric(command) if metrics else ""
+    if stop not in metrics and metrics:
+        raise UserError(
+            f"--distil.metric {command.distil.metric} must be one of --metric {' '.join(command.metric)}, so that "
+            "students are compared by it"
+        )
     with user_input():
         for name, method in named_suppressors(command).items():
             suppressor, _ = make_suppressor(command.settings, method.reference)

@@ -21,7 +21,7 @@ from routed_rl.runs import Stage, plan, with_ancestors
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.unlearning.undo_study import report
-from routed_rl.unlearning.undo_study.checks import check_options
+from routed_rl.unlearning.undo_study.checks import check_options, check_plugins
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
 from routed_rl.unlearning.undo_study.measuring import CURVES, DISTANCE, MEASURE, Measurer
@@ -117,6 +117,7 @@ class UndoStudy(UndoOptions, Study):
         UndoOptions.__init__(self, **named(UndoOptions, usual, {**given, "task": task, "preset": preset}))
         for name, value in _whole(self).items():
             object.__setattr__(self, name, value)
+        check_plugins(self)
 
     def plan(self) -> pd.DataFrame:
         """Return what :meth:`run` would do, without doing it.
