@@ -202,9 +202,10 @@ def sweep(
     for name, value in before.items():
         frame[f"{name}_left"] = performance_left(value, frame[f"{name}_loss"], ignorance)
     frame["kept"] = frame.retain_left >= keep
-    # Of trials that keep enough, the best one forgets most; of others, it keeps most.
-    order = frame.forget_left.where(frame.kept, -frame.retain_left)
-    frame = frame.iloc[np.lexsort((order, ~frame.kept))]
+    # Of trials that keep enough, the best one forgets most; of others, it keeps most. Below 0, a loss is above that of
+    # uniform guesses, and there is nothing more to forget.
+    order = frame.forget_left.clip(lower=0.0).where(frame.kept, -frame.retain_left)
+    frame = frame.iloc[np.lexsort((-frame.retain_left, order, ~frame.kept))]
     return frame.reset_index(drop=True), tried[int(frame.index[0])]
 
 
