@@ -25,5 +25,7 @@ def main(command: Undo) -> None:
         return
     plan = study.plan()
     console = Console()
-    console.print(Markdown(markdown(list(plan), plan.astype(str).to_numpy().tolist())))
-    console.print(f"{(plan.reason != 'is finished').sum()} of {len(plan)} stages would run")
+    shown = plan.drop(columns="trains").astype(str)
+    console.print(Markdown(markdown(list(shown), shown.to_numpy().tolist())))
+    runs = plan[plan.reason != "is finished"]
+    console.print(f"{len(runs)} of {len(plan)} stages would run; {runs.trains.sum()} of them train or attack a model")

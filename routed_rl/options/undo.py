@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routed_rl.options.text import CorpusOptions
+from routed_rl.plugins import PluginName
 
 Task = Literal["arithmetic", "languages", "languages-shared", "english-korean", "stories", "tofu", "wmdp", "custom"]
 UndoPreset = Literal["quick", "paper"]
-SuppressorName = Literal["graddiff", "maxent", "rmu", "npo", "simnpo", "undial", "repnoise", "sam"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Distil:
     """give --distil.within as a share of the teacher's retain performance; else in the metric's own units"""
     every: int = 20
     """steps between measurements of the retain performance"""
+    metric: PluginName | None = None
+    """metric of the retain performance; None: the first of --metric"""
+    documents: int = 200
+    """number of retain documents on which it is measured; --test-documents changes nothing here"""
     least: int = 60
     """smallest number of gradient steps; where noise costs little, a student would else stop without distillation"""
     hidden_weight: float = 0.0
@@ -72,6 +76,9 @@ class Relearn:
     """give the attacker none of the documents on which models are measured, though the reference was trained on them"""
     rank: int | None = None
     """rank of low-rank adapters, which the attacker trains instead of all weights; None: all weights"""
+    keep_gb: float = 1.0
+    """largest size, in GB, of the attacked models of one attack that are kept. Kept ones are not attacked again for
+    another --metric or other --test-documents"""
 
 
 @dataclass(frozen=True)
@@ -105,19 +112,22 @@ class UndoOptions(CorpusOptions):
     preset: UndoPreset = "quick"
     """"quick": small models for a CPU; "paper": for a GPU, models of 0.1 B parameters or pretrained models (tofu,
     wmdp)"""
-    metric: Literal["answers", "completions", "loss", "lm-eval"] = "answers"
-    """"answers": share of documents whose last tokens are predicted correctly; "completions": share of prompts that are
-    completed correctly; "loss": nats per token; "lm-eval": tasks of lm-eval"""
+    metric: tuple[PluginName, ...] = ("answers",)
+    """one or more metrics; figures show the first one. "answers": share of documents whose last tokens are predicted
+    correctly; "completions": share of prompts that are completed correctly; "loss": nats per token; "lm-eval": tasks of
+    lm-eval; or MODULE:CLASS, a routed_rl.unlearning.Metric of your own"""
     answer: int = 3
     """tokens of an answer"""
     prompts: Path | None = None
     """with --metric completions, a .jsonl file of objects with "prompt", "answer" and "forget" (true or false); None:
     prompts of word-problems, for each operation --test-documents equations and as many stories"""
-    suppress: tuple[SuppressorName, ...] = ("maxent",)
-    """suppressors, which make the teachers; the first one is the main suppressor"""
+    suppress: tuple[PluginName, ...] = ("maxent",)
+    """suppressors, which make the teachers; the first one is the main suppressor: graddiff, maxent, rmu, npo, simnpo,
+    undial, repnoise, sam; the name of a method in an installed package; or MODULE:CLASS, your own class in a module in
+    the working directory, or FOLDER/MODULE:CLASS"""
     settings: tuple[str, ...] = ()
-    """settings of suppressors, each METHOD.NAME=VALUE; NAME is steps, learning_rate, or an attribute of the method's
-    class in routed_rl.unlearning.SUPPRESSORS"""
+    """settings of suppressors, each METHOD.NAME=VALUE; METHOD is as in --suppress, and CLASS for MODULE:CLASS; NAME is
+    steps, learning_rate, or an attribute of the method's class"""
     teachers: tuple[str, ...] = ()
     """further teachers, made elsewhere, each NAME=FOLDER; write {seed} in FOLDER if there is one teacher per seed"""
     labelled: tuple[float, ...] = (1.0,)
@@ -139,14 +149,25 @@ class UndoOptions(CorpusOptions):
     """share of the weights that are shrunk and noised: those that suppression has changed most"""
     oracle: bool = False
     """also distil the filtered model into the reference model and into a new model"""
-    filtered: bool = True
-    """train the filtered model, with which all models are compared; impossible for a pretrained --model"""
+    filtered: str | None = "train"
+    """the filtered model, which never saw the forget set, and with which all models are compared: "train" trains one,
+    which is impossible for a pretrained --model; or a folder or a name on the Hub, with {seed} if there is one per
+    seed; None: there is none"""
+    filtered_tokens: int | None = None
+    """number of tokens on which a --filtered model from elsewhere was trained, to compare compute; None: unknown"""
+    tune: float | None = None
+    """first try several learning rates, numbers of steps and retain weights of each suppressor around its --settings,
+    on documents that are not reported, and use those that forget most and keep this share of the retain performance,
+    such as 0.95; None: use --settings"""
     pretrain: Pretrain = field(default_factory=Pretrain)
     """pretraining of the reference and the filtered model"""
     distil: Distil = field(default_factory=Distil)
     """distillation, until the retain performance is back"""
+    attack: tuple[PluginName, ...] = ("relearn",)
+    """one or more attacks on every model; figures show the first one. "relearn": fine-tuning on the forget set; or
+    MODULE:CLASS, a routed_rl.unlearning.Attack of your own"""
     relearn: Relearn = field(default_factory=Relearn)
-    """relearning attack on every model"""
+    """relearning attack"""
     lm_eval: LmEval = field(default_factory=LmEval)
     """with --metric lm-eval: tasks and values"""
     batch_size: int = 128
@@ -176,6 +197,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "length": 11,
         "validation": None,
         "test_documents": 300,
+        "distil": Distil(documents=300),
         "settings": ("rmu.trained=all",),
     },
     # UNDO on arithmetic, with two differences: other stories, and suppression retains web text too.
@@ -186,7 +208,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "documents": 1_000_000,
         "also": "fineweb-edu",
         "also_documents": 75_000,
-        "metric": "completions",
+        "metric": ("completions",),
         "answer": 4,
         "test_documents": 100,
         "length": 256,
@@ -208,7 +230,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             "rmu.retain_weight=200",
         ),
         "alphas": (0.4, 0.6, 0.8),
-        "distil": Distil(learning_rate=7e-4, steps=1000, relative=False),
+        "distil": Distil(learning_rate=7e-4, steps=1000, relative=False, documents=100),
         "relearn": replace(PAPERS_ATTACK, batch_size=15),
         **GPU,
     },
@@ -216,11 +238,11 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "gemma2-tiny",
         "corpus": "languages",
         "length": 49,
-        "metric": "loss",
+        "metric": ("loss",),
         "test_documents": 64,
         "batch_size": 32,
         "pretrain": Pretrain(steps=1000),
-        "distil": Distil(steps=400),
+        "distil": Distil(steps=400, documents=64),
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=100, measured=(10, 20, 40, 60, 80, 100)),
         "alphas": (0.3, 0.6, 0.8),
     },
@@ -233,7 +255,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "forget": "HuggingFaceFW/fineweb-2:kor_Hang",
         "documents": 1_000_000,
         "max_tokens": 2048,
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 2048,
         "validation": 0.0005,
         "test_documents": 500,
@@ -253,7 +275,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
             "rmu.depth=11",
         ),
         "alphas": (0.2, 0.4, 0.6, 0.8),
-        "distil": Distil(learning_rate=9e-4, steps=2000, every=50),
+        "distil": Distil(learning_rate=9e-4, steps=2000, every=50, documents=500),
         "relearn": replace(PAPERS_ATTACK, batch_size=8),
         **GPU,
     },
@@ -261,7 +283,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "small",
         "corpus": "bible-english",
         "forget": "bible-korean",
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 128,
         "batch_size": 16,
         "suppress_rows": 16,
@@ -272,7 +294,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "alphas": (0.3, 0.6, 0.8),
     },
     ("stories", "quick"): {
-        "metric": "loss",
+        "metric": ("loss",),
         "batch_size": 32,
         "pretrain": Pretrain(steps=600),
         "distil": Distil(steps=600),
@@ -287,14 +309,14 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "text_field": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}",
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 512,
         "validation": None,
         "batch_size": 32,
         "suppress_rows": 16,
         "accumulate": 4,
         "touched": "matrices",
-        "filtered": False,
+        "filtered": None,
         "pretrain": Pretrain(steps=0),
         "settings": ("maxent.learning_rate=1e-5", "maxent.steps=125"),
         "distil": Distil(learning_rate=1e-5, steps=1000),
@@ -307,12 +329,12 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         "model": "google/gemma-2-2b",
         "corpus": "cais/wmdp-corpora:cyber-retain-corpus",
         "forget": "cais/wmdp-corpora:cyber-forget-corpus",
-        "metric": "lm-eval",
+        "metric": ("lm-eval",),
         "length": 256,
         "batch_size": 440,
         "suppress_rows": 40,
         "accumulate": 40,
-        "filtered": False,
+        "filtered": None,
         "pretrain": Pretrain(steps=0),
         "suppress": ("maxent", "rmu"),
         "settings": (
@@ -334,7 +356,7 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
     },
     ("custom", "quick"): {
         "model": "small",
-        "metric": "loss",
+        "metric": ("loss",),
         "length": 128,
         "batch_size": 32,
         "test_documents": 200,

@@ -78,7 +78,8 @@ def run_all(runs: Sequence[Any], kind: Kind, workers: int, backend: Backend = ru
             del todo[out]
     batches = kind.batches(list(todo.values()))
     batch_of = {run.out: i for i, batch in enumerate(batches) for run in batch}
-    after = [{batch_of[p] for run in batch for p in kind.after(run) if p in batch_of} for batch in batches]
+    before = [{p for run in batch for p in kind.after(run)} for batch in batches]
+    after = [{batch_of[p] for p in of if p in batch_of} - {i} for i, of in enumerate(before)]
     logs = [batch[0].out.with_name(f"{batch[0].out.name}.log") for batch in batches]
     for out in todo:
         out.with_name(f"{out.name}.log").unlink(missing_ok=True)  # what it says is of an earlier attempt
@@ -89,8 +90,12 @@ def run_all(runs: Sequence[Any], kind: Kind, workers: int, backend: Backend = ru
     for batch, log, code in zip(batches, logs, codes, strict=True):
         if code:
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            left = [run.out for run in batch if not is_finished(run.out)] if len(batch) > 1 else [batch[0].out]
-            for out in left:
+            left = (
+                {run.out: run for run in batch if not is_finished(run.out)}
+                if len(batch) > 1
+                else {batch[0].out: batch[0]}
+            )
+            for out in (out for out, run in left.items() if not left.keys() & kind.after(run)):
                 mark = f"{FAILED}{os.path.realpath(out)}: "
                 own = [line.partition(mark)[2] for line in lines if mark in line]
                 last = (own or lines or ["no output"])[-1].removeprefix("routed-rl: error: ")

@@ -15,7 +15,10 @@ from routed_rl.lm.suppressors import (
     Suppressor,
     Undial,
 )
+from routed_rl.lm.suppressors.conformance import check_suppressor
 from routed_rl.unlearning.attacks import (
+    Attack,
+    Relearning,
     WorstCase,
     barrier,
     quantised,
@@ -28,6 +31,7 @@ from routed_rl.unlearning.distillation import DistillationObjective, Distilled, 
 from routed_rl.unlearning.divergence import Head, divergence, teacher_target, top_k_target
 from routed_rl.unlearning.guard import SuppressionError, check_suppression
 from routed_rl.unlearning.memory import Memory, memory
+from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
@@ -37,6 +41,7 @@ from routed_rl.unlearning.undo_study import UndoStudy
 __all__ = [
     "FORWARD_PASS",
     "SUPPRESSORS",
+    "Attack",
     "DistillationObjective",
     "Distilled",
     "ForgetAndRetain",
@@ -44,7 +49,9 @@ __all__ = [
     "Head",
     "MaxEnt",
     "Memory",
+    "Metric",
     "Npo",
+    "Relearning",
     "RepNoise",
     "Rmu",
     "Sam",
@@ -61,6 +68,7 @@ __all__ = [
     "barrier",
     "cache_teacher",
     "check_suppression",
+    "check_suppressor",
     "check_vocabulary",
     "distil",
     "divergence",

@@ -4,19 +4,164 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from routed_rl.lm.training import Source, Training, train
+from routed_rl.options.undo import Relearn
 from routed_rl.unlearning.copies import TrainedCopy
 
+ATTACKED = "model.safetensors"
+"""File of all weights of an attacked model. Adapters are in the files of PEFT."""
+Setting = float | str
+"""What distinguishes an attempt from the others of an attack, such as its learning rate."""
+OnStep = Callable[[int], None]
+Look = Callable[[int, nn.Module], None]
+"""Gets a number of steps, and the attacked model after them."""
 SMALLEST_GAP = 0.02
 """Smallest gap between oracle and teacher for which robustness is defined, in accuracy or nats. Less is noise."""
+
+
+class Attack(ABC):
+    """Attempts to bring back what a model has forgotten. The best attempt counts.
+
+    An attack of your own is a subclass that can be made without arguments: ``--attack my_module:MyAttack``.
+
+    Attributes:
+        attempts: the setting of each attempt.
+        steps: of one attempt, at most.
+        measured: numbers of steps after which an attempt shows its model.
+    """
+
+    attempts: Sequence[Setting]
+    steps: int
+    measured: Sequence[int]
+
+    @abstractmethod
+    def attempt(
+        self,
+        setting: Setting,
+        model: nn.Module,
+        source: Source,
+        look: Look,
+        *,
+        seed: int,
+        on_step: Callable[[int], None],
+    ) -> None:
+        """Attack a copy of a model, and call ``look`` after each number of steps in :attr:`measured`.
+
+        The copy has the model's parameters, or is one of PEFT. An attempt may end early, where it diverges.
+
+        Args:
+            model: not to be changed.
+            source: the attacker's training data: batches of forget documents.
+            seed: fixes all that is random.
+            on_step: to be called after each step, with its number from 0.
+        """
+
+
+@dataclass(frozen=True)
+class Relearning(Attack):
+    """:func:`relearn`, an attempt for each learning rate."""
+
+    settings: Relearn = field(default_factory=Relearn)
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def attempts(self) -> Sequence[float]:  # type: ignore[override]
+        """The learning rates."""
+        return self.settings.learning_rates
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """Gradient steps."""
+        return self.settings.steps
+
+    @property
+    def measured(self) -> Sequence[int]:  # type: ignore[override]
+        """Numbers of gradient steps."""
+        return tuple(sorted(self.settings.measured))
+
+    def attempt(
+        self,
+        setting: Setting,
+        model: nn.Module,
+        source: Source,
+        look: Look,
+        *,
+        seed: int,
+        on_step: Callable[[int], None],
+    ) -> None:
+        """Relearn at one learning rate; see :meth:`Attack.attempt`."""
+        steps = iter(self.measured)
+
+        def measure(tuned: nn.Module) -> dict[str, float]:
+            look(next(steps), tuned)
+            return {}
+
+        relearn(
+            model,
+            source,
+            self.steps,
+            float(setting),
+            self.measured,
+            measure,
+            rank=self.settings.rank,
+            accumulate=self.accumulate,
+            precision=self.precision,
+            seed=seed,
+            on_step=on_step,
+        )
+
+
+def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
+    """Save what an attack has made of a model: all weights, or adapters of PEFT.
+
+    Raises:
+        ValueError: if it has other parameters than the model.
+    """
+    if isinstance(attacked, PeftModel):
+        attacked.save_pretrained(str(folder))
+        return
+    found = {name: parameter.detach().cpu().contiguous() for name, parameter in attacked.named_parameters()}
+    if {name: value.shape for name, value in found.items()} != {name: p.shape for name, p in model.named_parameters()}:
+        raise ValueError("an attack must show a model with the parameters of the attacked model, or one of PEFT")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(found, folder / ATTACKED)
+
+
+def load_attacked(model: nn.Module, folder: Path) -> nn.Module:
+    """Return what :func:`save_attacked` has saved, given the model that was attacked, which is not changed."""
+    attacked = copy.deepcopy(model).float()
+    if not (folder / ATTACKED).exists():
+        return PeftModel.from_pretrained(attacked, str(folder))
+    attacked.load_state_dict(load_file(folder / ATTACKED), strict=False)
+    return attacked
+
+
+def attacked_size(attack: Attack, model: nn.Module) -> int:
+    """Return the size in bytes of all models that an attack shows, if they are saved.
+
+    Args:
+        model: the attacked model. It may be on the device "meta".
+    """
+    rank = attack.settings.rank if isinstance(attack, Relearning) else None
+    if rank is None:
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+    else:
+        linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+        numbers = sum(rank * (module.in_features + module.out_features) for module in linear)
+    return 4 * numbers * len(attack.attempts) * len(attack.measured)
 
 
 def relearn(

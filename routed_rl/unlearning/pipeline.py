@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
-from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
+from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import derive_seed
@@ -31,6 +31,8 @@ from routed_rl.wording import did_you_mean
 MEASURED = 200
 """Documents of each set on which losses are measured, at most."""
 OF_RECIPE = ("steps", "learning_rate")
+Method = str | type[Suppressor] | Suppressor
+"""A suppression method: its name, its class, or the class with settings."""
 
 
 def unlearn(
@@ -38,7 +40,7 @@ def unlearn(
     tokenizer: Any,
     forget: Texts | Corpus,
     retain: Texts | None = None,
-    method: str = "npo",
+    method: Method = "npo",
     *,
     rank: int | None = None,
     merge: bool = True,
@@ -51,6 +53,7 @@ def unlearn(
     allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = True,
+    callback: Callable[[int, nn.Module], None] = lambda steps, model: None,
     **settings: Any,
 ) -> nn.Module:
     """Return a copy of a causal language model that has unlearned the forget set.
@@ -69,7 +72,8 @@ def unlearn(
         forget: documents to unlearn: strings, or a dataset with a column ``text``. Or a :class:`~routed_rl.lm.Corpus`,
             which has both sets; then leave out ``retain``.
         retain: documents on which the model should stay as good as before.
-        method: a name in :data:`SUPPRESSORS`.
+        method: a name in :data:`SUPPRESSORS` or of a method in an installed package; ``"MODULE:CLASS"``; or a subclass
+            of :class:`Suppressor` or an instance.
         rank: of low-rank adapters (LoRA) on the linear layers that the method trains. Only they learn. None: all
             weights that the method trains.
         merge: with a rank, return a plain model with the adapters merged into its weights. False: a model of PEFT,
@@ -86,19 +90,22 @@ def unlearn(
         allow_overlap: accept texts that are in both sets.
         seed: fixes the order of documents and the method's own randomness.
         progress: show a progress bar on standard error.
+        callback: called after each gradient step, with the number of steps so far and the model in training.
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
 
     Warns:
         UserWarning: if most weights are in half precision and too large to be moved by steps of the learning rate.
 
     Raises:
-        ValueError: for an unknown method or setting, too few documents for one batch, ``merge=False`` without a rank,
-            or a rank for a model that has adapters or a method that trains no linear layer.
+        ValueError: for an unknown method or setting, a method that cannot be imported, too few documents for one batch,
+            ``merge=False`` without a rank, or a rank for a model that has adapters or a method that trains no linear
+            layer.
         FloatingPointError: if the loss diverges.
     """
     if rank is None and not merge:
         raise ValueError("merge=False needs a rank: without adapters there is nothing to merge")
-    suppressor, recipe = _suppressor(method, settings)
+    suppressor, name = made_method(method)
+    suppressor, recipe = _with_settings(suppressor, name, settings)
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     source = ForgetAndRetain(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
@@ -107,12 +114,17 @@ def unlearn(
     copied = TrainedCopy(model, rank, master_weights=master_weights, gradient_checkpointing=gradient_checkpointing)
     copied.warn(recipe.learning_rate)
     seed = derive_seed(seed, "suppress")
-    with kept(model), progress_bar(f"unlearn, {method}", recipe.steps, progress) as tick:
+    with kept(model), progress_bar(f"unlearn, {name}", recipe.steps, progress) as tick:
         batches = (source.batch(step) for step in range(recipe.steps))
         objective = suppressor.objective(copied.model, seed, original=model, batches=batches)
         copied.begin(seed)
         recipe = copied.training(replace(recipe, accumulate=accumulate))
-        train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=tick)
+
+        def after(step: int) -> None:
+            callback(step + 1, copied.model)
+            tick(step)
+
+        train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=after)
     unlearned: nn.Module = copied.result(merge)
     return unlearned
 
@@ -333,16 +345,19 @@ class _Data:
         return WholeDocuments(self.corpus, self.documents[kind][:MEASURED])
 
 
-def _suppressor(method: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
+def made_method(method: Method) -> tuple[Suppressor, str]:
+    """Return a method with its settings, and its short name; ValueError as :meth:`Registry.find`."""
+    if isinstance(method, Suppressor):
+        return method, METHODS.find(type(method), "method").name
+    found = METHODS.find(method, "method")
+    return found.kind(), found.name
+
+
+def _with_settings(suppressor: Suppressor, name: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
     """Return a method and its training with these settings. Raise ValueError for settings that it does not have."""
-    if method not in SUPPRESSORS:
-        raise ValueError(
-            f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}{did_you_mean(method, SUPPRESSORS)}"
-        )
-    suppressor = SUPPRESSORS[method]()
     known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
-    if unknown := [name for name in settings if name not in known]:
+    if unknown := [setting for setting in settings if setting not in known]:
         nearest = did_you_mean(unknown[0], known)
-        raise ValueError(f"{method} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
     recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
     return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe

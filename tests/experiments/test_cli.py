@@ -223,7 +223,7 @@ def test_method_names_are_the_registry():
         ("era --xyzzy 3", "era has no option --xyzzy; see routed-rl era --help"),
         ("undoo", "there is no command 'undoo'; the commands are quickstart, "),
         ("undoo", "did you mean 'undo'?"),
-        ("undo --suppress maxnt", "--suppress must be one of graddiff, maxent, npo, "),
+        ("undo --suppress maxnt", "--suppress must be one of graddiff, maxent, rmu, "),
         ("undo --suppress maxnt", "got 'maxnt'; did you mean 'maxent'?"),
         ("era --validation x", "--validation must be None or FLOAT, got 'x'"),
         (

@@ -15,8 +15,8 @@ from routed_rl.experiments import cli
 from routed_rl.extras import MissingExtraError
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
-from routed_rl.unlearning.undo_study import harness
-from routed_rl.unlearning.undo_study.harness import harness_value
+from routed_rl.unlearning import harness
+from routed_rl.unlearning.harness import harness_value
 from tests.experiments.killed_undo import make_small
 from tests.lm.tiny_models import tiny_model
 
@@ -110,7 +110,7 @@ def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):
         options = (
             f"--task custom --model {tmp_path}/model --corpus {tmp_path}/others.jsonl --forget {tmp_path}/some.jsonl "
             f"--corpora {tmp_path}/corpora --length 40 --metric lm-eval --lm-eval.include {tasks} "
-            "--lm-eval.retain others --lm-eval.forget some --lm-eval.limit 4 --no-filtered --pretrain.steps 0 "
+            "--lm-eval.retain others --lm-eval.forget some --lm-eval.limit 4 --filtered None --pretrain.steps 0 "
             "--settings maxent.steps=2 --alphas 0.25 --betas 0 --distil.no-relative --distil.steps 2 --distil.every 2 "
             "--batch-size 4 --suppress-rows 2 "
             "--relearn.steps 2 --relearn.measured 2 --relearn.learning-rates 1e-3 --allow-weak-teacher"

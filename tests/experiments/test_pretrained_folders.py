@@ -18,7 +18,7 @@ from tests.lm.tiny_models import tiny_model
 STEERING = ("--documents", "300", "--batch-size", "2", "--strengths", "0", "30", "--seeds", "1", "--steps", "2",
             "--blocks", "0", "--no-unrouted")  # fmt: skip
 ERA = ("--methods", "base", "--labelled", "0.5", "--seeds", "1")
-UNDO = (*killed_undo.OPTIONS, "--task", "stories", "--alphas", "0.5", "--length", "30", "--no-filtered",
+UNDO = (*killed_undo.OPTIONS, "--task", "stories", "--alphas", "0.5", "--length", "30", "--filtered", "None",
         "--pretrain.steps", "0", "--pretrain.warmup", "0", "--students", "noised", "--documents", "300")  # fmt: skip
 SMALL = {
     "era": (*killed_studies.OPTIONS, *ERA, "--length", "30"),

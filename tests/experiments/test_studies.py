@@ -34,7 +34,7 @@ def undo(tmp_path, monkeypatch):
         "task": "languages",
         "documents": 200,
         "pretrain": Pretrain(steps=6, warmup=2),
-        "distil": Distil(steps=6, warmup=2, every=2),
+        "distil": Distil(steps=6, warmup=2, every=2, documents=64),
         "batch_size": 4,
         "suppress_rows": 2,
         "test_documents": 4,
@@ -58,17 +58,19 @@ def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
     options, shell, ran = undo
     study = UndoStudy(**options)
     plan = study.plan()
-    assert list(plan) == ["stage", "model", "seed", "reason"] and set(plan.reason) == {"is new"}
+    assert list(plan) == ["stage", "model", "seed", "trains", "reason"] and set(plan.reason) == {"is new"}
     assert set(plan.model) == {
         "reference", "filtered", "suppressed, maxent", "undo, maxent, α 0.2, β 0.1", "undo, maxent, α 0.5, β 0.1",
     }  # fmt: skip
     with pytest.raises(ValueError, match="no run is finished"):
         study.results()
     found = study.run()
-    assert len(found) == 5 and len(ran) == len(plan)
+    assert len(found) == 5 and len(ran) == 2 * len(found) < len(plan), (
+        "a process makes and measures a model, or attacks it"
+    )
     before = contents(tmp_path / "study")
     cli.main(["undo", *shell])
-    assert len(ran) == len(plan) and contents(tmp_path / "study") == before
+    assert len(ran) == 2 * len(found) and contents(tmp_path / "study") == before
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "study" / "results.csv"), found, check_dtype=False)
     again = UndoStudy(**options)
     assert set(again.plan().reason) == {"is finished"}
@@ -138,7 +140,7 @@ def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path,
     options, _, _ = undo
     study = UndoStudy(**{**options, "allow_weak_teacher": False, "settings": ["maxent.learning_rate=1e-30"]})
     with pytest.raises(
-        RunsFailedError, match="2 of 10 stages failed; not run, because they depend on failed ones: 2"
+        RunsFailedError, match="2 of 25 stages failed; not run, because they depend on failed ones: 8"
     ) as raised:
         study.run()
     assert {out.name.partition("-")[0] for out in raised.value.failed} == {"distil"}
@@ -147,16 +149,10 @@ def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path,
 
 CHOICES = {
     UndoStudy: [
-        (
-            {"suppress": ["maxnt"]},
-            "suppress must be one of 'graddiff', 'maxent', 'rmu', 'npo', 'simnpo', 'undial', "
-            "'repnoise', 'sam', got 'maxnt'; did you mean 'maxent'?",
-        ),
         ({"prompts": "None"}, "prompts must not be the text 'None': give None for no value, or another text"),
         ({"task": "nix"}, "task must be one of 'arithmetic', 'languages', "),
         ({"preset": "nix"}, "preset must be one of 'quick', 'paper', got 'nix'"),
-        ({"suppress": ["npo", "nix"]}, "suppress must be one of 'graddiff', "),
-        ({"suppress": "npo"}, "suppress must be a list, got 'npo'"),
+        ({"suppress": ["npo", 3]}, "suppress must be a name, MODULE:CLASS or a class, got 3"),
         ({"alphas": 0.5}, "alphas must be a list, got 0.5"),
         ({"alphas": ["0.5"]}, "alphas must be a number, got '0.5'"),
         ({"distil": {"steps": 3}}, "distil must be a Distil(…) of routed_rl.options.undo, got {'steps': 3}"),
@@ -165,7 +161,6 @@ CHOICES = {
     ],
     EraStudy: [
         ({"methods": ["base", "nix"]}, "methods must be one of 'base', "),
-        ({"words": "bank"}, "words must be a list, got 'bank'"),
         ({"seeds": "3"}, "seeds must be a whole number, got '3'"),
         ({"seeds": True}, "seeds must be a whole number, got True"),
         ({"attack": Attack(documents=4)}, "attack.documents must be a list, got 4"),
@@ -219,6 +214,7 @@ def test_numbers_lists_and_paths_become_what_the_shell_makes_of_them(tmp_path):
     line = ["undo", "--alphas", "0", "0.5", "--relearn.learning-rates", "1", "--relearn.measured", "1", "2"]
     shell = cli.parse([*line, "--seeds", "2", "--corpora", str(tmp_path), "--out", str(tmp_path / "s")])
     given = UndoStudy(**{name: getattr(shell, name) for name in vars(python)})
+    assert UndoStudy(metric="loss", corpora=tmp_path).metric == ("loss",), "one string is a list of one"
     assert vars(python) == vars(given) and repr(python.alphas) == "(0.0, 0.5)" == repr(given.alphas)
     folder = tmp_path / "model"
     tiny_model("llama").save_pretrained(folder)

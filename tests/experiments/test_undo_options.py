@@ -15,7 +15,7 @@ from routed_rl.lm.inputs import whole_paths
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.unlearning.undo_study.members import suppression_parts
 from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
-from routed_rl.unlearning.undo_study.worker import OneStage
+from routed_rl.unlearning.undo_study.worker import Stages
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import refused, run, small_models
 from tests.lm.tiny_models import tiny_model
@@ -60,22 +60,40 @@ MISTAKES = [
         "--settings maxent.norm=3: the settings of maxent are retain_weight, retain, steps,",
     ),
     (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
-    (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not of type int"),
+    (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not a whole number"),
     (["--settings", "maxent.steps=0"], "--settings maxent.steps must be at least 1, got 0"),
     (["--settings", "maxent.learning-rate=-1"], "--settings maxent.learning_rate must be above 0, got -1.0"),
     (["--settings", "maxent.retain_weight=-1"], "retain_weight of MaxEnt must be 0 or more, got -1.0"),
     (["--teachers", "nobody"], "--teachers must be NAME=FOLDER, with a NAME that is not taken, got 'nobody'"),
     (["--teachers", "maxent=here"], "with a NAME that is not taken, got 'maxent="),
     (["--teachers", "mine=nowhere-{seed}"], "nowhere-0'"),
+    (
+        ["--metric", "los"],
+        "--metric must be one of answers, completions, loss, lm-eval, or MODULE:CLASS of your own, got 'los'",
+    ),
+    (["--metric"], "--metric must be one or more values, got none"),
+    (["--attack", "relearning"], "--attack must be one of relearn, or MODULE:CLASS of your own, got 'relearning'"),
+    (["--distil.metric", "answers"], "--distil.metric answers must be one of --metric loss, so that students"),
+    (["--distil.documents", "0"], "--distil.documents must be at least 1, got 0"),
+    (["--relearn.keep-gb", "-1"], "--relearn.keep-gb must be 0 or more, got -1.0"),
     (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
     (["--metric", "lm-eval", "--lm-eval.limit", "0"], "--lm-eval.limit must be at least 1, got 0"),
     (["--test-documents", "0"], "--test-documents must be at least 1, got 0"),
     (["--relearn.examples", "0"], "--relearn.examples must be at least 1, got 0"),
     (["--metric", "answers", "--answer", "50"], "longer than their answer of --answer 50 tokens"),
-    (["--oracle", "--no-filtered"], "--oracle needs the filtered model: leave out --no-filtered"),
+    (["--oracle", "--filtered", "None"], "--oracle needs the filtered model: leave out --filtered None"),
+    (["--filtered", "nowhere/at-all"], "nowhere/at-all"),
+    (["--filtered-tokens", "9"], "--filtered-tokens needs a --filtered model from elsewhere"),
+    (["--tune", "0"], "--tune must be above 0 and at most 1, got 0.0"),
+    (
+        ["--tune", "0.9", "--validation", "None", "--test-documents", "99"],
+        "that are not measured: lower --test-documents",
+    ),
     (["--pretrain.steps", "0"], "--pretrain.steps 0 leaves the new model gemma2-tiny untrained"),
     (["--model", "my-model"], "--model my-model is pretrained, and a filtered or new model needs a preset"),
-    (["--suppress", "magic"], "magic"),
+    (["--suppress", "maxnet"], "or MODULE:CLASS of your own, got 'maxnet'; did you mean 'maxent'?"),
+    (["--suppress", "magic:Wand"], "magic:Wand': there is no module 'magic' in"),
+    (["--suppress", "json:JSONDecoder"], "--suppress 'json:JSONDecoder' is the class JSONDecoder, but must be a"),
     (["--task", "music"], "music"),
     (["--seeds", "0"], "--seeds must be at least 1, got 0"),
     (["--relearn.learning-rates", "0"], "--relearn.learning-rates must be one or more numbers above 0, got 0.0"),
@@ -139,9 +157,9 @@ def test_a_stage_is_its_command_line(task, tmp_path):
     given = UndoOptions(**{**TASKS[task], "task": task[0], "preset": task[1], "forget": "a b", "out": tmp_path})
     given = replace(given, teachers=("-a=/b",), also=None, text_field="{q}\n{a}", settings=("rmu.norm=3",))
     given = replace(given, alphas=(0.5, 0.25))
-    line = UndoStudy.KIND.command([StageRun(None, given, tmp_path / "distil-1", 0)])
-    parsed = tyro.cli(OneStage, args=line[line.index("-m") + 2 :])
-    assert vars(parsed) == {**vars(given), "only": "distil-1"}
+    line = UndoStudy.KIND.command([StageRun(None, (), given, tmp_path / name, 0) for name in ("distil-1", "measure-2")])
+    parsed = tyro.cli(Stages, args=line[line.index("-m") + 2 :])
+    assert vars(parsed) == {**vars(given), "only": ("distil-1", "measure-2")}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -154,12 +172,12 @@ def test_a_plan_needs_no_gpu(task, tmp_path, monkeypatch, capsys):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prompts = [{"prompt": "1", "answer": "2", "forget": forget} for forget in (True, False)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    monkeypatch.setattr("routed_rl.unlearning.undo_study.study.check_task", lambda *_: None)  # lm-eval's list is long
+    monkeypatch.setattr("routed_rl.unlearning.metrics.check_task", lambda *_: None)  # lm-eval's list is long
     local = {"corpus": "retain.jsonl", "forget": "forget.jsonl", "also": "None", "also-documents": "None"}
     local |= {"tokenizer": "None", "prompts": "prompts.jsonl", "documents": "600", "test-documents": "5"}
     local |= {"text-field": "text", "validation": "0.2", "answer": "4", "corpora": "corpora", "out": "out"}
     monkeypatch.chdir(tmp_path)
     line = [word for name, value in local.items() for word in (f"--{name}", value)]
-    line += ["--model", "model", "--no-filtered", "--students", "noised", "--device", "cuda", "--plan"]
+    line += ["--model", "model", "--filtered", "None", "--students", "noised", "--device", "cuda", "--plan"]
     cli.main(["undo", "--task", task[0], "--preset", task[1], *line])
     assert "stages would run" in capsys.readouterr().out and not (tmp_path / "out").exists()

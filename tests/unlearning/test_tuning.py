@@ -20,6 +20,7 @@ def test_of_the_settings_that_keep_enough_the_one_that_forgets_most(model, token
     found = tune(model, tokenizer, FORGET, RETAIN, "maxent", keep=0.9, grid=grid, **SMALL)
     frame = found.trials
     assert len(frame) == 4 and found.kept and found.trials.kept[0]
+    assert frame.cost.sum() == 60, "five steps are the first of thirty"
     assert torch.equal(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]), before)
     kept = frame[frame.kept]
     assert (

@@ -7,10 +7,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from routed_rl.options.undo import Distil, Relearn, UndoOptions
+from routed_rl.unlearning import StopRule
+from routed_rl.unlearning.metrics import Answers
 from routed_rl.unlearning.undo_study.figures import draw_trade_off
-from routed_rl.unlearning.undo_study.report import _compared, summary
+from routed_rl.unlearning.undo_study.report import compared, summary
 
-OPTIONS = UndoOptions(metric="answers", relearn=Relearn(measured=(10, 20)), distil=Distil(steps=100, least=60))
+OPTIONS = UndoOptions(metric=("answers",), relearn=Relearn(measured=(10, 20)), distil=Distil(steps=100, least=60))
 COMMON = {"seed": 0, "strength": 1.0, "labelled": 1.0, "inside_grid": True, "flops": 1.0, "diverged": None}
 REFERENCE = {"model": "reference", "suppressor": None, "strength": None, "labelled": None}
 FILTERED = {**REFERENCE, "model": "filtered", "retain": 1.0, "forget_20": 0.2}
@@ -32,15 +34,16 @@ def table(*students, teacher=TEACHER, options=OPTIONS):
     rows = [{**COMMON, "steps": 100, "forget": 0.1, **row} for row in (FILTERED, teacher, *students)]
     for row in rows:
         row["name"] = ", ".join(str(row[key]) for key in ("model", "suppressor", "alpha") if row.get(key) is not None)
-    frame = pd.DataFrame(_compared(rows, options))
-    return frame, summary(frame.assign(alpha=frame.get("alpha")), options, list(frame.name))
+    rule = StopRule(0.05, higher_is_better=True)
+    frame = pd.DataFrame(compared(rows, options, rule))
+    return frame, summary(frame.assign(alpha=frame.get("alpha")), options, list(frame.name), {"answers": Answers()})
 
 
 def test_a_good_student_is_compared_without_a_remark():
     frame, text = table(STUDENT)
     assert frame.robustness.tolist()[2] == pytest.approx(0.5) and frame.comparable[2]
     assert (
-        "| undo, maxent, 0.4 | 80 |" in text and "| 0.500 |" in text and "(0.5" not in text and text.count("\n\n") == 2
+        "| undo, maxent, 0.4 | 80 |" in text and "| 0.500 |" in text and "(0.5" not in text and text.count("\n\n") == 3
     ), "no remark"
 
 

@@ -1,6 +1,6 @@
 """Suppression methods: each is a short loss or gradient transform that removes the forget set and keeps the retain set.
 
-To add a method, write a file with a subclass of :class:`Suppressor`, and add a line here.
+A method of your own is a subclass of :class:`Suppressor` in any module. A method of this package also has a line here.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.simnpo import SimNpo
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
 from routed_rl.lm.suppressors.undial import Undial
+from routed_rl.plugins import Registry
 
 SUPPRESSORS: Mapping[str, type[Suppressor]] = {
     "graddiff": GradDiff,
@@ -26,9 +27,12 @@ SUPPRESSORS: Mapping[str, type[Suppressor]] = {
     "sam": Sam,
 }
 """The methods by name. Called without arguments, they have the settings of the small protocol."""
+METHODS: Registry[Suppressor] = Registry("suppression method", Suppressor, SUPPRESSORS, "routed_rl.suppressors")
+"""All methods that can be named: those above, those of installed packages, and the user's own."""
 
 __all__ = [
     "FORWARD_PASS",
+    "METHODS",
     "SUPPRESSORS",
     "GradDiff",
     "MaxEnt",

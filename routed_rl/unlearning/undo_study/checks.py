@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
-from routed_rl.errors import UserError, at_least
+from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm import PRESETS
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
+from routed_rl.runs.files import plain_json
+from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS
+from routed_rl.unlearning.undo_study.members import TRAIN, make_suppressor, named_suppressors, stop_metric
 
 STRONGEST = 1000
 """Largest factor on a suppressor's number of steps; a larger one is a slip."""
@@ -39,7 +43,7 @@ def check_options(command: UndoOptions) -> None:
             f"--batch-size {command.batch_size} cannot be divided into --accumulate {command.accumulate} equal parts: "
             "choose a multiple"
         )
-    for name in ("suppress", "labelled", "strengths", "students", "alphas", "betas"):
+    for name in ("metric", "attack", "suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):
             raise UserError(f"--{name} must be one or more values, got none")
@@ -68,17 +72,43 @@ def check_options(command: UndoOptions) -> None:
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
         given = " ".join(map(str, relearning.measured)) or "none"
         raise UserError(f"--relearn.measured must be steps from 1 to --relearn.steps {relearning.steps}, got {given}")
+    with user_input():
+        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
+        ATTACKS.find_all(command.attack, "--attack")
+        stop = stop_metric(command)
+    if stop not in metrics:
+        raise UserError(
+            f"--distil.metric {distilling.metric} must be one of --metric {' '.join(command.metric)}, so that students "
+            "are compared by it"
+        )
+    at_least(1, **{"distil.documents": distilling.documents})
+    if not 0 <= relearning.keep_gb < math.inf:
+        raise UserError(f"--relearn.keep-gb must be 0 or more, got {relearning.keep_gb}")
     if not 0 <= relearning.retain_share <= 1:
         raise UserError(f"--relearn.retain-share must be between 0 and 1, got {relearning.retain_share}")
-    if command.model not in PRESETS and (command.filtered or "new" in command.students):
+    is_new = command.filtered == TRAIN or command.oracle or "new" in command.students
+    if command.model not in PRESETS and is_new:
         raise UserError(
-            f"--model {command.model} is pretrained, and a filtered or new model needs a preset: use --no-filtered and "
-            "leave out --students new"
+            f"--model {command.model} is pretrained, and a filtered or new model needs a preset: use --filtered "
+            "None or a model from elsewhere, and leave out --students new and --oracle"
         )
+    if command.tune is not None and not 0 < command.tune <= 1:
+        raise UserError(f"--tune must be above 0 and at most 1, got {command.tune}")
+    if command.filtered_tokens is not None:
+        at_least(1, filtered_tokens=command.filtered_tokens)
+        if command.filtered in (None, TRAIN):
+            raise UserError("--filtered-tokens needs a --filtered model from elsewhere: give its folder or name")
     include = command.lm_eval.include
     if include is not None and not include.is_dir():
         raise UserError(f"--lm-eval.include {str(include)!r} is not a folder")
-    if command.oracle and not command.filtered:
-        raise UserError("--oracle needs the filtered model: leave out --no-filtered")
+    if command.oracle and command.filtered is None:
+        raise UserError("--oracle needs the filtered model: leave out --filtered None")
     if command.model in PRESETS and not pretrain.steps:
         raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")
+    with user_input():
+        for name, method in named_suppressors(command).items():
+            suppressor, _ = make_suppressor(command.settings, method.reference)
+            try:
+                plain_json(asdict(suppressor), f"a setting of {name}")
+            except TypeError as error:
+                raise UserError(f"--suppress {method.reference}: {error}, so a study cannot save it") from None

@@ -11,8 +11,8 @@ MEANINGS = {
     "beta": "noise scale β",
     "stage": "directory in `stages/` with the model",
     "attack": "directory in `stages/` with its relearning attack",
-    "retain": "the metric on the retain set, before the attack",
-    "forget": "the metric on the forget set, before the attack",
+    "retain": "the first metric on the retain set, before the attack",
+    "forget": "the first metric on the forget set, before the attack",
     r"forget_(\d+)": "the metric on the forget set within {} attack steps: the attacker's best rate and step",
     r"forget_kept_(\d+)": "the same within {} steps, where the attack has kept 90 % of the retain performance",
     r"forget_int(\d+)": "the metric on the forget set before the attack, with weights rounded to {} bits",
@@ -28,9 +28,16 @@ MEANINGS = {
     "early": "whether the retain performance was back before `--distil.least` steps: the noise has changed little",
     "weak_teacher": "whether the teacher had not forgotten, or had forgotten everything",
     "labelled_documents": "number of documents that suppression saw as forget documents",
+    "tuned": "settings of the suppression method that were found first; empty without `--tune`",
+    "tuning_steps": "gradient steps of all trials of settings",
+    "tuning_flops": "floating-point operations of all trials of settings",
+    "tuning_kept": "whether the settings found keep the wanted share of the retain performance",
     "robustness": "(P - P_teacher) / (P_filtered - P_teacher), with P = `forget_N` at the largest N",
     "comparable": "whether robustness means something: the retain performance is the teacher's, which had forgotten",
-    "compute": "`steps` / the filtered model's steps",
+    r"(.+?)_(retain|forget|forget_int\d+)": "`{1}` by the metric {0}",
+    r"(.+?)_(forget_\d+|forget_kept_\d+|worst_learning_rate|inside_grid|diverged|robustness)": "`{1}` by the metric "
+    "or under the attack {0}",
+    "compute": "`steps` / the filtered model's steps; for a filtered model from elsewhere, of `tokens`",
     "compute_flops": "FLOPs, with the suppression, / the filtered model's FLOPs",
 }
 """By column, or by a regular expression for several columns."""

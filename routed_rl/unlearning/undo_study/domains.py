@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import get_args
 
 import numpy as np
 from torch import nn
 
 from routed_rl.errors import user_input
-from routed_rl.lm import (
-    Batches,
-    Prompt,
-    WholeDocuments,
-    completion_accuracy,
-    encode_prompt,
-    evaluate,
-    exact_match,
-    keeps_apart,
-    read_prompts,
-    word_problem_prompts,
-)
-from routed_rl.lm.inputs import TEXT_SEED, Text
+from routed_rl.lm import Batches, WholeDocuments, keeps_apart
+from routed_rl.lm.inputs import Text
 from routed_rl.options.undo import UndoOptions
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import derive_seed
-from routed_rl.unlearning.undo_study.harness import harness_value
+from routed_rl.unlearning.metrics import Kind, Metric
+from routed_rl.unlearning.tuning import HELD_OUT, TUNED, some
+from routed_rl.unlearning.undo_study.measuring import make_metric
+from routed_rl.unlearning.undo_study.members import stop_metric
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Domains:
@@ -34,12 +28,9 @@ class Domains:
     Attributes:
         retain, forget: training documents of each set.
         mixture: both sets. If the forget set is smaller, it is repeated to about the size of the retain set.
-        measured: the documents on which models are measured, by kind. With other metrics than the loss, the loss
-            barrier is still measured on them.
-        prompts: prompts of the metric "completions"; else empty.
 
     Raises:
-        ValueError: if a part has no documents, or a document is no longer than the answer of the metric "answers".
+        ValueError: if a part has no documents.
     """
 
     def __init__(self, command: UndoOptions, text: Text) -> None:
@@ -47,24 +38,49 @@ class Domains:
         self.retain, self.forget = self.corpus.documents("train", "retain"), self.corpus.documents("train", "forget")
         self._repeats = max(round(len(self.retain) / len(self.forget)), 1)
         self.mixture = self._mixture(self.forget)
-        self.prompts: list[Prompt] = []
-        if command.metric == "completions":
-            self.prompts = read_study_prompts(command, text.tokenizer)
-        order = np.random.default_rng(derive_seed(0, "measured"))
-        self.measured: dict[str, WholeDocuments] = {}
-        kinds: tuple[tuple[Literal["retain", "forget"], np.ndarray], ...]
-        kinds = (("retain", self.retain), ("forget", self.forget))
-        for kind, trained in kinds:
-            # Without validation documents, models are measured on training documents.
-            documents = self.corpus.documents("validation", kind) if command.validation is not None else trained
-            documents = order.permutation(documents)[: command.test_documents]
-            shortest = int(np.diff(self.corpus.starts)[documents].min())
-            if command.metric == "answers" and command.answer >= shortest:
-                raise ValueError(
-                    f"--metric answers needs documents that are longer than their answer of --answer {command.answer} "
-                    f"tokens, got a document of {shortest} tokens: lower --answer, or use --metric loss"
-                )
-            self.measured[kind] = WholeDocuments(self.corpus, documents)
+        self._documents: dict[tuple[Kind, int], WholeDocuments] = {}
+        self._metrics: dict[tuple[str, int], Metric] = {}
+
+    def documents(self, kind: Kind, count: int) -> WholeDocuments:
+        """Return documents on which models are measured: at most ``count`` of a kind."""
+        if (kind, count) not in self._documents:
+            order = np.random.default_rng(derive_seed(0, "measured"))
+            for each, trained in (("retain", self.retain), ("forget", self.forget)):
+                # Without validation documents, models are measured on training documents.
+                held_out = self.command.validation is not None
+                documents = self.corpus.documents("validation", each) if held_out else trained  # type: ignore[arg-type]
+                documents = order.permutation(documents)[:count]
+                self._documents[each, count] = WholeDocuments(self.corpus, documents)  # type: ignore[index]
+        return self._documents[kind, count]
+
+    def metric(self, name: str, count: int) -> Metric:
+        """Return a metric for this many documents of each kind.
+
+        Raises:
+            ValueError, OSError: as :func:`~routed_rl.unlearning.undo_study.measuring.make_metric`.
+        """
+        if (name, count) not in self._metrics:
+            self._metrics[name, count] = make_metric(self.command, self.tokenizer, name, count)
+        return self._metrics[name, count]
+
+    def check_metrics(self) -> None:
+        """Raise ValueError, OSError or MissingExtraError if a metric of the options cannot be measured."""
+        counts = [(name, self.command.test_documents) for name in self.command.metric]
+        for name, count in (*counts, (stop_metric(self.command), self.command.distil.documents)):
+            for kind in KINDS:
+                self.metric(name, count).check(self.tokenizer, self.documents(kind, count), kind)
+
+    def measure(self, model: nn.Module, name: str, kind: Kind, count: int) -> float:
+        """Return a metric of a model on documents of one kind.
+
+        A diverged model gives NaN, infinity or FloatingPointError.
+        """
+        with user_input():
+            return self.metric(name, count).measure(model, self.tokenizer, self.documents(kind, count), kind)
+
+    def measures(self, model: nn.Module, name: str, count: int) -> dict[str, float]:
+        """:meth:`measure` of both kinds."""
+        return {kind: self.measure(model, name, kind, count) for kind in KINDS}
 
     def labelled(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the documents that suppression uses: the labelled documents, and the unlabelled retain documents.
@@ -86,6 +102,31 @@ class Domains:
         if not len(retain):
             raise ValueError(f"--flip-rate {self.command.flip_rate} labels every retain document as forget: lower it")
         return found, retain
+
+    def tuning(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return documents on which settings of suppressors are tried, and on which no model is measured.
+
+        Args:
+            share, seed: as for :meth:`labelled`.
+
+        Returns:
+            Labelled documents; retain documents for training; and further ones, on which trials are measured.
+
+        Raises:
+            ValueError: if a kind has fewer than four documents.
+        """
+        apart = []
+        for kind, documents in zip(("forget", "retain"), self.labelled(share, seed), strict=True):
+            if self.command.validation is None:
+                measured = self.documents(kind, self.command.test_documents).documents  # type: ignore[arg-type]
+                documents = np.setdiff1d(documents, measured)
+            try:
+                chosen = some(len(documents), TUNED, derive_seed(seed, "tune", kind))
+            except ValueError as error:
+                raise ValueError(f"--tune: {error} that are not measured: lower --test-documents") from None
+            apart.append(documents[list(chosen)])
+        held_out = math.ceil(HELD_OUT * len(apart[1]))
+        return apart[0], apart[1][held_out:], apart[1][:held_out]
 
     def without(self, share: float, seed: int) -> np.ndarray:
         """Return the mixture without the labelled documents, if this share of the forget set is labelled.
@@ -116,28 +157,6 @@ class Domains:
         labels = np.isin(np.arange(len(self.corpus.validation)), documents) if labelled else None
         return Batches(self.corpus, repeated, length, batch_size, seed, labels, pack)
 
-    def measure(self, model: nn.Module, kind: str) -> float:
-        """Return the metric of a model on one kind of documents.
-
-        A diverged model gives NaN, infinity or FloatingPointError.
-        """
-        documents = self.measured[kind]
-        if self.command.metric == "answers":
-            return exact_match(model, documents, self.command.answer)
-        if self.command.metric == "completions":
-            prompts = [prompt for prompt in self.prompts if prompt.forget == (kind == "forget")]
-            return completion_accuracy(model, self.tokenizer, prompts, self.command.answer)
-        if self.command.metric == "lm-eval":
-            settings = self.command.lm_eval
-            task = settings.retain if kind == "retain" else settings.forget
-            with user_input():
-                return harness_value(model, self.tokenizer, task, settings.value, settings.limit, settings.include)
-        return evaluate(model, documents).mean()
-
-    def measures(self, model: nn.Module) -> dict[str, float]:
-        """:meth:`measure` of both kinds."""
-        return {kind: self.measure(model, kind) for kind in self.measured}
-
     def attacker(self, model: nn.Module, seed: int) -> Batches:
         """Return the attacker's batches for a model."""
         rows = self.command.relearn.batch_size
@@ -149,7 +168,7 @@ class Domains:
         order = np.random.default_rng(derive_seed(seed, "attacker"))
         forget, share = self.forget, relearning.retain_share
         if relearning.others:
-            forget = np.setdiff1d(forget, self.measured["forget"].documents)
+            forget = np.setdiff1d(forget, self.documents("forget", self.command.test_documents).documents)
             if not len(forget):
                 raise ValueError("--relearn.others leaves the attacker no forget document: lower --test-documents")
         if share == 1:
@@ -157,35 +176,3 @@ class Domains:
         forget = order.permutation(forget)[: relearning.examples]
         count = int(-(-len(forget) * share // (1 - share)))
         return np.concatenate([forget, order.choice(self.retain, count, replace=count > len(self.retain))])
-
-
-def higher_is_better(command: UndoOptions) -> bool:
-    """Whether a larger value of the metric means that a model knows more."""
-    return command.metric != "loss"
-
-
-def read_study_prompts(command: UndoOptions, tokenizer: Any) -> list[Prompt]:
-    """Return the prompts of the metric "completions".
-
-    Raises:
-        ValueError, OSError: if there are no prompts, or they cannot be read or are too long.
-    """
-    if command.prompts is not None:
-        prompts = read_prompts(command.prompts)
-    elif command.corpus == "word-problems":
-        prompts = word_problem_prompts(command.test_documents, TEXT_SEED)
-    else:
-        raise ValueError("--metric completions needs --prompts, except with --corpus word-problems")
-    for prompt in prompts:
-        answer = len(tokenizer.encode(f" {prompt.answer.strip()}", add_special_tokens=False))
-        if answer > command.answer:
-            raise ValueError(
-                f"--answer {command.answer} is too small: the answer {prompt.answer!r} has {answer} tokens"
-            )
-        length = len(encode_prompt(tokenizer, prompt)) + command.answer
-        if length > command.length:
-            raise ValueError(
-                f"--length {command.length} is too small: a prompt with its answer has {length} tokens: "
-                f"{prompt.text[:40]!r}"
-            )
-    return prompts

@@ -16,10 +16,9 @@ from routed_rl.options.undo import UndoOptions
 from routed_rl.runs.figures import subplots
 from routed_rl.runs.tables import half_interval
 from routed_rl.unlearning.attacks import WorstCase
-from routed_rl.unlearning.undo_study.members import Member
+from routed_rl.unlearning.metrics import Loss, Metric
+from routed_rl.unlearning.undo_study.members import Member, named_suppressors
 
-UNITS = {"answers": "accuracy", "completions": "accuracy", "loss": "loss (nats per token)", "lm-eval": "score"}
-"""The metric, as it is called in tables and on axes."""
 FIGURES = ("relearning", "compute", "distilled", "oracle", "front", "labels")
 COLORS = {
     "reference": "#777777",
@@ -45,6 +44,7 @@ def figures(
     kept: Curves,
     matching: Mapping[str, Sequence[Mapping[str, float]]],
     options: UndoOptions,
+    metric: Metric,
 ) -> dict[str, Callable[[], Figure]]:
     """Return a function that draws each figure, for the figures whose models are finished.
 
@@ -53,8 +53,8 @@ def figures(
         curves: attacks without a constraint on the retain performance.
         kept: attacks that must keep the retain performance.
         matching: metrics of the runs that match the filtered model, by name.
+        metric: the first one of the options.
     """
-    metric = options.metric
     usual = {member: case for member, case in curves.items() if _is_usual(member, options)}
     undone = frame[(frame.model == "undo") & frame.robustness.notna()]
     drawn: dict[str, tuple[Any, Callable[[], Figure]]] = {
@@ -63,12 +63,12 @@ def figures(
         "distilled": ((frame.model == "distilled").any(), lambda: draw_distilled(usual, metric)),
         "oracle": (matching, lambda: draw_matching(usual, kept, matching, metric)),
         "front": (frame.suppressor.notna().any(), lambda: draw_front(frame, metric)),
-        "labels": (len(options.labelled) > 1, lambda: draw_labels(frame, options)),
+        "labels": (len(options.labelled) > 1, lambda: draw_labels(frame, options, metric)),
     }
     return {name: draw for name, (is_there, draw) in drawn.items() if is_there}
 
 
-def draw_relearning(curves: Curves, metric: str, beta: float) -> Figure:
+def draw_relearning(curves: Curves, metric: Metric, beta: float) -> Figure:
     """Forget performance against attack steps: a panel for suppressed models, and panels for each noised teacher.
 
     Args:
@@ -142,7 +142,7 @@ def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
     return figure
 
 
-def draw_distilled(curves: Curves, metric: str) -> Figure:
+def draw_distilled(curves: Curves, metric: Metric) -> Figure:
     """Forget performance against attack steps, of each teacher and of the new model distilled from it."""
     methods = list(dict.fromkeys(member.suppressor for member in curves if member.model == "distilled"))
     figure, axes = subplots(1, len(methods), figsize=(max(4.3 * len(methods), 6), 4.3), sharey=True, squeeze=False)
@@ -160,7 +160,7 @@ def draw_distilled(curves: Curves, metric: str) -> Figure:
 
 
 def draw_matching(
-    curves: Curves, kept: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: str
+    curves: Curves, kept: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: Metric
 ) -> Figure:
     """Divergence from the filtered model during distillation, and forget performance under two kinds of attack."""
     figure, axes = subplots(1, 3, figsize=(14, 4.8))
@@ -185,7 +185,7 @@ def draw_matching(
     return figure
 
 
-def draw_front(frame: pd.DataFrame, metric: str) -> Figure:
+def draw_front(frame: pd.DataFrame, metric: Metric) -> Figure:
     """Forget performance against retain performance: before the attack, during it and at its end."""
     steps = sorted(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
     steps = sorted({steps[0], min(steps, key=lambda step: abs(step - 0.2 * steps[-1])), steps[-1]})
@@ -207,10 +207,10 @@ def draw_front(frame: pd.DataFrame, metric: str) -> Figure:
         axis.set_title(
             f"After {step} attack step{'s' * (step > 1)}" if step else "Before the attack", fontsize="medium"
         )
-        better = "lower" if metric == "loss" else "higher"
-        axis.set_xlabel(f"retain {UNITS[metric]}: {better} is better")
+        better, worse = ("higher", "lower") if metric.higher_is_better else ("lower", "higher")
+        axis.set_xlabel(f"retain {metric.unit}: {better} is better")
         axis.margins(0.08)
-    axes[0].set_ylabel(f"forget {UNITS[metric]}: {'higher' if metric == 'loss' else 'lower'} is better")
+    axes[0].set_ylabel(f"forget {metric.unit}: {worse} is better")
     figure.tight_layout(rect=(0, 0.17, 1, 1))
     for model in models:
         empty = model in ("suppressed", "reference")
@@ -226,11 +226,11 @@ def draw_front(frame: pd.DataFrame, metric: str) -> Figure:
     return figure
 
 
-def draw_labels(frame: pd.DataFrame, options: UndoOptions) -> Figure:
+def draw_labels(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Figure:
     """Forget performance before and after the attack, against the share of the forget set that is labelled."""
     last = max(options.relearn.measured)
     figure, axis = subplots(figsize=(8.5, 4.5))
-    main = frame[(frame.strength == 1.0) & (frame.suppressor == options.suppress[0])]
+    main = frame[(frame.strength == 1.0) & (frame.suppressor == next(iter(named_suppressors(options))))]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
     groups = {"suppressed": main, "distilled": main, "filtered": filtered}
     for (model, rows), marker in zip(groups.items(), MARKERS, strict=False):
@@ -240,7 +240,7 @@ def draw_labels(frame: pd.DataFrame, options: UndoOptions) -> Figure:
         look = {"color": COLORS[model], "marker": marker}
         axis.plot(means.index, means[f"forget_{last}"], "-", label=f"{model}, after {last} attack steps", **look)
         axis.plot(means.index, means.forget_0, ":", mfc="white", label=f"{model}, before the attack", **look)
-    axis.set(xscale="log", xlabel="share of the forget set that is labelled", ylabel=f"forget {UNITS[options.metric]}")
+    axis.set(xscale="log", xlabel="share of the forget set that is labelled", ylabel=f"forget {metric.unit}")
     axis.set_xticks(sorted(set(options.labelled)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     axis.xaxis.set_minor_formatter(NullFormatter())
@@ -257,7 +257,7 @@ def _is_usual(member: Member, options: UndoOptions) -> bool:
     return member.strength == 1.0 and member.labelled == options.labelled[0]
 
 
-def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: str) -> None:
+def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: Metric) -> None:
     """Draw the members that belong: means over seeds as lines, 95 % intervals as thin bars at some of the steps."""
     groups: dict[tuple[str, str], list[WorstCase]] = {}
     for member, case in curves.items():
@@ -278,7 +278,7 @@ def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], me
         )
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_xlabel("attack step")
-    if metric == "loss":  # losses range from below one nat to those of a model that is sure of something else
+    if isinstance(metric, Loss):  # losses range from below one nat to those of a model that is sure of something else
         axis.set_yscale("log")
         axis.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
         for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
@@ -308,15 +308,16 @@ def _legend_below(axis: Any) -> None:
     )
 
 
-def _finish(figure: Figure, axes: Sequence[Any], metric: str) -> None:
+def _finish(figure: Figure, axes: Sequence[Any], metric: Metric) -> None:
     """Label the first axis, say above the figure what is drawn, and cut wide intervals off beside the curves."""
-    axes[0].set_ylabel(f"forget {UNITS[metric]}")
+    axes[0].set_ylabel(f"forget {metric.unit}")
     lines = [line for axis in axes for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
     drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines])
     low, high = axes[0].get_ylim()
-    if metric == "loss":
+    if isinstance(metric, Loss):
         axes[0].set_ylim(max(low, 0.85 * drawn.min()), min(high, 1.15 * drawn.max()))
-    elif metric in ("answers", "completions"):
-        axes[0].set_ylim(max(low, -0.05), min(high, 1.05))
+    elif metric.limits is not None:
+        margin = 0.05 * (metric.limits[1] - metric.limits[0])
+        axes[0].set_ylim(max(low, metric.limits[0] - margin), min(high, metric.limits[1] + margin))
     figure.suptitle(NOTE, fontsize="medium")
     figure.tight_layout()

@@ -1,38 +1,43 @@
-"""The models of an UNDO study, and the stages that make and attack them."""
+"""The models of an UNDO study, and the stages that make, attack and measure them."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from routed_rl.errors import at_least
 from routed_rl.lm import Training
 from routed_rl.lm.folders import ADAPTER, CONFIG, check_folder
-from routed_rl.lm.inputs import Text, model_identity, text_identity
-from routed_rl.lm.suppressors import SUPPRESSORS
+from routed_rl.lm.inputs import Text, model_identity
+from routed_rl.lm.suppressors import METHODS, SUPPRESSORS
 from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.suppressor import Suppressor
-from routed_rl.options.undo import UndoOptions
+from routed_rl.options.conform import from_text, takes_text
+from routed_rl.options.undo import Distil, UndoOptions
+from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
+from routed_rl.unlearning.tuning import around, together
+from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean
 
-STAGES = "stages"
+STAGES, TRAIN = "stages", "train"
 BETAS_AT = 0.6
 """Further betas are used at the alpha nearest to this value, which UNDO recommends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A model of the study: its kind and settings, the stage that makes it and the stage that attacks it."""
+    """A model of the study: its kind and settings, the stage that makes it, and those that attack and measure it."""
 
     model: str
     seed: int
     stage: Stage
-    attack: Stage
+    measuring: Measuring
     suppressor: str | None = None
     strength: float | None = None
     labelled: float | None = None
@@ -54,8 +59,13 @@ class Member:
     def keys(self) -> dict[str, Any]:
         """Return the model's key columns in the table of results."""
         keys = {field.name: getattr(self, field.name) for field in fields(self)}
-        stages = {name: f"{stage.kind}-{stage.key}" for name in ("stage", "attack") if (stage := keys.pop(name))}
-        return {"name": self.name, **keys, **stages}
+        del keys["stage"], keys["measuring"]
+        return {"name": self.name, **keys, "stage": f"{self.stage.kind}-{self.stage.key}"}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stage that makes the model, and all that attack and measure it."""
+        return [self.stage, *self.measuring]
 
 
 def members(command: UndoOptions, text: Text) -> list[Member]:
@@ -64,25 +74,20 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     The first suppressor listed is the main one. Only its teacher is noised, and only it is repeated with fewer labels
     or other strengths. Teachers made elsewhere are noised too.
     """
-    of_all = ("length", "pack", "precision", "batch_size", "metric", "test_documents")
+    of_all = ("length", "pack", "precision", "batch_size")
     common: dict[str, Any] = {name: getattr(command, name) for name in of_all}
     common |= {"text": text.digest, "model": model_identity(command.model)}
-    if command.metric in ("answers", "completions"):
-        common["answer"] = command.answer
-    if command.metric == "completions":
-        common["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
-    if command.metric == "lm-eval":
-        tasks = command.lm_eval
-        include = None if tasks.include is None else text_identity(str(tasks.include))
-        common["lm_eval"] = [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]
+    measurer = Measurer(command, text)
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
-    distilled = {"distil": asdict(command.distil), "stops": command.distil.within is not None}
+    distilled = {"distil": _settings(command.distil), "stops": _stops(command)}
     pretrained = {"pretrain": asdict(command.pretrain)}
     main_beta, *other_betas = command.betas
     noises = [(alpha, main_beta) for alpha in command.alphas]
     noises += [(min(command.alphas, key=lambda alpha: abs(alpha - BETAS_AT)), beta) for beta in other_betas]
-    main, most = command.suppress[0], command.labelled[0]
-    teachers = [(method, 1.0, most) for method in command.suppress]
+    methods = named_suppressors(command)
+    codes = {name: method.code() for name, method in methods.items()}
+    main, most = next(iter(methods)), command.labelled[0]
+    teachers = [(method, 1.0, most) for method in methods]
     teachers += [(main, 1.0, other) for other in command.labelled[1:]]
     teachers = list(dict.fromkeys(teachers + [(main, strength, most) for strength in command.strengths]))
     found: list[Member] = []
@@ -90,11 +95,8 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     def add(
         reference: Stage, model: str, kind: str, config: Mapping[str, Any], parents: Mapping[str, Stage], **keys: Any
     ) -> Stage:
-        seed = reference.seed
-        stage = Stage(kind, {**common, **config}, seed, parents)
-        of = {"model": stage, "reference": reference}
-        attack = Stage("attack", {**common, "relearn": asdict(command.relearn)}, seed, of)
-        found.append(Member(model, seed, stage, attack, **keys))
+        stage = Stage(kind, {**common, **config}, reference.seed, parents)
+        found.append(Member(model, stage.seed, stage, measurer.of(stage, reference), **keys))
         return stage
 
     def distil(reference: Stage, teacher: Stage, noised: bool, **keys: Any) -> None:
@@ -115,25 +117,35 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
         reference = Stage("pretrain", {**common, **whole}, seed, {})
         add_to = partial(add, reference)
         add_to("reference", "pretrain", whole, {})
-        if command.filtered:
+        if command.filtered == TRAIN:
             filtered = add_to("filtered", "pretrain", {**pretrained, "left_out": 1.0}, {})
             for left_out in command.labelled:
                 if left_out < 1:
                     add_to(
                         "filtered", "pretrain", {**pretrained, **errors, "left_out": left_out}, {}, labelled=left_out
                     )
+        elif command.filtered is not None:
+            filtered = add_to("filtered", "filtered", {"given": model_identity(given_filtered(command, seed))}, {})
         for method, strength, labelled in teachers:
             keys = {"suppressor": method, "strength": strength, "labelled": labelled}
-            suppressor, recipe = make_suppressor(command.settings, method)
-            recipe = replace(recipe, steps=max(round(strength * recipe.steps), 1), precision=command.precision)
-            steps = asdict(recipe)
-            del steps["accumulate"]  # changes rounding only, except for repnoise, see below
-            config: dict[str, Any] = {"method": method, "settings": asdict(suppressor), "recipe": steps}
-            config["labelled"] = labelled
-            if method == "repnoise":
+            suppressor, recipe = make_suppressor(command.settings, methods[method].reference)
+            steps = asdict(replace(recipe, precision=command.precision))
+            del steps["accumulate"]  # changes rounding only, except for repnoise and perhaps plug-ins, see below
+            config: dict[str, Any] = {"method": methods[method].reference, "settings": asdict(suppressor)}
+            config |= {"recipe": steps, "labelled": labelled}
+            if codes[method]:
+                config["code"] = codes[method]
+            if codes[method] or method == "repnoise":
                 config["parts"] = suppression_parts(command)
             config |= {"rows": command.suppress_rows, **errors}
-            teacher = add_to("suppressed", "suppress", config, {"reference": reference}, **keys)
+            parents = {"reference": reference}
+            if command.tune is not None:
+                documents = {"keep": command.tune, "documents": command.test_documents}
+                parents["tuned"] = Stage("tune", {**common, **config, **documents}, seed, parents.copy())
+            config["recipe"] = with_strength(steps, strength)
+            if strength != 1:
+                config["strength"] = strength
+            teacher = add_to("suppressed", "suppress", config, parents, **keys)
             distil(reference, teacher, (method, strength, labelled) == teachers[0], **keys)
         for name, folder in given_teachers(command, seed).items():
             teacher = add_to("suppressed", "given", {"given": model_identity(folder)}, {}, suppressor=name)
@@ -142,9 +154,31 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             parents = {"teacher": filtered, "reference": reference}
             slower = replace(command.distil, learning_rate=command.distil.learning_rate / 2)
             for student, settings in (("new", command.distil), ("reference", slower)):
-                config = {"distil": asdict(settings), "stops": False, "student": student}
+                config = {"distil": _settings(settings), "stops": None, "student": student}
                 add_to(f"matched, {student}", "distil", config, parents)
     return found
+
+
+def with_strength(recipe: Mapping[str, Any], strength: float) -> dict[str, Any]:
+    """Return the training settings of a suppressor with this factor on its number of steps."""
+    return {**recipe, "steps": max(round(strength * recipe["steps"]), 1)}
+
+
+def stop_metric(command: UndoOptions) -> str:
+    """Return the metric by which distillation stops."""
+    return METRICS.find(command.distil.metric or command.metric[0], "--distil.metric").reference
+
+
+def _settings(distil: Distil) -> dict[str, Any]:
+    """Return how students are distilled, without what is in :func:`_stops`."""
+    return {name: value for name, value in asdict(distil).items() if name not in ("metric", "documents")}
+
+
+def _stops(command: UndoOptions) -> dict[str, Any] | None:
+    """Return what decides when distillation stops; None: it does all steps."""
+    if command.distil.within is None:
+        return None
+    return metric_identity(command, stop_metric(command), command.distil.documents)
 
 
 def even_parts(rows: int, accumulate: int, least: int = 1) -> int:
@@ -157,47 +191,75 @@ def suppression_parts(command: UndoOptions) -> int:
     return even_parts(2 * command.suppress_rows, command.accumulate, least=4)
 
 
+def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:
+    """Return the suppressors of the options, by the short names that tables and settings have.
+
+    Raises:
+        ValueError: for a suppressor that is not found, two with the same name, or settings of any other name.
+    """
+    found = METHODS.find_all(command.suppress, "--suppress")
+    known = {_plain(name): name for name in (*SUPPRESSORS, *found)}
+    for setting in command.settings:
+        whose = _parts(setting)[0]
+        if whose not in known:
+            raise ValueError(
+                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(known.values())}, got {setting!r}"
+                f"{did_you_mean(whose, known)}"
+            )
+    return found
+
+
 def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, Training]:
     """Return a suppressor and its training, with the settings of the options. SAM is that of MaxEnt with its settings.
 
+    Args:
+        settings: those of all methods; those of other methods are left out.
+        method: as :attr:`UndoOptions.suppress` names one.
+
     Raises:
-        ValueError: for settings that the suppressor does not have, or values of another type.
+        ValueError: for a method that is not found, settings that it does not have, or values of another type.
     """
-    suppressor = SUPPRESSORS[method]()
+    found = METHODS.find(method, "--suppress")
+    suppressor, name_of_method = found.kind(), found.name
     recipe = suppressor.recipe
-    if isinstance(suppressor, Sam):
+    if type(suppressor) is Sam:
         inner, recipe = make_suppressor(settings, "maxent")
         suppressor = replace(suppressor, of=inner)
-    usual = {field.name: getattr(suppressor, field.name) for field in fields(suppressor) if field.name != "of"}
+    hints = get_type_hints(type(suppressor))
+    kinds = {field.name: hints[field.name] for field in fields(suppressor) if takes_text(hints[field.name])}
     of_recipe = {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
-    usual |= of_recipe
+    kinds |= {name: type(value) for name, value in of_recipe.items()}
     given: dict[str, Any] = {}
     for setting in settings:
-        name, _, value = setting.partition("=")
-        whose, _, name = name.replace("-", "_").partition(".")
-        if whose not in SUPPRESSORS:
-            raise ValueError(
-                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(SUPPRESSORS)}, got {setting!r}"
-                f"{did_you_mean(whose, SUPPRESSORS)}"
-            )
-        if whose != method:
+        whose, name, value = _parts(setting)
+        if whose != _plain(name_of_method):
             continue
-        if name not in usual:
-            nearest = did_you_mean(name, usual)
-            raise ValueError(f"--settings {setting}: the settings of {method} are {', '.join(usual)}{nearest}")
-        kind_of = str if usual[name] is None else type(usual[name])
+        if name not in kinds:
+            nearest = did_you_mean(name, kinds)
+            raise ValueError(f"--settings {setting}: the settings of {name_of_method} are {', '.join(kinds)}{nearest}")
         try:
-            given[name] = kind_of(value)
-        except ValueError:
-            raise ValueError(f"--settings {setting}: {value!r} is not of type {kind_of.__name__}") from None
-    at_least(1, **{f"settings {method}.steps": given.get("steps", 1)})
+            given[name] = from_text(kinds[name], value)
+        except ValueError as error:
+            raise ValueError(f"--settings {setting}: {value!r} is not {error}") from None
+    at_least(1, **{f"settings {name_of_method}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
-        raise ValueError(f"--settings {method}.learning_rate must be above 0, got {given['learning_rate']}")
+        raise ValueError(f"--settings {name_of_method}.learning_rate must be above 0, got {given['learning_rate']}")
     recipe = replace(recipe, **{name: given.pop(name) for name in of_recipe if name in given})
     try:
         return replace(suppressor, **given), recipe
     except ValueError as error:
-        raise ValueError(f"--settings of {method}: {error}") from None
+        raise ValueError(f"--settings of {name_of_method}: {error}") from None
+
+
+def _parts(setting: str) -> tuple[str, str, str]:
+    """Return the method, the name and the value of ``METHOD.NAME=VALUE``; hyphens of the first two are underscores."""
+    name, _, value = setting.partition("=")
+    whose, _, name = _plain(name).partition(".")
+    return whose, name, value
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
@@ -207,21 +269,39 @@ def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
         ValueError, OSError: for an entry without name or folder, a name that is taken, or a folder without a model.
     """
     found: dict[str, str] = {}
+    taken = {*SUPPRESSORS, *named_suppressors(command)} if command.teachers else set()
     for given in command.teachers:
         name, _, folder = given.partition("=")
-        if not name or not folder or name in found or name in SUPPRESSORS:
+        if not name or not folder or name in found or name in taken:
             raise ValueError(f"--teachers must be NAME=FOLDER, with a NAME that is not taken, got {given!r}")
         found[name] = folder.replace("{seed}", str(seed))
-        if not any(Path(found[name], file).is_file() for file in (CONFIG, ADAPTER)):
-            raise ValueError(f"--teachers {given}: there is no model ({CONFIG} or {ADAPTER}) in {found[name]!r}")
-        check_folder(found[name])
+        _check_given(f"--teachers {given}", found[name])
     return found
+
+
+def given_filtered(command: UndoOptions, seed: int) -> str:
+    """Return the folder or name of a filtered model that was made elsewhere.
+
+    Raises:
+        ValueError, OSError: for a folder without a model.
+    """
+    assert command.filtered is not None
+    name = command.filtered.replace("{seed}", str(seed))
+    if Path(name).is_absolute():
+        _check_given(f"--filtered {command.filtered}", name)
+    return name
+
+
+def _check_given(option: str, folder: str) -> None:
+    if not any(Path(folder, file).is_file() for file in (CONFIG, ADAPTER)):
+        raise ValueError(f"{option}: there is no model ({CONFIG} or {ADAPTER}) in {folder!r}")
+    check_folder(folder)
 
 
 def training_of(stage: Stage, accumulate: int) -> Training:
     """Return how the model of a stage is trained."""
     config: Mapping[str, Any] = stage.config
-    if stage.kind == "suppress":
+    if stage.kind in ("suppress", "tune"):
         return Training(**config["recipe"], accumulate=accumulate)
     common = {"accumulate": accumulate, "precision": config["precision"]}
     if stage.kind == "pretrain":
@@ -230,11 +310,23 @@ def training_of(stage: Stage, accumulate: int) -> Training:
     return Training(**{name: config["distil"][name] for name in names}, weight_decay=0.0, **common)
 
 
+def trainings(stage: Stage) -> list[tuple[dict[str, Any], list[int]]]:
+    """Return the trainings of a stage of the kind "tune", each with its settings and numbers of steps."""
+    config: Mapping[str, Any] = stage.config
+    recipe = Training(**config["recipe"])
+    values = around({"steps": recipe.steps, "learning_rate": recipe.learning_rate, **config["settings"]})
+    combinations = [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
+    return together(combinations, recipe.steps, recipe)
+
+
 def total_steps(stage: Stage) -> int:
     """Return the maximum number of gradient steps of a stage."""
     config: Mapping[str, Any] = stage.config
-    if stage.kind == "attack":
-        return int(config["relearn"]["steps"] * len(config["relearn"]["learning_rates"]))
-    if stage.kind == "given":
+    if stage.kind == ATTACK:
+        own = config["relearn"]["steps"] * len(config["relearn"]["learning_rates"])
+        return int(config.get("steps", own))
+    if stage.kind in ("given", "filtered", *MEASURES):
         return 0
+    if stage.kind == "tune":
+        return sum(max(steps) for _, steps in trainings(stage))
     return training_of(stage, 1).steps

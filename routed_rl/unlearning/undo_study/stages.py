@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +21,8 @@ from routed_rl.errors import UserError, user_input
 from routed_rl.lm import (
     PRESETS,
     Batches,
+    Training,
+    WholeDocuments,
     build_model,
     evaluate,
     keeps_apart,
@@ -29,40 +35,47 @@ from routed_rl.lm import (
 from routed_rl.lm.folders import outline
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
-from routed_rl.options.undo import Distil, Relearn, UndoOptions
+from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
+from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
-from routed_rl.unlearning.attacks import barrier, quantised, relearn, weight_distance
 from routed_rl.unlearning.distillation import StopRule, check_vocabulary, distil
 from routed_rl.unlearning.guard import check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
-from routed_rl.unlearning.undo_study.domains import Domains, higher_is_better
+from routed_rl.unlearning.tuning import sweep
+from routed_rl.unlearning.undo_study.measurements import (
+    MODEL,
+    Measured,
+    Measurements,
+    OnStep,
+    found_so_far,
+    metric_of,
+)
+from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, DISTANCE, MEASURE, Measurer
 from routed_rl.unlearning.undo_study.members import (
-    even_parts,
+    given_filtered,
     given_teachers,
     make_suppressor,
+    stop_metric,
     suppression_parts,
     training_of,
+    trainings,
+    with_strength,
 )
 
-MODEL = "model"
 TEACHERS = ("suppress", "given")
 """Kinds of stages whose models are suppressed models."""
 FILES = (f"{MODEL}/config.json", f"{MODEL}/model.safetensors")
 """Files of a model that later stages read."""
-BITS = (8, 4)
-"""Bits to which weights are rounded, to see whether rounding brings the forget performance back."""
-OnStep = Callable[[int], None]
 Made = tuple[nn.Module, dict[str, Any]]
 """A model, and facts about its training."""
 
 
-class Worker:
+class Worker(Measurements):
     """Does stages, one after the other, in the directory of all stages."""
 
     def __init__(self, command: UndoOptions, text: Text, root: Path) -> None:
-        self.command, self.text, self.root = command, text, root
-        self.domains = Domains(command, text)
+        super().__init__(command, text, root)
+        self.measurer = Measurer(command, text)
 
     def do(self, stage: Stage, on_step: OnStep = lambda step: None) -> None:
         """Do a stage, or the rest of an interrupted stage. Its parents are finished.
@@ -71,24 +84,26 @@ class Worker:
             FloatingPointError: if a loss or a metric is not finite.
             UserError: for a teacher that has not forgotten, unless the options allow it.
         """
-        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "given": self._given, "distil": self._distil}
+        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "distil": self._distil}
+        makers |= {"given": self._given, "filtered": self._given}
+        measurers = {
+            "tune": self._tune,
+            MEASURE: self.measure,
+            ATTACK: self.attack,
+            CURVES: self.curves,
+            DISTANCE: self.distance,
+        }
         if stage.kind == "distil":
             self._check_teacher(stage)
         with stage.open(self.root) as run:
             if run.finished:
                 return
-            if stage.kind == "attack":
-                finish_stage(run, self._attack(stage, run, on_step))
+            if stage.kind in measurers:
+                finish_stage(run, *measurers[stage.kind](stage, run, on_step))
                 return
             model, result = makers[stage.kind](stage, run, on_step)
-            measures = self.domains.measures(model)
-            if bad := [kind for kind, value in measures.items() if not math.isfinite(value)]:
-                raise FloatingPointError(
-                    f"after the stage {stage.kind} the {bad[0]} {self.command.metric} is {measures[bad[0]]}: lower the "
-                    "learning rate"
-                )
             save_model(model, self.text.tokenizer, run.path / MODEL)
-            finish_stage(run, {"measures": measures, **result}, FILES)
+            finish_stage(run, result, FILES)
 
     def _pretrain(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         model = self._new(stage.seed, "model")
@@ -101,52 +116,113 @@ class Worker:
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model = self._load(stage.parents["reference"])
+        model, training = self.load(stage.parents["reference"]), training_of(stage, suppression_parts(self.command))
         method, _ = make_suppressor(self.command.settings, config["method"])
         marked, retained = self.domains.labelled(config["labelled"], seed)
-        source = ForgetAndRetain(
-            self.domains.batches(model, marked, rows, derive_seed(seed, "forget"), labelled=True),
-            self.domains.batches(model, retained, rows, derive_seed(seed, "retain")),
+        tuning: dict[str, Any] = {}
+        if "tuned" in stage.parents:
+            tuning = self.result(stage.parents["tuned"])
+            method, training = tuned(method, training, tuning["settings"])
+            training = replace(training, **with_strength({"steps": training.steps}, config.get("strength", 1.0)))
+        source = self._source(model, (marked, retained), rows, seed)
+        self._train(model, method, training, source, seed, run, on_step)
+        cost = self._cost(model, training.steps, source, method.cost)
+        tuning = {f"tuning_{name}": tuning[name] for name in ("steps", "flops", "settings", "kept") if tuning}
+        return model, {"labelled_documents": len(marked), **cost, **tuning}
+
+    def _source(
+        self, model: nn.Module, documents: tuple[np.ndarray, np.ndarray], rows: int, seed: int
+    ) -> ForgetAndRetain:
+        """Return batches of suppression: of documents with the label "forget", and of those that are retained."""
+        return ForgetAndRetain(
+            self.domains.batches(model, documents[0], rows, derive_seed(seed, "forget"), labelled=True),
+            self.domains.batches(model, documents[1], rows, derive_seed(seed, "retain")),
         )
-        cost = self._cost(model, config["recipe"]["steps"], source, method.cost)
+
+    def _train(
+        self,
+        model: nn.Module,
+        method: Suppressor,
+        training: Training,
+        source: ForgetAndRetain,
+        seed: int,
+        run: RunDirectory | None,
+        on_step: OnStep,
+    ) -> None:
+        """Suppress what a model knows, in place."""
+        seed = derive_seed(seed, "suppress")
         with user_input():
-            objective = method.objective(model, derive_seed(seed, "suppress"))
-        train(
-            model,
-            source,
-            training_of(stage, suppression_parts(self.command)),
-            objective,
-            seed=derive_seed(seed, "suppress"),
-            gradient=method.gradient,
-            run=run,
-            on_step=on_step,
-        )
+            objective = method.objective(model, seed)
+        train(model, source, training, objective, seed=seed, gradient=method.gradient, run=run, on_step=on_step)
         model.requires_grad_(True)
-        return model, {"labelled_documents": len(marked), **cost}
+
+    def _tune(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
+        """Try settings of a suppressor, on documents on which no model is measured."""
+        config: Mapping[str, Any] = stage.config
+        model, seed = self.load(stage.parents["reference"]), stage.seed
+        method, _ = make_suppressor(self.command.settings, config["method"])
+        usual = training_of(stage, suppression_parts(self.command))
+        marked, retained, held_out = self.domains.tuning(config["labelled"], seed)
+        source = self._source(model, (marked, retained), config["rows"], seed)
+        measured = {
+            name: WholeDocuments(self.domains.corpus, of) for name, of in (("forget", marked), ("retain", held_out))
+        }
+        found, begun = found_so_far(run), 0
+
+        def trial(settings: Mapping[str, Any], steps: Sequence[int]) -> dict[int, dict[str, float]]:
+            nonlocal begun
+            since, begun = begun, begun + max(steps)
+            key = json.dumps([settings, *steps], sort_keys=True)
+            if key not in found:
+                seconds, copied, seen = time.perf_counter(), copy.deepcopy(model), {}
+
+                def after(step: int) -> None:
+                    if step + 1 in steps:
+                        seen[str(step + 1)] = {name: evaluate(copied, of).mean() for name, of in measured.items()}
+                    on_step(since + step)
+
+                with suppress(FloatingPointError):  # it has diverged
+                    mine = tuned(method, usual, {**settings, "steps": max(steps)})
+                    self._train(copied, *mine, source, seed, None, after)
+                found[key] = seen
+                run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
+                run.metrics.append({"step": begun, **settings, **seen.get(str(max(steps)), {})})
+                run.save_checkpoint(begun, {}, {"found": found})
+            return {int(count): losses for count, losses in found[key].items()}
+
+        before = {name: evaluate(model, of).mean() for name, of in measured.items()}
+        frame, best = sweep(trainings(stage), trial, before, math.log(len(self.text.tokenizer)), config["keep"])
+        cost = self._cost(model, begun, source, method.cost)
+        return {"settings": best, "kept": bool(frame.kept.iloc[0]), **cost}, []
 
     def _given(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         run.load_checkpoint()  # finds none, because nothing is trained here
-        folders = given_teachers(self.command, stage.seed).values()
-        folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
+        if stage.kind == "filtered":
+            folder = given_filtered(self.command, stage.seed)
+        else:
+            folders = given_teachers(self.command, stage.seed).values()
+            folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
         with user_input():
             check_given(self.command, self.text, folder)
             model = load_model(folder).to(self.command.device)
-        return model, {"labelled_documents": None, "steps": None, "tokens": None, "flops": None}
+        per_token = training_flops(model, self.command.length)
+        unknown = dict.fromkeys(("labelled_documents", "steps", "tokens", "flops"))
+        return model, {**unknown, "flops_per_token": per_token}
 
     def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
-        settings = Distil(**config["distil"])
+        settings, stops = Distil(**config["distil"]), config["stops"]
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
-        taught = self._load(teacher)
+        taught = self.load(teacher)
         if config["student"] == "new":
             student = self._new(stage.seed, "student")
         elif config["student"] == "reference":
-            student = self._load(reference)
+            student = self.load(reference)
         else:
             student = copy.deepcopy(taught)
             with user_input():
                 share = config.get("localised", 1.0)
-                mask = most_changed(self._load(reference), taught, share) if share < 1 else None
+                mask = most_changed(self.load(reference), taught, share) if share < 1 else None
                 touch = {} if config.get("touched", "all") == "all" else {"touch": matrices}
                 noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
                 shrink_and_perturb(student, *noise, **touch, mask=mask)
@@ -158,71 +234,37 @@ class Worker:
             taught,
             source,
             training_of(stage, self.command.accumulate),
-            (lambda model: self.domains.measure(model, "retain")) if config["stops"] else None,
-            stop_rule(self.command, settings),
+            partial(self._retained, *metric_of(stops)) if stops else None,
+            self.stop_rule(settings),
             hidden_weight=settings.hidden_weight,
             seed=derive_seed(stage.seed, "train"),
             run=run,
             on_step=on_step,
         )
         cost = self._cost(student, found.steps, source, 1 + FORWARD_PASS)
-        stopped = {"reached": found.reached, "early": found.early} if config["stops"] else {"reached": None}
+        stopped = {"reached": found.reached, "early": found.early} if stops else {"reached": None}
         return student, {**stopped, **cost}
 
-    def _attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> dict[str, Any]:
-        """Attack a model: its curves by learning rate, saved one by one, and its distance from the reference."""
-        relearning = Relearn(**{**stage.config["relearn"]})  # type: ignore[dict-item]
-        model = self._load(stage.parents["model"])
-        source = self.domains.attacker(model, stage.seed)
-        checkpoint = run.load_checkpoint()
-        curves: dict[str, Any] = {} if checkpoint is None else checkpoint.meta["curves"]
-        for i, rate in enumerate(relearning.learning_rates):
-            if repr(rate) in curves:
-                continue
-            since = time.perf_counter()
-            found = relearn(
-                model,
-                source,
-                relearning.steps,
-                rate,
-                relearning.measured,
-                self.domains.measures,
-                rank=relearning.rank,
-                accumulate=even_parts(relearning.batch_size, self.command.accumulate),
-                precision=self.command.precision,
-                seed=derive_seed(stage.seed, "attack"),
-                on_step=partial(_later, on_step, i * relearning.steps),
-            )
-            curves[repr(rate)] = [{"step": 0, **self._measures(stage.parents["model"])}, *found]
-            done = (i + 1) * relearning.steps
-            run.timings.append({"step": done, "seconds": time.perf_counter() - since})
-            run.metrics.append({**curves[repr(rate)][-1], "step": done, "learning_rate": rate})
-            run.save_checkpoint(i + 1, {}, {"curves": curves})
-        retain, original = self.domains.measured["retain"], self._load(stage.parents["reference"])
-        same = [p.shape for p in model.parameters()] == [p.shape for p in original.parameters()]
-        return {
-            "curves": curves,
-            "distance": weight_distance(model, original) if same else None,
-            "barrier": barrier(model, original, lambda between: evaluate(between, retain).mean()) if same else None,
-            "quantised": {str(bits): self.domains.measure(quantised(model, bits), "forget") for bits in BITS},
-        }
+    def _retained(self, metric: str, documents: int, model: nn.Module) -> float:
+        return self.domains.measure(model, metric, "retain", documents)
 
     def _check_teacher(self, stage: Stage) -> None:
         """Raise UserError if the teacher of a distillation has not forgotten, unless the options allow it."""
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
-            check_teacher(self._measures(teacher), self._measures(reference), ignorance(self.command, self.text))
+            stages = (self.measurer.measure(of, self.command.metric[0]) for of in (teacher, reference))
+            made, before = map(self.result, stages)
+            check_teacher(made["measures"], before["measures"], self.ignorance())
 
-    def _load(self, stage: Stage) -> nn.Module:
-        self._measures(stage)
-        return load_model(str(stage.path(self.root) / MODEL)).to(self.command.device)
+    def ignorance(self) -> float:
+        """Return the main metric of a model that knows nothing."""
+        metric = self.domains.metric(self.command.metric[0], self.command.test_documents)
+        return metric.ignorance(self.text.tokenizer)
 
-    def _measures(self, stage: Stage) -> dict[str, float]:
-        """The metric of a finished stage's model, by kind; UserError if the stage is not finished."""
-        result = stage.result(self.root)
-        if result is None:
-            raise UserError(f"the stage {str(stage.path(self.root))!r} is not finished: run the study again")
-        return result["measures"]  # type: ignore[no-any-return]
+    def stop_rule(self, settings: Distil) -> StopRule:
+        """Return when the retain performance of a student is good enough."""
+        higher = self.domains.metric(stop_metric(self.command), settings.documents).higher_is_better
+        return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
 
     def _new(self, seed: int, name: str) -> nn.Module:
         return make_model(self.command, self.text.tokenizer, derive_seed(seed, name)).to(self.command.device)
@@ -240,7 +282,7 @@ def check_given(command: UndoOptions, text: Text, folder: str) -> None:
     if any(getattr(theirs, name) != getattr(ours, name) for name in ("bos_token_id", "eos_token_id")) or (
         theirs.get_vocab() != ours.get_vocab()
     ):
-        raise ValueError(f"the teacher in {folder!r} has another tokenizer than the corpus: give its --tokenizer")
+        raise ValueError(f"the model in {folder!r} has another tokenizer than the corpus: give its --tokenizer")
     teacher = outline(folder)
     check_fits(command, ours, teacher, folder)
     if "new" in command.students and command.model in PRESETS:
@@ -248,21 +290,11 @@ def check_given(command: UndoOptions, text: Text, folder: str) -> None:
             check_vocabulary(build_model(command.model, ours, 0), teacher)
 
 
-def _later(on_step: OnStep, done: int, step: int) -> None:
-    """Report a step of an attack at a later learning rate."""
-    on_step(done + step)
-
-
-def stop_rule(command: UndoOptions, settings: Distil) -> StopRule:
-    """Return when the retain performance of a student is good enough."""
-    higher = higher_is_better(command)
-    return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
-
-
-def ignorance(command: UndoOptions, text: Text) -> float:
-    """Return the metric of a model that knows nothing."""
-    nothing = {"loss": math.log(len(text.tokenizer)), "lm-eval": command.lm_eval.chance}
-    return nothing.get(command.metric, 0.0)
+def tuned(method: Suppressor, training: Training, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
+    """Return a suppressor and its training with other settings."""
+    recipe = {name: settings[name] for name in ("steps", "learning_rate")}
+    own = {name: value for name, value in settings.items() if name not in recipe}
+    return replace(method, **own), replace(training, **recipe)
 
 
 def check_teacher(measures: Mapping[str, float], before: Mapping[str, float], ignorance: float) -> None:

@@ -24,16 +24,25 @@ from routed_rl.unlearning.undo_study import report
 from routed_rl.unlearning.undo_study.checks import check_options
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
-from routed_rl.unlearning.undo_study.harness import check_task
-from routed_rl.unlearning.undo_study.members import STAGES, Member, given_teachers, members, total_steps
-from routed_rl.unlearning.undo_study.stages import check_given
+from routed_rl.unlearning.undo_study.measuring import CURVES, DISTANCE, MEASURE, Measurer
+from routed_rl.unlearning.undo_study.members import (
+    STAGES,
+    TRAIN,
+    Member,
+    given_filtered,
+    given_teachers,
+    members,
+    total_steps,
+)
+from routed_rl.unlearning.undo_study.stages import TEACHERS, check_given
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """A stage as one run of the study."""
+    """A stage as one run of the study, with the stages whose results are checked before it begins."""
 
     stage: Stage
+    checked: tuple[Stage, ...]
     options: UndoOptions
     out: Path
     seed: int
@@ -41,13 +50,22 @@ class StageRun:
 
 
 def _command(batch: Sequence[StageRun]) -> list[str]:
-    (run,) = batch
     return [
         *PYTHON,
         "routed_rl.unlearning.undo_study.worker",
-        *("--only", run.out.name),
-        *options(run.options, UndoOptions()),
+        *("--only", *(run.out.name for run in batch)),
+        *options(batch[0].options, UndoOptions()),
     ]
+
+
+def _together(runs: list[StageRun]) -> list[list[StageRun]]:
+    """Group stages into processes: a model with its measures, and an attack with its own and the distance."""
+    found: dict[str, list[StageRun]] = {}
+    for run in runs:
+        model = run.stage.parents.get("model")
+        is_of_model = model is None or run.stage.kind == MEASURE
+        found.setdefault(f"{is_of_model} {(model or run.stage).key}", []).append(run)
+    return list(found.values())
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -84,7 +102,8 @@ class UndoStudy(UndoOptions, Study):
         command=_command,
         total=lambda run: total_steps(run.stage),
         counter="step",
-        after=lambda run: [parent.path(run.out.parent) for parent in run.stage.parents.values()],
+        batches=_together,
+        after=lambda run: [stage.path(run.out.parent) for stage in (*run.stage.parents.values(), *run.checked)],
     )
     FIGURES = FIGURES
 
@@ -94,7 +113,7 @@ class UndoStudy(UndoOptions, Study):
         task = task or ("custom" if "forget" in given else "arithmetic")
         usual = dict(TASKS.get((task, preset), {}))  # type: ignore[arg-type]
         if task == "custom" and given.get("model", UndoOptions.model) not in PRESETS:
-            usual |= {"filtered": False, "pretrain": Pretrain(steps=0)}
+            usual |= {"filtered": None, "pretrain": Pretrain(steps=0)}
         UndoOptions.__init__(self, **named(UndoOptions, usual, {**given, "task": task, "preset": preset}))
         for name, value in _whole(self).items():
             object.__setattr__(self, name, value)
@@ -103,8 +122,8 @@ class UndoStudy(UndoOptions, Study):
         """Return what :meth:`run` would do, without doing it.
 
         Returns:
-            A row per stage: ``stage``, its directory's name; ``model``; ``seed``; ``reason``, why it would run, or "is
-            finished".
+            A row per stage: ``stage``, its directory's name; ``model``; ``seed``; ``trains``, whether it trains or
+            attacks a model; ``reason``, why it would run, or "is finished".
 
         Raises:
             UserError: for options, a model or texts that the study cannot use.
@@ -113,9 +132,19 @@ class UndoStudy(UndoOptions, Study):
             runs = self._prepare(True)
             check_study(self.out, self._identity())
             reasons = {stage.key: reason for stage, reason in plan([run.stage for run in runs], self.root)}
-        names = {stage.key: member.name for member in self.members for stage in (member.stage, member.attack)}
-        rows = [(run.out.name, names[run.stage.key], run.seed, reasons[run.stage.key] or "is finished") for run in runs]
-        return pd.DataFrame(rows, columns=["stage", "model", "seed", "reason"])
+        names = {s.key: member.name for member in reversed(self.members) for s in with_ancestors([member.stage])}
+        names |= {stage.key: member.name for member in reversed(self.members) for stage in member.stages}
+        rows = [
+            {
+                "stage": run.out.name,
+                "model": names[run.stage.key],
+                "seed": run.seed,
+                "trains": run.stage.kind not in (MEASURE, CURVES, DISTANCE),
+                "reason": reasons[run.stage.key] or "is finished",
+            }
+            for run in runs
+        ]
+        return pd.DataFrame(rows)
 
     @property
     def root(self) -> Path:
@@ -143,15 +172,20 @@ class UndoStudy(UndoOptions, Study):
         for seed in {member.seed for member in self.members}:
             for folder in given_teachers(self, seed).values():
                 check_given(self, self.text, folder)
+            if self.filtered not in (None, TRAIN):
+                check_given(self, self.text, given_filtered(self, seed))
             domains.attacked_with(seed)
             for share in self.labelled:
                 domains.labelled(share, seed)
-        if self.metric == "lm-eval":
-            for task in (self.lm_eval.retain, self.lm_eval.forget):
-                check_task(task, self.lm_eval.include)
+                if self.tune is not None:
+                    domains.tuning(share, seed)
+        domains.check_metrics()
         options = UndoOptions(**{field.name: getattr(self, field.name) for field in fields(UndoOptions)})
-        stages = with_ancestors(stage for member in self.members for stage in (member.stage, member.attack))
-        return [StageRun(stage, options, stage.path(self.root), stage.seed) for stage in stages]
+        measurer = Measurer(self, self.text)
+        return [
+            StageRun(stage, _checked(stage, measurer, self.metric[0]), options, stage.path(self.root), stage.seed)
+            for stage in with_ancestors(stage for member in self.members for stage in member.stages)
+        ]
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs. None: no run is finished."""
@@ -162,6 +196,13 @@ class UndoStudy(UndoOptions, Study):
         return f"{len(failed)} of {len(runs)} stages failed; not run, because they depend on failed ones: {waiting}"
 
 
+def _checked(stage: Stage, measurer: Measurer, metric: str) -> tuple[Stage, ...]:
+    """Return the stages that say whether the teacher of a distillation has forgotten."""
+    if stage.kind != "distil" or stage.parents["teacher"].kind not in TEACHERS:
+        return ()
+    return tuple(measurer.measure(parent, metric) for parent in stage.parents.values())
+
+
 def _whole(options: UndoOptions) -> dict[str, Any]:
     """Options with absolute paths, and the task's settings of suppressors where none are given."""
     paths: dict[str, Any] = {"out": Path(os.path.abspath(options.out or RUNS / f"undo-{options.task}"))}
@@ -169,6 +210,8 @@ def _whole(options: UndoOptions) -> dict[str, Any]:
         paths["prompts"] = Path(os.path.abspath(options.prompts))
     if options.lm_eval.include is not None:
         paths["lm_eval"] = replace(options.lm_eval, include=Path(os.path.abspath(options.lm_eval.include)))
+    if options.filtered is not None and options.filtered != TRAIN and Path(options.filtered).parent.is_dir():
+        paths["filtered"] = os.path.abspath(options.filtered)
     named = [given.partition("=") for given in options.teachers]
     paths["teachers"] = tuple(
         f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named

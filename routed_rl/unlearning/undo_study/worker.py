@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import tyro
+from rich.progress import Progress
 
 from routed_rl.errors import UserError, guarded, user_input
 from routed_rl.lm.inputs import open_text, quiet_libraries
 from routed_rl.options.undo import UndoOptions
-from routed_rl.runs import with_ancestors
+from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.unlearning.undo_study.members import STAGES, members, total_steps
@@ -20,19 +21,19 @@ from routed_rl.wording import speak_of
 
 
 @dataclass(frozen=True)
-class OneStage(UndoOptions):
-    """Do one stage of a study. The stages that it depends on are finished."""
+class Stages(UndoOptions):
+    """Do stages of a study, in this order. The stages that they depend on, apart from each other, are finished."""
 
-    only: str = ""
-    """name of the stage's directory"""
+    only: tuple[str, ...] = ()
+    """names of the stages' directories"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do the stage of a command line. A user's mistake ends as in :func:`~routed_rl.errors.guarded`."""
-    guarded(lambda: _do(tyro.cli(OneStage, args=argv)))
+    guarded(lambda: _do(tyro.cli(Stages, args=argv)))
 
 
-def _do(command: OneStage) -> None:
+def _do(command: Stages) -> None:
     speak_of(UndoOptions)
     one_thread()
     quiet_libraries()
@@ -41,18 +42,26 @@ def _do(command: OneStage) -> None:
         check_device(command.device)
         text = open_text(command)
         worker = Worker(command, text, command.out / STAGES)
-        stages = with_ancestors(s for member in members(command, text) for s in (member.stage, member.attack))
-        stage = next((stage for stage in stages if stage.path(worker.root).name == command.only), None)
-    if stage is None:
-        raise UserError(f"--only {command.only!r} is not a stage of this study")
+        stages = with_ancestors(stage for member in members(command, text) for stage in member.stages)
+        found = {stage.path(worker.root).name: stage for stage in stages}
+    if unknown := [name for name in command.only if name not in found]:
+        raise UserError(
+            f"--only {unknown[0]!r} is not a stage of this study; if the code of a plug-in was edited meanwhile, start "
+            "the study again"
+        )
     with progress_display() as display:
-        task = display.add_task(stage.kind, total=total_steps(stage))
-        try:
-            worker.do(stage, lambda step: display.update(task, completed=step + 1))
-        except FloatingPointError as error:
-            raise UserError(str(error)) from error
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"the device has too little memory, raise --accumulate: {error}") from error
+        for name in command.only:
+            _do_stage(worker, found[name], display)
+
+
+def _do_stage(worker: Worker, stage: Stage, display: Progress) -> None:
+    task = display.add_task(stage.kind, total=total_steps(stage))
+    try:
+        worker.do(stage, lambda step: display.update(task, completed=step + 1))
+    except FloatingPointError as error:
+        raise UserError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the device has too little memory, raise --accumulate: {error}") from error
 
 
 if __name__ == "__main__":

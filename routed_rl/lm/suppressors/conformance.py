@@ -1,0 +1,162 @@
+"""A check that a suppression method does what training and studies expect of it, on a tiny model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from routed_rl.lm.batches import Batch, Batches
+from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.forget_and_retain import ForgetAndRetain
+from routed_rl.lm.structure import blocks
+from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
+from routed_rl.lm.training import Training, train
+
+VOCABULARY, LENGTH, DOCUMENTS, ROWS, STEPS = 16, 10, 40, 8, 2
+NEAR = 0.05
+"""How far the cost of a step may be from what was counted, in gradient steps."""
+
+
+def check_suppressor(method: Suppressor, parts: bool = True) -> None:
+    """Check that a suppression method does what training and studies expect of it.
+
+    The check takes a second. It runs the method on a tiny Llama with random weights, so it does not say how well the
+    method suppresses.
+
+    - Settings are fields of a dataclass, and ``recipe`` is a :class:`~routed_rl.lm.Training`.
+    - The loss is one finite number, and so is its gradient. It changes some weights, but not before the first step.
+    - The loss of a batch is the sum of the losses of its parts. A part without forget targets has a finite loss.
+    - The same seed gives the same weights, whatever random numbers were drawn before.
+    - ``cost`` is the cost of the forward and backward passes.
+
+    >>> check_suppressor(MaxEnt(retain_weight=2.0))  # doctest: +SKIP
+
+    Args:
+        method: the method, with the settings to check.
+        parts: whether the losses of parts add up. Give False for a method that draws random numbers for each part, or
+            needs several rows in each part.
+
+    Raises:
+        ValueError: for the first of these that does not hold.
+    """
+    name = type(method).__name__
+    _check_settings(method, name)
+    source, model = _source(), _model()
+    start = copy.deepcopy(model.state_dict())
+    loss = method.loss(model, 0)
+    if any(not torch.equal(value, start[key]) for key, value in model.state_dict().items()):
+        raise ValueError(f"{name}.loss changes the model's weights before training; it must only return a function")
+    batch = source.batch(0)
+    whole = _loss(loss(model.train(), batch), f"of {name}")
+    whole.backward()
+    gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+    if bad := [key for key, gradient in gradients.items() if not gradient.isfinite().all()]:
+        raise ValueError(f"the loss of {name} has a gradient that is not finite, in {bad[0]}")
+    if not any(gradient.any() for gradient in gradients.values()):
+        raise ValueError(f"the loss of {name} has no gradient: no weight would change")
+    if parts:
+        _check_parts(loss, model, batch, whole.item(), name)
+    first, again = (_trained(method, source, noise) for noise in (1, 2))
+    if any(not torch.equal(value, again[0][key]) for key, value in first[0].items()):
+        raise ValueError(
+            f"{name} does not give the same weights again with the same seed: in loss(model, seed), draw from "
+            "torch.Generator().manual_seed(seed)"
+        )
+    if all(torch.equal(value, start[key]) for key, value in first[0].items()):
+        raise ValueError(f"{name} changes no weights in {STEPS} steps: does its gradient leave one in the parameters?")
+    if not abs(first[1] - method.cost) <= NEAR:
+        raise ValueError(
+            f"the cost of {name} is {method.cost:.3g}, but its passes cost {first[1]:.3g} gradient steps: override "
+            "cost; a forward pass without gradient costs FORWARD_PASS"
+        )
+
+
+def _check_settings(method: Any, name: str) -> None:
+    if not isinstance(method, Suppressor):
+        what = (
+            f"the class {method.__name__}: make one, {method.__name__}()" if isinstance(method, type) else repr(method)
+        )
+        raise ValueError(f"method must be a Suppressor, got {what}")
+    known = {field.name for field in fields(method)}
+    if left := [key for key in inspect.get_annotations(type(method)) if key not in known]:
+        raise ValueError(f"{left[0]} is no setting of {name}: write @dataclass(frozen=True) before the class")
+    if not isinstance(method.recipe, Training) or method.recipe.steps < 1:
+        raise ValueError(f"recipe of {name} must be a Training of 1 step or more, got {method.recipe!r}")
+
+
+def _loss(loss: Any, whose: str) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"the loss {whose} must be a tensor of one number, got {found}")
+    if not loss.isfinite():
+        raise ValueError(f"the loss {whose} is {loss.item()}")
+    if not loss.requires_grad:
+        raise ValueError(f"the loss {whose} has no gradient: do not detach it from the model")
+    return loss
+
+
+def _check_parts(loss: Any, model: nn.Module, batch: Batch, whole: float, name: str) -> None:
+    shares = [
+        _loss(loss(model, batch.rows(slice(row, row + 1))), f"of {name} for a part of a batch").item()
+        for row in range(len(batch))
+    ]
+    if not math.isclose(sum(shares), whole, rel_tol=1e-5, abs_tol=1e-7):
+        raise ValueError(
+            f"the loss of {name} for a batch is {whole:.6g}, but the losses of its parts sum to {sum(shares):.6g}: "
+            "average with mean(…), which divides by the targets of the whole batch; or give parts=False if it draws "
+            "random numbers for each part"
+        )
+
+
+def _trained(method: Suppressor, source: ForgetAndRetain, noise: int) -> tuple[dict[str, Tensor], float]:
+    """Return the weights after some steps, and the cost of a step as counted."""
+    model = _model()
+    cost: list[float] = []
+
+    def count(module: nn.Module, args: Any, output: Any) -> None:
+        output = output if isinstance(output, Tensor) else output[0]
+        cost.append(output.shape[:-1].numel() * (1.0 if torch.is_grad_enabled() else FORWARD_PASS))
+
+    model.get_submodule(blocks(model)[0]).register_forward_hook(count)  # copies of the model have it too
+    with torch.random.fork_rng():
+        torch.manual_seed(noise)
+        objective = method.objective(model, 0)
+        cost.clear()  # passes before the first step
+        train(model, source, replace(method.recipe, steps=STEPS), objective, gradient=method.gradient)
+    return model.state_dict(), sum(cost) / sum(source.batch(step).tokens.numel() for step in range(STEPS))
+
+
+def _model() -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=LENGTH,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).double()
+
+
+def _source() -> ForgetAndRetain:
+    """Return batches of random documents. Each set has tokens of its own, and rows differ in length."""
+    rng = np.random.default_rng(0)
+    starts = np.cumsum([0, *rng.integers(LENGTH // 2, LENGTH + 1, 2 * DOCUMENTS)])
+    forget = np.arange(starts[-1]) >= starts[DOCUMENTS]
+    half = VOCABULARY // 2
+    tokens = (rng.integers(0, half, starts[-1]) + half * forget).astype(np.uint32)
+    corpus = Corpus(tokens, forget, starts, np.zeros(2 * DOCUMENTS, dtype=bool), {})
+    sets = np.arange(DOCUMENTS, 2 * DOCUMENTS), np.arange(DOCUMENTS)
+    return ForgetAndRetain(*(Batches(corpus, of, LENGTH, ROWS, 0, corpus.to_forget, pack=False) for of in sets))

@@ -1,0 +1,193 @@
+"""The metrics and attacks of an UNDO study, and the stages that attack and measure its models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from routed_rl.lm import (
+    PACKAGED_MODELS,
+    PRESETS,
+    Prompt,
+    build_model,
+    encode_prompt,
+    read_prompts,
+    word_problem_prompts,
+)
+from routed_rl.lm.folders import outline
+from routed_rl.lm.inputs import TEXT_SEED, Text, text_identity
+from routed_rl.options.undo import UndoOptions
+from routed_rl.plugins import Registry
+from routed_rl.runs import Stage
+from routed_rl.unlearning.attacks import Attack, Relearning, attacked_size
+from routed_rl.unlearning.metrics import Answers, Completions, Harness, Loss, Metric
+
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    Metric,
+    {"answers": Answers, "completions": Completions, "loss": Loss, "lm-eval": Harness},
+    "routed_rl.metrics",
+)
+ATTACKS: Registry[Attack] = Registry("attack", Attack, {"relearn": Relearning}, "routed_rl.attacks")
+MEASURE, ATTACK, CURVES, DISTANCE = "measure", "attack", "curves", "distance"
+"""Kinds of stages: of a model, the metric; of a model, attacked models; of these, the metric; of a model, how far it is
+from the reference model. An attack whose models are not kept measures them itself."""
+MEASURES = (MEASURE, ATTACK, CURVES, DISTANCE)
+
+
+def make_metric(command: UndoOptions, tokenizer: Any, name: str, documents: int) -> Metric:
+    """Return a metric by its name.
+
+    Args:
+        documents: number of documents of each kind; prompts of word-problems are as many.
+
+    Raises:
+        ValueError, OSError: for a metric that is not found, or prompts that cannot be read.
+    """
+    kind = METRICS.find(name, "--metric").kind
+    if kind is Answers:
+        return Answers(command.answer)
+    if kind is Completions:
+        return Completions(_prompts(command, tokenizer, documents), command.answer)
+    if kind is Harness:
+        return Harness(command.lm_eval)
+    return kind()
+
+
+def metric_identity(command: UndoOptions, name: str, documents: int) -> dict[str, Any]:
+    """Return what a measured number depends on, besides the model and the text."""
+    metric = METRICS.find(name, "--metric")
+    found: dict[str, Any] = {"metric": metric.reference}
+    if metric.kind is Harness:
+        tasks = command.lm_eval
+        include = None if tasks.include is None else text_identity(str(tasks.include))
+        return found | {"lm_eval": [tasks.retain, tasks.forget, tasks.value, tasks.limit, include]}
+    found["documents"] = documents
+    if metric.kind in (Answers, Completions):
+        found["answer"] = command.answer
+    if metric.kind is Completions:
+        found["prompts"] = None if command.prompts is None else text_identity(str(command.prompts))
+    return found | ({} if metric.built_in else {"code": metric.code()})
+
+
+def make_attack(command: UndoOptions, name: str, accumulate: int = 1) -> Attack:
+    """Return an attack by its name; ValueError if it is not found."""
+    kind = ATTACKS.find(name, "--attack").kind
+    return Relearning(command.relearn, accumulate, command.precision) if kind is Relearning else kind()
+
+
+def attack_identity(command: UndoOptions, name: str) -> dict[str, Any]:
+    """Return what an attack depends on, besides the model and the text.
+
+    The attacker's documents and batches are those of the options of relearning, whatever the attack.
+    """
+    attack, made = ATTACKS.find(name, "--attack"), make_attack(command, name)
+    relearning = asdict(command.relearn)
+    del relearning["keep_gb"]
+    found: dict[str, Any] = {"attack": attack.reference, "length": command.length, "pack": command.pack}
+    if command.relearn.others:  # the attacker has none of the documents on which models are measured
+        found["documents"] = command.test_documents
+    if not attack.built_in:
+        found |= {"attack_code": attack.code(), "steps": made.steps * len(made.attempts)}
+    return found | {"relearn": relearning, "precision": command.precision}
+
+
+@dataclass(frozen=True, eq=False)
+class Measuring:
+    """The stages that attack and measure a model.
+
+    Attributes:
+        measures: the model's performance, by metric. Metrics and attacks are named by their references.
+        attacks: the attacked models that are kept, by attack.
+        curves: the performance during an attack, by attack and metric.
+        distance: how far the model is from the reference model.
+    """
+
+    measures: Mapping[str, Stage]
+    attacks: Mapping[str, Stage]
+    curves: Mapping[tuple[str, str], Stage]
+    distance: Stage
+
+    def __iter__(self) -> Iterator[Stage]:
+        yield from self.measures.values()
+        yield from self.attacks.values()
+        yield from self.curves.values()
+        yield self.distance
+
+
+class Measurer:
+    """Makes the stages that attack and measure models."""
+
+    def __init__(self, command: UndoOptions, text: Text) -> None:
+        self._command, self._text = command, {"text": text.digest}
+        self._kept = _kept(command, text)
+
+    def measure(self, model: Stage, metric: str) -> Stage:
+        """Return the stage that measures a stage's model by a metric."""
+        return Stage(MEASURE, self._text | self._identity(metric), model.seed, {"model": model})
+
+    def of(self, model: Stage, reference: Stage) -> Measuring:
+        """Return all stages that attack and measure a stage's model."""
+        command, seed = self._command, model.seed
+        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
+        measures = {metric: self.measure(model, metric) for metric in metrics}
+        attacks, curves = {}, {}
+        for name in (attack.reference for attack in ATTACKS.find_all(command.attack, "--attack").values()):
+            config = self._text | attack_identity(command, name)
+            if name in self._kept:
+                attacks[name] = Stage(ATTACK, config, seed, {"model": model})
+            for metric in metrics:
+                parents = {"model": model, "before": measures[metric]}
+                curves[name, metric] = (
+                    Stage(CURVES, self._text | self._identity(metric), seed, {**parents, "attack": attacks[name]})
+                    if name in attacks
+                    else Stage(ATTACK, config | self._identity(metric), seed, parents)
+                )
+        documents = {"documents": command.test_documents}
+        distance = Stage(DISTANCE, self._text | documents, seed, {"model": model, "reference": reference})
+        return Measuring(measures, attacks, curves, distance)
+
+    def _identity(self, metric: str) -> dict[str, Any]:
+        return metric_identity(self._command, metric, self._command.test_documents)
+
+
+def _kept(command: UndoOptions, text: Text) -> set[str]:
+    """Return the attacks whose attacked models are kept, because they are small."""
+    if command.model in PACKAGED_MODELS:
+        return set()
+    with torch.device("meta"):
+        preset = command.model in PRESETS
+        model = build_model(command.model, text.tokenizer, 0) if preset else outline(command.model)
+    limit = command.relearn.keep_gb * 1e9
+    attacks = [attack.reference for attack in ATTACKS.find_all(command.attack, "--attack").values()]
+    return {name for name in attacks if attacked_size(make_attack(command, name), model) <= limit}
+
+
+def _prompts(command: UndoOptions, tokenizer: Any, count: int) -> list[Prompt]:
+    """Return the prompts of the metric "completions".
+
+    Raises:
+        ValueError, OSError: if there are no prompts, or they cannot be read or are too long.
+    """
+    if command.prompts is not None:
+        prompts = read_prompts(command.prompts)
+    elif command.corpus == "word-problems":
+        prompts = word_problem_prompts(count, TEXT_SEED)
+    else:
+        raise ValueError("--metric completions needs --prompts, except with --corpus word-problems")
+    for prompt in prompts:
+        answer = len(tokenizer.encode(f" {prompt.answer.strip()}", add_special_tokens=False))
+        if answer > command.answer:
+            raise ValueError(
+                f"--answer {command.answer} is too small: the answer {prompt.answer!r} has {answer} tokens"
+            )
+        length = len(encode_prompt(tokenizer, prompt)) + command.answer
+        if length > command.length:
+            raise ValueError(
+                f"--length {command.length} is too small: a prompt with its answer has {length} tokens: "
+                f"{prompt.text[:40]!r}"
+            )
+    return prompts

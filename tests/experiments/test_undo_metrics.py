@@ -1,0 +1,162 @@
+"""``routed-rl undo``: metrics are measured, and attacks are added, without training a model again."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.experiments.described import assert_described
+from tests.experiments.killed_undo import OPTIONS
+from tests.experiments.small_undo import refused, run, small_models
+from tests.own_code import own_code
+
+STUDY = (*OPTIONS, "--alphas", "0.5")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    with small_models(tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undo") / "study"
+    run(small, *STUDY, "--out", out)
+    return out
+
+
+def stages(small, since):
+    """The kinds of the stages that have been run."""
+    found = []
+    for command in small[1][since:]:
+        names = command[command.index("--only") + 1 :]
+        end = next((i for i, name in enumerate(names) if name.startswith("--")), len(names))
+        found += [name.split("-")[0] for name in names[:end]]
+    return found
+
+
+def table(out):
+    return pd.read_csv(out / "results.csv").set_index("name")
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (("--metric", "loss", "answers", "--answer", "2"), {"measure": 4, "curves": 4}),
+        (("--test-documents", "5"), {"measure": 4, "curves": 4, "distance": 4}),
+        (("--metric", "answers", "loss", "--distil.metric", "loss"), {"measure": 4, "curves": 4}),
+    ],
+)
+def test_another_metric_trains_nothing_and_the_plan_said_so(options, kinds, small, study, tmp_path, capsys):
+    out = tmp_path / "s"
+    shutil.copytree(study, out)
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/model/*")}
+    capsys.readouterr()
+    run(small, *STUDY, *options, "--plan", "--out", out)
+    plan = " ".join(capsys.readouterr().out.split())
+    count = sum(kinds.values())
+    assert f"{count} of " in plan and "stages would run; 0 of them train or attack a model" in plan
+    since = len(small[1])
+    run(small, *STUDY, *options, "--out", out)
+    ran = stages(small, since)
+    assert {kind: ran.count(kind) for kind in set(ran)} == kinds
+    assert trained and {path: path.stat().st_mtime_ns for path in out.glob("stages/*/model/*")} == trained
+    assert_described(out)
+
+
+def test_each_metric_has_its_columns_and_its_table(small, study, tmp_path):
+    shutil.copytree(study, tmp_path / "s")
+    run(small, *STUDY, "--metric", "loss", "answers", "--answer", "2", "--out", tmp_path / "s")
+    frame, before = table(tmp_path / "s"), table(study)
+    assert frame[list(before)].equals(before), "the first metric is as before"
+    assert frame.answers_forget_3.between(0, 1).all() and {"answers_robustness", "answers_forget_int4"} <= set(frame)
+    summary = (tmp_path / "s" / "summary.md").read_text()
+    assert summary.count("| reference |") == 2 and "\n\nAccuracy:\n\n" in summary
+
+
+@pytest.mark.parametrize("rank", ["None", "2"])
+def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank, small, study, tmp_path):
+    frames = {}
+    for keep in ("1", "0"):
+        out = tmp_path / keep
+        shutil.copytree(study, out)
+        since = len(small[1])
+        run(small, *STUDY, "--relearn.rank", rank, "--relearn.keep-gb", keep, "--out", out)
+        ran = stages(small, since)
+        frames[keep] = table(out).drop(columns="attack")
+        if keep == "0":
+            assert ran == ["attack"] * 4
+            run(small, *STUDY, "--relearn.rank", rank, "--relearn.keep-gb", keep, "--test-documents", "5", "--out", out)
+            assert stages(small, since).count("attack") == 8, "they are attacked again"
+        else:
+            kept = list(out.glob("stages/attack-*/attacked/0.001/3/*.safetensors"))
+            assert len(kept) == (4 if rank == "None" else 8)
+    assert frames["0"].equals(frames["1"]) and np.isfinite(frames["0"].forget_3).all()
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "add_a_metric_or_an_attack.md"
+OWN = "".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL))
+"""The examples of the guide: a metric, Perplexity, and an attack, Shaken."""
+
+
+@pytest.fixture
+def write(tmp_path):
+    with own_code(tmp_path) as write:
+        write("own.py", OWN)
+        yield write
+
+
+def test_a_metric_and_an_attack_of_ones_own(small, study, write, tmp_path, capsys):
+    """Beside those of the package, without training a model again; and again where their code changes."""
+    out = tmp_path / "s"
+    shutil.copytree(study, out)
+    line = (*STUDY, "--metric", "loss", "own:Perplexity", "--attack", "relearn", "own:Shaken", "--out", out)
+    since = len(small[1])
+    run(small, *line)
+    ran = stages(small, since)
+    assert set(ran) == {"attack", "curves", "measure"} and ran.count("attack") == 4, "of the attack that is new"
+    assert_described(out)
+    frame, before = table(out), table(study)
+    assert frame[list(before)].equals(before)
+    assert np.allclose(frame.Perplexity_forget_3, np.exp(frame.forget_3), rtol=1e-4)
+    assert np.allclose(frame.Perplexity_Shaken_forget_2, np.exp(frame.Shaken_forget_2), rtol=1e-4)
+    assert set(frame.Shaken_worst_learning_rate) <= {0.001, 0.01}
+    assert (frame.Shaken_forget_1 <= frame.forget).all(), "the worst case over steps, the model before them included"
+    summary = (out / "summary.md").read_text()
+    assert summary.count("| reference |") == 4 and "Attack: Shaken. Perplexity:" in summary
+    words = OWN.replace("(0.001, 0.01)", '("weak", "strong")')
+    write("own.py", words.replace("+= setting", '+= {"weak": 0.001, "strong": 0.01}[setting]'))
+    capsys.readouterr()
+    run(small, *line, "--plan")
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "4 of them train or attack a model" in plan and "code" in plan
+    run(small, *line)
+    again = table(out)
+    assert set(again.Shaken_worst_learning_rate) <= {"weak", "strong"} and again.Shaken_inside_grid.isna().all()
+    assert again.Shaken_forget_2.equals(frame.Shaken_forget_2)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--metric", "own:Perplexities", "Perplexities"),
+        ("--metric", "own:Shaken", "must be a subclass of routed_rl.unlearning.metrics.Metric"),
+        ("--attack", "own:Perplexity", "must be a subclass of routed_rl.unlearning.attacks.Attack"),
+        ("--attack", "nowhere:Shaken", "nowhere"),
+    ],
+)
+def test_what_is_no_metric_or_attack_is_refused(option, name, message, small, write, tmp_path, capsys):
+    line = refused(capsys, small, *STUDY, option, name, "--out", tmp_path / "s")
+    assert option in line and message in line and not (tmp_path / "s").exists()
+
+
+def test_an_attack_that_shows_another_model_is_refused(small, write, study, tmp_path, capsys):
+    shutil.copytree(study, tmp_path / "s")
+    write("own.py", OWN.replace("look(step + 1, shaken)", "look(step + 1, shaken.model)"))
+    refused(capsys, small, *STUDY, "--attack", "own:Shaken", "--out", tmp_path / "s")
+    logs = [path.read_text() for path in (tmp_path / "s" / "stages").glob("attack-*.log")]
+    assert any("an attack must show a model with the parameters of the attacked model" in log for log in logs)

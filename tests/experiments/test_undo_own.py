@@ -1,0 +1,132 @@
+"""``routed-rl undo`` with a filtered model from elsewhere, and with settings that are found first."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from routed_rl.errors import UserError
+from routed_rl.lm.inputs import open_text
+from routed_rl.options.undo import TASKS, UndoOptions
+from routed_rl.runs import read_json
+from routed_rl.unlearning.undo_study.domains import Domains
+from routed_rl.unlearning.undo_study.stages import Worker
+from tests.experiments.described import assert_described
+from tests.experiments.killed_undo import OPTIONS
+from tests.experiments.small_undo import refused, run, small_models
+
+STUDY = (*OPTIONS, "--alphas", "0.5")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    with small_models(tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undo") / "study"
+    run(small, *STUDY, "--out", out)
+    return out
+
+
+@pytest.fixture
+def begun(study, tmp_path):
+    shutil.copytree(study, tmp_path / "s")
+    return tmp_path / "s"
+
+
+def table(out):
+    return pd.read_csv(out / "results.csv").set_index("name")
+
+
+def test_a_filtered_model_from_elsewhere_is_compared_like_one_that_is_trained_here(study, small, begun, tmp_path):
+    before = table(study)
+    shutil.copytree(study / "stages" / before.stage["filtered"] / "model", tmp_path / "filtered-0")
+    folder = ("--filtered", tmp_path / "filtered-{seed}")
+    run(small, *STUDY, *folder, "--filtered-tokens", int(before.tokens["filtered"]), "--out", begun)
+    frame = table(begun)
+    same = ["retain", "forget", "forget_3", "robustness", "compute", "compute_flops", "tokens", "flops"]
+    pd.testing.assert_frame_equal(frame[same], before[same])
+    assert frame.stage["filtered"].startswith("filtered-") and pd.isna(frame.steps["filtered"])
+    run(small, *STUDY, *folder, "--out", begun)
+    frame = table(begun)
+    assert frame.robustness.equals(before.robustness) and frame.compute.isna().all(), "what it cost nobody said"
+    run(small, *STUDY, *folder, "--relearn.steps", "2", "--relearn.measured", "2", "--oracle", "--out", begun)
+    assert {"matched, new", "matched, reference"} <= set(table(begun).index)
+
+
+def test_a_filtered_model_that_does_not_fit_is_refused(small, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    line = refused(capsys, small, *STUDY, "--filtered", tmp_path / "empty", "--out", tmp_path / "s")
+    assert "--filtered" in line and "there is no model (config.json or adapter_config.json) in" in line
+
+
+def test_settings_are_found_first(study, small, begun, capsys):
+    """A sweep of learning rate, steps and retain weight, whose cost is in the table."""
+    options = (*STUDY, "--suppress", "maxent", "npo", "--settings", "maxent.steps=2", "npo.steps=2", "--tune", "0.01")
+    run(small, *options, "--out", begun)
+    assert_described(begun)
+    frame = table(begun)
+    for method in ("maxent", "npo"):
+        row = frame.loc[f"suppressed, {method}"]
+        configs = {path: read_json(path)["config"]["options"] for path in begun.glob("stages/tune-*/config.json")}
+        (path,) = [path.parent for path, config in configs.items() if config["method"] == method]
+        trials = pd.read_csv(path / "metrics.csv")
+        assert len(trials) == 9 and row.tuning_steps == trials.step.max() == 9 * 6 and row.tuning_flops > 0
+        chosen = dict(pair.split("=") for pair in row.tuned.split())
+        assert set(chosen) == {"learning_rate", "steps", "retain_weight"} and row.steps == int(chosen["steps"])
+        assert float(chosen.pop("steps")) in (2, 6)
+        assert (trials[list(chosen)] == [float(value) for value in chosen.values()]).all(axis=1).any()
+    assert row.tuning_kept and float(chosen["learning_rate"]) == trials.loc[trials.forget.idxmax()].learning_rate
+    assert (
+        "Settings that were found first (--tune), with the gradient steps of all trials: suppressed, maxent ("
+        in (begun / "summary.md").read_text()
+    )
+    ran = len(small[1])
+    run(small, *options, "--alphas", "0.7", "--out", begun)
+    names = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
+    assert names == ["distil", "attack"], "what was found is kept"
+
+
+def test_an_interrupted_search_goes_on(small, begun, tmp_path, monkeypatch):
+    """At the trial where it stopped, with the same result."""
+    options = (*STUDY, "--settings", "maxent.steps=2", "--tune", "0.9")
+    shutil.copytree(begun, tmp_path / "unbroken")
+    run(small, *options, "--out", tmp_path / "unbroken")
+    done, trains = [], Worker._train
+
+    def stop(worker, model, method, training, *more):
+        done.append(training)
+        if len(done) == 5:
+            raise UserError("stopped")
+        trains(worker, model, method, training, *more)
+
+    monkeypatch.setattr(Worker, "_train", stop)
+    with pytest.raises(SystemExit):
+        run(small, *options, "--out", begun)
+    run(small, *options, "--out", begun)
+    assert len(done) == 4 + 1 + 5 + 1, "the trainings that were left, and the suppression"
+    results = [(out / "results.csv").read_bytes() for out in (begun, tmp_path / "unbroken")]
+    assert results[0] == results[1]
+
+
+def test_nothing_that_is_measured_is_tuned_on(small):
+    for validation in (None, 0.2):
+        command = UndoOptions(
+            **{
+                **TASKS["languages", "quick"],
+                "documents": 200,
+                "corpora": small[0],
+                "validation": validation,
+                "test_documents": 20,
+            }
+        )
+        domains = Domains(command, open_text(command))
+        marked, retained, held_out = domains.tuning(1.0, 0)
+        measured = [domains.documents(kind, 20).documents for kind in ("forget", "retain")]
+        assert not np.isin(np.concatenate([marked, retained, held_out]), np.concatenate(measured)).any()
+        assert np.isin(marked, domains.forget).all() and np.isin(retained, domains.retain).all()
+        assert not np.isin(held_out, retained).any() and len(held_out) == -(-(len(held_out) + len(retained)) // 5)
