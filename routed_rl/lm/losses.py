@@ -52,7 +52,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     return torch.cat(
         [
             target_losses(promoted(logits[start : start + rows, :-1]), batch.rows(slice(start, start + rows)))
-            for start in range(0, len(batch), rows)
+            for start in range(0, max(len(batch), 1), rows)  # also for a part without rows
         ]
     )
 

@@ -30,10 +30,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, TOKENS_AT_ONCE, Batch
 from routed_rl.lm.losses import next_token_loss, token_losses
-from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
 from routed_rl.lm.training import Gradient, Objective, Training, backward
 from routed_rl.unlearning.copies import TrainedCopy
 from routed_rl.unlearning.distillation import DistillationObjective
+from routed_rl.unlearning.pipeline import Method, made_method
 
 Stage = Literal["suppress", "distil", "attack"]
 Kind = Literal["activations", "logits"]
@@ -70,7 +70,7 @@ class Memory:
 def memory(
     model: nn.Module | PreTrainedConfig,
     stage: Stage,
-    method: str | Suppressor = "npo",
+    method: Method = "npo",
     *,
     rank: int | None = None,
     master_weights: bool | None = None,
@@ -93,7 +93,7 @@ def memory(
     Args:
         model: a model, also on the device "meta", or the configuration of one. Only shapes and dtypes are read.
         stage: "suppress" for :func:`unlearn`, "distil" for :func:`undo`, "attack" for :func:`attack`.
-        method: a name in :data:`SUPPRESSORS`, or a method with its settings. Only for "suppress".
+        method: as for :func:`unlearn`. Only for "suppress".
         rank, master_weights, gradient_checkpointing, accumulate, batch_size: as for the stage's function, with its
             default of ``master_weights`` if None.
         length: tokens in a row, all rows being full.
@@ -106,10 +106,7 @@ def memory(
     """
     if stage not in get_args(Stage):
         raise ValueError(f"stage must be one of {', '.join(get_args(Stage))}, got {stage!r}")
-    if isinstance(method, str):
-        if method not in SUPPRESSORS:
-            raise ValueError(f"method must be one of {', '.join(SUPPRESSORS)}, got {method!r}")
-        method = SUPPRESSORS[method]()
+    suppressor, _ = made_method(method)
     if master_weights is None:
         master_weights = stage == "attack"
     rows, left = divmod(2 * batch_size if stage == "suppress" else batch_size, accumulate)
@@ -126,7 +123,7 @@ def memory(
         objective: Objective = next_token_loss
         if stage == "suppress":
             # No batches: their losses would be computed before training. The dry run needs none of these numbers.
-            objective, gradient = method.objective(own, 0, original=model, batches=()), method.gradient
+            objective, gradient = suppressor.objective(own, 0, original=model, batches=()), suppressor.gradient
         elif stage == "distil":
             objective = DistillationObjective(model)
             objective.expect_heads(own, model)

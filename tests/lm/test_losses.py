@@ -75,6 +75,7 @@ def test_losses_without_gradients_are_the_same_to_the_bit(monkeypatch: pytest.Mo
         monkeypatch.setattr(losses, "LOSSES_AT_ONCE", tokens)
         with torch.no_grad():
             assert torch.equal(token_losses(model, batch), expected)
+            assert token_losses(model, batch.rows(slice(0, 0))).shape == (0, batch.targets.shape[1])
 
 
 def test_parts_of_a_batch_add_up() -> None:

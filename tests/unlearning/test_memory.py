@@ -133,26 +133,22 @@ def test_a_configuration_a_model_without_data_and_a_model_need_the_same():
     model = tiny_model("llama")
     with torch.device("meta"):
         empty = type(model)(model.config)
-    for options in ({}, {"rank": 2}):
-        assert memory(model.config, "distil", **options, **SMALL) == memory(empty, "distil", **options, **SMALL)
-        assert memory(model, "distil", **options, **SMALL) == memory(empty, "distil", **options, **SMALL)
-    halved = memory(model, "attack", rank=2, dtype=torch.bfloat16, **SMALL)
-    assert halved.original == memory(copy.deepcopy(model).bfloat16(), "attack", rank=2, **SMALL).original
+    found = memory(model, "distil", rank=2, **SMALL)
+    assert memory(model.config, "distil", rank=2, **SMALL) == memory(empty, "distil", rank=2, **SMALL) == found
+    halved = memory(model, "attack", dtype=torch.bfloat16, **SMALL)
+    assert halved == memory(copy.deepcopy(model).bfloat16(), "attack", **SMALL)
 
 
 def test_less_is_needed_where_it_should_be():
     config = AutoConfig.for_model(
-        "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=6, num_attention_heads=2, vocab_size=128
+        "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2, vocab_size=128
     )
     full, low, again = (
         memory(config, "suppress", "maxent", **SMALL, **o) for o in ({}, {"rank": 2}, {"gradient_checkpointing": True})
     )
     assert low.weights + low.optimizer < 0.2 * (full.weights + full.optimizer)
     assert again.activations < 0.5 * full.activations
-    longer = memory(config, "suppress", "maxent", batch_size=2 * ROWS, length=LENGTH)
-    assert longer.activations == pytest.approx(2 * full.activations, rel=0.1)
-    unmeasured, measured = (memory(config, "attack", measured=n, **SMALL) for n in (2, 2048))
-    assert measured.total > unmeasured.total
+    assert full.activations > 8 * 4 * 2 * ROWS * LENGTH * 64 * 4, "more than eight vectors a token and block"
 
 
 def test_mistakes_are_said():
