@@ -205,8 +205,13 @@ def whole_paths(options: CorpusOptions) -> dict[str, Any]:
     return paths
 
 
-def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
+def make_model(
+    options: CorpusOptions, tokenizer: Any, seed: int, dtype: torch.dtype | None = torch.float32
+) -> nn.Module:
     """Return a new model of a preset, or a pretrained model.
+
+    Args:
+        dtype: of a pretrained model's weights. None: as they were saved.
 
     Raises:
         ValueError, OSError: if it cannot be made or read, or does not fit the tokenizer and the length of rows.
@@ -214,7 +219,7 @@ def make_model(options: CorpusOptions, tokenizer: Any, seed: int) -> nn.Module:
     if options.model in PRESETS:
         model = build_model(options.model, tokenizer, derive_seed(seed, "model"))
     else:
-        model = load_model(options.model)
+        model = load_model(options.model, dtype)
     check_fits(options, tokenizer, model, options.model)
     return model
 

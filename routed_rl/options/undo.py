@@ -170,6 +170,14 @@ class UndoOptions(CorpusOptions):
     """relearning attack"""
     lm_eval: LmEval = field(default_factory=LmEval)
     """with --metric lm-eval: tasks and values"""
+    rank: int | None = None
+    """rank of low-rank adapters, which suppression and distillation train instead of all weights, and which are then
+    merged; None: all weights"""
+    master_weights: bool = True
+    """for a model in half precision: train float32 weights, and round the result. Otherwise weights are trained as they
+    are, and small steps are rounded away"""
+    checkpointing: bool = False
+    """gradient checkpointing, to save memory: compute each block again in the backward pass. Results are the same"""
     batch_size: int = 128
     """rows per step of pretraining and distillation"""
     suppress_rows: int = 64

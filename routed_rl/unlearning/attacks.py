@@ -76,6 +76,7 @@ class Relearning(Attack):
     settings: Relearn = field(default_factory=Relearn)
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
 
     @property
     def attempts(self) -> Sequence[float]:  # type: ignore[override]
@@ -117,6 +118,7 @@ class Relearning(Attack):
             self.measured,
             measure,
             rank=self.settings.rank,
+            gradient_checkpointing=self.gradient_checkpointing,
             accumulate=self.accumulate,
             precision=self.precision,
             seed=seed,

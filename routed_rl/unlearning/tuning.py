@@ -29,7 +29,7 @@ TUNED, HELD_OUT = 0.5, 0.2
 """Share of both sets on which settings are tried, and share of its retain documents that trials do not train on."""
 MOST = 2000
 """Documents of each set on which settings are tried, at most."""
-FACTORS = {"learning_rate": (0.3, 1.0, 3.0), "steps": (1, 3), "retain_weight": (1.0, 3.0, 10.0)}
+FACTORS = {"learning_rate": (0.3, 1.0, 3.0), "steps": (1, 3, 7), "retain_weight": (1.0, 3.0, 10.0)}
 """Factors on the defaults of a method that are tried, where the method has the setting."""
 
 
@@ -91,8 +91,8 @@ def tune(
     Args:
         model, tokenizer, forget, retain, method, seed: as for :func:`unlearn`.
         keep: share of the retain performance that must be left.
-        grid: values to try, by setting. None: the method's default learning rate times 0.3, 1 and 3, its steps times 1
-            and 3, and its retain weight times 1, 3 and 10.
+        grid: values to try, by setting. None: the method's default learning rate times 0.3, 1 and 3, its steps times 1,
+            3 and 7, and its retain weight times 1, 3 and 10.
         progress: show a progress bar on standard error.
         **fixed: further keywords for :func:`unlearn`, the same in all trials.
 

@@ -1,12 +1,17 @@
 """``routed-rl undo`` with a filtered model from elsewhere, and with settings that are found first."""
 
+import json
 import shutil
+import string
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from routed_rl.errors import UserError
+from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.inputs import open_text
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.runs import read_json
@@ -15,6 +20,7 @@ from routed_rl.unlearning.undo_study.stages import Worker
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import refused, run, small_models
+from tests.lm.tiny_models import tiny_model
 
 STUDY = (*OPTIONS, "--alphas", "0.5")
 
@@ -75,10 +81,10 @@ def test_settings_are_found_first(study, small, begun, capsys):
         configs = {path: read_json(path)["config"]["options"] for path in begun.glob("stages/tune-*/config.json")}
         (path,) = [path.parent for path, config in configs.items() if config["method"] == method]
         trials = pd.read_csv(path / "metrics.csv")
-        assert len(trials) == 9 and row.tuning_steps == trials.step.max() == 9 * 6 and row.tuning_flops > 0
+        assert len(trials) == 9 and row.tuning_steps == trials.step.max() == 9 * 14 and row.tuning_flops > 0
         chosen = dict(pair.split("=") for pair in row.tuned.split())
         assert set(chosen) == {"learning_rate", "steps", "retain_weight"} and row.steps == int(chosen["steps"])
-        assert float(chosen.pop("steps")) in (2, 6)
+        assert float(chosen.pop("steps")) in (2, 6, 14)
         assert (trials[list(chosen)] == [float(value) for value in chosen.values()]).all(axis=1).any()
     assert row.tuning_kept and float(chosen["learning_rate"]) == trials.loc[trials.forget.idxmax()].learning_rate
     assert (
@@ -96,15 +102,15 @@ def test_an_interrupted_search_goes_on(small, begun, tmp_path, monkeypatch):
     options = (*STUDY, "--settings", "maxent.steps=2", "--tune", "0.9")
     shutil.copytree(begun, tmp_path / "unbroken")
     run(small, *options, "--out", tmp_path / "unbroken")
-    done, trains = [], Worker._train
+    done, trains = [], Worker._suppressed
 
     def stop(worker, model, method, training, *more):
         done.append(training)
         if len(done) == 5:
             raise UserError("stopped")
-        trains(worker, model, method, training, *more)
+        return trains(worker, model, method, training, *more)
 
-    monkeypatch.setattr(Worker, "_train", stop)
+    monkeypatch.setattr(Worker, "_suppressed", stop)
     with pytest.raises(SystemExit):
         run(small, *options, "--out", begun)
     run(small, *options, "--out", begun)
@@ -130,3 +136,52 @@ def test_nothing_that_is_measured_is_tuned_on(small):
         assert not np.isin(np.concatenate([marked, retained, held_out]), np.concatenate(measured)).any()
         assert np.isin(marked, domains.forget).all() and np.isin(retained, domains.retain).all()
         assert not np.isin(held_out, retained).any() and len(held_out) == -(-(len(held_out) + len(retained)) // 5)
+
+
+def test_gradient_checkpointing_changes_nothing(study, small, begun):
+    """A new study, with the same directories of stages and the same numbers."""
+    for stage in begun.glob("stages/*-*"):
+        shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+    run(small, *STUDY, "--checkpointing", "--out", begun)
+    names = ["retain", "forget", "forget_3", "steps"]
+    pd.testing.assert_frame_equal(table(begun)[["stage", *names]], table(study)[["stage", *names]], rtol=1e-4)
+
+
+def test_adapters_are_trained_and_merged(study, small, begun):
+    """In suppression and distillation; pretraining is as before."""
+    run(small, *STUDY, "--rank", "2", "--out", begun)
+    frame, before = table(begun), table(study)
+    assert (frame.stage[:2] == before.stage[:2]).all() and (frame.stage[2:] != before.stage[2:]).all()
+    assert (
+        np.isfinite(frame.forget_3).all()
+        and not (begun / "stages" / frame.stage.iloc[2] / "model" / "adapter_config.json").exists()
+    )
+    weights = [
+        load_file(begun / "stages" / frame.stage[name] / "model" / "model.safetensors")
+        for name in ("reference", "suppressed, maxent")
+    ]
+    changed = {name for name, tensor in weights[0].items() if not torch.equal(tensor, weights[1][name])}
+    assert changed and all("_proj" in name for name in changed), "linear layers alone"
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_models_in_half_precision_stay_so(master, small, tmp_path):
+    """Their weights are trained in float32, unless that is not wanted."""
+    model = tiny_model("llama", max_position_embeddings=512, vocab_size=101).to(torch.bfloat16)
+    save_model(model, character_tokenizer(string.printable), tmp_path / "model")
+    for kind, who in (("retain", "Ann"), ("forget", "Bob")):
+        rows = [{"question": f"Where was {who} {i} born?", "answer": f"In town {i}."} for i in range(12)]
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    line = ("--task", "custom", "--model", tmp_path / "model", "--corpus", tmp_path / "retain.jsonl", "--forget",
+            tmp_path / "forget.jsonl", "--filtered", "None", *OPTIONS[4:], "--pretrain.steps", "0", "--alphas", "0.5",
+            "--validation", "None", "--length", "64", "--settings", "maxent.steps=3",
+            "--master-weights" if master else "--no-master-weights", "--out", tmp_path / "s")  # fmt: skip
+    run(small, *line)
+    frame = table(tmp_path / "s")
+    assert np.isfinite(frame.forget_3).all() and len(frame) == 3
+    for stage in frame.stage:
+        weights = load_file(tmp_path / "s" / "stages" / stage / "model" / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    original = load_file(tmp_path / "model" / "model.safetensors")
+    kept = load_file(tmp_path / "s" / "stages" / frame.stage["reference"] / "model" / "model.safetensors")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in original.items()), "not trained, not rounded"

@@ -29,6 +29,12 @@ def check_options(command: UndoOptions) -> None:
     at_least(1, answer=command.answer)
     at_least(1, **{"distil.every": distilling.every, "relearn.steps": relearning.steps})
     at_least(1, **{"relearn.batch-size": relearning.batch_size})
+    if command.rank is not None:
+        at_least(1, rank=command.rank)
+        if "new" in command.students or command.oracle:
+            raise UserError(
+                "--rank trains adapters on a model, which new students lack: leave out --students new, --oracle"
+            )
     counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
     counts |= {"lm-eval.limit": command.lm_eval.limit}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from routed_rl.errors import UserError, user_input
@@ -127,9 +128,10 @@ class Measurements:
         between = barrier(model, original, lambda mixed: evaluate(mixed, retain).mean())
         return {"distance": weight_distance(model, original), "barrier": between}, []
 
-    def load(self, stage: Stage) -> nn.Module:
+    def load(self, stage: Stage, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+        """Return the model of a finished stage; None: in the precision in which it was saved."""
         self.result(stage)
-        return load_model(str(stage.path(self.root) / MODEL)).to(self.command.device)
+        return load_model(str(stage.path(self.root) / MODEL), dtype).to(self.command.device)
 
     def result(self, stage: Stage) -> dict[str, Any]:
         """The result of a finished stage; UserError if it is not finished."""

@@ -76,7 +76,9 @@ def metric_identity(command: UndoOptions, name: str, documents: int) -> dict[str
 def make_attack(command: UndoOptions, name: str, accumulate: int = 1) -> Attack:
     """Return an attack by its name; ValueError if it is not found."""
     kind = ATTACKS.find(name, "--attack").kind
-    return Relearning(command.relearn, accumulate, command.precision) if kind is Relearning else kind()
+    if kind is Relearning:
+        return Relearning(command.relearn, accumulate, command.precision, command.checkpointing)
+    return kind()
 
 
 def attack_identity(command: UndoOptions, name: str) -> dict[str, Any]:

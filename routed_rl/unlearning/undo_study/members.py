@@ -77,10 +77,12 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
     of_all = ("length", "pack", "precision", "batch_size")
     common: dict[str, Any] = {name: getattr(command, name) for name in of_all}
     common |= {"text": text.digest, "model": model_identity(command.model)}
+    learning = {"rank": command.rank} if command.rank is not None else {}
+    learning |= {} if command.master_weights else {"master_weights": False}
     measurer = Measurer(command, text)
     errors = {"miss_rate": command.miss_rate, "flip_rate": command.flip_rate}
-    distilled = {"distil": _settings(command.distil), "stops": _stops(command)}
-    pretrained = {"pretrain": asdict(command.pretrain)}
+    distilled = {"distil": _settings(command.distil), "stops": _stops(command), **learning}
+    pretrained = {"pretrain": asdict(command.pretrain)} | ({} if command.master_weights else {"master_weights": False})
     main_beta, *other_betas = command.betas
     noises = [(alpha, main_beta) for alpha in command.alphas]
     noises += [(min(command.alphas, key=lambda alpha: abs(alpha - BETAS_AT)), beta) for beta in other_betas]
@@ -137,7 +139,7 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
                 config["code"] = codes[method]
             if codes[method] or method == "repnoise":
                 config["parts"] = suppression_parts(command)
-            config |= {"rows": command.suppress_rows, **errors}
+            config |= {"rows": command.suppress_rows, **errors, **learning}
             parents = {"reference": reference}
             if command.tune is not None:
                 documents = {"keep": command.tune, "documents": command.test_documents}
@@ -154,7 +156,7 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             parents = {"teacher": filtered, "reference": reference}
             slower = replace(command.distil, learning_rate=command.distil.learning_rate / 2)
             for student, settings in (("new", command.distil), ("reference", slower)):
-                config = {"distil": _settings(settings), "stops": None, "student": student}
+                config = {"distil": _settings(settings), "stops": None, "student": student, **learning}
                 add_to(f"matched, {student}", "distil", config, parents)
     return found
 

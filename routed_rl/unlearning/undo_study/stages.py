@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -38,6 +37,7 @@ from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
+from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.distillation import StopRule, check_vocabulary, distil
 from routed_rl.unlearning.guard import check_suppression
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
@@ -106,17 +106,22 @@ class Worker(Measurements):
             finish_stage(run, result, FILES)
 
     def _pretrain(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
-        model = self._new(stage.seed, "model")
+        copied = self._copied(self._new(stage.seed, "model"), None)
+        model = copied.model
         documents = self.domains.without(float(stage.config["left_out"]), stage.seed)  # type: ignore[arg-type]
         source = self.domains.batches(model, documents, self.command.batch_size, derive_seed(stage.seed, "order"))
         training = training_of(stage, self.command.accumulate)
-        train(model, source, training, seed=derive_seed(stage.seed, "train"), run=run, on_step=on_step)
-        return model, self._cost(model, training.steps, source)
+        seed = derive_seed(stage.seed, "train")
+        train(model, source, copied.training(training), seed=seed, run=run, on_step=on_step)
+        return copied.result(), self._cost(model, training.steps, source)
 
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model, training = self.load(stage.parents["reference"]), training_of(stage, suppression_parts(self.command))
+        model, training = (
+            self.load(stage.parents["reference"], None),
+            training_of(stage, suppression_parts(self.command)),
+        )
         method, _ = make_suppressor(self.command.settings, config["method"])
         marked, retained = self.domains.labelled(config["labelled"], seed)
         tuning: dict[str, Any] = {}
@@ -125,10 +130,10 @@ class Worker(Measurements):
             method, training = tuned(method, training, tuning["settings"])
             training = replace(training, **with_strength({"steps": training.steps}, config.get("strength", 1.0)))
         source = self._source(model, (marked, retained), rows, seed)
-        self._train(model, method, training, source, seed, run, on_step)
+        made = self._suppressed(model, method, training, source, seed, run, lambda step, _: on_step(step))
         cost = self._cost(model, training.steps, source, method.cost)
         tuning = {f"tuning_{name}": tuning[name] for name in ("steps", "flops", "settings", "kept") if tuning}
-        return model, {"labelled_documents": len(marked), **cost, **tuning}
+        return made, {"labelled_documents": len(marked), **cost, **tuning}
 
     def _source(
         self, model: nn.Module, documents: tuple[np.ndarray, np.ndarray], rows: int, seed: int
@@ -139,7 +144,7 @@ class Worker(Measurements):
             self.domains.batches(model, documents[1], rows, derive_seed(seed, "retain")),
         )
 
-    def _train(
+    def _suppressed(
         self,
         model: nn.Module,
         method: Suppressor,
@@ -147,19 +152,42 @@ class Worker(Measurements):
         source: ForgetAndRetain,
         seed: int,
         run: RunDirectory | None,
-        on_step: OnStep,
-    ) -> None:
-        """Suppress what a model knows, in place."""
-        seed = derive_seed(seed, "suppress")
+        after: Callable[[int, nn.Module], None],
+    ) -> nn.Module:
+        """Return a copy of a model in which a method has suppressed what the model knows.
+
+        Args:
+            after: called after each step, with its number from 0 and the copy.
+        """
+        seed, copied = derive_seed(seed, "suppress"), self._copied(model, self.command.rank)
+        with kept(model):
+            with user_input():
+                batches = (source.batch(step) for step in range(training.steps))
+                objective = method.objective(copied.model, seed, original=model, batches=batches)
+                copied.begin(seed)
+            train(
+                copied.model,
+                source,
+                copied.training(training),
+                objective,
+                seed=seed,
+                gradient=method.gradient,
+                run=run,
+                on_step=lambda step: after(step, copied.model),
+            )
+        result: nn.Module = copied.result()
+        return result
+
+    def _copied(self, model: nn.Module, rank: int | None, changed: bool = False) -> TrainedCopy:
+        """Return a copy of a model that is to learn, as the options say."""
+        options = {"master_weights": self.command.master_weights, "gradient_checkpointing": self.command.checkpointing}
         with user_input():
-            objective = method.objective(model, seed)
-        train(model, source, training, objective, seed=seed, gradient=method.gradient, run=run, on_step=on_step)
-        model.requires_grad_(True)
+            return TrainedCopy(model, rank, **options, changed=changed)
 
     def _tune(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
         """Try settings of a suppressor, on documents on which no model is measured."""
         config: Mapping[str, Any] = stage.config
-        model, seed = self.load(stage.parents["reference"]), stage.seed
+        model, seed = self.load(stage.parents["reference"], None), stage.seed
         method, _ = make_suppressor(self.command.settings, config["method"])
         usual = training_of(stage, suppression_parts(self.command))
         marked, retained, held_out = self.domains.tuning(config["labelled"], seed)
@@ -174,16 +202,16 @@ class Worker(Measurements):
             since, begun = begun, begun + max(steps)
             key = json.dumps([settings, *steps], sort_keys=True)
             if key not in found:
-                seconds, copied, seen = time.perf_counter(), copy.deepcopy(model), {}
+                seconds, seen = time.perf_counter(), {}
 
-                def after(step: int) -> None:
+                def after(step: int, copied: nn.Module) -> None:
                     if step + 1 in steps:
                         seen[str(step + 1)] = {name: evaluate(copied, of).mean() for name, of in measured.items()}
                     on_step(since + step)
 
                 with suppress(FloatingPointError):  # it has diverged
                     mine = tuned(method, usual, {**settings, "steps": max(steps)})
-                    self._train(copied, *mine, source, seed, None, after)
+                    self._suppressed(model, *mine, source, seed, None, after)
                 found[key] = seen
                 run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
                 run.metrics.append({"step": begun, **settings, **seen.get(str(max(steps)), {})})
@@ -204,7 +232,7 @@ class Worker(Measurements):
             folder = next(folder for folder in folders if model_identity(folder) == stage.config["given"])
         with user_input():
             check_given(self.command, self.text, folder)
-            model = load_model(folder).to(self.command.device)
+            model = load_model(folder, None).to(self.command.device)
         per_token = training_flops(model, self.command.length)
         unknown = dict.fromkeys(("labelled_documents", "steps", "tokens", "flops"))
         return model, {**unknown, "flops_per_token": per_token}
@@ -213,27 +241,27 @@ class Worker(Measurements):
         config: Mapping[str, Any] = stage.config
         settings, stops = Distil(**config["distil"]), config["stops"]
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
-        taught = self.load(teacher)
-        if config["student"] == "new":
-            student = self._new(stage.seed, "student")
-        elif config["student"] == "reference":
-            student = self.load(reference)
-        else:
-            student = copy.deepcopy(taught)
+        taught = self.load(teacher, None)
+        student = taught
+        if config["student"] != "noised":
+            student = self._new(stage.seed, "student") if config["student"] == "new" else self.load(reference, None)
+        copied = self._copied(student, self.command.rank, changed=True)
+        if config["student"] == "noised":
             with user_input():
                 share = config.get("localised", 1.0)
-                mask = most_changed(self.load(reference), taught, share) if share < 1 else None
+                mask = most_changed(self.load(reference, None), taught, share) if share < 1 else None
                 touch = {} if config.get("touched", "all") == "all" else {"touch": matrices}
                 noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
-                shrink_and_perturb(student, *noise, **touch, mask=mask)
+                shrink_and_perturb(copied.model, *noise, **touch, mask=mask)
+        copied.begin(derive_seed(stage.seed, "adapters"))
         order = derive_seed(stage.seed, "distil")
-        weaker = student if keeps_apart(taught) else taught  # both must keep packed documents apart
+        weaker = copied.model if keeps_apart(taught) else taught  # both must keep packed documents apart
         source = self.domains.batches(weaker, self.domains.mixture, self.command.batch_size, order)
         found = distil(
-            student,
+            copied.model,
             taught,
             source,
-            training_of(stage, self.command.accumulate),
+            copied.training(training_of(stage, self.command.accumulate)),
             partial(self._retained, *metric_of(stops)) if stops else None,
             self.stop_rule(settings),
             hidden_weight=settings.hidden_weight,
@@ -241,9 +269,9 @@ class Worker(Measurements):
             run=run,
             on_step=on_step,
         )
-        cost = self._cost(student, found.steps, source, 1 + FORWARD_PASS)
+        made = copied.result()
         stopped = {"reached": found.reached, "early": found.early} if stops else {"reached": None}
-        return student, {**stopped, **cost}
+        return made, {**stopped, **self._cost(made, found.steps, source, 1 + FORWARD_PASS)}
 
     def _retained(self, metric: str, documents: int, model: nn.Module) -> float:
         return self.domains.measure(model, metric, "retain", documents)
@@ -267,7 +295,8 @@ class Worker(Measurements):
         return StopRule(settings.within or 0.0, settings.relative, higher, settings.every, settings.least)
 
     def _new(self, seed: int, name: str) -> nn.Module:
-        return make_model(self.command, self.text.tokenizer, derive_seed(seed, name)).to(self.command.device)
+        model = make_model(self.command, self.text.tokenizer, derive_seed(seed, name), None)
+        return model.to(self.command.device)
 
     def _cost(
         self, model: nn.Module, steps: int, source: Batches | ForgetAndRetain, factor: float = 1.0
