@@ -158,7 +158,7 @@ class UndoOptions(CorpusOptions):
     tune: float | None = None
     """first try several learning rates, numbers of steps and retain weights of each suppressor around its --settings,
     on documents that are not reported, and use those that forget most and keep this share of the retain performance,
-    such as 0.95; None: use --settings"""
+    such as 0.9; None: use --settings"""
     pretrain: Pretrain = field(default_factory=Pretrain)
     """pretraining of the reference and the filtered model"""
     distil: Distil = field(default_factory=Distil)

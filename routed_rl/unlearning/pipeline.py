@@ -97,9 +97,9 @@ def unlearn(
         UserWarning: if most weights are in half precision and too large to be moved by steps of the learning rate.
 
     Raises:
-        ValueError: for an unknown method or setting, a method that cannot be imported, too few documents for one batch,
-            ``merge=False`` without a rank, or a rank for a model that has adapters or a method that trains no linear
-            layer.
+        ValueError: for an unknown method or setting, a method that cannot be imported, or too few documents for one
+            batch. Also for ``merge=False`` without a rank, and for a rank if the model has adapters or the method
+            trains no linear layer.
         FloatingPointError: if the loss diverges.
     """
     if rank is None and not merge:

@@ -3,8 +3,25 @@
 import pytest
 import torch
 
+from tests.experiments.small_undo import STUDY, run, small_models
+
 
 @pytest.fixture(autouse=True)
 def subnormal_numbers_come_back():
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Studies of ``routed-rl undo`` with small models in this process; see :func:`small_models`."""
+    with small_models(tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    """The directory of the study, which is finished."""
+    out = tmp_path_factory.mktemp("undo") / "study"
+    run(small, *STUDY, "--out", out)
+    return out

@@ -2,11 +2,12 @@
 
 import contextlib
 
+import pandas as pd
 import pytest
 import torch
 
 from routed_rl.experiments import cli
-from tests.experiments.killed_undo import make_small
+from tests.experiments.killed_undo import OPTIONS, make_small
 from tests.experiments.mistakes import complaints
 
 
@@ -25,3 +26,11 @@ def run(small, *options):
 def refused(capsys, small, *options):
     """The last line that a mistake ends with."""
     return complaints(capsys, lambda: run(small, *options))[-1]
+
+
+STUDY = (*OPTIONS, "--alphas", "0.5")
+"""A study of four models."""
+
+
+def table(out):
+    return pd.read_csv(out / "results.csv").set_index("name")

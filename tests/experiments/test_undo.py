@@ -27,7 +27,7 @@ from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.members import make_suppressor
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import KILLS, OPTIONS
-from tests.experiments.small_undo import refused, run, small_models
+from tests.experiments.small_undo import refused, run
 from tests.lm.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -40,12 +40,6 @@ NAMES = {
     "distilled, maxent, 20 % labelled", "distilled, maxent, strength 0.5", "undo, maxent, α 0, β 0.1",
     "undo, maxent, α 0.5, β 0.1", "undo, maxent, α 0.5, β 0", "matched, new", "matched, reference",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with small_models(tmp_path_factory) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -5,28 +5,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from tests.experiments.described import assert_described
-from tests.experiments.killed_undo import OPTIONS
-from tests.experiments.small_undo import refused, run, small_models
+from tests.experiments.small_undo import STUDY, refused, run, table
 from tests.own_code import own_code
-
-STUDY = (*OPTIONS, "--alphas", "0.5")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with small_models(tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def study(small, tmp_path_factory):
-    out = tmp_path_factory.mktemp("undo") / "study"
-    run(small, *STUDY, "--out", out)
-    return out
 
 
 def stages(small, since):
@@ -37,10 +20,6 @@ def stages(small, since):
         end = next((i for i, name in enumerate(names) if name.startswith("--")), len(names))
         found += [name.split("-")[0] for name in names[:end]]
     return found
-
-
-def table(out):
-    return pd.read_csv(out / "results.csv").set_index("name")
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,8 @@ from routed_rl.unlearning.undo_study.members import suppression_parts
 from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
 from routed_rl.unlearning.undo_study.worker import Stages
 from tests.experiments.killed_undo import OPTIONS
-from tests.experiments.small_undo import refused, run, small_models
+from tests.experiments.small_undo import refused, run
 from tests.lm.tiny_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with small_models(tmp_path_factory) as made:
-        yield made
-
 
 MISTAKES = [
     (["--alphas", "1.5"], "--alphas must be between 0 and 1, got 1.5"),

@@ -19,33 +19,14 @@ from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.stages import Worker
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import OPTIONS
-from tests.experiments.small_undo import refused, run, small_models
+from tests.experiments.small_undo import STUDY, refused, run, table
 from tests.lm.tiny_models import tiny_model
-
-STUDY = (*OPTIONS, "--alphas", "0.5")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with small_models(tmp_path_factory) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def study(small, tmp_path_factory):
-    out = tmp_path_factory.mktemp("undo") / "study"
-    run(small, *STUDY, "--out", out)
-    return out
 
 
 @pytest.fixture
 def begun(study, tmp_path):
     shutil.copytree(study, tmp_path / "s")
     return tmp_path / "s"
-
-
-def table(out):
-    return pd.read_csv(out / "results.csv").set_index("name")
 
 
 def test_a_filtered_model_from_elsewhere_is_compared_like_one_that_is_trained_here(study, small, begun, tmp_path):

@@ -19,18 +19,12 @@ from routed_rl.unlearning.undo_study import worker
 from routed_rl.unlearning.undo_study.members import make_suppressor
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.mistakes import complaints
-from tests.experiments.small_undo import refused, run, small_models
+from tests.experiments.small_undo import refused, run
 from tests.own_code import FLAT, HELPER, own_code
 from tests.unlearning.test_pipeline import FORGET, RETAIN, SMALL, model, tokenizer, weights  # noqa: F401
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "add_a_suppression_method.md"
 FEW = (*OPTIONS, "--alphas", "0.5", "--filtered", "None", "--settings", "maxent.steps=2")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    with small_models(tmp_path_factory) as made:
-        yield made
 
 
 @pytest.fixture

@@ -32,9 +32,7 @@ def check_options(command: UndoOptions) -> None:
     if command.rank is not None:
         at_least(1, rank=command.rank)
         if "new" in command.students or command.oracle:
-            raise UserError(
-                "--rank trains adapters on a model, which new students lack: leave out --students new, --oracle"
-            )
+            raise UserError("--rank trains adapters on a trained model: leave out --students new and --oracle")
     counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
     counts |= {"lm-eval.limit": command.lm_eval.limit}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
