@@ -133,7 +133,10 @@ def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
         ValueError: if it has other parameters than the model.
     """
     if isinstance(attacked, PeftModel):
+        for config in attacked.peft_config.values():
+            config.base_model_name_or_path = None  # a place on this machine
         attacked.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)  # a model card to be filled in
         return
     found = {name: parameter.detach().cpu().contiguous() for name, parameter in attacked.named_parameters()}
     if {name: value.shape for name, value in found.items()} != {name: p.shape for name, p in model.named_parameters()}:
