@@ -73,9 +73,11 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         rows.append(row)
         if member.model.startswith("matched") and member.seed == options.first_seed:
             matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
-        for stage in (member.stage, *member.measuring.attacks.values()):
-            seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
-            timings.append({**member.keys(), "part": stage.kind, "seconds": seconds})
+        tuning = [stage for role, stage in member.stage.parents.items() if role == "tuned"]
+        for stage in (*tuning, *member.stages):
+            if trained := read_metrics(stage.path(root) / "timings.csv"):
+                seconds = sum(float(row["seconds"]) for row in trained)
+                timings.append({**member.keys(), "part": stage.kind, "seconds": seconds})
     if not rows:
         return None
     usual = Distil.within if options.distil.within is None else options.distil.within
