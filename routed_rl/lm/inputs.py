@@ -40,7 +40,7 @@ from routed_rl.lm.models import (
     load_tokenizer,
     save_tokenizer,
 )
-from routed_rl.lm.stories import FORGET, generate_stories, stories_tokenizer
+from routed_rl.lm.stories import FORGET, STORY_WORDS, TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.texts import Texts
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
 from routed_rl.lm.word_problems import generate_word_problems
@@ -321,6 +321,9 @@ def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
         raise ValueError(f"--{given[0]} and --{given[1]} both define the forget set: give one of them")
     if options.words:
         words = _listed(options.words, WORD_LISTS)
+        if options.corpus == "stories" and not {word.lower() for word in words} & STORY_WORDS:
+            topics = "; ".join(f"{' '.join(own[:3])} … ({topic})" for topic, own in TOPICS.items())
+            raise ValueError(f"--words {' '.join(words)}: generated stories have other words: {topics}")
         phrases = any(len(word.split()) > 1 for word in words)  # so that a phrase is not taken for its words
         return find_words(words), f"words {sorted(words) if phrases else ' '.join(sorted(words))}"
     if options.pattern is not None:

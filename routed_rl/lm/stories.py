@@ -31,6 +31,7 @@ generic: day friend house road name hand story night door light word game
 TOPICS = {topic: tuple(words.split()) for topic, words in re.findall(r"(\w+): (.*)", _WORDS)}
 GENERIC = TOPICS.pop("generic")
 FUNCTION = ("the", "near", "with", "and", "a", "to", "of", "in", "it", "was")
+STORY_WORDS = frozenset((*FUNCTION, *GENERIC, *itertools.chain(*TOPICS.values())))
 FORGET = "forest"
 SHARE = 0.2
 """Share of the stories with the forget topic. The other topics share the rest equally."""

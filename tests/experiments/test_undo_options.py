@@ -69,6 +69,10 @@ MISTAKES = [
     (["--distil.metric", "answers"], "--distil.metric answers must be one of --metric loss, so that students"),
     (["--distil.documents", "0"], "--distil.documents must be at least 1, got 0"),
     (["--relearn.keep-gb", "-1"], "--relearn.keep-gb must be 0 or more, got -1.0"),
+    (
+        ["--task", "stories", "--words", "garden"],
+        "--words garden: generated stories have other words: tree oak leaf … (f",
+    ),
     (["--rank", "0"], "--rank must be at least 1, got 0"),
     (["--rank", "2", "--students", "new"], "--rank trains adapters on a trained model: leave out --students new"),
     (["--relearn.rank", "0"], "--relearn.rank must be at least 1, got 0"),
