@@ -13,7 +13,7 @@ import pandas as pd
 
 from routed_rl.errors import user_input
 from routed_rl.lm import PRESETS
-from routed_rl.lm.inputs import Source, Text, check_model, open_text, whole_paths
+from routed_rl.lm.inputs import OWN_MODELS, Source, Text, check_model, open_text, whole_paths
 from routed_rl.lm.own import named
 from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
@@ -211,8 +211,10 @@ def _whole(options: UndoOptions) -> dict[str, Any]:
         paths["prompts"] = Path(os.path.abspath(options.prompts))
     if options.lm_eval.include is not None:
         paths["lm_eval"] = replace(options.lm_eval, include=Path(os.path.abspath(options.lm_eval.include)))
-    if options.filtered is not None and options.filtered != TRAIN and Path(options.filtered).parent.is_dir():
-        paths["filtered"] = os.path.abspath(options.filtered)
+    filtered = options.filtered or TRAIN
+    is_own = filtered in (TRAIN, *OWN_MODELS)
+    if not is_own and Path(filtered.replace("{seed}", str(options.first_seed))).exists():  # else it is on the Hub
+        paths["filtered"] = os.path.abspath(filtered)
     named = [given.partition("=") for given in options.teachers]
     paths["teachers"] = tuple(
         f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
