@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from routed_rl.unlearning.distillation import StopRule
 from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.undo_study.columns import MEANINGS
 from routed_rl.unlearning.undo_study.figures import figures
-from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS, make_attack
+from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, METRICS, make_attack
 from routed_rl.unlearning.undo_study.members import STAGES, Member, stop_metric
 from routed_rl.unlearning.undo_study.stages import TEACHERS, Worker, check_teacher
 
@@ -73,9 +73,9 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         rows.append(row)
         if member.model.startswith("matched") and member.seed == options.first_seed:
             matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
-        for stage in (member.stage, *member.measuring.attacks.values()):
+        for part, stage in _timed(member, options):
             seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
-            timings.append({**member.keys(), "part": stage.kind, "seconds": seconds})
+            timings.append({**member.keys(), "part": part, "seconds": seconds})
     if not rows:
         return None
     usual = Distil.within if options.distil.within is None else options.distil.within
@@ -102,6 +102,16 @@ def prefix(options: UndoOptions, attack: str | None = None, metric: str | None =
 
 def _measured(stage: Stage, root: Path) -> dict[str, Any]:
     """Columns about a model's performance before an attack."""
+def _timed(member: Member, options: UndoOptions) -> Iterator[tuple[str, Stage]]:
+    """Give the stages that train or attack a model, each with its name in ``timings.csv``."""
+    yield member.stage.kind, member.stage
+    for attack, stage in member.measuring.attacks.items():
+        yield f"{prefix(options, attack)}{ATTACK}", stage
+    for (attack, metric), stage in member.measuring.curves.items():
+        if stage.kind == ATTACK:  # its models are not kept, so that it measures them
+            yield f"{prefix(options, attack, metric)}{ATTACK}", stage
+
+
     found = stage.result(root)
     assert found is not None
     return {**found["measures"], **{f"forget_int{bits}": value for bits, value in found["quantised"].items()}}
