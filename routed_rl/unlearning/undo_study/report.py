@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     return Findings(frame, tidy(timings, keys), keys, words, drawn, MEANINGS, dict(failed))
 
 
+@lru_cache(maxsize=1)
 def named_measures(options: UndoOptions) -> tuple[dict[str, str], dict[str, str]]:
     """Return the short names of attacks and of metrics, by reference, in order."""
     attacks, metrics = ATTACKS.find_all(options.attack, "--attack"), METRICS.find_all(options.metric, "--metric")
@@ -100,8 +102,6 @@ def prefix(options: UndoOptions, attack: str | None = None, metric: str | None =
     return "".join(f"{names[name]}_" for name, names in pairs if name is not None and name != next(iter(names)))
 
 
-def _measured(stage: Stage, root: Path) -> dict[str, Any]:
-    """Columns about a model's performance before an attack."""
 def _timed(member: Member, options: UndoOptions) -> Iterator[tuple[str, Stage]]:
     """Give the stages that train or attack a model, each with its name in ``timings.csv``."""
     yield member.stage.kind, member.stage
@@ -112,6 +112,8 @@ def _timed(member: Member, options: UndoOptions) -> Iterator[tuple[str, Stage]]:
             yield f"{prefix(options, attack, metric)}{ATTACK}", stage
 
 
+def _measured(stage: Stage, root: Path) -> dict[str, Any]:
+    """Columns about a model's performance before an attack."""
     found = stage.result(root)
     assert found is not None
     return {**found["measures"], **{f"forget_int{bits}": value for bits, value in found["quantised"].items()}}
@@ -137,10 +139,10 @@ def _attacked(
 
 def _of_teacher(teacher: Stage, reference: Stage, worker: Worker) -> dict[str, Any]:
     """Columns about the teacher, for a suppressed model and all models made from it."""
-    measurer, metric = worker.measurer, worker.command.metric[0]
+    measurer = worker.measurer
     made, *both = (
         stage.result(worker.root) or {}
-        for stage in (teacher, measurer.measure(teacher, metric), measurer.measure(reference, metric))
+        for stage in (teacher, measurer.measure(teacher, measurer.main), measurer.measure(reference, measurer.main))
     )
     try:
         check_teacher(both[0]["measures"], both[1]["measures"], worker.ignorance())

@@ -284,7 +284,7 @@ class Worker(Measurements):
         """Raise UserError if the teacher of a distillation has not forgotten, unless the options allow it."""
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
-            stages = (self.measurer.measure(of, self.command.metric[0]) for of in (teacher, reference))
+            stages = (self.measurer.measure(of, self.measurer.main) for of in (teacher, reference))
             made, before = map(self.result, stages)
             check_teacher(made["measures"], before["measures"], self.ignorance())
 

@@ -184,7 +184,7 @@ class UndoStudy(UndoOptions, Study):
         options = UndoOptions(**{field.name: getattr(self, field.name) for field in fields(UndoOptions)})
         measurer = Measurer(self, self.text)
         return [
-            StageRun(stage, _checked(stage, measurer, self.metric[0]), options, stage.path(self.root), stage.seed)
+            StageRun(stage, _checked(stage, measurer), options, stage.path(self.root), stage.seed)
             for stage in with_ancestors(stage for member in self.members for stage in member.stages)
         ]
 
@@ -197,11 +197,11 @@ class UndoStudy(UndoOptions, Study):
         return f"{len(failed)} of {len(runs)} stages failed; not run, because they depend on failed ones: {waiting}"
 
 
-def _checked(stage: Stage, measurer: Measurer, metric: str) -> tuple[Stage, ...]:
+def _checked(stage: Stage, measurer: Measurer) -> tuple[Stage, ...]:
     """Return the stages that say whether the teacher of a distillation has forgotten."""
     if stage.kind != "distil" or stage.parents["teacher"].kind not in TEACHERS:
         return ()
-    return tuple(measurer.measure(parent, metric) for parent in stage.parents.values())
+    return tuple(measurer.measure(parent, measurer.main) for parent in stage.parents.values())
 
 
 def _whole(options: UndoOptions) -> dict[str, Any]:
