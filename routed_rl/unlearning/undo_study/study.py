@@ -140,7 +140,7 @@ class UndoStudy(UndoOptions, Study):
                 "stage": run.out.name,
                 "model": names[run.stage.key],
                 "seed": run.seed,
-                "trains": run.stage.kind not in (MEASURE, CURVES, DISTANCE),
+                "trains": run.stage.kind not in ("given", "filtered", MEASURE, CURVES, DISTANCE),
                 "reason": reasons[run.stage.key] or "is finished",
             }
             for run in runs
