@@ -88,7 +88,7 @@ class Measurements:
             return {"curves": self._from_start(stage, found)}, []
         steps = {setting: [int(entry["step"]) for entry in shown] for setting, shown in found.items()}
         places = [run.path / _place(setting, step) for setting, those in steps.items() for step in those]
-        files = [file.relative_to(run.path).as_posix() for place in places for file in place.glob("*.safetensors")]
+        files = [file.relative_to(run.path).as_posix() for place in places for file in place.iterdir()]
         return {"attacked": steps}, files
 
     def curves(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
