@@ -364,6 +364,11 @@ def _tokenizer(options: CorpusOptions) -> Any:
     return load_tokenizer(str(folder))
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder, without those that Python writes beside modules that it imports."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+
+
 def text_identity(source: str) -> str | None:
     """Return what changes when the text changes: a package's version, or the hash of files; None: nothing is known."""
     path = Path(source)
@@ -374,7 +379,7 @@ def text_identity(source: str) -> str | None:
             return metadata.version(PACKAGED_TEXT[source][0])
         except metadata.PackageNotFoundError:
             return None
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else _files(path)
     if not files:
         return None
     digest = hashlib.sha256()

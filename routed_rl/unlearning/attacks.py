@@ -16,8 +16,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from routed_rl.lm.folders import ADAPTER
 from routed_rl.lm.training import Source, Training, train
 from routed_rl.options.undo import Relearn
+from routed_rl.routing.layers import is_linear
+from routed_rl.runs import read_json, write_json
 from routed_rl.unlearning.copies import TrainedCopy
 
 ATTACKED = "model.safetensors"
@@ -133,10 +136,10 @@ def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
         ValueError: if it has other parameters than the model.
     """
     if isinstance(attacked, PeftModel):
-        for config in attacked.peft_config.values():
-            config.base_model_name_or_path = None  # a place on this machine
         attacked.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)  # a model card to be filled in
+        (folder / "README.md").unlink(missing_ok=True)
+        config = read_json(folder / ADAPTER)
+        write_json(folder / ADAPTER, {**config, "base_model_name_or_path": None})  # it is a path on this machine
         return
     found = {name: parameter.detach().cpu().contiguous() for name, parameter in attacked.named_parameters()}
     if {name: value.shape for name, value in found.items()} != {name: p.shape for name, p in model.named_parameters()}:
@@ -164,8 +167,9 @@ def attacked_size(attack: Attack, model: nn.Module) -> int:
     if rank is None:
         numbers = sum(parameter.numel() for parameter in model.parameters())
     else:
-        linear = (module for module in model.modules() if isinstance(module, nn.Linear))
-        numbers = sum(rank * (module.in_features + module.out_features) for module in linear)
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        linear = (module for module in model.modules() if is_linear(module) and module is not head)
+        numbers = sum(rank * sum(module.weight.shape) for module in linear)  # type: ignore[arg-type, misc]
     return 4 * numbers * len(attack.attempts) * len(attack.measured)
 
 

@@ -1,12 +1,17 @@
 """``routed-rl undo``: metrics are measured, and attacks are added, without training a model again."""
 
+import copy
+import math
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
+from routed_rl.unlearning.undo_study import measurements
 from tests.experiments.described import assert_described
 from tests.experiments.small_undo import STUDY, refused, run, table
 from tests.own_code import own_code
@@ -71,9 +76,13 @@ def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank
             assert ran == ["attack"] * 4
             run(small, *STUDY, "--relearn.rank", rank, "--relearn.keep-gb", keep, "--test-documents", "5", "--out", out)
             assert stages(small, since).count("attack") == 8, "they are attacked again"
-        else:
+        parts = pd.read_csv(out / "timings.csv").part
+        assert (parts == "attack").sum() == 4, "what attacks took is there"
+        if keep == "1":
             kept = list(out.glob("stages/attack-*/attacked/0.001/3/*.safetensors"))
             assert len(kept) == (4 if rank == "None" else 8)
+            texts = [file.read_text() for path in kept for file in path.parent.iterdir() if file != path]
+            assert not any("stages" in text for text in texts), "no path of this machine"
     assert frames["0"].equals(frames["1"]) and np.isfinite(frames["0"].forget_3).all()
 
 
@@ -139,3 +148,42 @@ def test_an_attack_that_shows_another_model_is_refused(small, write, study, tmp_
     refused(capsys, small, *STUDY, "--attack", "own:Shaken", "--out", tmp_path / "s")
     logs = [path.read_text() for path in (tmp_path / "s" / "stages").glob("attack-*.log")]
     assert any("an attack must show a model with the parameters of the attacked model" in log for log in logs)
+
+
+def test_an_attack_of_ones_own_may_be_the_main_one(small, study, write, tmp_path):
+    """All figures are drawn, though it has other steps than relearning."""
+    shutil.copytree(study, tmp_path / "s")
+    run(small, *STUDY, "--attack", "own:Shaken", "--labelled", "1", "0.5", "--out", tmp_path / "s")
+    assert (tmp_path / "s" / "labels.png").exists() and "forget_2" in table(tmp_path / "s")
+    assert (pd.read_csv(tmp_path / "s" / "timings.csv").part == "attack").sum() == len(table(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("class Perplexity(Shaken): pass", "a --metric and an --attack are both called 'Perplexity': rename one"),
+        ("class Other(Shaken): measured = ()", "--attack Other: the attribute 'measured' of the class is missing or"),
+        ("class Other(Shaken): measured = (1, 3)", "measured must be steps from 1 to steps = 2, got 1 3"),
+    ],
+)
+def test_an_attack_that_no_study_can_use_is_refused_at_once(code, message, small, write, tmp_path, capsys):
+    write("other.py", f"from own import Shaken\n\n\n{code}\n")
+    name = code.partition("(")[0].removeprefix("class ")
+    line = refused(
+        capsys, small, *STUDY, "--metric", "own:Perplexity", "--attack", f"other:{name}", "--out", tmp_path / "s"
+    )
+    assert message in line and not (tmp_path / "s").exists()
+
+
+def test_a_rounded_model_that_computes_nothing_stops_no_study(small, study, write, tmp_path, monkeypatch):
+    def rounded(model, bits):
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.inf)
+        return model
+
+    shutil.copytree(study, tmp_path / "s")
+    monkeypatch.setattr(measurements, "quantised", rounded)
+    run(small, *STUDY, "--metric", "loss", "own:Perplexity", "--out", tmp_path / "s")
+    frame = table(tmp_path / "s")
+    assert frame.Perplexity_forget_int4.isna().all() and frame.Perplexity_forget.notna().all()

@@ -1,6 +1,8 @@
 """``routed-rl undo`` with a filtered model from elsewhere, and with settings that are found first."""
 
+import copy
 import json
+import math
 import shutil
 import string
 
@@ -14,8 +16,10 @@ from routed_rl.errors import UserError
 from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.inputs import open_text
 from routed_rl.options.undo import TASKS, UndoOptions
-from routed_rl.runs import read_json
+from routed_rl.runs import read_json, with_ancestors
+from routed_rl.unlearning import UndoStudy
 from routed_rl.unlearning.undo_study.domains import Domains
+from routed_rl.unlearning.undo_study.members import members
 from routed_rl.unlearning.undo_study.stages import Worker
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import OPTIONS
@@ -76,6 +80,50 @@ def test_settings_are_found_first(study, small, begun, capsys):
     run(small, *options, "--alphas", "0.7", "--out", begun)
     names = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
     assert names == ["distil", "attack"], "what was found is kept"
+
+
+def test_other_test_documents_search_again_only_where_they_are_training_documents(small, tmp_path):
+    found = {}
+    for validation in (None, 0.2):
+        options = {**TASKS["languages", "quick"], "documents": 200, "corpora": small[0], "validation": validation}
+        for count in (10, 20):
+            command = UndoOptions(**{**options, "test_documents": count, "tune": 0.9})
+            found[validation, count] = {
+                stage.key for member in members(command, open_text(command)) for stage in with_ancestors([member.stage])
+            }
+    assert found[0.2, 10] == found[0.2, 20] and found[None, 10] != found[None, 20]
+
+
+def test_a_trial_that_diverges_is_only_a_trial(small, begun, monkeypatch):
+    """The first one stops, and another one has weights that are not finite."""
+    done, trains = [], Worker._suppressed
+
+    def diverge(worker, model, method, training, source, seed, run, after):
+        done.append(training)
+        if len(done) == 1:
+            raise FloatingPointError("diverged")
+        if len(done) == 2:
+            broken = copy.deepcopy(model)
+            with torch.no_grad():
+                next(broken.parameters()).fill_(math.nan)
+            after(training.steps - 1, broken)
+        return trains(worker, model, method, training, source, seed, run, after)
+
+    monkeypatch.setattr(Worker, "_suppressed", diverge)
+    run(small, *STUDY, "--settings", "maxent.steps=2", "--tune", "0.01", "--out", begun)
+    (path,) = begun.glob("stages/tune-*/metrics.csv")
+    trials = pd.read_csv(path)
+    assert len(trials) == 9 and trials.forget.isna().tolist() == [True, True, *[False] * 7]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("gpt2", None), ("models/{seed}/last", "models/0/last")])
+def test_a_filtered_model_is_a_folder_where_there_is_one(name, folder, tmp_path, monkeypatch):
+    """Whatever part of its name is the seed. All else is a name on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    if folder is not None:
+        (tmp_path / folder).mkdir(parents=True)
+    found = UndoStudy(filtered=name).filtered
+    assert found == (name if folder is None else str(tmp_path / name))
 
 
 def test_an_interrupted_search_goes_on(small, begun, tmp_path, monkeypatch):

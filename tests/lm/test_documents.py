@@ -16,6 +16,7 @@ import pytest
 from routed_rl.lm import documents
 from routed_rl.lm.documents import SHORTEST, Document, read_documents
 from routed_rl.lm.finders import WORD_LISTS, find_words
+from routed_rl.lm.inputs import text_identity
 
 
 def texts(source: object, **options: object) -> list[str]:
@@ -208,3 +209,14 @@ def test_a_dataset_without_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"'somebody/something', row 2: a row needs a field 'text'.* this one has 'story'"
     ):
         texts("somebody/something")
+
+
+def test_what_python_writes_beside_tasks_of_lm_eval_is_no_other_text(tmp_path: Path) -> None:
+    """lm-eval imports the functions of a task, and a study hashes the folder of the task before and after."""
+    (tmp_path / "utils.py").write_text("number = 1\n")
+    before = text_identity(str(tmp_path))
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "utils.cpython-311.pyc").write_bytes(b"code")
+    assert text_identity(str(tmp_path)) == before
+    (tmp_path / "utils.py").write_text("number = 2\n")
+    assert text_identity(str(tmp_path)) != before

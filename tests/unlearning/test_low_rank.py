@@ -5,11 +5,15 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from routed_rl.lm import Training, load_model, save_model, train
+from routed_rl.lm.adapters import add_low_rank
 from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, PADDING, Batch
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from routed_rl.options.undo import Relearn
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Npo, Rmu, Undial, attack, undo, unlearn
+from routed_rl.unlearning.attacks import Relearning, attacked_size, save_attacked
 from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.pipeline import _Data
 from tests.lm.tiny_models import tiny_model
@@ -284,3 +288,12 @@ def test_kept_restores_a_model_after_an_error():
         assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
         raise RuntimeError
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_size_of_attacked_models_is_that_of_their_adapters(name, tmp_path):
+    """Of all linear layers but the last, GPT-2's too."""
+    model = tiny_model(name)
+    size = attacked_size(Relearning(Relearn((1e-3,), measured=(200,), rank=2)), model)
+    save_attacked(add_low_rank(model, 2, seed=0), model, tmp_path)
+    assert size == sum(tensor.nbytes for tensor in load_file(tmp_path / "adapter_model.safetensors").values())

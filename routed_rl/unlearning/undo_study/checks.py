@@ -10,7 +10,8 @@ from routed_rl.lm import PRESETS
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.runs.files import plain_json
-from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS
+from routed_rl.unlearning.attacks import Attack, Relearning
+from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS, make_attack
 from routed_rl.unlearning.undo_study.members import TRAIN, make_suppressor, named_suppressors, stop_metric
 
 STRONGEST = 1000
@@ -105,8 +106,13 @@ def check_options(command: UndoOptions) -> None:
 def check_plugins(command: UndoOptions) -> None:
     """Raise UserError for the first suppressor, metric or attack that is not found or cannot be used."""
     with user_input():
-        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
-        ATTACKS.find_all(command.attack, "--attack")
+        found = METRICS.find_all(command.metric, "--metric")
+        metrics = [metric.reference for metric in found.values()]
+        attacks = ATTACKS.find_all(command.attack, "--attack")
+        for name in found.keys() & attacks.keys():  # both begin columns
+            raise UserError(f"a --metric and an --attack are both called {name!r}: rename one of them")
+        for name, attack in attacks.items():
+            _check_attack(name, make_attack(command, attack.reference))
         stop = stop_metric(command) if metrics else ""
     if stop not in metrics and metrics:
         raise UserError(
@@ -120,3 +126,15 @@ def check_plugins(command: UndoOptions) -> None:
                 plain_json(asdict(suppressor), f"a setting of {name}")
             except TypeError as error:
                 raise UserError(f"--suppress {method.reference}: {error}, so a study cannot save it") from None
+
+
+def _check_attack(name: str, attack: Attack) -> None:
+    """Raise UserError for an attack of the user's own that no study can use. :func:`check_options` checks ours."""
+    if isinstance(attack, Relearning):
+        return
+    for attribute in ("attempts", "steps", "measured"):
+        if not getattr(attack, attribute, None):
+            raise UserError(f"--attack {name}: the attribute {attribute!r} of the class is missing or empty")
+    if not 0 < min(attack.measured) <= max(attack.measured) <= attack.steps:
+        given = " ".join(map(str, attack.measured))
+        raise UserError(f"--attack {name}: measured must be steps from 1 to steps = {attack.steps}, got {given}")

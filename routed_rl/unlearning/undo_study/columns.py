@@ -15,7 +15,7 @@ MEANINGS = {
     "forget": "the first metric on the forget set, before the attack",
     r"forget_(\d+)": "the metric on the forget set within {} attack steps: the attacker's best rate and step",
     r"forget_kept_(\d+)": "the same within {} steps, where the attack has kept 90 % of the retain performance",
-    r"forget_int(\d+)": "the metric on the forget set before the attack, with weights rounded to {} bits",
+    r"forget_int(\d+)": "the metric on the forget set before the attack, weights rounded to {} bits; empty: not finite",
     "worst_learning_rate": "learning rate of the attacker's best result within all steps",
     "inside_grid": "false: the best learning rate is at an end of the sweep, so a wider sweep may find more",
     "diverged": "learning rates at which the attack diverged; what it reached before that counts",

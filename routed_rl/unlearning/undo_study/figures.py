@@ -228,7 +228,7 @@ def draw_front(frame: pd.DataFrame, metric: Metric) -> Figure:
 
 def draw_labels(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Figure:
     """Forget performance before and after the attack, against the share of the forget set that is labelled."""
-    last = max(options.relearn.measured)
+    last = max(int(step) for name in frame if (step := name.removeprefix("forget_")).isdigit())
     figure, axis = subplots(figsize=(8.5, 4.5))
     main = frame[(frame.strength == 1.0) & (frame.suppressor == next(iter(named_suppressors(options))))]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})

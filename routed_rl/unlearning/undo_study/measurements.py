@@ -48,7 +48,11 @@ class Measurements:
             raise FloatingPointError(
                 f"after the stage {made.kind} the {bad[0]} {metric} is {measures[bad[0]]}: lower the learning rate"
             )
-        rounded = {str(bits): self.domains.measure(quantised(model, bits), metric, "forget", count) for bits in BITS}
+        rounded: dict[str, float | None] = dict.fromkeys(map(str, BITS))  # None: the rounded model computes nothing
+        for bits in BITS:
+            with suppress(FloatingPointError):
+                value = self.domains.measure(quantised(model, bits), metric, "forget", count)
+                rounded[str(bits)] = value if math.isfinite(value) else None
         return {"measures": measures, "quantised": rounded}, []
 
     def attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
@@ -88,7 +92,7 @@ class Measurements:
             return {"curves": self._from_start(stage, found)}, []
         steps = {setting: [int(entry["step"]) for entry in shown] for setting, shown in found.items()}
         places = [run.path / _place(setting, step) for setting, those in steps.items() for step in those]
-        files = [file.relative_to(run.path).as_posix() for place in places for file in place.glob("*.safetensors")]
+        files = [file.relative_to(run.path).as_posix() for place in places for file in place.iterdir()]
         return {"attacked": steps}, files
 
     def curves(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:

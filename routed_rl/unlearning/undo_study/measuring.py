@@ -121,39 +121,46 @@ class Measuring:
 
 
 class Measurer:
-    """Makes the stages that attack and measure models."""
+    """Makes the stages that attack and measure models.
+
+    Attributes:
+        main: the first metric.
+    """
 
     def __init__(self, command: UndoOptions, text: Text) -> None:
         self._command, self._text = command, {"text": text.digest}
         self._kept = _kept(command, text)
+        # Plug-ins are sought, and their code and files are hashed, once for all models.
+        metrics, attacks = METRICS.find_all(command.metric, "--metric"), ATTACKS.find_all(command.attack, "--attack")
+        documents = command.test_documents
+        self._metrics = {
+            of.reference: self._text | metric_identity(command, of.reference, documents) for of in metrics.values()
+        }
+        self._attacks = {of.reference: self._text | attack_identity(command, of.reference) for of in attacks.values()}
+        self.main = next(iter(self._metrics))
 
     def measure(self, model: Stage, metric: str) -> Stage:
-        """Return the stage that measures a stage's model by a metric."""
-        return Stage(MEASURE, self._text | self._identity(metric), model.seed, {"model": model})
+        """Return the stage that measures a stage's model by a metric, which is named by its reference."""
+        return Stage(MEASURE, self._metrics[metric], model.seed, {"model": model})
 
     def of(self, model: Stage, reference: Stage) -> Measuring:
         """Return all stages that attack and measure a stage's model."""
-        command, seed = self._command, model.seed
-        metrics = [metric.reference for metric in METRICS.find_all(command.metric, "--metric").values()]
-        measures = {metric: self.measure(model, metric) for metric in metrics}
+        seed = model.seed
+        measures = {metric: self.measure(model, metric) for metric in self._metrics}
         attacks, curves = {}, {}
-        for name in (attack.reference for attack in ATTACKS.find_all(command.attack, "--attack").values()):
-            config = self._text | attack_identity(command, name)
+        for name, config in self._attacks.items():
             if name in self._kept:
                 attacks[name] = Stage(ATTACK, config, seed, {"model": model})
-            for metric in metrics:
+            for metric, measured in self._metrics.items():
                 parents = {"model": model, "before": measures[metric]}
                 curves[name, metric] = (
-                    Stage(CURVES, self._text | self._identity(metric), seed, {**parents, "attack": attacks[name]})
+                    Stage(CURVES, measured, seed, {**parents, "attack": attacks[name]})
                     if name in attacks
-                    else Stage(ATTACK, config | self._identity(metric), seed, parents)
+                    else Stage(ATTACK, config | measured, seed, parents)
                 )
-        documents = {"documents": command.test_documents}
+        documents = {"documents": self._command.test_documents}
         distance = Stage(DISTANCE, self._text | documents, seed, {"model": model, "reference": reference})
         return Measuring(measures, attacks, curves, distance)
-
-    def _identity(self, metric: str) -> dict[str, Any]:
-        return metric_identity(self._command, metric, self._command.test_documents)
 
 
 def _kept(command: UndoOptions, text: Text) -> set[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from routed_rl.unlearning.distillation import StopRule
 from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.undo_study.columns import MEANINGS
 from routed_rl.unlearning.undo_study.figures import figures
-from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS, make_attack
+from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, METRICS, make_attack
 from routed_rl.unlearning.undo_study.members import STAGES, Member, stop_metric
 from routed_rl.unlearning.undo_study.stages import TEACHERS, Worker, check_teacher
 
@@ -73,11 +74,9 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         rows.append(row)
         if member.model.startswith("matched") and member.seed == options.first_seed:
             matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
-        tuning = [stage for role, stage in member.stage.parents.items() if role == "tuned"]
-        for stage in (*tuning, *member.stages):
-            if trained := read_metrics(stage.path(root) / "timings.csv"):
-                seconds = sum(float(row["seconds"]) for row in trained)
-                timings.append({**member.keys(), "part": stage.kind, "seconds": seconds})
+        for part, stage in _timed(member, options):
+            seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
+            timings.append({**member.keys(), "part": part, "seconds": seconds})
     if not rows:
         return None
     usual = Distil.within if options.distil.within is None else options.distil.within
@@ -89,6 +88,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     return Findings(frame, tidy(timings, keys), keys, words, drawn, MEANINGS, dict(failed))
 
 
+@lru_cache(maxsize=1)
 def named_measures(options: UndoOptions) -> tuple[dict[str, str], dict[str, str]]:
     """Return the short names of attacks and of metrics, by reference, in order."""
     attacks, metrics = ATTACKS.find_all(options.attack, "--attack"), METRICS.find_all(options.metric, "--metric")
@@ -100,6 +100,16 @@ def prefix(options: UndoOptions, attack: str | None = None, metric: str | None =
     attacks, metrics = named_measures(options)
     pairs = ((metric, metrics), (attack, attacks))
     return "".join(f"{names[name]}_" for name, names in pairs if name is not None and name != next(iter(names)))
+
+
+def _timed(member: Member, options: UndoOptions) -> Iterator[tuple[str, Stage]]:
+    """Give the stages that train or attack a model, each with its name in ``timings.csv``."""
+    yield member.stage.kind, member.stage
+    for attack, stage in member.measuring.attacks.items():
+        yield f"{prefix(options, attack)}{ATTACK}", stage
+    for (attack, metric), stage in member.measuring.curves.items():
+        if stage.kind == ATTACK:  # its models are not kept, so that it measures them
+            yield f"{prefix(options, attack, metric)}{ATTACK}", stage
 
 
 def _measured(stage: Stage, root: Path) -> dict[str, Any]:
@@ -129,10 +139,10 @@ def _attacked(
 
 def _of_teacher(teacher: Stage, reference: Stage, worker: Worker) -> dict[str, Any]:
     """Columns about the teacher, for a suppressed model and all models made from it."""
-    measurer, metric = worker.measurer, worker.command.metric[0]
+    measurer = worker.measurer
     made, *both = (
         stage.result(worker.root) or {}
-        for stage in (teacher, measurer.measure(teacher, metric), measurer.measure(reference, metric))
+        for stage in (teacher, measurer.measure(teacher, measurer.main), measurer.measure(reference, measurer.main))
     )
     try:
         check_teacher(both[0]["measures"], both[1]["measures"], worker.ignorance())

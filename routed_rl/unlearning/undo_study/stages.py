@@ -206,7 +206,10 @@ class Worker(Measurements):
 
                 def after(step: int, copied: nn.Module) -> None:
                     if step + 1 in steps:
-                        seen[str(step + 1)] = {name: evaluate(copied, of).mean() for name, of in measured.items()}
+                        losses = {name: evaluate(copied, of).mean() for name, of in measured.items()}
+                        if not all(map(math.isfinite, losses.values())):
+                            raise FloatingPointError("the trial has diverged")
+                        seen[str(step + 1)] = losses
                     on_step(since + step)
 
                 with suppress(FloatingPointError):  # it has diverged
@@ -214,7 +217,8 @@ class Worker(Measurements):
                     self._suppressed(model, *mine, source, seed, None, after)
                 found[key] = seen
                 run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
-                run.metrics.append({"step": begun, **settings, **seen.get(str(max(steps)), {})})
+                last = seen.get(str(max(steps)), dict.fromkeys(measured, math.nan))
+                run.metrics.append({"step": begun, **settings, **last})
                 run.save_checkpoint(begun, {}, {"found": found})
             return {int(count): losses for count, losses in found[key].items()}
 
@@ -280,7 +284,7 @@ class Worker(Measurements):
         """Raise UserError if the teacher of a distillation has not forgotten, unless the options allow it."""
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
         if teacher.kind in TEACHERS and not self.command.allow_weak_teacher:
-            stages = (self.measurer.measure(of, self.command.metric[0]) for of in (teacher, reference))
+            stages = (self.measurer.measure(of, self.measurer.main) for of in (teacher, reference))
             made, before = map(self.result, stages)
             check_teacher(made["measures"], before["measures"], self.ignorance())
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from routed_rl.errors import user_input
 from routed_rl.lm import PRESETS
-from routed_rl.lm.inputs import Source, Text, check_model, open_text, whole_paths
+from routed_rl.lm.inputs import OWN_MODELS, Source, Text, check_model, open_text, whole_paths
 from routed_rl.lm.own import named
 from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
@@ -140,7 +140,7 @@ class UndoStudy(UndoOptions, Study):
                 "stage": run.out.name,
                 "model": names[run.stage.key],
                 "seed": run.seed,
-                "trains": run.stage.kind not in (MEASURE, CURVES, DISTANCE),
+                "trains": run.stage.kind not in ("given", "filtered", MEASURE, CURVES, DISTANCE),
                 "reason": reasons[run.stage.key] or "is finished",
             }
             for run in runs
@@ -184,7 +184,7 @@ class UndoStudy(UndoOptions, Study):
         options = UndoOptions(**{field.name: getattr(self, field.name) for field in fields(UndoOptions)})
         measurer = Measurer(self, self.text)
         return [
-            StageRun(stage, _checked(stage, measurer, self.metric[0]), options, stage.path(self.root), stage.seed)
+            StageRun(stage, _checked(stage, measurer), options, stage.path(self.root), stage.seed)
             for stage in with_ancestors(stage for member in self.members for stage in member.stages)
         ]
 
@@ -197,11 +197,11 @@ class UndoStudy(UndoOptions, Study):
         return f"{len(failed)} of {len(runs)} stages failed; not run, because they depend on failed ones: {waiting}"
 
 
-def _checked(stage: Stage, measurer: Measurer, metric: str) -> tuple[Stage, ...]:
+def _checked(stage: Stage, measurer: Measurer) -> tuple[Stage, ...]:
     """Return the stages that say whether the teacher of a distillation has forgotten."""
     if stage.kind != "distil" or stage.parents["teacher"].kind not in TEACHERS:
         return ()
-    return tuple(measurer.measure(parent, metric) for parent in stage.parents.values())
+    return tuple(measurer.measure(parent, measurer.main) for parent in stage.parents.values())
 
 
 def _whole(options: UndoOptions) -> dict[str, Any]:
@@ -211,8 +211,10 @@ def _whole(options: UndoOptions) -> dict[str, Any]:
         paths["prompts"] = Path(os.path.abspath(options.prompts))
     if options.lm_eval.include is not None:
         paths["lm_eval"] = replace(options.lm_eval, include=Path(os.path.abspath(options.lm_eval.include)))
-    if options.filtered is not None and options.filtered != TRAIN and Path(options.filtered).parent.is_dir():
-        paths["filtered"] = os.path.abspath(options.filtered)
+    filtered = options.filtered or TRAIN
+    is_own = filtered in (TRAIN, *OWN_MODELS)
+    if not is_own and Path(filtered.replace("{seed}", str(options.first_seed))).exists():  # else it is on the Hub
+        paths["filtered"] = os.path.abspath(filtered)
     named = [given.partition("=") for given in options.teachers]
     paths["teachers"] = tuple(
         f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
