@@ -77,8 +77,8 @@ class Relearn:
     rank: int | None = None
     """rank of low-rank adapters, which the attacker trains instead of all weights; None: all weights"""
     keep_gb: float = 1.0
-    """largest size, in GB, of the attacked models of one attack that are kept. Kept ones are not attacked again for
-    another --metric or other --test-documents"""
+    """largest size, in GB, of what one attack makes of one model, up to which it is kept. Kept models are not attacked
+    again for another --metric or other --test-documents"""
 
 
 @dataclass(frozen=True)

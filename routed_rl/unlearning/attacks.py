@@ -152,7 +152,7 @@ def load_attacked(model: nn.Module, folder: Path) -> nn.Module:
     """Return what :func:`save_attacked` has saved, given the model that was attacked, which is not changed."""
     attacked = copy.deepcopy(model).float()
     if not (folder / ATTACKED).exists():
-        return PeftModel.from_pretrained(attacked, str(folder))
+        return PeftModel.from_pretrained(attacked, str(folder), torch_device=str(next(attacked.parameters()).device))
     attacked.load_state_dict(load_file(folder / ATTACKED), strict=False)
     return attacked
 

@@ -74,8 +74,12 @@ def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank
         frames[keep] = table(out).drop(columns="attack")
         if keep == "0":
             assert ran == ["attack"] * 4
+            again = len(small[1])
+            both = ("--metric", "loss", "answers", "--answer", "2")
+            run(small, *STUDY, "--relearn.rank", rank, "--relearn.keep-gb", keep, *both, "--out", out)
+            assert stages(small, again).count("attack") == 4, "one attack for both metrics"
             run(small, *STUDY, "--relearn.rank", rank, "--relearn.keep-gb", keep, "--test-documents", "5", "--out", out)
-            assert stages(small, since).count("attack") == 8, "they are attacked again"
+            assert stages(small, since).count("attack") == 12, "they are attacked again"
         parts = pd.read_csv(out / "timings.csv").part
         assert (parts == "attack").sum() == 4, "what attacks took is there"
         if keep == "1":
@@ -187,3 +191,15 @@ def test_a_rounded_model_that_computes_nothing_stops_no_study(small, study, writ
     run(small, *STUDY, "--metric", "loss", "own:Perplexity", "--out", tmp_path / "s")
     frame = table(tmp_path / "s")
     assert frame.Perplexity_forget_int4.isna().all() and frame.Perplexity_forget.notna().all()
+
+
+def test_attacked_models_may_be_deleted_once_they_are_measured(small, study, tmp_path):
+    out = tmp_path / "s"
+    shutil.copytree(study, out)
+    for stage in out.glob("stages/attack-*"):
+        shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+    since = len(small[1])
+    run(small, *STUDY, "--out", out)
+    assert len(small[1]) == since and table(out).equals(table(study))
+    run(small, *STUDY, "--test-documents", "5", "--out", out)
+    assert stages(small, since).count("attack") == 4, "for another measurement they are made again"

@@ -80,6 +80,10 @@ def test_settings_are_found_first(study, small, begun, capsys):
     run(small, *options, "--alphas", "0.7", "--out", begun)
     names = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
     assert names == ["distil", "attack"], "what was found is kept"
+    ran = len(small[1])
+    run(small, *options[:-1], "0.02", "--alphas", "0.5", "--out", begun)
+    names = [command[command.index("--only") + 1].split("-")[0] for command in small[1][ran:]]
+    assert "tune" not in names and "suppress" in names, "another bound chooses among the same trials"
 
 
 def test_other_test_documents_search_again_only_where_they_are_training_documents(small, tmp_path):

@@ -63,17 +63,18 @@ class Measurements:
         source = self.domains.attacker(model, stage.seed)
         found: dict[str, Any] = found_so_far(run)
 
-        def look(shown: list[dict[str, float]], setting: str, step: int, attacked: nn.Module) -> None:
-            measures = self._of_attacked(stage, attacked) if "metric" in stage.config else {}
-            if not measures:
+        def look(shown: list[dict[str, Any]], setting: str, step: int, attacked: nn.Module) -> None:
+            if "measured" in stage.config:
+                shown.append(self._of_attacked(stage, step, attacked))
+            else:
                 save_attacked(attacked, model, run.path / _place(setting, step))
-            shown.append({"step": step, **measures})
+                shown.append({"step": step})
 
         for i, setting in enumerate(attack.attempts):
             if str(setting) in found:
                 continue
             since = time.perf_counter()
-            shown: list[dict[str, float]] = []
+            shown: list[dict[str, Any]] = []
             with user_input(), suppress(FloatingPointError):
                 attack.attempt(
                     setting,
@@ -88,7 +89,7 @@ class Measurements:
             run.timings.append({"step": done, "seconds": time.perf_counter() - since})
             run.metrics.append({"step": done, "reached": shown[-1]["step"] if shown else 0})
             run.save_checkpoint(i + 1, {}, {"found": found})
-        if "metric" in stage.config:
+        if "measured" in stage.config:
             return {"curves": self._from_start(stage, found)}, []
         steps = {setting: [int(entry["step"]) for entry in shown] for setting, shown in found.items()}
         places = [run.path / _place(setting, step) for setting, those in steps.items() for step in those]
@@ -106,21 +107,31 @@ class Measurements:
             with suppress(FloatingPointError):
                 for step in steps:
                     attacked = load_attacked(model, folder / _place(setting, step))
-                    found[setting].append({"step": step, **self._of_attacked(stage, attacked)})
+                    found[setting].append(self._of_attacked(stage, step, attacked))
             run.save_checkpoint(i + 1, {}, {"found": found})
         return {"curves": self._from_start(stage, found)}, []
 
-    def _of_attacked(self, stage: Stage, attacked: nn.Module) -> dict[str, float]:
-        """Return an attacked model's performance by a stage's metric; FloatingPointError if it is not finite."""
-        measures = self.domains.measures(attacked, *metric_of(stage.config))
-        if not all(map(math.isfinite, measures.values())):
-            raise FloatingPointError("the attack has diverged")
-        return measures
+    def _of_attacked(self, stage: Stage, step: int, attacked: nn.Module) -> dict[str, Any]:
+        """Return an attacked model's performance by each metric of a stage; FloatingPointError if it is not finite."""
+        found: dict[str, Any] = {"step": step}
+        config: Mapping[str, Any] = stage.config
+        for metric, measured in config["measured"].items():
+            found[metric] = self.domains.measures(attacked, *metric_of(measured))
+            if not all(map(math.isfinite, found[metric].values())):
+                raise FloatingPointError("the attack has diverged")
+        return found
 
-    def _from_start(self, stage: Stage, found: dict[str, Any]) -> dict[str, Any]:
-        """Return the curves of an attack with the performance before it."""
-        before = {"step": 0, **self.result(stage.parents["before"])["measures"]}
-        return {setting: [before, *curve] for setting, curve in found.items()}
+    def _from_start(self, stage: Stage, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        """Return the curves of an attack, by metric and attempt, with the performance before it."""
+        curves: dict[str, Any] = {}
+        config: Mapping[str, Any] = stage.config
+        for metric in config["measured"]:
+            before = {"step": 0, **self.result(stage.parents[metric])["measures"]}
+            curves[metric] = {
+                setting: [before, *({"step": entry["step"], **entry[metric]} for entry in curve)]
+                for setting, curve in found.items()
+            }
+        return curves
 
     def distance(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
         """Measure how far a model is from the reference model; None where their weights have other shapes."""

@@ -87,7 +87,7 @@ def attack_identity(command: UndoOptions, name: str) -> dict[str, Any]:
     The attacker's documents and batches are those of the options of relearning, whatever the attack.
     """
     attack, made = ATTACKS.find(name, "--attack"), make_attack(command, name)
-    relearning = asdict(command.relearn)
+    relearning = {**asdict(command.relearn), "measured": sorted(command.relearn.measured)}
     del relearning["keep_gb"]
     found: dict[str, Any] = {"attack": attack.reference, "length": command.length, "pack": command.pack}
     if command.relearn.others:  # the attacker has none of the documents on which models are measured
@@ -104,7 +104,8 @@ class Measuring:
     Attributes:
         measures: the model's performance, by metric. Metrics and attacks are named by their references.
         attacks: the attacked models that are kept, by attack.
-        curves: the performance during an attack, by attack and metric.
+        curves: the performance during an attack, by attack and metric. Where attacked models are not kept, one stage
+            attacks and measures them by all metrics.
         distance: how far the model is from the reference model.
     """
 
@@ -151,13 +152,12 @@ class Measurer:
         for name, config in self._attacks.items():
             if name in self._kept:
                 attacks[name] = Stage(ATTACK, config, seed, {"model": model})
-            for metric, measured in self._metrics.items():
-                parents = {"model": model, "before": measures[metric]}
-                curves[name, metric] = (
-                    Stage(CURVES, measured, seed, {**parents, "attack": attacks[name]})
-                    if name in attacks
-                    else Stage(ATTACK, config | measured, seed, parents)
-                )
+                for metric, measured in self._metrics.items():
+                    parents = {"model": model, metric: measures[metric], "attack": attacks[name]}
+                    curves[name, metric] = Stage(CURVES, {"measured": {metric: measured}}, seed, parents)
+                continue
+            whole = Stage(ATTACK, config | {"measured": self._metrics}, seed, {"model": model, **measures})
+            curves |= {(name, metric): whole for metric in self._metrics}
         documents = {"documents": self._command.test_documents}
         distance = Stage(DISTANCE, self._text | documents, seed, {"model": model, "reference": reference})
         return Measuring(measures, attacks, curves, distance)

@@ -142,10 +142,10 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             config |= {"rows": command.suppress_rows, **errors, **learning}
             parents = {"reference": reference}
             if command.tune is not None:
-                tuning: dict[str, Any] = {"keep": command.tune}
-                if command.validation is None:  # then the documents that are measured are left out
-                    tuning["documents"] = command.test_documents
-                parents["tuned"] = Stage("tune", {**common, **config, **tuning}, seed, parents.copy())
+                # Without validation documents, those that are measured are left out.
+                apart = {"documents": command.test_documents} if command.validation is None else {}
+                parents["tuned"] = Stage("tune", {**common, **config, **apart}, seed, parents.copy())
+                config["keep"] = command.tune
             config["recipe"] = with_strength(steps, strength)
             if strength != 1:
                 config["strength"] = strength

@@ -44,7 +44,9 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     kept: dict[Member, WorstCase] = {}
     matching: dict[str, Any] = {}
     for member in members:
-        if any(stage.result(root) is None for stage in member.stages):
+        measuring = member.measuring
+        needed = (member.stage, *measuring.measures.values(), *measuring.curves.values(), measuring.distance)
+        if any(stage.result(root) is None for stage in needed):  # attacked models may have been deleted
             continue
         made, distance = member.stage.result(root), member.measuring.distance.result(root)
         assert made is not None and distance is not None
@@ -54,7 +56,7 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
                 f"{prefix(options, metric=name)}{column}": value for column, value in _measured(stage, root).items()
             }
         for (attack, name), stage in member.measuring.curves.items():
-            given, columns = _attacked(stage, root, metrics[name], make_attack(options, attack))
+            given, columns = _attacked(stage, root, name, metrics[name], make_attack(options, attack))
             row |= {f"{prefix(options, attack, name)}{column}": value for column, value in columns.items()}
             if (attack, name) == main:
                 curves[member], kept[member] = given
@@ -75,6 +77,8 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
         if member.model.startswith("matched") and member.seed == options.first_seed:
             matching[member.name] = read_metrics(member.stage.path(root) / "metrics.csv")
         for part, stage in _timed(member, options):
+            if not stage.path(root).exists():
+                continue
             seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
             timings.append({**member.keys(), "part": part, "seconds": seconds})
     if not rows:
@@ -104,12 +108,12 @@ def prefix(options: UndoOptions, attack: str | None = None, metric: str | None =
 
 def _timed(member: Member, options: UndoOptions) -> Iterator[tuple[str, Stage]]:
     """Give the stages that train or attack a model, each with its name in ``timings.csv``."""
+    if "tuned" in member.stage.parents:
+        yield "tune", member.stage.parents["tuned"]
     yield member.stage.kind, member.stage
-    for attack, stage in member.measuring.attacks.items():
+    attacks = {attack: stage for (attack, _), stage in member.measuring.curves.items()} | {**member.measuring.attacks}
+    for attack, stage in attacks.items():
         yield f"{prefix(options, attack)}{ATTACK}", stage
-    for (attack, metric), stage in member.measuring.curves.items():
-        if stage.kind == ATTACK:  # its models are not kept, so that it measures them
-            yield f"{prefix(options, attack, metric)}{ATTACK}", stage
 
 
 def _measured(stage: Stage, root: Path) -> dict[str, Any]:
@@ -120,13 +124,13 @@ def _measured(stage: Stage, root: Path) -> dict[str, Any]:
 
 
 def _attacked(
-    stage: Stage, root: Path, metric: Metric, attack: Attack
+    stage: Stage, root: Path, name: str, metric: Metric, attack: Attack
 ) -> tuple[tuple[WorstCase, WorstCase], dict[str, Any]]:
     """The worst cases of an attack, without and with a bound on the retain performance, and columns about them."""
     found = stage.result(root)
     assert found is not None
     rates = all(isinstance(setting, int | float) for setting in attack.attempts)
-    curves = {float(setting) if rates else setting: curve for setting, curve in found["curves"].items()}
+    curves = {float(setting) if rates else setting: curve for setting, curve in found["curves"][name].items()}
     steps = (0, *attack.measured)
     case, kept = (worst_case(curves, metric.higher_is_better, share, steps) for share in (None, KEPT))
     row: dict[str, Any] = {}
@@ -256,7 +260,7 @@ def _remarks(frame: pd.DataFrame, options: UndoOptions, doubtful: list[str]) -> 
         (
             "The attacker's best learning rate is the lowest or highest of the sweep; a wider sweep may find a better "
             "one (--relearn.learning-rates)",
-            _named(frame, "inside_grid", False),
+            _named(frame, "inside_grid", False) if options.attack[0] == "relearn" else [],
         ),
         (
             "Robustness is in parentheses where it means little: the student does not have its teacher's retain "

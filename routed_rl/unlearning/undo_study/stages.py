@@ -48,6 +48,7 @@ from routed_rl.unlearning.undo_study.measurements import (
     Measurements,
     OnStep,
     found_so_far,
+    later,
     metric_of,
 )
 from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, DISTANCE, MEASURE, Measurer
@@ -126,14 +127,28 @@ class Worker(Measurements):
         marked, retained = self.domains.labelled(config["labelled"], seed)
         tuning: dict[str, Any] = {}
         if "tuned" in stage.parents:
-            tuning = self.result(stage.parents["tuned"])
-            method, training = tuned(method, training, tuning["settings"])
+            best, tuning = self._chosen(stage.parents["tuned"], config["keep"])
+            method, training = tuned(method, training, best)
             training = replace(training, **with_strength({"steps": training.steps}, config.get("strength", 1.0)))
         source = self._source(model, (marked, retained), rows, seed)
         made = self._suppressed(model, method, training, source, seed, run, lambda step, _: on_step(step))
-        cost = self._cost(model, training.steps, source, method.cost)
-        tuning = {f"tuning_{name}": tuning[name] for name in ("steps", "flops", "settings", "kept") if tuning}
-        return made, {"labelled_documents": len(marked), **cost, **tuning}
+        return made, {
+            "labelled_documents": len(marked),
+            **self._cost(model, training.steps, source, method.cost),
+            **tuning,
+        }
+
+    def _chosen(self, stage: Stage, keep: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the best settings that a stage of the kind "tune" has tried, and facts about them."""
+        tried = self.result(stage)
+
+        def known(settings: Mapping[str, Any], steps: Sequence[int]) -> dict[int, dict[str, float]]:
+            return {int(count): losses for count, losses in tried["found"][_name_of(settings, steps)].items()}
+
+        ignorance = math.log(len(self.text.tokenizer))
+        frame, best = sweep(trainings(stage), known, tried["before"], ignorance, keep)
+        facts = {"settings": best, "kept": bool(frame.kept.iloc[0]), "steps": tried["steps"], "flops": tried["flops"]}
+        return best, {f"tuning_{name}": value for name, value in facts.items()}
 
     def _source(
         self, model: nn.Module, documents: tuple[np.ndarray, np.ndarray], rows: int, seed: int
@@ -196,36 +211,40 @@ class Worker(Measurements):
             name: WholeDocuments(self.domains.corpus, of) for name, of in (("forget", marked), ("retain", held_out))
         }
         found, begun = found_so_far(run), 0
-
-        def trial(settings: Mapping[str, Any], steps: Sequence[int]) -> dict[int, dict[str, float]]:
-            nonlocal begun
+        for settings, steps in trainings(stage):
             since, begun = begun, begun + max(steps)
-            key = json.dumps([settings, *steps], sort_keys=True)
-            if key not in found:
-                seconds, seen = time.perf_counter(), {}
-
-                def after(step: int, copied: nn.Module) -> None:
-                    if step + 1 in steps:
-                        losses = {name: evaluate(copied, of).mean() for name, of in measured.items()}
-                        if not all(map(math.isfinite, losses.values())):
-                            raise FloatingPointError("the trial has diverged")
-                        seen[str(step + 1)] = losses
-                    on_step(since + step)
-
-                with suppress(FloatingPointError):  # it has diverged
-                    mine = tuned(method, usual, {**settings, "steps": max(steps)})
-                    self._suppressed(model, *mine, source, seed, None, after)
-                found[key] = seen
-                run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
-                last = seen.get(str(max(steps)), dict.fromkeys(measured, math.nan))
-                run.metrics.append({"step": begun, **settings, **last})
-                run.save_checkpoint(begun, {}, {"found": found})
-            return {int(count): losses for count, losses in found[key].items()}
-
+            if (name := _name_of(settings, steps)) in found:
+                continue
+            seconds = time.perf_counter()
+            seen: dict[str, dict[str, float]] = {}
+            after = partial(self._look, measured, steps, seen, partial(later, on_step, since))
+            with suppress(FloatingPointError):  # it has diverged
+                mine = tuned(method, usual, {**settings, "steps": max(steps)})
+                self._suppressed(model, *mine, source, seed, None, after)
+            found[name] = seen
+            run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
+            last = seen.get(str(max(steps)), dict.fromkeys(measured, math.nan))
+            run.metrics.append({"step": begun, **settings, **last})
+            run.save_checkpoint(begun, {}, {"found": found})
         before = {name: evaluate(model, of).mean() for name, of in measured.items()}
-        frame, best = sweep(trainings(stage), trial, before, math.log(len(self.text.tokenizer)), config["keep"])
-        cost = self._cost(model, begun, source, method.cost)
-        return {"settings": best, "kept": bool(frame.kept.iloc[0]), **cost}, []
+        return {"before": before, "found": found, **self._cost(model, begun, source, method.cost)}, []
+
+    @staticmethod
+    def _look(
+        measured: Mapping[str, WholeDocuments],
+        steps: Sequence[int],
+        seen: dict[str, dict[str, float]],
+        on_step: OnStep,
+        step: int,
+        copied: nn.Module,
+    ) -> None:
+        """Measure a trial after some numbers of steps; FloatingPointError if it has diverged."""
+        if step + 1 in steps:
+            losses = {name: evaluate(copied, of).mean() for name, of in measured.items()}
+            if not all(map(math.isfinite, losses.values())):
+                raise FloatingPointError("the trial has diverged")
+            seen[str(step + 1)] = losses
+        on_step(step)
 
     def _given(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         run.load_checkpoint()  # finds none, because nothing is trained here
@@ -321,6 +340,11 @@ def check_given(command: UndoOptions, text: Text, folder: str) -> None:
     if "new" in command.students and command.model in PRESETS:
         with torch.device("meta"):
             check_vocabulary(build_model(command.model, ours, 0), teacher)
+
+
+def _name_of(settings: Mapping[str, Any], steps: Sequence[int]) -> str:
+    """Return the name of a training in the results of a stage of the kind "tune"."""
+    return json.dumps([settings, *steps], sort_keys=True)
 
 
 def tuned(method: Suppressor, training: Training, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:

@@ -183,9 +183,12 @@ class UndoStudy(UndoOptions, Study):
         domains.check_metrics()
         options = UndoOptions(**{field.name: getattr(self, field.name) for field in fields(UndoOptions)})
         measurer = Measurer(self, self.text)
+        stages = with_ancestors(stage for member in self.members for stage in member.stages)
+        deleted = _deleted(stages, self.root)
         return [
             StageRun(stage, _checked(stage, measurer), options, stage.path(self.root), stage.seed)
-            for stage in with_ancestors(stage for member in self.members for stage in member.stages)
+            for stage in stages
+            if stage.key not in deleted
         ]
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
@@ -195,6 +198,14 @@ class UndoStudy(UndoOptions, Study):
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[StageRun]) -> str:
         waiting = sum(run.out not in failed and not is_finished(run.out) for run in runs)
         return f"{len(failed)} of {len(runs)} stages failed; not run, because they depend on failed ones: {waiting}"
+
+
+def _deleted(stages: Sequence[Stage], root: Path) -> set[str]:
+    """Return the keys of attacks whose directories are gone, and are not needed because everything is measured."""
+    measured = [stage for stage in stages if stage.kind == CURVES]
+    needed = {stage.parents["attack"].key for stage in measured if stage.result(root) is None}
+    attacks = (stage.parents["attack"] for stage in measured)
+    return {stage.key for stage in attacks if stage.key not in needed and not stage.path(root).exists()}
 
 
 def _checked(stage: Stage, measurer: Measurer) -> tuple[Stage, ...]:
