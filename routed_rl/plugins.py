@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from routed_rl.own_modules import FORM, load, load_from, source_digests
 from routed_rl.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import EntryPoint, EntryPoints
 
 T = TypeVar("T")
 PluginName = Annotated[str, "plug-in"]
@@ -93,8 +94,6 @@ class Registry(Generic[T]):
             ValueError: if there is no such thing, its module cannot be imported, it is no subclass of :attr:`base`, or
                 it cannot be made without arguments.
         """
-        from importlib.metadata import entry_points  # slow, and --help needs none of it
-
         if isinstance(given, type):
             reference = f"{given.__module__}:{given.__qualname__}"
             return self._checked(given, given.__name__, reference, given.__module__, given, option)
@@ -109,7 +108,7 @@ class Registry(Generic[T]):
             module = path.rpartition("/")[2].removesuffix(".py")
             name = attribute.rpartition(".")[2]
             return self._checked(kind, name, f"{module}:{attribute}", module, given, option)
-        installed = entry_points(group=self.group)
+        installed = installed_names(self.group)
         there = [point for point in installed if point.name == given]
         if given in self.built_in:
             if there:
@@ -171,6 +170,14 @@ class Registry(Generic[T]):
         if name in self.built_in:
             raise ValueError(f"{option} {shown} has the name of the built-in {self.what} {name}: rename the class")
         return Plugin(name, reference, found, module)
+
+
+@cache
+def installed_names(group: str) -> EntryPoints:
+    """Return the entry points of a group. All installed packages are read once, which takes a while."""
+    from importlib.metadata import entry_points  # slow, and --help needs none of it
+
+    return entry_points(group=group)
 
 
 def _package(point: EntryPoint) -> str:

@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+from routed_rl.plugins import installed_names
+
 FLAT = """
 from dataclasses import dataclass
 
@@ -55,7 +57,8 @@ def own_code(folder):
 
 
 def forget(folder):
-    """Let Python import the modules of a folder anew, as a new process does."""
+    """Let Python import the modules of a folder anew, and look for installed packages anew, as a new process does."""
+    installed_names.cache_clear()
     for name, module in list(sys.modules.items()):
         own = getattr(module, "__dict__", {})
         places = [own.get("__file__"), *(own.get("__path__") or ())]

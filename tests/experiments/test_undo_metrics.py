@@ -35,6 +35,7 @@ def stages(small, since):
         (("--metric", "answers", "loss", "--distil.metric", "loss"), {"measure": 4, "curves": 4}),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_another_metric_trains_nothing_and_the_plan_said_so(options, kinds, small, study, tmp_path, capsys):
     out = tmp_path / "s"
     shutil.copytree(study, out)
@@ -52,6 +53,7 @@ def test_another_metric_trains_nothing_and_the_plan_said_so(options, kinds, smal
     assert_described(out)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_metric_has_its_columns_and_its_table(small, study, tmp_path):
     shutil.copytree(study, tmp_path / "s")
     run(small, *STUDY, "--metric", "loss", "answers", "--answer", "2", "--out", tmp_path / "s")
@@ -63,6 +65,7 @@ def test_each_metric_has_its_columns_and_its_table(small, study, tmp_path):
 
 
 @pytest.mark.parametrize("rank", ["None", "2"])
+@pytest.mark.usefixtures("undrawn")
 def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank, small, study, tmp_path):
     frames = {}
     for keep in ("1", "0"):
@@ -102,6 +105,7 @@ def write(tmp_path):
         yield write
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_metric_and_an_attack_of_ones_own(small, study, write, tmp_path, capsys):
     """Beside those of the package, without training a model again; and again where their code changes."""
     out = tmp_path / "s"
@@ -141,11 +145,13 @@ def test_a_metric_and_an_attack_of_ones_own(small, study, write, tmp_path, capsy
         ("--attack", "nowhere:Shaken", "nowhere"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_no_metric_or_attack_is_refused(option, name, message, small, write, tmp_path, capsys):
     line = refused(capsys, small, *STUDY, option, name, "--out", tmp_path / "s")
     assert option in line and message in line and not (tmp_path / "s").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_attack_that_shows_another_model_is_refused(small, write, study, tmp_path, capsys):
     shutil.copytree(study, tmp_path / "s")
     write("own.py", OWN.replace("look(step + 1, shaken)", "look(step + 1, shaken.model)"))
@@ -170,6 +176,7 @@ def test_an_attack_of_ones_own_may_be_the_main_one(small, study, write, tmp_path
         ("class Other(Shaken): measured = (1, 3)", "measured must be steps from 1 to steps = 2, got 1 3"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_an_attack_that_no_study_can_use_is_refused_at_once(code, message, small, write, tmp_path, capsys):
     write("other.py", f"from own import Shaken\n\n\n{code}\n")
     name = code.partition("(")[0].removeprefix("class ")
@@ -179,6 +186,7 @@ def test_an_attack_that_no_study_can_use_is_refused_at_once(code, message, small
     assert message in line and not (tmp_path / "s").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_rounded_model_that_computes_nothing_stops_no_study(small, study, write, tmp_path, monkeypatch):
     def rounded(model, bits):
         model = copy.deepcopy(model)
@@ -193,6 +201,7 @@ def test_a_rounded_model_that_computes_nothing_stops_no_study(small, study, writ
     assert frame.Perplexity_forget_int4.isna().all() and frame.Perplexity_forget.notna().all()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_attacked_models_may_be_deleted_once_they_are_measured(small, study, tmp_path):
     out = tmp_path / "s"
     shutil.copytree(study, out)

@@ -26,6 +26,8 @@ from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import STUDY, refused, run, table
 from tests.lm.tiny_models import tiny_model
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def begun(study, tmp_path):
