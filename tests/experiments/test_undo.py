@@ -155,12 +155,14 @@ def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, beg
     assert "undo, maxent, α 0.6, β 0.1" not in names, "what is not asked for is not reported"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_stop_rule_all_steps_are_taken(small, begun):
     run(small, *OPTIONS, "--alphas", "0", "--distil.within", "None", "--out", begun)
     frame = pd.read_csv(begun / "results.csv").set_index("model")
     assert frame.steps["undo"] == 6 and pd.isna(frame.reached["undo"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_teacher_that_was_made_elsewhere(study, small, begun, tmp_path, capsys):
     """It is attacked, noised and distilled like those made here; what it cost nobody knows."""
     (made,) = {path.parent for path in (study / "stages").glob("suppress-*/config.json") if is_main(path)}
@@ -181,6 +183,7 @@ def test_a_teacher_that_was_made_elsewhere(study, small, begun, tmp_path, capsys
     assert "has another tokenizer than the corpus: give its --tokenizer" in line
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_noise_of_some_weights(small, begun, tmp_path):
     """The student that no step is taken with: half of the weights, or the vectors, are as the teacher's."""
     options = (*OPTIONS, "--alphas", "0.5", "--distil.steps", "0", "--distil.warmup", "0")
@@ -198,6 +201,7 @@ def test_noise_of_some_weights(small, begun, tmp_path):
             assert 0.45 < same < 1 if of == "localised" else same == (tensor.dim() == 1), (of, name, same)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_of_suppressors(small, begun):
     options = (*OPTIONS, "--alphas", "0.5", "--out", begun)
     run(small, *options, "--settings", "maxent.steps=4")
@@ -262,6 +266,7 @@ def test_killed_ten_times_or_more_anywhere(tmp_path):
     assert contents(tmp_path / "killed") == unbroken
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_weak_teacher_is_not_gone_on_with(small, begun, capsys, monkeypatch):
     monkeypatch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, learning_rate=0.0))
     options = [option for option in OPTIONS if option != "--allow-weak-teacher"]
@@ -278,6 +283,7 @@ def test_a_weak_teacher_is_not_gone_on_with(small, begun, capsys, monkeypatch):
     assert len(pd.read_csv(begun / "results.csv")) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_files_of_the_users_own(small, tmp_path, capsys):
     (tmp_path / "keep.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     (tmp_path / "forget.txt").write_text("\n\n".join(f"the dog ran at night {i}" for i in range(40)))
@@ -296,6 +302,7 @@ def test_files_of_the_users_own(small, tmp_path, capsys):
         assert message in refused(capsys, small, *again)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_made_up_authors_of_a_trained_model(small, tmp_path):
     """The way of tofu: its preset, but for the CPU and numbers, on questions and answers in files."""
     model = tiny_model("llama", max_position_embeddings=512, vocab_size=101)
@@ -326,6 +333,7 @@ def test_made_up_authors_of_a_trained_model(small, tmp_path):
     assert "<|start_header_id|>user<|end_header_id|>" in begin and begin.rstrip().endswith("In town 0.")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_prompts_are_a_metric(small, tmp_path, capsys):
     """Arithmetic in words, among other text that is retained, measured by what models write."""
     (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
@@ -349,6 +357,7 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     assert "--metric completions needs --prompts, except with --corpus word-problems" in line
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_suppressor_is_an_option(small, begun):
     assert ", ".join(SUPPRESSORS) in field_docs(UndoOptions)["suppress"]
     few = ("--settings", *(f"{name}.steps=2" for name in SUPPRESSORS), "rmu.depth=1", "repnoise.noise_weight=0.2")
