@@ -21,7 +21,7 @@ from routed_rl.options.conform import from_text, takes_text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
-from routed_rl.unlearning.tuning import around, together
+from routed_rl.unlearning.tuning import FACTORS, around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean
 
@@ -144,7 +144,8 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             if command.tune is not None:
                 # Without validation documents, those that are measured are left out.
                 apart = {"documents": command.test_documents} if command.validation is None else {}
-                parents["tuned"] = Stage("tune", {**common, **config, **apart}, seed, parents.copy())
+                tried = {"factors": {name: list(factors) for name, factors in FACTORS.items()}}
+                parents["tuned"] = Stage("tune", {**common, **config, **apart, **tried}, seed, parents.copy())
                 config["keep"] = command.tune
             config["recipe"] = with_strength(steps, strength)
             if strength != 1:

@@ -119,10 +119,8 @@ class Worker(Measurements):
     def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
-        model, training = (
-            self.load(stage.parents["reference"], None),
-            training_of(stage, suppression_parts(self.command)),
-        )
+        model = self.load(stage.parents["reference"], None)
+        training = training_of(stage, suppression_parts(self.command))
         method, _ = make_suppressor(self.command.settings, config["method"])
         marked, retained = self.domains.labelled(config["labelled"], seed)
         tuning: dict[str, Any] = {}
