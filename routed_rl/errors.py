@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from routed_rl.extras import MissingExtraError
 from routed_rl.wording import command_line, spoken
 
+ERROR = "routed-rl: error: "
+"""How a process begins the line about what has ended it."""
+
 
 class UserError(ValueError):
     """A mistake in what the user passed. A command shows its text as one line, without a traceback.
@@ -63,5 +66,5 @@ def _guarded(run: Callable[[], None]) -> None:
 
 def fail(message: str, status: int = 2) -> int:
     """Print an error as one line on standard error, and return the exit status."""
-    print(f"routed-rl: error: {' '.join(spoken(message).split())}", file=sys.stderr)
+    print(f"{ERROR}{' '.join(spoken(message).split())}", file=sys.stderr)
     return status

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +128,16 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
     It is for training that leaves these weights as they are. Buffers are copied. All parameters require gradients.
     """
-    known: dict[int, Any] = {id(own): nn.Parameter(own.detach()) for own in model.parameters()}
+    return copy_with(model, lambda _, own: nn.Parameter(own.detach()))
+
+
+def copy_with(model: nn.Module, parameter_of: Callable[[str, nn.Parameter], nn.Parameter]) -> Any:
+    """Return a copy of a model with other parameters.
+
+    Args:
+        parameter_of: gives the copy's parameter for a name and a parameter of the model.
+    """
+    known: dict[int, Any] = {id(own): parameter_of(name, own) for name, own in model.named_parameters()}
     return deepcopy(model, known)
 
 

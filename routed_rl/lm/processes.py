@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from routed_rl.lm.structure import blocks
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -51,6 +54,31 @@ def process_group(kind: Literal["cpu", "cuda"]) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def launch(function: Callable[[], None], count: int) -> None:
+    """Call a function in this many new processes on this machine, which :func:`process_group` joins, and wait for them.
+
+    It is ``torchrun`` for one function. If one process fails, the others are ended, and SystemExit has its status.
+
+    Args:
+        function: can be pickled.
+        count: of processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        spawn(_start, (function, count, port), count)
+    except ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from None
+
+
+def _start(place: int, function: Callable[[], None], count: int, port: int) -> None:
+    counts = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "RANK": place, "LOCAL_RANK": place}
+    os.environ.update({name: str(number) for name, number in counts.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    function()
+
+
 def rank() -> int:
     """Return the number of this process, 0 if it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -59,6 +87,17 @@ def rank() -> int:
 def processes() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def agreed(value: T) -> T:
+    """Return the first process's value on all processes. All processes must call it, with a value that can be pickled.
+
+    A decision must be the same everywhere: a process that stopped alone would leave the others waiting.
+    """
+    values = [value]
+    if processes() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
@@ -82,6 +121,22 @@ def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
         # gloo cannot average.
         part.set_force_sum_reduction_for_comms(device == "cpu")  # type: ignore[operator]
     return model
+
+
+def make_ready(model: nn.Module) -> None:
+    """Make sure that an optimizer of the model's parameters trains one model on all processes.
+
+    A forward pass without gradients leaves parts of a sharded model whole. An optimizer that is made then would change
+    these copies, not the model. So they are divided again.
+
+    Raises:
+        ValueError: for a model that each process would train for itself, on its own rows.
+    """
+    if processes() > 1 and not isinstance(model, DistributedDataParallel | FSDPModule):
+        raise ValueError(f"{processes()} processes train together: pass the model that distribute(model) returns")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def exchanging(model: nn.Module, last: bool) -> Any:

@@ -20,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import next_token_loss
-from routed_rl.lm.processes import exchanging, gather, processes, rank, spread, undistributed, undivided
+from routed_rl.lm.processes import exchanging, gather, make_ready, processes, rank, spread, undistributed, undivided
 from routed_rl.lm.training_log import TrainingLog
 from routed_rl.runs import RunDirectory, derive_seed
 
@@ -109,8 +109,9 @@ def train(
 
     Raises:
         FloatingPointError: if the loss or its gradient is no longer a finite number. The last checkpoint stays.
-        ValueError: if a batch's rows cannot be shared evenly.
+        ValueError: if a batch's rows cannot be shared evenly, or the model is not distributed over the processes.
     """
+    make_ready(model)
     optimizer = make_optimizer(model, training)
     start = _load(model, optimizer, run)
     model.train()

@@ -178,6 +178,10 @@ class UndoOptions(CorpusOptions):
     are, and small steps are rounded away"""
     checkpointing: bool = False
     """gradient checkpointing, to save memory: compute each block again in the backward pass. Results are the same"""
+    processes: int = 1
+    """number of processes that train each model together; with --device cuda, each has a GPU of its own. The model in
+    training is divided among them (fully_shard); a teacher or reference is whole on each. Results are the same within
+    rounding"""
     batch_size: int = 128
     """rows per step of pretraining and distillation"""
     suppress_rows: int = 64

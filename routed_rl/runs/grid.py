@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from routed_rl.errors import user_input
+from routed_rl.errors import ERROR, user_input
 from routed_rl.runs import RunError, check_run, read_json, read_metrics, run_commands
 from routed_rl.runs.process import cuda_devices
 from routed_rl.runs.progress import progress_display
@@ -98,7 +98,8 @@ def run_all(runs: Sequence[Any], kind: Kind, workers: int, backend: Backend = ru
             for out in (out for out, run in left.items() if not left.keys() & kind.after(run)):
                 mark = f"{FAILED}{os.path.realpath(out)}: "
                 own = [line.partition(mark)[2] for line in lines if mark in line]
-                last = (own or lines or ["no output"])[-1].removeprefix("routed-rl: error: ")
+                said = [line for line in lines if line.startswith(ERROR)]  # other processes may end after it
+                last = (own or said or lines or ["no output"])[-1].removeprefix(ERROR)
                 failed[out] = f"{last} (exit status {code}; log: {log})"
     return failed
 
@@ -134,15 +135,16 @@ def options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def open_backend(
-    name: str, address: str | None, workers: int, out: Path, needed: bool, device: str
+    name: str, address: str | None, workers: int, out: Path, needed: bool, device: str, together: int = 1
 ) -> Iterator[Backend]:
     """What runs commands: this machine, or a Ray cluster; UserError if there is no cluster where one is needed.
 
     Args:
-        device: what each command computes on: if that is "cuda", Ray gives it a GPU of its own.
+        device: what each command computes on: if that is "cuda", Ray gives it GPUs of its own.
+        together: processes of a command, each of which has a GPU.
     """
     if name == "local" or not needed:
-        devices = cuda_devices()
+        devices = cuda_devices(together)
         yield partial(run_commands, devices=devices) if devices else run_commands
         return
     from routed_rl.runs.ray import ray_pool
@@ -150,7 +152,7 @@ def open_backend(
     with ExitStack() as stack:
         with user_input():
             out.mkdir(parents=True, exist_ok=True)
-            pool = stack.enter_context(ray_pool(address, workers, out, gpus=int(device == "cuda")))
+            pool = stack.enter_context(ray_pool(address, workers, out, gpus=together if device == "cuda" else 0))
         yield pool
 
 

@@ -11,21 +11,34 @@ def one_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-def check_device(device: str) -> None:
-    """ValueError if torch has no such device here."""
+def check_device(device: str, count: int = 1) -> None:
+    """Raise ValueError if torch has no such device here, or fewer than this many."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available: train with --device cpu")
+    if device == "cuda" and torch.cuda.device_count() < count:
+        raise ValueError(f"--processes {count} needs as many GPUs, and there are {torch.cuda.device_count()}")
 
 
-def cuda_devices() -> list[str]:
-    """The names of CUDA devices by which processes may be told which of them they have, where there are several."""
-    if torch.cuda.device_count() < 2:
+def cuda_devices(together: int = 1) -> list[str]:
+    """Return values of CUDA_VISIBLE_DEVICES, by which runs may be told which GPUs they have; none for a single GPU.
+
+    Args:
+        together: GPUs of a run.
+    """
+    count = torch.cuda.device_count()
+    if count < 2:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
-    return list(names)[: torch.cuda.device_count()]
+    names = list(visible.split(",") if visible else map(str, range(count)))
+    return [",".join(names[i : i + together]) for i in range(0, count - together + 1, together)]
 
 
-def usual_workers(device: str) -> int:
-    """Return how many processes are run at once unless the user says so: 2, or one per GPU."""
-    return max(len(cuda_devices()), 1) if device == "cuda" else min(2, os.cpu_count() or 1)
+def usual_workers(device: str, together: int = 1) -> int:
+    """Return how many runs are done at once unless the user says so: 2, or as many as there are GPUs for.
+
+    Args:
+        together: processes of a run.
+    """
+    if device == "cuda":
+        return max(len(cuda_devices(together)), 1)
+    return max(min(2, os.cpu_count() or 1) // together, 1)

@@ -125,6 +125,8 @@ class Study(Reported):
     KIND: Kind
     out: Path
     device: str
+    processes = 1
+    """number of processes of each run"""
 
     @abstractmethod
     def plan(self) -> pd.DataFrame:
@@ -176,17 +178,18 @@ class Study(Reported):
             at_least(1, workers=workers)
         if backend not in ("local", "ray"):
             raise UserError(f"backend must be 'local' or 'ray', got {backend!r}")
-        workers = workers or usual_workers(self.device)
         with user_input():
             if backend == "local":
-                check_device(self.device)
+                check_device(self.device, self.processes)
             runs = self._prepare(backend == "local")
             identity = self._identity()
             check_study(self.out, identity)
         needed = not all(is_finished(run.out) for run in runs)
-        with open_backend(backend, ray_address, workers, self.out, needed, self.device) as processes:
+        device = self.device, self.processes
+        workers = workers or usual_workers(*device)
+        with open_backend(backend, ray_address, workers, self.out, needed, *device) as opened:
             start_study(self.out, identity)
-            failed = run_all(runs, self.KIND, workers, processes)
+            failed = run_all(runs, self.KIND, workers, opened)
         with user_input():
             found = self.find(failed)
             if found is not None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from routed_rl.lm.folders import ADAPTER
+from routed_rl.lm.processes import gather, rank
 from routed_rl.lm.training import Source, Training, train
 from routed_rl.options.undo import Relearn
 from routed_rl.routing.layers import is_linear
@@ -80,6 +81,7 @@ class Relearning(Attack):
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+    shard: bool = False
 
     @property
     def attempts(self) -> Sequence[float]:  # type: ignore[override]
@@ -123,6 +125,7 @@ class Relearning(Attack):
             rank=self.settings.rank,
             gradient_checkpointing=self.gradient_checkpointing,
             accumulate=self.accumulate,
+            shard=self.shard,
             precision=self.precision,
             seed=seed,
             on_step=on_step,
@@ -132,20 +135,24 @@ class Relearning(Attack):
 def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
     """Save what an attack has made of a model: all weights, or adapters of PEFT.
 
+    If the attacked model is spread over processes, all of them must call this. The first one writes.
+
     Raises:
         ValueError: if it has other parameters than the model.
     """
+    found = gather(dict(attacked.named_parameters()))
+    if rank() > 0:
+        return
     if isinstance(attacked, PeftModel):
-        attacked.save_pretrained(str(folder))
+        attacked.save_pretrained(str(folder), state_dict=found)
         (folder / "README.md").unlink(missing_ok=True)
         config = read_json(folder / ADAPTER)
         write_json(folder / ADAPTER, {**config, "base_model_name_or_path": None})  # it is a path on this machine
         return
-    found = {name: parameter.detach().cpu().contiguous() for name, parameter in attacked.named_parameters()}
     if {name: value.shape for name, value in found.items()} != {name: p.shape for name, p in model.named_parameters()}:
         raise ValueError("an attack must show a model with the parameters of the attacked model, or one of PEFT")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(found, folder / ATTACKED)
+    save_file({name: value.contiguous() for name, value in found.items()}, folder / ATTACKED)
 
 
 def load_attacked(model: nn.Module, folder: Path) -> nn.Module:
@@ -185,6 +192,7 @@ def relearn(
     master_weights: bool = True,
     gradient_checkpointing: bool = False,
     accumulate: int = 1,
+    shard: bool = False,
     precision: Literal["fp32", "bf16"] = "fp32",
     seed: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
@@ -202,6 +210,7 @@ def relearn(
         rank: of low-rank adapters on all linear layers but the last (LoRA, Hu et al. 2021). The attacker then trains
             only these adapters. Experts of a mixture are not linear layers, so they get none. None: all weights.
         accumulate: parts in which a batch is computed, to save memory.
+        shard: with several processes, divide the copy among them. Each then measures its part of the same copy.
         precision: of the matrix products; weights are float32.
 
     Returns:
@@ -210,7 +219,7 @@ def relearn(
     Raises:
         FloatingPointError: if a measurement before the attack is not a finite number.
     """
-    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing}
+    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
     copied = TrainedCopy(model, rank, **options)
     tuned = copied.begin(seed)
     history: list[dict[str, float]] = []
@@ -238,7 +247,7 @@ def relearn(
         precision=precision,
     )
     with suppress(FloatingPointError):
-        train(copied.model, source, copied.training(settings), seed=seed, on_step=after)
+        train(copied.distributed, source, copied.training(settings), seed=seed, on_step=after)
     return history
 
 

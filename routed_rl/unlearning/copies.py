@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from routed_rl.lm.adapters import add_low_rank, check_plain, check_rank, merge_low_rank, sharing_copy
+from routed_rl.lm.adapters import add_low_rank, check_plain, check_rank, copy_with, merge_low_rank, sharing_copy
+from routed_rl.lm.processes import distribute, processes, undivided
 from routed_rl.lm.training import Training
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -26,7 +27,7 @@ class TrainedCopy:
 
         trained = TrainedCopy(model, rank=8)
         trained.begin(seed)
-        train(trained.model, …)
+        train(trained.distributed, …)
         result = trained.result()
 
     With a rank, the copy's own weights are the model's tensors, in the precision that they have. The adapters are in
@@ -35,12 +36,16 @@ class TrainedCopy:
     Without a rank, weights are trained in the precision that they came in. AdamW's steps on weights in half precision
     are rounded: a step that is smaller than about 1/500 of a weight does nothing. ``master_weights`` avoids this.
 
+    With several processes (:mod:`routed_rl.lm.processes`), all of them make the same copy, train it together, and get
+    the whole result.
+
     Args:
         model: a causal language model. It is not changed.
         rank: of the adapters. None: all weights are trained.
         master_weights: train weights in float32, and round them to the precision that they came in at the end.
         gradient_checkpointing: keep only the input of each block for the backward pass, and compute the rest again.
         changed: whether the copy's own weights are changed before training, so that they must not be shared.
+        shard: with several processes, whether each has only a part of the copy from :meth:`begin` to :meth:`result`.
 
     Raises:
         ValueError: for a rank below 1, a model with adapters if there is a rank, or a model that cannot compute its
@@ -55,11 +60,13 @@ class TrainedCopy:
         master_weights: bool = False,
         gradient_checkpointing: bool = False,
         changed: bool = False,
+        shard: bool = False,
     ) -> None:
         if rank is not None:
             check_rank(rank)
             check_plain(model)
         self.rank = rank
+        self._shard = shard and processes() > 1
         self._adapted: PeftModel | None = None
         self._dtypes = {name: tensor.dtype for name, tensor in _tensors(model)}
         self._half = {dtype for dtype in self._dtypes.values() if dtype in HALVES}
@@ -75,14 +82,19 @@ class TrainedCopy:
             _switch_checkpointing(self.model, True)
 
     def begin(self, seed: int) -> nn.Module:
-        """Add the adapters, if there is a rank, to the linear layers that are trained. Return the model.
+        """Add the adapters, if there is a rank, to the linear layers that are trained, and distribute the model.
 
         Returns:
-            :attr:`model`, or that model as PEFT wraps it.
+            :attr:`model`, or that model as PEFT wraps it, for measurements. With ``shard``, all processes must call it
+            at the same time. ``self.distributed`` is for :func:`~routed_rl.lm.train`.
         """
         if self.rank is not None:
             self._adapted = add_low_rank(self.model, self.rank, seed)
-        return self.model if self._adapted is None else self._adapted
+        tuned = self.model if self._adapted is None else self._adapted
+        if self._shard:
+            self._empty = copy_with(tuned, lambda _, own: nn.Parameter(own.detach().to("meta"), own.requires_grad))
+        self.distributed = distribute(self.model, self._shard)
+        return tuned
 
     def training(self, training: Training) -> Training:
         """Return training settings: with float32 weights of a bfloat16 model, matrix products are in bfloat16."""
@@ -116,6 +128,8 @@ class TrainedCopy:
             merge: with a rank, whether adapters are merged into weights of the copy's own. False: the model as PEFT
                 wraps it, whose own weights are still shared.
         """
+        if self._shard:
+            self._collect()
         if self._checkpointing:
             _switch_checkpointing(self.model, False)
         if self._adapted is not None and not merge:
@@ -125,6 +139,19 @@ class TrainedCopy:
         for name, tensor in _tensors(self.model):
             tensor.data = tensor.data.to(self._dtypes[name])
         return self.model.requires_grad_(True).eval()
+
+    def _collect(self) -> None:
+        """Put a model with whole weights in the place of the one that is spread over the processes."""
+        tuned = self.model if self._adapted is None else self._adapted
+        parts = dict(tuned.named_parameters())
+        whole = copy_with(
+            self._empty, lambda name, own: nn.Parameter(undivided(parts[name].detach()), own.requires_grad)
+        )
+        if self._adapted is None:
+            self.model = whole
+        else:
+            self.model, self._adapted = whole.get_base_model(), whole
+        self.distributed = self.model
 
 
 @contextmanager

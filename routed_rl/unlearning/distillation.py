@@ -15,13 +15,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.processes import processes, undistributed
+from routed_rl.lm.processes import agreed, undistributed
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.structure import blocks
 from routed_rl.lm.training import Source, Training, train
@@ -268,7 +267,7 @@ def distil(
     objective = DistillationObjective(teacher if cache is None else cache, hidden_weight)
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise ValueError("nothing in the student requires gradients: call requires_grad_(True) on what is to learn")
-    aim = None if measure is None else _agreed(measure(teacher))
+    aim = None if measure is None else agreed(float(measure(teacher)))
     history: dict[int, float] = {}
     if run is not None and (run.path / RETAIN).exists():
         history = dict(read_json(run.path / RETAIN)["student"])
@@ -278,7 +277,7 @@ def distil(
         nonlocal reached
         if measure is None or aim is None or (done % rule.every and done < training.steps):
             return False
-        history[done] = _agreed(measure(undistributed(student)))
+        history[done] = agreed(float(measure(undistributed(student))))
         student.train()
         enough = rule.reached(history[done], aim)
         reached = enough and done >= min(rule.least, training.steps)
@@ -290,13 +289,3 @@ def distil(
     before = [value for done, value in history.items() if done < steps or done == 0]
     early = aim is not None and any(rule.reached(value, aim) for value in before)
     return Distilled(steps, reached, aim, dict(sorted(history.items())), early)
-
-
-def _agreed(value: float) -> float:
-    """Return the first process's number on all processes, so that either all stop or none."""
-    if processes() == 1:
-        return float(value)
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    number = torch.tensor(float(value), dtype=torch.float64, device=device)
-    dist.broadcast(number, 0)
-    return float(number)

@@ -17,6 +17,7 @@ from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
+from routed_rl.lm.processes import rank as process_rank
 from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
@@ -47,6 +48,7 @@ def unlearn(
     master_weights: bool = False,
     gradient_checkpointing: bool = False,
     accumulate: int = 1,
+    shard: bool = False,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -61,6 +63,9 @@ def unlearn(
     >>> unlearned = unlearn(model, tokenizer, forget, retain, method="graddiff", steps=100)  # doctest: +SKIP
     >>> adapted = unlearn(model, tokenizer, forget, retain, rank=16, merge=False)  # doctest: +SKIP
     >>> adapted.save_pretrained("adapter")  # doctest: +SKIP
+
+    Under ``torchrun``, within :func:`~routed_rl.lm.process_group`, all processes train the copy together. Each makes
+    the same call, and gets the result that one process would get, within rounding.
 
     The copy's weights have the dtype of the model's. During training the model itself is the reference model of methods
     that need one. :func:`memory` says how much memory a call needs.
@@ -83,14 +88,18 @@ def unlearn(
         gradient_checkpointing: compute each block again in the backward pass. Results are the same. It takes about a
             third more time and much less memory.
         accumulate: parts in which a batch is computed one after the other, to save memory. Results are the same within
-            rounding. It must divide the rows of a step.
+            rounding. It must divide the rows of a step, and of each process's share of them.
+        shard: with several processes, divide the copy among them while it is trained: its weights, gradients and
+            optimizer state (:func:`torch.distributed.fsdp.fully_shard`). Without it each process has the whole copy.
+            ``model`` is whole on each process.
         batch_size: rows of each set in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
         allow_overlap: accept texts that are in both sets.
         seed: fixes the order of documents and the method's own randomness.
         progress: show a progress bar on standard error.
-        callback: called after each gradient step, with the number of steps so far and the model in training.
+        callback: called after each gradient step, with the number of steps so far and the model in training, on all
+            processes.
         **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
 
     Warns:
@@ -111,10 +120,11 @@ def unlearn(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
         data.batches("retain", batch_size, derive_seed(seed, "retain")),
     )
-    copied = TrainedCopy(model, rank, master_weights=master_weights, gradient_checkpointing=gradient_checkpointing)
+    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
+    copied = TrainedCopy(model, rank, **options)
     copied.warn(recipe.learning_rate)
     seed = derive_seed(seed, "suppress")
-    with kept(model), progress_bar(f"unlearn, {name}", recipe.steps, progress) as tick:
+    with kept(model), progress_bar(f"unlearn, {name}", recipe.steps, _shown(progress)) as tick:
         batches = (source.batch(step) for step in range(recipe.steps))
         objective = suppressor.objective(copied.model, seed, original=model, batches=batches)
         copied.begin(seed)
@@ -124,7 +134,7 @@ def unlearn(
             callback(step + 1, copied.model)
             tick(step)
 
-        train(copied.model, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=after)
+        train(copied.distributed, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=after)
     unlearned: nn.Module = copied.result(merge)
     return unlearned
 
@@ -146,6 +156,7 @@ def undo(
     master_weights: bool = False,
     gradient_checkpointing: bool = False,
     accumulate: int = 1,
+    shard: bool = False,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -177,7 +188,7 @@ def undo(
         least: smallest number of steps. Where noise costs little, the student would else stop at once.
         touched: weights that noise changes: "matrices", which leaves out biases and the scales of norms; or "all".
         rank: of low-rank adapters that learn on all linear layers but the last. None: all weights learn.
-        master_weights, gradient_checkpointing, accumulate: as for :func:`unlearn`.
+        master_weights, gradient_checkpointing, accumulate, shard: as for :func:`unlearn`.
 
     Warns:
         UserWarning: if the student is not as good as its teacher at the end, or was so after ``least`` steps already.
@@ -189,16 +200,16 @@ def undo(
     """
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     check_plain(model)
-    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing}
+    options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
     copied = TrainedCopy(model, rank, **options, changed=True)
     touch = {"touch": matrices} if touched == "matrices" else {}
     shrink_and_perturb(copied.model, alpha, beta, derive_seed(seed, "noise"), **touch)
     copied.warn(learning_rate)
     copied.begin(derive_seed(seed, "adapters"))
     retained = data.measured("retain")
-    with kept(model), progress_bar(f"distil, α {alpha:g}", steps, progress) as tick:
+    with kept(model), progress_bar(f"distil, α {alpha:g}", steps, _shown(progress)) as tick:
         found = distil(
-            copied.model,
+            copied.distributed,
             model,
             data.mixture(batch_size, derive_seed(seed, "distil")),
             copied.training(Training(steps, learning_rate, warmup=min(50, steps // 4), accumulate=accumulate)),
@@ -237,6 +248,7 @@ def attack(
     master_weights: bool = True,
     gradient_checkpointing: bool = False,
     accumulate: int = 1,
+    shard: bool = False,
     batch_size: int = 16,
     length: int | None = None,
     pack: bool = True,
@@ -258,7 +270,7 @@ def attack(
         rank: of LoRA adapters that the attacker trains. None: all weights.
         master_weights: as for :func:`unlearn`. The default differs, because an attack whose small steps are rounded
             away makes a model look robust.
-        gradient_checkpointing, accumulate: as for :func:`unlearn`.
+        gradient_checkpointing, accumulate, shard: as for :func:`unlearn`.
 
     Returns:
         Columns ``learning_rate``, ``step``, ``forget_loss`` and ``retain_loss`` (nats a token). An attack that
@@ -278,7 +290,7 @@ def attack(
     source = data.batches("forget", batch_size, derive_seed(seed, "attack"))
     looks = [step for step in measured if step <= steps]
     rows: list[dict[str, float]] = []
-    with progress_bar("attack", steps * len(learning_rates), progress) as tick:
+    with progress_bar("attack", steps * len(learning_rates), _shown(progress)) as tick:
         for rate in learning_rates:
             found = relearn(
                 model,
@@ -291,6 +303,7 @@ def attack(
                 master_weights=master_weights,
                 gradient_checkpointing=gradient_checkpointing,
                 accumulate=accumulate,
+                shard=shard,
                 seed=derive_seed(seed, "attack"),
                 on_step=tick,
             )
@@ -343,6 +356,11 @@ class _Data:
 
     def measured(self, kind: str) -> WholeDocuments:
         return WholeDocuments(self.corpus, self.documents[kind][:MEASURED])
+
+
+def _shown(progress: bool) -> bool:
+    """Return whether this process shows a progress bar: the first one does."""
+    return progress and process_rank() == 0
 
 
 def made_method(method: Method) -> tuple[Suppressor, str]:

@@ -13,6 +13,7 @@ from routed_rl.experiments.undo.options import Undo
 from routed_rl.lm import save_model, stories_tokenizer
 from routed_rl.lm.inputs import whole_paths
 from routed_rl.options.undo import TASKS, UndoOptions
+from routed_rl.unlearning import Attack
 from routed_rl.unlearning.undo_study.members import suppression_parts
 from routed_rl.unlearning.undo_study.study import StageRun, UndoStudy
 from routed_rl.unlearning.undo_study.worker import Stages
@@ -40,6 +41,15 @@ MISTAKES = [
     (["--distil.within", "-1"], "--distil.within must be 0 or more, got -1.0"),
     (["--pretrain.learning-rate", "nan"], "--pretrain.learning-rate must be 0 or more, got nan"),
     (["--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+    (["--processes", "0"], "--processes must be at least 1, got 0"),
+    (
+        ["--processes", "4", "--accumulate", "2"],
+        "--batch-size 4 cannot be divided into --processes 4 times --accumulate 2",
+    ),
+    (
+        ["--processes", "4", "--suppress-rows", "1"],
+        "--suppress-rows: 2 rows of a step cannot be divided among --processes 4",
+    ),
     (["--accumulate", "3"], "--batch-size 4 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
     (["--also-documents", "0"], "--also-documents must be at least 1, got 0"),
     (["--also-documents", "3"], "--also-documents 3 needs --also, which is not given"),
@@ -157,7 +167,34 @@ def test_a_stage_is_its_command_line(task, tmp_path):
     given = replace(given, alphas=(0.5, 0.25))
     line = UndoStudy.KIND.command([StageRun(None, (), given, tmp_path / name, 0) for name in ("distil-1", "measure-2")])
     parsed = tyro.cli(Stages, args=line[line.index("-m") + 2 :])
-    assert vars(parsed) == {**vars(given), "only": ("distil-1", "measure-2")}
+    assert vars(parsed) == {**vars(given), "only": ("distil-1", "measure-2"), "together": 1}
+
+
+class Idle(Attack):
+    """An attack that shows the model as it is."""
+
+    attempts, steps, measured = ("as it is",), 1, (1,)
+
+    def attempt(self, setting, model, source, look, *, seed, on_step):
+        look(1, model)
+
+
+def test_several_processes_do_a_stage_that_trains_and_one_process_measures(small, tmp_path):
+    """An attack of the user's own may know nothing of processes."""
+    study = UndoStudy(task="languages", processes=2, attack=["relearn", Idle], corpora=small[0], out=tmp_path, tune=0.9)
+    runs = study._prepare(True)
+    kinds = {run.out.name: (run.stage.kind, run.stage.config.get("attack")) for run in runs}
+    counts = {}
+    for batch in study.KIND.batches(runs):
+        parsed = tyro.cli(Stages, args=study.KIND.command(batch)[4:])
+        counts |= {kinds[name]: parsed.together for name in parsed.only}
+    own = f"{Idle.__module__}:{Idle.__name__}"
+    assert counts.pop(("attack", own)) == 1
+    assert counts == {
+        **dict.fromkeys([(kind, None) for kind in ("pretrain", "tune", "suppress", "distil")], 2),
+        ("attack", "relearn"): 2,
+        **dict.fromkeys([(kind, None) for kind in ("measure", "curves", "distance")], 1),
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -160,3 +160,10 @@ def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypat
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         with open_backend("local", None, 2, tmp_path / "out", needed=True, device="cpu") as backend:
             assert backend.func is run_commands and backend.keywords == {"devices": expected}
+        with open_backend("local", None, 2, tmp_path / "out", needed=True, device="cuda", together=2) as backend:
+            assert backend.keywords == {"devices": [",".join(expected)]}
+        assert (process.usual_workers("cuda", 1), process.usual_workers("cuda", 2)) == (2, 1)
+    monkeypatch.setattr(process.torch.cuda, "is_available", lambda: True)
+    process.check_device("cuda", 2)
+    with pytest.raises(ValueError, match="--processes 3 needs as many GPUs, and there are 2"):
+        process.check_device("cuda", 3)

@@ -3,25 +3,28 @@
 Both are started once for all tests: importing takes them longer than training.
 """
 
+import importlib
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 
+import pandas as pd
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from routed_rl.lm.corpora import open_corpus
-from routed_rl.lm.processes import process_group, processes, rank
+from routed_rl.lm.processes import launch, make_ready, process_group, processes, rank
 from routed_rl.lm.training import train
 from routed_rl.runs import read_checkpoint, read_metrics, write_checkpoint
 from tests.lm.cases import CASES, STEPS, Stopped, log_often, make_batches, make_corpus, open_run, stop
 from tests.lm.test_trainer import SETTINGS, routed
+from tests.lm.two_processes import do_all
+from tests.unlearning.calls import CALLS, call_all
 from tests.unlearning.distillations import distil_again, make_teacher
+from tests.unlearning.stages_together import do_study
 
 LAYOUTS = ("replicated", "sharded")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,10 @@ def trained(tmp_path_factory):
         write_checkpoint(folder / "teacher", teacher.state_dict(), {})
         with open_run(folder / "alone" / "distillation") as run:
             distilled = distil_again(teacher, batches, run=run)
+        for name, weights in call_all(teacher, corpus).items():
+            write_checkpoint(folder / "alone" / f"{name} of 0", weights, {})
     shutil.copytree(folder / "replicated", folder / "sharded")
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tests.lm.two_processes"]
-    subprocess.run([sys.executable, *command, folder], check=True, cwd=ROOT)
+    launch(partial(do_all, folder), 2)
     return folder, alone, distilled
 
 
@@ -87,6 +91,43 @@ def test_a_distillation_on_two_is_that_on_one(trained, layout):
     assert set(together.tensors) == set(weights)
     for key, tensor in weights.items():
         torch.testing.assert_close(together.tensors[key], tensor, rtol=0, atol=1e-8 * max(1.0, tensor.abs().max()))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_single_call_on_two_gives_each_what_one_gets(trained, layout, name):
+    folder, _, _ = trained
+    alone = read_checkpoint(folder / "alone" / f"{name} of 0").tensors
+    for process in (0, 1):
+        found = read_checkpoint(folder / layout / f"{name} of {process}").tensors
+        assert found.keys() == alone.keys()
+        for key, tensor in alone.items():
+            torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-2 if name == "half" else 1e-7)
+
+
+def test_stages_of_a_study_are_done_by_two_as_by_one(trained, tmp_path):
+    folder, _, _ = trained
+    done = [stage.name.partition("-")[0] for stage in (folder / "study/stages").iterdir() if stage.is_dir()]
+    assert sorted(done) == ["attack"] * 4 + ["distil", "pretrain", "pretrain", "suppress"]
+    alone, together = do_study(tmp_path / "study"), do_study(folder / "study")
+    pd.testing.assert_frame_equal(together.results(), alone.results(), rtol=1e-4)
+
+
+def test_a_model_that_each_process_would_train_for_itself_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="2 processes train together: pass the model that distribute"):
+        make_ready(torch.nn.Linear(1, 1))
+
+
+def test_if_one_process_fails_its_exit_status_is_that_of_all(monkeypatch):
+    def spawn(*given):
+        raise ProcessExitedException("one process ended", 0, 1, exit_code=2)
+
+    monkeypatch.setattr(importlib.import_module("routed_rl.lm.processes"), "spawn", spawn)
+    with pytest.raises(SystemExit) as ended:
+        launch(print, 2)
+    assert ended.value.code == 2
 
 
 def test_transformers_trainer_on_two_learns_what_our_loop_learns_on_one(trained):

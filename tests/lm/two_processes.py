@@ -1,6 +1,5 @@
-"""What each of two processes does in test_distributed.py: ``torchrun … -m tests.lm.two_processes FOLDER``."""
+"""What each of two processes does in test_distributed.py."""
 
-import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -13,7 +12,9 @@ from routed_rl.lm.processes import process_group, processes, rank
 from routed_rl.runs import read_checkpoint, write_checkpoint
 from tests.lm.cases import CASES, Stopped, log_often, make_batches, make_llama, open_run, stop
 from tests.lm.test_trainer import SETTINGS, routed, rows_of, train_by_trainer
+from tests.unlearning.calls import call_all
 from tests.unlearning.distillations import distil_again
+from tests.unlearning.stages_together import do_study
 
 
 def main(folder: Path) -> None:
@@ -55,6 +56,11 @@ def main(folder: Path) -> None:
         if rank() == 0:
             meta = {"student": [*distilled.student.items()]}
             write_checkpoint(folder / layout / "distillation, weights", weights, meta)
+        for name, weights in call_all(teacher, corpus, shard).items():
+            # Every process has the whole result.
+            write_checkpoint(folder / layout / f"{name} of {rank()}", weights, {})
+
+    do_study(folder / "study")
 
     rows = list(rows_of(batches, SETTINGS.steps))
     for averaged in (True, False):  # whether targets are counted over all processes
@@ -65,10 +71,10 @@ def main(folder: Path) -> None:
             write_checkpoint(folder / f"trainer, {averaged}", trained_by.model.state_dict(), first_step)
 
 
-if __name__ == "__main__":
+def do_all(folder: Path) -> None:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, process_group("cpu") as device:
         log_often(patch)
         assert (device.type, processes()) == ("cpu", 2)
-        main(Path(sys.argv[1]))
+        main(folder)
     assert processes() == 1

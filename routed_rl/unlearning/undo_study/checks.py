@@ -43,11 +43,17 @@ def check_options(command: UndoOptions) -> None:
     at_least(0, **{f"distil.{name}": getattr(distilling, name) for name in ("steps", "warmup", "least")})
     if command.tokens or command.per != "document":
         raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
-    if command.batch_size % command.accumulate:
+    at_least(1, processes=command.processes)
+    if command.batch_size % (command.processes * command.accumulate):
+        many = f"--processes {command.processes} times " if command.processes > 1 else ""
         raise UserError(
-            f"--batch-size {command.batch_size} cannot be divided into --accumulate {command.accumulate} equal parts: "
-            "choose a multiple"
+            f"--batch-size {command.batch_size} cannot be divided into {many}--accumulate {command.accumulate} equal "
+            "parts: choose a multiple"
         )
+    shared = {"--suppress-rows": 2 * command.suppress_rows, "--relearn.batch-size": relearning.batch_size}
+    for name, count in shared.items():
+        if count % command.processes:
+            raise UserError(f"{name}: {count} rows of a step cannot be divided among --processes {command.processes}")
     for name in ("metric", "attack", "suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):

@@ -16,6 +16,7 @@ from torch import nn
 from routed_rl.errors import UserError, user_input
 from routed_rl.lm import evaluate, load_model
 from routed_rl.lm.inputs import Text
+from routed_rl.lm.processes import agreed
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed
 from routed_rl.unlearning.attacks import barrier, load_attacked, quantised, save_attacked, weight_distance
@@ -55,19 +56,22 @@ class Measurements:
                 rounded[str(bits)] = value if math.isfinite(value) else None
         return {"measures": measures, "quantised": rounded}, []
 
-    def attack(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
-        """Attack a model, attempt by attempt. Save the attacked models, or measure them if the stage has a metric."""
-        parts = even_parts(self.command.relearn.batch_size, self.command.accumulate)
+    def attack(self, stage: Stage, run: RunDirectory | None, on_step: OnStep) -> Measured:
+        """Attack a model, attempt by attempt. Save the attacked models, or measure them if the stage has a metric.
+
+        Several processes do this together. Only the first one has a run.
+        """
+        parts = even_parts(self.command, self.command.relearn.batch_size)
         attack = make_attack(self.command, str(stage.config["attack"]), parts)
         model = self.load(stage.parents["model"])
         source = self.domains.attacker(model, stage.seed)
-        found: dict[str, Any] = found_so_far(run)
+        found, folder = found_so_far(run), stage.path(self.root)
 
         def look(shown: list[dict[str, Any]], setting: str, step: int, attacked: nn.Module) -> None:
             if "measured" in stage.config:
                 shown.append(self._of_attacked(stage, step, attacked))
             else:
-                save_attacked(attacked, model, run.path / _place(setting, step))
+                save_attacked(attacked, model, folder / _place(setting, step))
                 shown.append({"step": step})
 
         for i, setting in enumerate(attack.attempts):
@@ -86,14 +90,18 @@ class Measurements:
                 )
             found[str(setting)] = shown
             done = (i + 1) * attack.steps
+            if run is None:
+                continue
             run.timings.append({"step": done, "seconds": time.perf_counter() - since})
             run.metrics.append({"step": done, "reached": shown[-1]["step"] if shown else 0})
             run.save_checkpoint(i + 1, {}, {"found": found})
         if "measured" in stage.config:
             return {"curves": self._from_start(stage, found)}, []
         steps = {setting: [int(entry["step"]) for entry in shown] for setting, shown in found.items()}
-        places = [run.path / _place(setting, step) for setting, those in steps.items() for step in those]
-        files = [file.relative_to(run.path).as_posix() for place in places for file in place.iterdir()]
+        places = [folder / _place(setting, step) for setting, those in steps.items() for step in those]
+        if run is None:
+            return {}, []
+        files = [file.relative_to(folder).as_posix() for place in places for file in place.iterdir()]
         return {"attacked": steps}, files
 
     def curves(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
@@ -166,10 +174,10 @@ def _place(setting: str, step: int) -> str:
     return f"{ATTACKED}/{setting}/{step}"
 
 
-def found_so_far(run: RunDirectory) -> dict[str, Any]:
-    """Return what an interrupted stage had found, by the attempts of an attack."""
-    checkpoint = run.load_checkpoint()
-    return {} if checkpoint is None else checkpoint.meta["found"]  # type: ignore[no-any-return]
+def found_so_far(run: RunDirectory | None) -> dict[str, Any]:
+    """Return what an interrupted stage had found, by attempt, on all processes. The first one has the run."""
+    checkpoint = None if run is None else run.load_checkpoint()
+    return agreed({} if checkpoint is None else checkpoint.meta["found"])
 
 
 def later(on_step: OnStep, done: int, step: int) -> None:

@@ -36,6 +36,8 @@ MEASURE, ATTACK, CURVES, DISTANCE = "measure", "attack", "curves", "distance"
 """Kinds of stages: of a model, the metric; of a model, attacked models; of these, the metric; of a model, how far it is
 from the reference model. An attack whose models are not kept measures them itself."""
 MEASURES = (MEASURE, ATTACK, CURVES, DISTANCE)
+TRAINED = ("pretrain", "suppress", "tune", "distil", ATTACK)
+"""Kinds of stages in which a model is trained."""
 
 
 def make_metric(command: UndoOptions, tokenizer: Any, name: str, documents: int) -> Metric:
@@ -77,7 +79,8 @@ def make_attack(command: UndoOptions, name: str, accumulate: int = 1) -> Attack:
     """Return an attack by its name; ValueError if it is not found."""
     kind = ATTACKS.find(name, "--attack").kind
     if kind is Relearning:
-        return Relearning(command.relearn, accumulate, command.precision, command.checkpointing)
+        is_shared = command.processes > 1
+        return Relearning(command.relearn, accumulate, command.precision, command.checkpointing, is_shared)
     return kind()
 
 

@@ -138,7 +138,7 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             if codes[method]:
                 config["code"] = codes[method]
             if codes[method] or method == "repnoise":
-                config["parts"] = suppression_parts(command)
+                config["parts"] = command.processes * suppression_parts(command)
             config |= {"rows": command.suppress_rows, **errors, **learning}
             parents = {"reference": reference}
             if command.tune is not None:
@@ -186,14 +186,19 @@ def _stops(command: UndoOptions) -> dict[str, Any] | None:
     return metric_identity(command, stop_metric(command), command.distil.documents)
 
 
-def even_parts(rows: int, accumulate: int, least: int = 1) -> int:
-    """Return the largest number of equal parts, up to ``accumulate``, of at least ``least`` rows each."""
-    return max((n for n in range(2, accumulate + 1) if rows % n == 0 and rows // n >= least), default=1)
+def even_parts(command: UndoOptions, rows: int, least: int = 1) -> int:
+    """Return the parts in which each process computes its share of some rows: at most as many as the options say.
+
+    Args:
+        least: smallest number of rows in a part, where that is possible.
+    """
+    share = rows // command.processes
+    return max((n for n in range(2, command.accumulate + 1) if share % n == 0 and share // n >= least), default=1)
 
 
 def suppression_parts(command: UndoOptions) -> int:
-    """Return the parts of a batch of suppression. Each part has at least two rows of both kinds."""
-    return even_parts(2 * command.suppress_rows, command.accumulate, least=4)
+    """Return :func:`even_parts` of a batch of suppression. Each part has at least two rows of both kinds."""
+    return even_parts(command, 2 * command.suppress_rows, least=4)
 
 
 def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:

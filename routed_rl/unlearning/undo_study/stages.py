@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from routed_rl.lm import (
 from routed_rl.lm.folders import outline
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
+from routed_rl.lm.processes import agreed, rank
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
@@ -81,13 +82,20 @@ class Worker(Measurements):
     def do(self, stage: Stage, on_step: OnStep = lambda step: None) -> None:
         """Do a stage, or the rest of an interrupted stage. Its parents are finished.
 
+        Several processes may do a stage of a kind in :data:`TRAINED` together. The first one writes.
+
         Raises:
             FloatingPointError: if a loss or a metric is not finite.
             UserError: for a teacher that has not forgotten, unless the options allow it.
         """
-        makers = {"pretrain": self._pretrain, "suppress": self._suppress, "distil": self._distil}
-        makers |= {"given": self._given, "filtered": self._given}
-        measurers = {
+        makers: dict[str, Callable[..., Made]] = {
+            "pretrain": self._pretrain,
+            "suppress": self._suppress,
+            "distil": self._distil,
+            "given": self._given,
+            "filtered": self._given,
+        }
+        measurers: dict[str, Callable[..., Measured]] = {
             "tune": self._tune,
             MEASURE: self.measure,
             ATTACK: self.attack,
@@ -96,27 +104,33 @@ class Worker(Measurements):
         }
         if stage.kind == "distil":
             self._check_teacher(stage)
-        with stage.open(self.root) as run:
-            if run.finished:
+        with stage.open(self.root) if rank() == 0 else nullcontext() as run:
+            if agreed(run is not None and run.finished):
                 return
             if stage.kind in measurers:
-                finish_stage(run, *measurers[stage.kind](stage, run, on_step))
+                result, files = measurers[stage.kind](stage, run, on_step)
+            else:
+                model, result = makers[stage.kind](stage, run, on_step)
+                files = [*FILES]
+            if run is None:
                 return
-            model, result = makers[stage.kind](stage, run, on_step)
-            save_model(model, self.text.tokenizer, run.path / MODEL)
-            finish_stage(run, result, FILES)
+            if stage.kind in makers:
+                save_model(model, self.text.tokenizer, run.path / MODEL)
+            finish_stage(run, result, files)
 
-    def _pretrain(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
+    def _pretrain(self, stage: Stage, run: RunDirectory | None, on_step: OnStep) -> Made:
         copied = self._copied(self._new(stage.seed, "model"), None)
-        model = copied.model
         documents = self.domains.without(float(stage.config["left_out"]), stage.seed)  # type: ignore[arg-type]
-        source = self.domains.batches(model, documents, self.command.batch_size, derive_seed(stage.seed, "order"))
+        order = derive_seed(stage.seed, "order")
+        source = self.domains.batches(copied.model, documents, self.command.batch_size, order)
         training = training_of(stage, self.command.accumulate)
         seed = derive_seed(stage.seed, "train")
-        train(model, source, copied.training(training), seed=seed, run=run, on_step=on_step)
-        return copied.result(), self._cost(model, training.steps, source)
+        copied.begin(seed)
+        train(copied.distributed, source, copied.training(training), seed=seed, run=run, on_step=on_step)
+        made = copied.result()
+        return made, self._cost(made, training.steps, source)
 
-    def _suppress(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
+    def _suppress(self, stage: Stage, run: RunDirectory | None, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
         model = self.load(stage.parents["reference"], None)
@@ -179,7 +193,7 @@ class Worker(Measurements):
                 objective = method.objective(copied.model, seed, original=model, batches=batches)
                 copied.begin(seed)
             train(
-                copied.model,
+                copied.distributed,
                 source,
                 copied.training(training),
                 objective,
@@ -195,9 +209,9 @@ class Worker(Measurements):
         """Return a copy of a model that is to learn, as the options say."""
         options = {"master_weights": self.command.master_weights, "gradient_checkpointing": self.command.checkpointing}
         with user_input():
-            return TrainedCopy(model, rank, **options, changed=changed)
+            return TrainedCopy(model, rank, **options, changed=changed, shard=True)
 
-    def _tune(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Measured:
+    def _tune(self, stage: Stage, run: RunDirectory | None, on_step: OnStep) -> Measured:
         """Try settings of a suppressor, on documents on which no model is measured."""
         config: Mapping[str, Any] = stage.config
         model, seed = self.load(stage.parents["reference"], None), stage.seed
@@ -220,6 +234,8 @@ class Worker(Measurements):
                 mine = tuned(method, usual, {**settings, "steps": max(steps)})
                 self._suppressed(model, *mine, source, seed, None, after)
             found[name] = seen
+            if run is None:
+                continue
             run.timings.append({"step": begun, "seconds": time.perf_counter() - seconds})
             last = seen.get(str(max(steps)), dict.fromkeys(measured, math.nan))
             run.metrics.append({"step": begun, **settings, **last})
@@ -258,7 +274,7 @@ class Worker(Measurements):
         unknown = dict.fromkeys(("labelled_documents", "steps", "tokens", "flops"))
         return model, {**unknown, "flops_per_token": per_token}
 
-    def _distil(self, stage: Stage, run: RunDirectory, on_step: OnStep) -> Made:
+    def _distil(self, stage: Stage, run: RunDirectory | None, on_step: OnStep) -> Made:
         config: Mapping[str, Any] = stage.config
         settings, stops = Distil(**config["distil"]), config["stops"]
         teacher, reference = stage.parents["teacher"], stage.parents["reference"]
@@ -274,12 +290,12 @@ class Worker(Measurements):
                 touch = {} if config.get("touched", "all") == "all" else {"touch": matrices}
                 noise = config["alpha"], config["beta"], derive_seed(stage.seed, "noise")
                 shrink_and_perturb(copied.model, *noise, **touch, mask=mask)
-        copied.begin(derive_seed(stage.seed, "adapters"))
         order = derive_seed(stage.seed, "distil")
         weaker = copied.model if keeps_apart(taught) else taught  # both must keep packed documents apart
         source = self.domains.batches(weaker, self.domains.mixture, self.command.batch_size, order)
+        copied.begin(derive_seed(stage.seed, "adapters"))
         found = distil(
-            copied.model,
+            copied.distributed,
             taught,
             source,
             copied.training(training_of(stage, self.command.accumulate)),

@@ -24,7 +24,7 @@ from routed_rl.unlearning.undo_study import report
 from routed_rl.unlearning.undo_study.checks import check_options, check_plugins
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
-from routed_rl.unlearning.undo_study.measuring import CURVES, DISTANCE, MEASURE, Measurer
+from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, CURVES, MEASURE, TRAINED, Measurer
 from routed_rl.unlearning.undo_study.members import (
     STAGES,
     TRAIN,
@@ -50,21 +50,33 @@ class StageRun:
 
 
 def _command(batch: Sequence[StageRun]) -> list[str]:
+    given = batch[0].options
+    together = given.processes if given.processes > 1 and is_shared(batch[0].stage) else 1
     return [
         *PYTHON,
         "routed_rl.unlearning.undo_study.worker",
         *("--only", *(run.out.name for run in batch)),
-        *options(batch[0].options, UndoOptions()),
+        *("--together", str(together)),
+        *options(given, UndoOptions()),
     ]
 
 
+def is_shared(stage: Stage) -> bool:
+    """Return whether several processes may do a stage together. An attack of the user's own knows nothing of them."""
+    if stage.kind == ATTACK:
+        return ATTACKS.find(str(stage.config["attack"]), "--attack").built_in
+    return stage.kind in TRAINED
+
+
 def _together(runs: list[StageRun]) -> list[list[StageRun]]:
-    """Group stages into processes: a model with its measures, and an attack with its own and the distance."""
-    found: dict[str, list[StageRun]] = {}
+    """Group stages into commands: a model with its measures, and an attack with its own and the distance."""
+    found: dict[tuple[str, bool, bool], list[StageRun]] = {}
     for run in runs:
         model = run.stage.parents.get("model")
         is_of_model = model is None or run.stage.kind == MEASURE
-        found.setdefault(f"{is_of_model} {(model or run.stage).key}", []).append(run)
+        # Several processes train a model, one measures it.
+        apart = run.options.processes > 1 and is_shared(run.stage)
+        found.setdefault(((model or run.stage).key, is_of_model, apart), []).append(run)
     return list(found.values())
 
 
@@ -140,7 +152,7 @@ class UndoStudy(UndoOptions, Study):
                 "stage": run.out.name,
                 "model": names[run.stage.key],
                 "seed": run.seed,
-                "trains": run.stage.kind not in ("given", "filtered", MEASURE, CURVES, DISTANCE),
+                "trains": run.stage.kind in TRAINED,
                 "reason": reasons[run.stage.key] or "is finished",
             }
             for run in runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import tyro
@@ -11,6 +12,7 @@ from rich.progress import Progress
 
 from routed_rl.errors import UserError, guarded, user_input
 from routed_rl.lm.inputs import open_text, quiet_libraries
+from routed_rl.lm.processes import launch, process_group, rank
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.process import check_device, one_thread
@@ -26,14 +28,26 @@ class Stages(UndoOptions):
 
     only: tuple[str, ...] = ()
     """names of the stages' directories"""
+    together: int = 1
+    """number of processes that do them together"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do the stage of a command line. A user's mistake ends as in :func:`~routed_rl.errors.guarded`."""
-    guarded(lambda: _do(tyro.cli(Stages, args=argv)))
+    command = tyro.cli(Stages, args=argv)
+    do = partial(guarded, partial(_do, command))
+    if command.together == 1:
+        do()
+    else:
+        launch(do, command.together)
 
 
 def _do(command: Stages) -> None:
+    with process_group(command.device):
+        _do_all(command)
+
+
+def _do_all(command: Stages) -> None:
     speak_of(UndoOptions)
     one_thread()
     quiet_libraries()
@@ -49,7 +63,7 @@ def _do(command: Stages) -> None:
             f"--only {unknown[0]!r} is not a stage of this study; if the code of a plug-in was edited meanwhile, start "
             "the study again"
         )
-    with progress_display() as display:
+    with progress_display(disable=rank() > 0) as display:
         for name in command.only:
             _do_stage(worker, found[name], display)
 
