@@ -185,7 +185,9 @@ def _remarks(results: Mapping[Key, Result]) -> str:
             f"Before training, the pretrained model has a forget loss of {before['forget']:.3f} and a retain loss of "
             f"{before['retain']:.3f}."
         )
-    for (method, share, seed), result in results.items():
+    # A control's new units are not routed, so that removing them is to change little.
+    told = {key: result for key, result in results.items() if key[0] != "control"}
+    for (method, share, seed), result in told.items():
         parts += [f"**{method}**, {share:.0%} labelled, seed {seed}: {text}" for text in remarks(result["losses"])]
     return "".join(f"\n{part}\n" for part in parts)
 
