@@ -18,6 +18,7 @@ from routed_rl.lm.batches import Batch, WholeDocuments
 from routed_rl.lm.losses import measured, next_token_loss
 from routed_rl.lm.structure import blocks
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable, Site
+from routed_rl.routing.attachment import as_hook
 
 REST = "rest"
 
@@ -114,7 +115,7 @@ def top_tokens(cosines: Tensor, count: int) -> list[int]:
 def steered(model: nn.Module, number: int, axis: int, strength: float) -> Iterator[None]:
     """Add ``strength`` to one dimension of the residual stream, after one block of the model and at every position.
 
-    This lasts for the body of the ``with`` statement.
+    This lasts for the body of the ``with`` statement. A copy of the model that is made there is not steered.
 
     Args:
         number: of the model's block, from 0.
@@ -134,7 +135,7 @@ def steered(model: nn.Module, number: int, axis: int, strength: float) -> Iterat
         moved[..., axis] += strength
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
-    handle = model.get_submodule(name).register_forward_hook(add)
+    handle = model.get_submodule(name).register_forward_hook(as_hook(add))
     try:
         yield
     finally:

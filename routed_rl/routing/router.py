@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from routed_rl.routing.attachment import as_hook, check_hooks_when_compiled, replace_forward
 from routed_rl.routing.exclusion import excluded
 from routed_rl.routing.gradient import route_gradient
 from routed_rl.routing.layers import is_linear, linear_weight, weight_axis
@@ -54,7 +55,7 @@ class GradientRouter:
     Weights may be fractions, greater than 1, or negative. docs/routing.md has a table of what each mode masks.
 
     Args:
-        model: any module that is not compiled. To compile it, do so while the router is attached.
+        model: any module that is not compiled. What ``torch.compile(model)`` returned may be run in its place.
         sites: name → site.
         table: label → weight per column. It must have the column of every site.
         mode: ``"activation"``, ``"parameter"`` or ``"forward"``.
@@ -94,6 +95,7 @@ class GradientRouter:
             if module in _ATTACHED:
                 raise RuntimeError(f"another router is still attached to {name!r}: leave its 'with' block first")
         _refuse_compiled(self.model)
+        check_hooks_when_compiled()
         for name, module in modules.items():
             _ATTACHED[module] = self
             if self.mode == "parameter":
@@ -123,7 +125,7 @@ class GradientRouter:
             ValueError: if labels are not integers or not in the table, or weights are not given for exactly the columns
                 that the sites use. The model's forward pass raises it if their shape does not fit a site's tensor.
             RuntimeError: if the router is not attached, or within the block of another batch. Also at the end of the
-                block, if no tensor reached a site: the model does not use that module, or was compiled too early.
+                block, if no tensor reached a site.
         """
         if _ATTACHED.get(self.model.get_submodule(next(iter(self._places))[0])) is not self:
             raise RuntimeError("the router is not attached: enter it first with 'with router:'")
@@ -140,8 +142,8 @@ class GradientRouter:
             yield
             if missed := [name for name, reached in self._reached.items() if not reached]:
                 raise RuntimeError(
-                    f"no tensor reached the sites {missed}: the model does not use them for this batch, or was "
-                    "compiled before the router was attached (attach first, then compile)"
+                    f"no tensor reached the sites {missed}: the model does not use them for this batch, or another "
+                    "model was run"
                 )
         finally:
             self._weights = None
@@ -217,7 +219,9 @@ class GradientRouter:
                 )
             return (route(first), *output[1:]) if isinstance(output, tuple) else route(first)
 
-        return module.register_forward_hook(on_output) if at == "output" else module.register_forward_pre_hook(on_input)
+        if at == "output":
+            return module.register_forward_hook(as_hook(on_output))
+        return module.register_forward_pre_hook(as_hook(on_input))
 
     def _replace_forward(self, name: str, module: nn.Module) -> Callable[[], None]:
         """Replace a module's forward by one with weighted parameter gradients; return a function that undoes it."""
@@ -226,7 +230,7 @@ class GradientRouter:
         # A site without units means the whole module: its input and output sites are the same.
         rows += [site for site in columns if self.sites[site].units is None]
         columns = [site for site in columns if self.sites[site].units is not None]
-        own, before = module.forward, vars(module).get("forward")
+        own = module.forward
         units = [[self.sites[site].units for site in sites] for sites in (rows, columns)]
 
         def linear(x: Tensor) -> Tensor:
@@ -242,15 +246,7 @@ class GradientRouter:
                 return own(ids)  # type: ignore[no-any-return]
             return embedding_tap(ids, module.weight, module.padding_idx, units[0], weights)  # type: ignore[arg-type]
 
-        module.forward = linear if is_linear(module) else embedding
-
-        def undo() -> None:
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
-
-        return undo
+        return replace_forward(module, linear if is_linear(module) else embedding)
 
     # --- exactness ------------------------------------------------------------------------------
 
@@ -316,5 +312,5 @@ def _refuse_compiled(model: nn.Module) -> None:
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             raise RuntimeError(
                 f"the module {name or type(module).__name__!r} is compiled and would ignore the router: "
-                "attach the router to the plain model first, then compile"
+                "attach the router to the plain model"
             )

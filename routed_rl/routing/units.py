@@ -62,7 +62,8 @@ class Hidden:
 def ablate(model: nn.Module, hidden: Hidden, units: slice | Sequence[int]) -> RemovableHandle:
     """Set the activations of hidden units to 0, until ``remove()`` is called on the returned handle.
 
-    The model's outputs equal those after :func:`remove_units`, up to rounding.
+    The model's outputs equal those after :func:`remove_units`, up to rounding. A deep copy of the model stays ablated:
+    the handle is that of the original.
 
     Raises:
         ValueError: as :meth:`Hidden.width`, or for units out of range.

@@ -1,5 +1,7 @@
 """A token routed to one dimension of the residual stream, and steering along that dimension."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -142,13 +144,15 @@ def test_scores_are_signed_cosines(model):
 def test_steering_adds_behind_a_block_and_is_taken_away(preset, batch):
     model = build_model(preset, TOKENIZER, seed=0)
 
-    def states():
+    def states(model=model):
         with torch.no_grad():
             return model(input_ids=batch.tokens, output_hidden_states=True, use_cache=False)
 
     before = states()
     with steered(model, 1, 3, 2.5):
         during = states()
+        copied = deepcopy(model)
+    assert torch.equal(states(copied).logits, before.logits), "a copy is not steered"
     moved = during.hidden_states[2] - before.hidden_states[2]
     assert torch.equal(during.hidden_states[1], before.hidden_states[1])
     assert moved[..., 3].allclose(torch.tensor(2.5)) and not moved[..., [0, 1, 2, 4]].any()

@@ -4,12 +4,14 @@ optimizers, several processes, and other hooks on the model."""
 import copy
 import os
 import socket
+from functools import partial
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from routed_rl.routing import GradientRouter, RouteTable, Site
@@ -90,26 +92,68 @@ def test_compiled(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_attached_after_compilation_never_does_nothing(mode):
+def test_attached_after_compilation(mode):
+    """Whether the model itself was compiled, or an unrouted one of the same class."""
     x, labels = batch()
     for compile_ in (torch.compile, lambda m: m.compile(backend="aot_eager") or m):
         with pytest.raises(RuntimeError, match="is compiled and would ignore the router"):
             GradientRouter(compile_(make_model()), {f"_orig_mod.{n}": s for n, s in SITES.items()}, TABLE, mode)
-    # The router cannot see this: it routes the plain model, but a version compiled earlier is run.
-    torch._dynamo.reset()
-    model, other = make_model(), make_model()
-    compiled = torch.compile(model, backend="aot_eager")
-    compiled(x).sum().backward()
-    model.zero_grad()
-    with GradientRouter(other, SITES, TABLE, mode) as reference, reference(labels):
-        other(x).square().sum().backward()
-    try:
+    for is_model in (True, False):
+        torch._dynamo.reset()
+        torch._dynamo.config.skip_nnmodule_hook_guards = True  # as in a new process
+        model, other, plain = make_model(), make_model(), make_model()
+        compiled = torch.compile(model, backend="aot_eager")
+        earlier = compiled if is_model else torch.compile(plain, backend="aot_eager")
+        earlier(x).square().sum().backward()
+        unrouted = grads(model if is_model else plain)
+        model.zero_grad()
+        with GradientRouter(other, SITES, TABLE, mode) as reference, reference(labels):
+            other(x).square().sum().backward()
         with GradientRouter(model, SITES, TABLE, mode) as router, router(labels):
             compiled(x).square().sum().backward()
-    except RuntimeError as error:
-        assert "no tensor reached the sites" in str(error)
-    else:
-        assert_equal(grads(model), grads(other))
+            assert_equal(grads(model), grads(other))
+            plain.zero_grad()
+            torch.compile(plain, backend="aot_eager")(x).square().sum().backward()
+        assert_equal(grads(plain), unrouted)
+
+
+def averaged(model):
+    return AveragedModel(model).module
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, averaged, lambda model: copy.deepcopy(copy.deepcopy(model))])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_copy_made_in_the_block_is_free_and_has_its_own_weights(mode, make_copy):
+    model, x = make_model(), batch()[0]
+    model[1].up.forward = partial(type(model[1].up).forward, model[1].up)  # as accelerate does
+    with GradientRouter(model, SITES, TABLE, mode):
+        copied = make_copy(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        plain = make_model()
+        for run in (copied, plain):
+            run(x).square().sum().backward()
+        assert_equal(grads(copied), grads(plain))
+    copied(x).sum().backward()
+    copied.zero_grad()
+    with GradientRouter(copied, SITES, TABLE, mode) as router, router(batch()[1]):
+        copied(x).square().sum().backward()
+    plain.zero_grad()
+    with GradientRouter(plain, SITES, TABLE, mode) as router, router(batch()[1]):
+        plain(x).square().sum().backward()
+    assert_equal(grads(copied), grads(plain))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_is_saved_in_the_block_as_a_state_dict_and_not_as_an_object(mode, tmp_path):
+    model, other = make_model(), make_model(seed=1)
+    with GradientRouter(model, SITES, TABLE, mode):
+        with pytest.raises(TypeError, match="the model is routed or steered within a 'with' block: leave the block"):
+            torch.save(model, tmp_path / "model.pt")
+        other.load_state_dict(model.state_dict())
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    torch.save(model, tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("kind", [{"foreach": True}, {"fused": True}, {}])
