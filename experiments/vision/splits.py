@@ -39,7 +39,7 @@ CONSTANT = "constant"
 BOTH: tuple[int, ...] = (0, 1)
 BOTTOM = (1,)
 PENALTIES = Penalties()
-WEAK = Penalties(l1=(1e-3, 1e-3))
+WEAK = Penalties(l1=(1e-3, 1e-3), correlation=0.0)
 NO_PENALTY = Penalties(l1=(0.0, 0.0), correlation=0.0)
 TWO_SIDED = RouteTable({"top": {"bottom": 0}, "bottom": {"top": 0}}, HALVES)
 ONE_SIDED = RouteTable({"top": {}, "bottom": {"top": 0}}, HALVES)
@@ -58,7 +58,7 @@ class Setting:
     separate: bool = False
     """whether each group of digits has its own decoder"""
     groups: tuple[int, ...] = BOTH
-    """groups (0: top, 1: bottom) that train encoder and decoder; the certificates learn from all images"""
+    """groups (0: top, 1: bottom) whose errors train encoder and decoder; the certificates learn from all images"""
 
 
 SETTINGS: Mapping[str, Setting] = {

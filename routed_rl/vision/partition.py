@@ -43,6 +43,9 @@ class PartitionedNetwork(nn.Module):
     after the route, so they learn from every sample. A certificate reads one detached half: it shows what this half
     contains, and never influences the encoder.
 
+    Each group of a batch passes through the decoder by itself, as in the paper's public code. If they passed together,
+    batch normalisation would carry the error of one group into the code of the other, and so around the route.
+
     Args:
         encoder: inputs → a code ``(B, C, …)`` with an even number of channels.
         decoder: one decoder for all groups, or one decoder per label of ``routes``, in the order of the labels.
@@ -83,17 +86,21 @@ class PartitionedNetwork(nn.Module):
                 label.
 
         Raises:
-            ValueError: for a label that the route table does not have.
+            ValueError: for a label that the route table does not have, or for separate decoders and no label.
         """
+        if len(self.decoders) > 1 and bool((labels < 0).any()):
+            raise ValueError("with separate decoders, every sample needs a label of the route table, got -1")
         code = self.encoder(inputs)
         top, bottom = (self.certificates[name](half) for name, half in zip(HALVES, halves(code.detach()), strict=True))
         weights = self.routes.weights(labels).repeat_interleave(code.shape[1] // 2, dim=1)
         routed = route_gradient(code, weights)
-        outputs = [decoder(routed) for decoder in self.decoders]
-        decoded = outputs[0]
-        for group, output in enumerate(outputs[1:], start=1):
-            decoded = torch.where((labels == group).view(-1, *(1,) * (output.ndim - 1)), output, decoded)
-        return Outputs(code, decoded, top, bottom)
+        return Outputs(code, self._decode(routed, labels), top, bottom)
+
+    def _decode(self, code: Tensor, labels: Tensor) -> Tensor:
+        places = [(labels == group).nonzero().flatten() for group in labels.unique().tolist()]
+        decoders = [self.decoders[int(labels[rows[0]]) if len(self.decoders) > 1 else 0] for rows in places]
+        decoded = [decoder(code[rows]) for decoder, rows in zip(decoders, places, strict=True)]
+        return torch.cat(decoded)[torch.cat(places).argsort()]
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Penalties:
     """Weights of the regularizers (Cloud et al. 2024, section B). Routes do not limit their gradients."""
 
     l1: tuple[float, float] = (3e-3, 3e-3)
-    """weights of the L1 norms of the top and the bottom half"""
+    """weights of the L1 norms of the top and the bottom half, over all samples"""
     correlation: float = 0.1
     """weight of the mean absolute correlation between the halves"""
 
@@ -119,7 +126,8 @@ def partition_loss(
         outputs: the network's outputs for the batch.
         error: a function from an output ``(B, …)`` to the error of each sample, ``(B,)``.
         labels: ``(B,)`` ids of the samples' groups.
-        groups: the groups that train encoder and decoders. All other samples train only the certificates.
+        groups: the groups whose errors and correlation train encoder and decoders. Of other samples, the encoder gets
+            only the L1 penalty (as in the paper's public code).
         penalties: weights of the regularizers.
 
     Returns:
@@ -129,7 +137,7 @@ def partition_loss(
     taught = torch.stack(members).sum(dim=0)
     loss = group_balanced(error(outputs.decoded), members)
     if any(penalties.l1):
-        loss = loss + sum(w * norm for w, norm in zip(penalties.l1, l1_norms(outputs.code, taught), strict=True))
+        loss = loss + sum(w * norm for w, norm in zip(penalties.l1, l1_norms(outputs.code), strict=True))
     if penalties.correlation:
         loss = loss + penalties.correlation * correlation(outputs.code, taught)
     return loss + error(outputs.top).mean() + error(outputs.bottom).mean()
@@ -153,9 +161,9 @@ def group_balanced(errors: Tensor, members: Sequence[Tensor]) -> Tensor:
     return torch.stack([_mean(errors, member) for member in members]).sum()
 
 
-def l1_norms(code: Tensor, weights: Tensor) -> Tensor:
-    """Return each half's L1 norm over channels, ``(2,)``: the mean over positions and samples (weights ``(B,)``)."""
-    return torch.stack([_mean(half.abs().sum(dim=1).flatten(1).mean(dim=1), weights) for half in halves(_flat(code))])
+def l1_norms(code: Tensor) -> Tensor:
+    """Return each half's L1 norm over channels, ``(2,)``: the mean over positions and samples."""
+    return torch.stack([half.abs().sum(dim=1).mean() for half in halves(_flat(code))])
 
 
 def correlation(code: Tensor, weights: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from routed_rl.vision import (
     absolute_errors,
     partition_loss,
     partitioned_autoencoder,
+    partitioned_classifier,
     seeded,
     squared_errors,
     train_epoch,
@@ -94,9 +95,11 @@ def test_separate_decoders_learn_from_their_group_and_decode_it():
     images, labels = batch([0, 1, 1])
     outputs = model(images, labels)
     for index, label in enumerate(labels):
-        assert torch.equal(outputs.decoded[index], model.decoders[int(label)](outputs.code)[index])
+        assert torch.allclose(outputs.decoded[index], model.decoders[int(label)](outputs.code)[index], atol=1e-6)
+    with pytest.raises(ValueError, match="with separate decoders, every sample needs a label"):
+        model(images, torch.tensor([0, 1, -1]))
     gradients(model, [1, 1, 1])
-    assert all(torch.count_nonzero(p.grad) == 0 for p in model.decoders[0].parameters())
+    assert all(p.grad is None for p in model.decoders[0].parameters())
     assert any(torch.count_nonzero(p.grad) > 0 for p in model.decoders[1].parameters())
 
 
@@ -111,10 +114,39 @@ def test_a_shared_decoder_learns_from_both_groups():
 
 def test_a_group_left_out_teaches_certificates_alone():
     model = network(RouteTable({"top": {}, "bottom": {}}, HALVES))
-    gradients(model, [0, 0, 0], groups=(1,), penalties=Penalties())
+    gradients(model, [0, 0, 0], groups=(1,), penalties=Penalties(l1=(0.0, 0.0)))
     for part in (model.encoder, model.decoders):
         assert all(p.grad is None or torch.count_nonzero(p.grad) == 0 for p in part.parameters())
     assert any(torch.count_nonzero(p.grad) > 0 for p in model.certificates.parameters())
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1, 1, 0], [-1, 0, 1, -1, 0, 1]])
+def test_no_error_of_a_group_reaches_the_half_of_the_other_through_batch_norm(labels):
+    model = seeded(lambda: partitioned_classifier(PIXELS, (10,), CODE, 4, TWO_SIDED), 0)
+    images, labels = batch(labels)
+    code = model.encoder(images)
+    for group, closed in ((0, 1), (1, 0)):
+        outputs = model(images, labels)
+        outputs.code.retain_grad()
+        outputs.decoded[labels == group].square().sum().backward()
+        assert torch.count_nonzero(outputs.code.grad.chunk(2, dim=1)[closed]) == 0
+        assert torch.count_nonzero(outputs.code.grad.chunk(2, dim=1)[group]) > 0
+        by_itself = model.decoders[0](code.detach()[labels == group])
+        assert torch.allclose(outputs.decoded[labels == group], by_itself, atol=1e-6)
+
+
+def test_the_l1_penalty_is_on_all_samples_and_correlation_on_those_that_teach():
+    model = network(RouteTable({"top": {}, "bottom": {}}, HALVES))
+    images, labels = batch([0, 0, 1, 1, 1])
+    outputs = model(images, labels)
+    error = lambda rebuilt: absolute_errors(images, rebuilt)  # noqa: E731
+    plain = partition_loss(outputs, error, labels, (1,), NONE)
+    code = outputs.code.detach().numpy()
+    l1 = partition_loss(outputs, error, labels, (1,), Penalties((0.2, 0.0), 0.0)) - plain
+    assert float(l1.detach()) == pytest.approx(0.2 * np.abs(code[:, : CODE // 2]).sum(axis=1).mean(), rel=1e-4)
+    both = partition_loss(outputs, error, labels, (1,), Penalties((0.0, 0.0), 0.5)) - plain
+    expected = np.abs(np.corrcoef(code[2:].T)[: CODE // 2, CODE // 2 :]).mean()
+    assert float(both.detach()) == pytest.approx(0.5 * expected, rel=1e-4)
 
 
 def test_the_loss_is_the_sum_of_its_parts():
@@ -150,7 +182,7 @@ def test_positions_of_a_code_count_as_samples():
     flat = code.movedim(1, -1).reshape(-1, 4)
     ones = torch.ones(5)
     assert torch.allclose(correlation(code, ones), correlation(flat, torch.ones(30)))
-    assert torch.allclose(l1_norms(code, ones), flat.abs().reshape(30, 2, 2).sum(dim=2).mean(dim=0))
+    assert torch.allclose(l1_norms(code), flat.abs().reshape(30, 2, 2).sum(dim=2).mean(dim=0))
 
 
 @pytest.mark.parametrize("code", [torch.zeros(4, 6), torch.ones(4, 6), torch.randn(1, 6)])
