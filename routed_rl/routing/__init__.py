@@ -4,6 +4,7 @@ from routed_rl.routing.exclusion import excluded
 from routed_rl.routing.gradient import route_gradient
 from routed_rl.routing.labels import LabelNoise, check_probability
 from routed_rl.routing.leakage import LeakageReport, leakage_report
+from routed_rl.routing.mixing import mixed_sites
 from routed_rl.routing.router import GradientRouter
 from routed_rl.routing.site import Site
 from routed_rl.routing.table import UNLABELLED, RouteTable
@@ -22,6 +23,7 @@ __all__ = [
     "check_probability",
     "excluded",
     "leakage_report",
+    "mixed_sites",
     "remove_units",
     "route_gradient",
 ]

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-At = Literal["input", "output"]
+At = Literal["input", "output", "bias"]
+"""Where a site is at a module. Its bias has the units of its output."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -18,8 +19,9 @@ def is_linear(module: nn.Module) -> bool:
 def size_name(module: nn.Module, at: At) -> str | None:
     """Return the name of the attribute that holds the number of input or output units; None for other modules."""
     if _is_gpt2s(module):
-        return {"input": "nx", "output": "nf"}[at]
-    names = {"input": ("in_features", "in_channels"), "output": ("out_features", "out_channels", "embedding_dim")}[at]
+        return "nx" if at == "input" else "nf"
+    outputs = ("out_features", "out_channels", "embedding_dim")
+    names = ("in_features", "in_channels") if at == "input" else outputs
     return next((name for name in names if hasattr(module, name)), None)
 
 

@@ -5,8 +5,10 @@ A site is a named place in the model. Shapes: ``B`` examples, ``T`` positions, `
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
@@ -19,6 +21,7 @@ from routed_rl.routing.attachment import as_hook, check_hooks_when_compiled, rep
 from routed_rl.routing.exclusion import excluded
 from routed_rl.routing.gradient import route_gradient
 from routed_rl.routing.layers import is_linear, linear_weight, weight_axis
+from routed_rl.routing.mixing import ADVICE, mixing_layers
 from routed_rl.routing.site import Mode, Site, check_site, check_units
 from routed_rl.routing.table import RouteTable
 from routed_rl.routing.taps import embedding_tap, linear_tap, route_units, silence_units
@@ -54,6 +57,9 @@ class GradientRouter:
 
     Weights may be fractions, greater than 1, or negative. docs/routing.md has a table of what each mode masks.
 
+    A layer after a site that mixes examples, such as batch normalisation in training mode, carries one example's loss
+    around another one's weights. The router warns of batch normalisation; :func:`mixed_sites` finds any such layer.
+
     Args:
         model: any module that is not compiled. What ``torch.compile(model)`` returned may be run in its place.
         sites: name → site.
@@ -86,6 +92,7 @@ class GradientRouter:
         self._reached: dict[str, bool] = {}
         self._taught: dict[str, Tensor] = {}
         self._undo: list[Callable[[], None]] = []
+        self._warned = False
 
     # --- attaching ------------------------------------------------------------------------------
 
@@ -96,6 +103,8 @@ class GradientRouter:
                 raise RuntimeError(f"another router is still attached to {name!r}: leave its 'with' block first")
         _refuse_compiled(self.model)
         check_hooks_when_compiled()
+        for layer, mixing in mixing_layers(self.model).items():
+            self._undo.append(mixing.register_forward_pre_hook(as_hook(partial(self._warn_of_mixing, layer))).remove)
         for name, module in modules.items():
             _ATTACHED[module] = self
             if self.mode == "parameter":
@@ -183,6 +192,19 @@ class GradientRouter:
                 )
         return weights
 
+    def _warn_of_mixing(self, layer: str, module: nn.Module, args: Any) -> None:
+        """Warn, once, if a layer mixes examples of different weights that have passed a site."""
+        if self._weights is None or self._warned or not module.training or torch.compiler.is_compiling():
+            return
+        passed = [name for name, reached in self._reached.items() if reached]
+        if mixed := [name for name in passed if bool((self._weights[name] != self._weights[name][:1]).any())]:
+            self._warned = True
+            warnings.warn(
+                f"batch normalisation in {layer!r} mixes examples of different labels after the site {mixed[0]!r}, so "
+                f"the loss of one example reaches the site through the others: {ADVICE}",
+                stacklevel=2,
+            )
+
     # --- routing --------------------------------------------------------------------------------
 
     def _hook(self, module: nn.Module, at: str, dim: int, sites: Sequence[str]) -> RemovableHandle:
@@ -230,14 +252,15 @@ class GradientRouter:
         # A site without units means the whole module: its input and output sites are the same.
         rows += [site for site in columns if self.sites[site].units is None]
         columns = [site for site in columns if self.sites[site].units is not None]
-        own = module.forward
-        units = [[self.sites[site].units for site in sites] for sites in (rows, columns)]
+        own, kinds = module.forward, (rows, columns, list(places.get("bias", [])))
+        units = [[self.sites[site].units for site in sites] for sites in kinds]
 
         def linear(x: Tensor) -> Tensor:
-            weights = self._current([*rows, *columns], x.shape, -1)
+            weights = self._current([site for sites in kinds for site in sites], x.shape, -1)
             if weights is None:
                 return own(x)  # type: ignore[no-any-return]
-            parts = ((units[0], weights[: len(rows)]), (units[1], weights[len(rows) :]))
+            left = iter(weights)
+            parts = [(of, [next(left) for _ in of]) for of in units]
             return linear_tap(x, linear_weight(module), module.bias, *parts)  # type: ignore[arg-type]
 
         def embedding(ids: Tensor) -> Tensor:
@@ -259,6 +282,7 @@ class GradientRouter:
 
         - for the whole output of a module: all parameters of the module;
         - for output units of a linear, convolution or embedding layer: their rows;
+        - for the bias of a linear layer: the bias, or its entries for some units;
         - for input units, in the modes ``"parameter"`` and ``"forward"``: their columns.
 
         Under ``torch.distributed`` the weights must have been 0 in every process. Sites with ``tied=True`` are never
@@ -290,6 +314,8 @@ class GradientRouter:
         """Return the whole parameters, and the masks of parameter entries, that learn only through a site."""
         site = self.sites[name]
         module = self.model.get_submodule(site.module_name(name))
+        if site.at == "bias" and site.units is None:
+            return [module.bias], {}  # type: ignore[list-item]
         if site.units is None:
             whole = site.at == "output" or self.mode == "parameter"
             return (list(module.parameters()) if whole else []), {}
@@ -297,8 +323,9 @@ class GradientRouter:
         if not isinstance(weight, Tensor) or (site.at == "input" and self.mode == "activation"):
             return [], {}
         masks = {}
-        bias = getattr(module, "bias", None) if site.at == "output" else None
-        for parameter, axis in ((weight, weight_axis(module, site.at)), (bias, 0)):
+        bias = getattr(module, "bias", None) if site.at != "input" else None
+        of_weight = [] if site.at == "bias" else [(weight, weight_axis(module, site.at))]
+        for parameter, axis in (*of_weight, (bias, 0)):
             if parameter is not None:
                 mask = torch.zeros(parameter.shape[axis], dtype=torch.bool, device=parameter.device)
                 mask[site.units if isinstance(site.units, slice) else list(site.units)] = True

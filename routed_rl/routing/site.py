@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -18,10 +18,12 @@ Units = slice | Sequence[int] | None
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model: some or all units of a module's input or output.
+    """A place in a model: some or all units of a module's input or output, or entries of its bias.
 
     Attributes:
         at: ``"output"`` or ``"input"`` of the module. A module with several inputs or outputs is routed at the first.
+            Or ``"bias"``: the bias alone, of a linear layer in the mode ``"parameter"``. There ``"output"`` is the rows
+            of the weight and their entries of the bias.
         units: the units, as a slice or a list of indices; None for all.
         module: the module's name in the model; None if the site has the module's name.
         column: the table column with the site's weights; None if the column has the site's name.
@@ -76,8 +78,13 @@ def check_site(model: nn.Module, name: str, site: Site, table: RouteTable, mode:
     """Raise a ValueError unless the model has the site, the table has its column, and the mode can route it."""
     wanted = site.module_name(name)
     module = find_module(model, wanted, f"site {name!r}: ")
-    if site.at not in ("input", "output"):
-        raise ValueError(f"site {name!r}: at must be 'input' or 'output', got {site.at!r}")
+    if site.at not in get_args(At):
+        raise ValueError(f"site {name!r}: at must be one of {', '.join(get_args(At))}, got {site.at!r}")
+    if site.at == "bias" and (mode != "parameter" or not is_linear(module) or module.bias is None):
+        raise ValueError(
+            f"site {name!r}: a bias is routed only in mode 'parameter', at a linear layer that has one, got mode "
+            f"{mode!r} and {module}"
+        )
     if (site.column or name) not in table.modules:
         raise ValueError(
             f"site {name!r}: the table has no column {site.column or name!r}; it has {', '.join(table.modules)}"

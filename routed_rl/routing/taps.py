@@ -90,9 +90,9 @@ class _LinearTap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Any, columns: Any, *weights: Tensor
+        ctx: Any, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, units: Any, *weights: Tensor
     ) -> Tensor:
-        ctx.rows, ctx.columns, ctx.dtypes = rows, columns, (weight.dtype, None if bias is None else bias.dtype)
+        ctx.units, ctx.dtypes = units, (weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(x, *weights)
         ctx.mark_dirty(y)  # so that y is returned itself and not a view: Falcon adds to it in place
         return y
@@ -100,24 +100,30 @@ class _LinearTap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *weights = ctx.saved_tensors
-        n = len(ctx.rows)
-        outputs = weigh(grad, -1, ctx.rows, weights[:n]) if n else grad
-        inputs = weigh(x, -1, ctx.columns, weights[n:]) if ctx.columns else x
-        outputs = outputs.reshape(-1, outputs.shape[-1])
-        inputs = inputs.reshape(-1, inputs.shape[-1]).to(outputs.dtype)
-        of_weight = (outputs.mT @ inputs).to(ctx.dtypes[0]) if ctx.needs_input_grad[2] else None
-        of_bias = outputs.sum(0).to(ctx.dtypes[1]) if ctx.needs_input_grad[3] else None
-        return grad, None, of_weight, of_bias, None, None, *(None for _ in weights)
+        rows, columns, entries = ctx.units
+        n, m = len(rows), len(rows) + len(columns)
+        outputs = weigh(grad, -1, rows, weights[:n]) if rows else grad
+        inputs = weigh(x, -1, columns, weights[n:m]) if columns else x
+        of_weight = of_bias = None
+        if ctx.needs_input_grad[2]:
+            flat = outputs.reshape(-1, outputs.shape[-1])
+            of_weight = (flat.mT @ inputs.reshape(-1, inputs.shape[-1]).to(flat.dtype)).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[3]:
+            biased = weigh(outputs, -1, entries, weights[m:]) if entries else outputs
+            of_bias = biased.reshape(-1, biased.shape[-1]).sum(0).to(ctx.dtypes[1])
+        return grad, None, of_weight, of_bias, None, *(None for _ in weights)
 
 
-def linear_tap(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Parts, columns: Parts) -> Tensor:
+def linear_tap(x: Tensor, weight: Tensor, bias: Tensor | None, rows: Parts, columns: Parts, entries: Parts) -> Tensor:
     """Return :func:`torch.nn.functional.linear`, with weighted gradients of ``weight`` and ``bias``.
 
     The gradient of ``weight`` is the sum over examples and positions of ``(row weights * grad)ᵀ (column weights * x)``.
-    This equals the gradient of each example alone, times its weight. ``x`` gets its gradient as usual.
+    That of ``bias`` is the sum of ``entry weights * row weights * grad``. These equal the gradients of each example
+    alone, times its weights. ``x`` gets its gradient as usual.
     """
     y = F.linear(x, weight.detach(), None if bias is None else bias.detach())
-    tapped: Tensor = _LinearTap.apply(y, x.detach(), weight, bias, rows[0], columns[0], *rows[1], *columns[1])
+    units, weights = zip(rows, columns, entries, strict=True)
+    tapped: Tensor = _LinearTap.apply(y, x.detach(), weight, bias, units, *(w for those in weights for w in those))
     return tapped
 
 

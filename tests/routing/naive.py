@@ -62,11 +62,13 @@ def entry_weights(module, leaf, site, weight):
     """The factor by which a site in mode "parameter" multiplies the gradient of each entry of a parameter."""
     parameter = getattr(module, leaf)
     ones = torch.ones_like(parameter)
+    if site.at == "bias" and parameter.ndim > 1:
+        return ones
     if site.units is None:
         return ones * weight
     if parameter.ndim == 1 and site.at == "input":
         return ones
     inputs_first = isinstance(module, torch.nn.Embedding) or type(module).__name__ == "Conv1D"  # GPT-2's
-    axis = 0 if parameter.ndim == 1 else int((site.at == "output") == inputs_first)
+    axis = 0 if parameter.ndim == 1 else int((site.at != "input") == inputs_first)
     on = part(parameter, site.units, axis)
     return 1 - on + on * weight

@@ -13,9 +13,10 @@ from tests.routing.routed_models import MODES, SITES, TABLE, assert_equal, batch
 WEIGHTS = st.sampled_from([0.0, 1.0, -0.75, 0.5, 2.0])
 
 
-def places(width, hidden):
+def places(width, hidden, biases=False):
     """The places where a model of :func:`make_model` may be routed: (module, at, units)."""
     return [
+        *((("0", "bias", width), ("1.up", "bias", hidden), ("3", "bias", 2)) if biases else ()),
         *(("0", "output", width), ("0", "input", 3), ("1", "output", width), ("2", "input", width)),
         *(("1.up", "output", hidden), ("1.down", "input", hidden), ("1.act", "output", hidden)),
         *(("1.down", "output", width), ("2.up", "input", width), ("3", "input", width)),
@@ -26,7 +27,7 @@ def places(width, hidden):
 def routed(draw, layers_alone):
     """A model's shape, sites in it (they may overlap or be nested), weights (B, S) and a seed."""
     width, hidden = draw(st.integers(2, 5)), draw(st.integers(2, 7))
-    possible = [p for p in places(width, hidden) if not layers_alone or p[0] not in ("1", "2", "1.act")]
+    possible = [p for p in places(width, hidden, layers_alone) if not layers_alone or p[0] not in ("1", "2", "1.act")]
     sites = {}
     for number, (module, at, n) in enumerate(draw(st.lists(st.sampled_from(possible), min_size=1, max_size=4))):
         start = draw(st.integers(0, n - 1))
@@ -310,3 +311,23 @@ def test_a_layer_with_routed_parameters_may_be_added_to_in_place():
             add(model[1].up(model[0](x)), 1.0).square().sum().backward()
         found.append(grads(model))
     assert_equal(*found)
+
+
+def test_a_bias_alone_is_routed_only_where_there_is_one():
+    model, table = make_model(), table_of(torch.tensor([[0.0]]), ("b",))
+    x, labels = batch()
+    sites = {"b": Site(at="bias", module="1.up")}
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with GradientRouter(model, sites, table, "parameter") as router:
+        with router(torch.zeros_like(labels)):
+            model(x).square().sum().backward()
+        with router.excluded(optimizer):
+            optimizer.step()
+    kept = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert kept == ["1.up.bias"]
+    for site, mode in ((sites["b"], "activation"), (Site(at="bias", module="1.down"), "parameter")):
+        with pytest.raises(
+            ValueError, match="a bias is routed only in mode 'parameter', at a linear layer that has one"
+        ):
+            GradientRouter(model, {"b": site}, table, mode)
