@@ -235,7 +235,7 @@ T = RouteTable({"a": {}}, ("1.up", "1"))
         ({"1.up": Site()}, "both", "mode must be one of activation, parameter, forward, got 'both'"),
         ({"1.pu": Site(column="1.up")}, "activation", "no module '1.pu'; the nearest are 1.up"),
         ({"2.up": Site()}, "activation", "the table has no column '2.up'; it has 1.up, 1"),
-        ({"1.up": Site(at="inside")}, "activation", "at must be 'input' or 'output', got 'inside'"),
+        ({"1.up": Site(at="inside")}, "activation", "at must be one of input, output, bias, got 'inside'"),
         ({"1.up": Site(units=slice(4, 7))}, "activation", r"units slice\(4, 7, None\) must .* of the 6 units"),
         ({"1.up": Site(units=[6])}, "activation", r"units \[6\] must select .* of the 6 units at its output"),
         ({"1.up": Site(units=[])}, "parameter", r"units \[\] must select at least one"),
@@ -327,7 +327,5 @@ def test_a_bias_alone_is_routed_only_where_there_is_one():
     kept = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
     assert kept == ["1.up.bias"]
     for site, mode in ((sites["b"], "activation"), (Site(at="bias", module="1.down"), "parameter")):
-        with pytest.raises(
-            ValueError, match="a bias is routed only in mode 'parameter', at a linear layer that has one"
-        ):
+        with pytest.raises(ValueError, match="a bias is routed only in mode 'parameter', at a linear layer that has"):
             GradientRouter(model, {"b": site}, table, mode)
