@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import nn
 
 from routed_rl.lm.adapters import add_low_rank, check_plain, check_rank, copy_with, merge_low_rank, sharing_copy
-from routed_rl.lm.processes import distribute, processes, undivided
+from routed_rl.lm.processes import distribute, make_ready, processes, undivided
 from routed_rl.lm.training import Training
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -142,6 +142,7 @@ class TrainedCopy:
 
     def _collect(self) -> None:
         """Put a model with whole weights in the place of the one that is spread over the processes."""
+        make_ready(self.distributed)  # else some parameters would share the memory of parts that are whole for a while
         tuned = self.model if self._adapted is None else self._adapted
         parts = dict(tuned.named_parameters())
         whole = copy_with(
