@@ -215,7 +215,7 @@ def build_corpus(
         overlap, special = _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), share)
         if overlap and not allow_overlap:
             raise ValueError(
-                f"{_overlapping(overlap)}: take them out of one set, or accept them with --allow-overlap "
+                f"{_in_both(overlap)}: take them out of one set, or accept them with --allow-overlap "
                 "(allow_overlap=True)"
             )
         write_json(temporary / ABOUT, {**identity, OVERLAP: len(overlap), SPECIAL: special})
@@ -233,7 +233,7 @@ def build_corpus(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if overlap:
-        warnings.warn(_overlapping(overlap), stacklevel=2)
+        warnings.warn(_in_both(overlap), stacklevel=2)
     if special:
         found = ", ".join(f"{token!r} {count}" for token, count in special.items())
         warnings.warn(
@@ -315,7 +315,7 @@ def _write(
     return overlap, dict(special.most_common())
 
 
-def _overlapping(texts: Sequence[str]) -> str:
+def _in_both(texts: Sequence[str]) -> str:
     many = f"{len(texts)} texts are" if len(texts) > 1 else "1 text is"
     return f"{many} in the forget set and in the retain set, for example {texts[0]!r}"
 

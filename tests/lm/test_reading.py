@@ -13,7 +13,6 @@ import pytest
 
 from routed_rl.lm import inputs, read_documents, read_prompts, text_corpus
 from routed_rl.lm.finders import find_words, listed, read_words, single_tokens
-from routed_rl.options.text import CorpusOptions
 from routed_rl.wording import command_line
 from tests.lm.texts import tokenizer
 
@@ -209,12 +208,3 @@ def test_a_text_that_is_not_unicode_is_refused_in_lists_too() -> None:
     ):
         with pytest.raises(ValueError, match=r"^the (word|token|pattern) 'caf\\udce9': the text is not Unicode"):
             refuse("caf\udce9")
-
-
-def test_options_that_name_lists_are_whole_paths_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine").write_text("tree\n")
-    monkeypatch.chdir(tmp_path)
-    options = CorpusOptions(words=("mine",), tokens=("virology",))
-    assert inputs.whole_paths(options).items() >= {"words": (str(tmp_path / "mine"),)}.items()
-    assert "tokens" not in inputs.whole_paths(options)
-    assert inputs.files_identity(options)["words"] == ["tree"]
