@@ -35,6 +35,9 @@ def show(found: Preview, console: Console) -> None:
         table.add_row(f"{split}, {kind}", *(f"{number:,}" for number in numbers))
     console.print(table)
     console.print(f"Texts in both sets: {found.overlap}")
+    if found.special:
+        special = ", ".join(f"{token!r} {count}" for token, count in found.special.items())
+        console.print(Text(f"Special tokens in texts, which are control tokens in the corpus: {special}"))
     if found.matches:
         matches = ", ".join(f"{text!r} {count}" for text, count in list(found.matches.items())[:MOST])
         more = f" and {len(found.matches) - MOST} more" if len(found.matches) > MOST else ""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from routed_rl.lm.reading import rows
 from routed_rl.lm.tokenizers import first_token, unknown_id
+from routed_rl.lm.unicode import check_unicode, composed
 from routed_rl.runs.files import StrPath
 
 
@@ -35,28 +35,22 @@ def read_prompts(path: StrPath) -> list[Prompt]:
         ValueError: for a line that is not such an object, or a file without forget prompts or without retain prompts.
         OSError: if the file cannot be read.
     """
-    path, prompts = Path(path), []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                text, answer, forget = entry["prompt"], entry["answer"], entry["forget"]
-            except (ValueError, TypeError, KeyError):
-                text = answer = forget = None
-            if not (
-                isinstance(text, str)
-                and isinstance(answer, str)
-                and isinstance(forget, bool)
-                and answer.strip()
-                and text.strip()
-            ):
-                raise ValueError(
-                    f"{str(path)!r}, line {number}: expected an object with the texts 'prompt' and 'answer' and "
-                    f"'forget', true or false, got {line.strip()[:60]!r}"
-                )
-            prompts.append(Prompt(text, answer, forget))
+    prompts = []
+    for where, row in rows(path):
+        text, answer, forget = row.get("prompt"), row.get("answer"), row.get("forget")
+        if not (
+            isinstance(text, str)
+            and isinstance(answer, str)
+            and isinstance(forget, bool)
+            and answer.strip()
+            and text.strip()
+        ):
+            raise ValueError(
+                f"{where}: expected the texts 'prompt' and 'answer', not blank, and 'forget', true or false, got "
+                f"{str(row)[:60]!r}"
+            )
+        check_unicode(text + answer, where)
+        prompts.append(Prompt(text, answer, forget))
     for forget, kind in ((True, "forget"), (False, "retain")):
         if not any(prompt.forget == forget for prompt in prompts):
             raise ValueError(f'{str(path)!r} has no {kind} prompts: add lines with "forget": {str(forget).lower()}')
@@ -110,7 +104,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def _is_right(written: str, answer: str) -> bool:
-    written, answer = written.strip(), answer.strip()
+    written, answer = composed(written.strip()), composed(answer.strip())
     try:
         number = float(answer)
     except ValueError:

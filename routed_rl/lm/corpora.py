@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import shutil
-import unicodedata
+import warnings
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -20,10 +20,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.lib import format as npy
 
-from routed_rl.lm.chat import rendered
 from routed_rl.lm.documents import Document
-from routed_rl.lm.finders import Finder, Spans
-from routed_rl.lm.tokenizers import first_token, special_ids, tokenizer_digest, unknown_id
+from routed_rl.lm.finders import Finder
+from routed_rl.lm.tokenising import Tokenised, tokenise
+from routed_rl.lm.tokenizers import tokenizer_digest
+from routed_rl.lm.unicode import composed
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
 from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
@@ -32,13 +33,14 @@ Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
 TOKENS, FORGET, SCORED, STARTS, VALIDATION = "tokens.npy", "forget.npy", "scored.npy", "starts.npy", "validation.npy"
 ABOUT = "corpus.json"
-OVERLAP = "overlap"
+OVERLAP, SPECIAL = "overlap", "special"
+"""What is counted while a corpus is built. It does not say which corpus it is."""
 SHOWN = 60
 """Characters of a text that are kept to be shown in a message."""
 FORMAT = 2
 """Number of the way in which documents become tokens. A corpus of an earlier format is not opened."""
 CHUNK = 1000
-"""Documents tokenised, or counted, at a time."""
+"""Documents whose tokens are counted at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,11 @@ class Corpus:
     def overlap(self) -> int:
         """How many texts are in the forget set and in the retain set, compared with white space collapsed."""
         return int(self.about.get(OVERLAP, 0))
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """How often the texts themselves write each special token, which is a control token in the corpus."""
+        return self.about.get(SPECIAL, {})
 
     @cached_property
     def to_forget(self) -> np.ndarray:
@@ -157,7 +164,8 @@ def build_corpus(
             that a model does not forget how to stop; ``"token"``, the tokens that it overlaps.
         forget_tokens: ids of tokens that are forget tokens wherever they occur.
         validation: share of documents held out from training. A hash of a document's text decides. So the choice does
-            not depend on the other documents, and is the same for equal texts. None: all documents are for training.
+            not depend on the other documents, and is the same for equal texts, however their accents are encoded.
+            None: all documents are for training.
         max_characters: each document is first cut to this many characters.
         max_tokens: each tokenised document is then cut to this many tokens.
         score: which tokens count in losses, where documents have answers: those of the answers, or all.
@@ -165,6 +173,10 @@ def build_corpus(
             :attr:`Corpus.overlap`.
         about: facts about the documents and the finder, to recognise the corpus. A corpus that is already there is
             refused if its ``about``, or any argument above, differs. Documents and finder themselves are not compared.
+
+    Warns:
+        UserWarning: how many texts are in both sets, and how often texts write special tokens of the tokenizer. Only a
+            corpus that is built now is said anything about.
 
     Raises:
         ValueError: if no document or every document is a forget document, if documents or a split are missing, if a
@@ -199,14 +211,14 @@ def build_corpus(
     temporary = temporary_beside(directory)
     temporary.mkdir()
     try:
-        chats = (rendered(document, tokenizer) for document in documents)
-        if score == "all":
-            chats = (replace(document, answers=None) for document in chats)
-        tokenised = _tokenised(chats, tokenizer, size, finder, per, forget_tokens, max_characters, max_tokens)
-        overlap = _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), share)
+        tokenised = tokenise(documents, tokenizer, size, finder, per, forget_tokens, score, max_characters, max_tokens)
+        overlap, special = _write(temporary, tokenised, np.dtype(np.uint16 if size <= 2**16 else np.uint32), share)
         if overlap and not allow_overlap:
-            raise ValueError(_overlap_message(overlap))
-        write_json(temporary / ABOUT, {**identity, OVERLAP: len(overlap)})
+            raise ValueError(
+                f"{_in_both(overlap)}: take them out of one set, or accept them with --allow-overlap "
+                "(allow_overlap=True)"
+            )
+        write_json(temporary / ABOUT, {**identity, OVERLAP: len(overlap), SPECIAL: special})
         _check(open_corpus(temporary))
         for written in (*temporary.iterdir(), temporary):
             sync(written)
@@ -220,6 +232,13 @@ def build_corpus(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if overlap:
+        warnings.warn(_in_both(overlap), stacklevel=2)
+    if special:
+        found = ", ".join(f"{token!r} {count}" for token, count in special.items())
+        warnings.warn(
+            f"the texts hold special tokens of the tokenizer, which become control tokens: {found}", stacklevel=2
+        )
     return _open_same(directory, identity)
 
 
@@ -246,109 +265,42 @@ def open_corpus(directory: StrPath) -> Corpus:
 
 def _open_same(directory: Path, identity: Mapping[str, Any]) -> Corpus:
     corpus = open_corpus(directory)
-    for key in sorted({*corpus.about, *identity} - {OVERLAP}):
+    for key in sorted({*corpus.about, *identity} - {OVERLAP, SPECIAL}):
         there, wanted = corpus.about.get(key), identity.get(key)
         if there != wanted:
             raise ValueError(f"{str(directory)!r} holds another corpus: its {key} is {there!r}, not {wanted!r}")
     return corpus
 
 
-def _tokenised(
-    documents: Iterable[Document],
-    tokenizer: Any,
-    size: int,
-    finder: Finder | None,
-    per: str,
-    forget_tokens: Sequence[int],
-    max_characters: int | None,
-    max_tokens: int | None,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield each document's text after cutting, its tokens, which are forget tokens, and which are scored."""
-    special, ordinary = np.zeros(size, dtype=bool), np.ones(size, dtype=bool)
-    special[list(forget_tokens)] = True
-    ordinary[special_ids(tokenizer)] = False
-    first, last, unknown = first_token(tokenizer), tokenizer.eos_token_id, unknown_id(tokenizer)
-    iterator = iter(documents)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        cut = [replace(document, text=document.text[:max_characters]) for document in chunk]
-        located = any(document.answers is not None for document in cut) or (finder is not None and per == "token")
-        if located and not tokenizer.is_fast:
-            raise ValueError(f"answers need a fast tokenizer: {type(tokenizer).__name__} does not locate its tokens")
-        encoded = tokenizer(
-            [document.text for document in cut],
-            add_special_tokens=False,
-            return_offsets_mapping=located,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        for i, document in enumerate(cut):
-            text, answers, inner = document.text, document.answers, encoded["input_ids"][i]
-            # A chat template writes BOS and EOS itself, and so may a text. (An unknown word is no BOS or EOS.)
-            begin, end = ([] if token is None else [token] for token in (first, last))
-            if inner[:1] == begin and first != unknown:
-                begin = []
-            is_cut = len(document.text) < len(chunk[i].text)
-            if is_cut or document.messages is not None or (inner[-1:] == end and last != unknown):
-                end = []
-            if not begin and not inner and not end:
-                continue
-            tokens = np.array([*begin, *inner, *end], dtype=np.int64)
-            marks, scored = special[tokens], np.full(len(tokens), answers is None)
-            within = slice(len(begin), len(begin) + len(inner))
-            found = False if finder is None else finder(document)
-            if per == "document" or isinstance(found, (bool, np.bool_)):
-                # EOS says that a text has ended, not what it is about: a model should not forget how to stop.
-                marks[within] |= bool(found) & ordinary[inner]
-            else:
-                marks[within] |= _overlapping(found, encoded["offset_mapping"][i], len(text))
-            if answers is not None:
-                # A token reaches back to the one before it: some tokenizers leave white space out of both.
-                places = encoded["offset_mapping"][i]
-                ends = [0, *(end for _, end in places)]
-                spans = [(min(a, before), b) for (a, b), before in zip(places, ends, strict=False)]
-                scored[within] = _overlapping(answers, spans, len(text))
-                scored[within.stop :] = bool(answers) and answers[-1][1] >= len(text)
-            yield text, tokens[:max_tokens], marks[:max_tokens], scored[:max_tokens]
-
-
-def _overlapping(found: Spans, offsets: Sequence[tuple[int, int]], characters: int) -> np.ndarray:
-    """Return ``(tokens,)`` bool: the tokens that share a character with a span that was found."""
-    covered = np.zeros(characters, dtype=np.int64)
-    for start, stop in found:
-        covered[start:stop] = 1
-    before = np.concatenate([[0], np.cumsum(covered)])
-    begin, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-    return before[end] > before[begin]
-
-
 def _write(
-    directory: Path,
-    tokenised: Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
-    dtype: np.dtype,
-    validation: float,
-) -> list[str]:
-    """Write the arrays of a corpus, and return the texts that are in the forget set and in the retain set."""
+    directory: Path, documents: Iterable[Tokenised], dtype: np.dtype, validation: float
+) -> tuple[list[str], dict[str, int]]:
+    """Write the arrays of a corpus. Return the texts in both sets, and how often texts write each special token."""
     lengths, held_out, all_scored = [], [], True
     forgotten: dict[int, str] = {}
     retained = array("Q")
+    special: Counter[str] = Counter()
     kinds = {TOKENS: dtype, FORGET: np.dtype(bool), SCORED: np.dtype(bool)}
     with ExitStack() as opened:
         files = [(opened.enter_context((directory / name).open("wb")), kind) for name, kind in kinds.items()]
         for file, kind in files:
             _write_header(file, kind, 0)
-        for text, *arrays in tokenised:
-            key = " ".join(unicodedata.normalize("NFC", text).split())
+        for document in documents:
+            text = composed(document.text)
+            key = " ".join(text.split())
             number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
-            if arrays[1].any():
+            if document.forget.any():
                 forgotten[number] = key[:SHOWN]
             else:
                 retained.append(number)
+            arrays = (document.tokens, document.forget, document.scored)
             for (file, kind), values in zip(files, arrays, strict=True):
                 file.write(values.astype(kind).tobytes())
-            lengths.append(len(arrays[0]))
-            all_scored &= bool(arrays[-1].all())
+            lengths.append(len(document.tokens))
+            all_scored &= bool(document.scored.all())
             digest = hashlib.sha256(text.encode()).digest()
             held_out.append(int.from_bytes(digest[:8], "big") < validation * 2**64)
+            special.update(document.special)
         if not lengths:
             raise ValueError("the corpus has no documents")
         for file, kind in files:
@@ -359,15 +311,13 @@ def _write(
     np.save(directory / STARTS, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     np.save(directory / VALIDATION, np.array(held_out))
     both = np.isin(np.array(list(forgotten), dtype=np.uint64), np.array(retained, dtype=np.uint64))
-    return [text for text, is_both in zip(forgotten.values(), both, strict=True) if is_both]
+    overlap = [text for text, is_both in zip(forgotten.values(), both, strict=True) if is_both]
+    return overlap, dict(special.most_common())
 
 
-def _overlap_message(texts: Sequence[str]) -> str:
+def _in_both(texts: Sequence[str]) -> str:
     many = f"{len(texts)} texts are" if len(texts) > 1 else "1 text is"
-    return (
-        f"{many} in the forget set and in the retain set, for example {texts[0]!r}: take them out of one set, or "
-        "accept them with --allow-overlap (allow_overlap=True)"
-    )
+    return f"{many} in the forget set and in the retain set, for example {texts[0]!r}"
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, length: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +15,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from routed_rl.lm.reading import LINES, TEXT, lines, rows, text_files
+from routed_rl.lm.unicode import check_unicode
 from routed_rl.runs.files import StrPath
-
-TEXT, LINES = ".txt", ".jsonl"
-"""Endings of the file names that can be read."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,13 @@ def read_documents(source: StrPath, limit: int | None = None, field: str = "text
 
     Args:
         source: a ``.txt`` file (one document a paragraph), a ``.jsonl`` file (rows, see :func:`from_row`), or a folder
-            of such files. Or a name in :data:`PACKAGED_TEXT` or :data:`HUB`. Or any dataset on
-            the Hugging Face Hub, ``REPOSITORY`` or ``REPOSITORY:CONFIGURATION`` (its ``train`` split, streamed).
+            of such files and folders, except hidden ones. Or a name in :data:`PACKAGED_TEXT` or :data:`HUB`. Or any
+            dataset on the Hugging Face Hub, ``REPOSITORY`` or ``REPOSITORY:CONFIGURATION`` (its ``train`` split,
+            streamed).
         field: as for :func:`from_row`, in ``.jsonl`` files and in datasets without a short name.
+
+    Warns:
+        UserWarning: how many files of a folder, and how many blank documents, are left out.
 
     Raises:
         ValueError: for a source that is none of these. During reading: for a file whose content does not fit its name.
@@ -90,11 +93,8 @@ def read_documents(source: StrPath, limit: int | None = None, field: str = "text
         package, read = PACKAGED_TEXT[source]
         documents = read(package_folder(package))
     elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (TEXT, LINES))
-        if not files:
-            raise ValueError(f"the folder {source!r} holds no {TEXT} or {LINES} file")
-        documents = (document for file in files for document in _from_file(file, field))
-    elif path.suffix in (TEXT, LINES):
+        documents = (document for file in text_files(path) for document in _from_file(file, field))
+    elif path.suffix.lower() in (TEXT, LINES):
         if not path.is_file():
             raise ValueError(f"there is no file {source!r}")
         documents = _from_file(path, field)
@@ -102,20 +102,13 @@ def read_documents(source: StrPath, limit: int | None = None, field: str = "text
         raise ValueError(f"{source!r} is neither a folder nor a {TEXT} or {LINES} file")
     else:
         documents = _from_hub(source, field)
-    return islice((document for document in documents if document.text.strip()), limit)
+    return _with_text(documents, limit, source)
 
 
 def _from_file(path: Path, field: str) -> Iterator[Document]:
-    try:
-        with path.open(encoding="utf-8-sig") as lines:  # with or without a byte order mark
-            if path.suffix == TEXT:
-                yield from map(Document, _paragraphs(lines))
-                return
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _from_json(line, field, f"{str(path)!r}, line {number}")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}") from None
+    if path.suffix.lower() == TEXT:
+        return map(Document, _paragraphs(line for _, line in lines(path)))
+    return (from_row(row, field, where) for where, row in rows(path))
 
 
 def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
@@ -124,20 +117,25 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
             yield " ".join(" ".join(paragraph).split())
 
 
-def _from_json(line: str, field: str, where: str) -> Document:
-    try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where}: expected an object with the text field {field!r}, got {line.strip()[:60]!r}")
-    return from_row(entry, field, where)
+def _with_text(documents: Iterable[Document], limit: int | None, source: str) -> Iterator[Document]:
+    """Yield the documents that are not blank, at most ``limit``, and say how many blank ones were left out."""
+    blank = 0
+
+    def has_text(document: Document) -> bool:
+        nonlocal blank
+        found = bool(document.text.strip())
+        blank += not found
+        return found
+
+    yield from islice(filter(has_text, documents), limit)
+    if blank:
+        warnings.warn(f"{source!r}: blank documents left out: {blank}", stacklevel=1)
 
 
 TEXT_FIELD = "text"
 ANSWERS = ("answer", "completion")
 """Fields whose text is an answer."""
-SHAPES = "a field 'text'; 'question' and 'answer'; 'prompt' and 'completion'; or 'messages'"
+SHAPES = "texts in a field 'text'; in 'question' and 'answer'; in 'prompt' and 'completion'; or 'messages'"
 
 
 def from_row(row: Mapping[str, Any], field: str = TEXT_FIELD, where: str = "the row") -> Document:
@@ -163,13 +161,12 @@ def from_row(row: Mapping[str, Any], field: str = TEXT_FIELD, where: str = "the 
     topic = row.get("topic")
     try:
         found = _from_template(row, field) if "{" in field else _from_fields(row, field)
-        found.text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
-        raise ValueError(f"{where}: the text is not Unicode: {error}") from None
     except (LookupError, ValueError, AttributeError, TypeError):  # a field is missing or of another kind
         wanted = SHAPES if field == TEXT_FIELD else f"the field or template {field!r}"
-        has = ", ".join(f"{name!r} ({type(value).__name__})" for name, value in row.items()) or "nothing"
+        kinds = {name: "null" if value is None else type(value).__name__ for name, value in row.items()}
+        has = ", ".join(f"{name!r} ({kind})" for name, kind in kinds.items()) or "nothing"
         raise ValueError(f"{where}: a row needs {wanted}; this one has {has}"[:400]) from None
+    check_unicode(found.text, where)
     return replace(found, topic=topic if isinstance(topic, str) else None)
 
 

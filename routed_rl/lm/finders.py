@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import regex
 
 from routed_rl.lm.documents import Document
+from routed_rl.lm.reading import TEXT, read_list
+from routed_rl.lm.unicode import check_unicode, composed, original_spans
 from routed_rl.runs.files import StrPath
 
 Spans = Sequence[tuple[int, int]]
@@ -35,43 +38,61 @@ VIROLOGY_TOKENS = (
     " vaccine",
 )
 """Forget tokens of the model with 0.7 B parameters (gradient routing, section E), as texts of one token each."""
+UNSPACED = r"\p{lb=ID}\p{lb=SA}\p{lb=CJ}\p{lb=NS}"
+"""Characters at which a line may break without a space (Unicode's classes): of Chinese, Japanese, Thai and others."""
+IN_WORD = rf"(?:\p{{N}}|[^\W{UNSPACED}])"
+"""A character that continues a word: a letter, mark, digit or underscore, but none of the above."""
+BEGIN = rf"(?:(?=[{UNSPACED}])|(?<!{IN_WORD}))"
+END = rf"(?!\p{{M}})(?:(?<=[{UNSPACED}])|(?!{IN_WORD}))"
+"""Where a whole word begins and ends. (``\\b`` finds no end in "C++ is".)"""
 
 
 def find_words(words: Sequence[str]) -> Finder:
     """Return a finder of whole words or phrases, in upper or lower case (gradient routing, section 4.2.2).
 
-    If several of them match at a place, the longest one counts.
+    If several of them match at a place, the longest one counts. Words of scripts without spaces between words, such as
+    Chinese, Japanese or Thai, are found wherever their characters are.
 
     Raises:
-        ValueError: for no words, or an empty one.
+        ValueError: for no words, an empty one, or one that is not Unicode.
     """
     if not words or not all(word.strip() for word in words):
         raise ValueError(f"a word list needs at least one word, and no empty ones, got {list(words)}")
-    # Not \b, which finds no word end in "C++ is".
-    patterns = [r"\s+".join(map(re.escape, word.split())) for word in sorted(words, key=len, reverse=True)]
-    return find_pattern(rf"(?i)(?<!\w)(?:{'|'.join(patterns)})(?!\w)")
+    for word in words:
+        check_unicode(word, f"the word {word!r}")
+    ordered = sorted(map(composed, words), key=len, reverse=True)
+    phrases = "|".join(r"\s+".join(map(regex.escape, word.split())) for word in ordered)
+    return _finder(regex.compile(f"{BEGIN}(?:{phrases}){END}", regex.IGNORECASE))
 
 
 def find_pattern(pattern: str) -> Finder:
     """Return a finder of all matches of a regular expression that are not empty.
 
+    Pattern and text are compared with each letter and its accents as few characters as possible (Unicode's form NFC).
+
     Raises:
-        ValueError: if the pattern is not a regular expression.
+        ValueError: if the pattern is not a regular expression, or not Unicode.
     """
+    check_unicode(pattern, f"the pattern {pattern!r}")
     try:
-        compiled = re.compile(pattern)
+        return _finder(re.compile(composed(pattern)))
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
+
+def _finder(pattern: Any) -> Finder:
+    """Return a finder of all matches in the composed text that are not empty, at their places in the text."""
+
     def find(document: Document) -> Spans:
-        return [match.span() for match in compiled.finditer(document.text) if match.end() > match.start()]
+        matches = pattern.finditer(composed(document.text))
+        return original_spans(document.text, [match.span() for match in matches if match.end() > match.start()])
 
     return find
 
 
 def find_topic(topic: str) -> Finder:
     """Return a finder of the documents that have this topic according to their source."""
-    return lambda document: document.topic == topic
+    return lambda document: document.topic is not None and composed(document.topic) == composed(topic)
 
 
 def read_words(path: StrPath) -> list[str]:
@@ -79,15 +100,44 @@ def read_words(path: StrPath) -> list[str]:
 
     Raises:
         ValueError: if the file has no words, or is not UTF-8.
+        OSError: if the file cannot be read.
     """
-    path = Path(path)
-    try:
-        words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}") from None
-    if not words:
-        raise ValueError(f"the word list {str(path)!r} is empty")
-    return words
+    return [word.strip() for word in read_list(path)]
+
+
+LISTS: Mapping[str, tuple[Mapping[str, Sequence[str]], Callable[[str], Sequence[str]]]] = {
+    "words": (WORD_LISTS, read_words),
+    "tokens": ({"virology": VIROLOGY_TOKENS}, read_list),
+}
+"""Options that list words or tokens: their named lists, and the function that reads a file."""
+
+
+def listed(name: str, given: Sequence[str]) -> Sequence[str]:
+    """Return the words or tokens that an option of :data:`LISTS` gives, or those of a named list or a file.
+
+    Raises:
+        ValueError, OSError: as :func:`list_file`, or if the file cannot be read.
+    """
+    known, read = LISTS[name]
+    if len(given) == 1 and given[0] in known:
+        return known[given[0]]
+    file = list_file(name, given)
+    return given if file is None else read(file)
+
+
+def list_file(name: str, given: Sequence[str]) -> str | None:
+    """Return the file with words or tokens, if an option of :data:`LISTS` names one.
+
+    Raises:
+        ValueError: for the name of a text file that is not there.
+    """
+    if len(given) != 1 or given[0] in LISTS[name][0]:
+        return None
+    if os.path.isfile(given[0]):
+        return given[0]
+    if given[0].lower().endswith(TEXT):
+        raise ValueError(f"--{name} {given[0]!r}: there is no such file")
+    return None
 
 
 def single_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
@@ -97,13 +147,15 @@ def single_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     ``"virus"`` and ``" virus"``.
 
     Raises:
-        ValueError: if some texts are not one token. The message gives the tokens of each of them.
+        ValueError: if some texts are not one token, or not Unicode. The message gives the tokens of each of them.
     """
     ids, split = [], []
     for text in texts:
+        check_unicode(text, f"the token {text!r}")
         pieces = tokenizer(text, add_special_tokens=False)["input_ids"]
         decoded = [tokenizer.decode([piece]) for piece in pieces]
-        if len(pieces) == 1 and decoded[0].strip() == text.strip():  # the second: not the unknown token
+        # A tokenizer may compose accents. The unknown token has another text.
+        if len(pieces) == 1 and composed(decoded[0].strip()) == composed(text.strip()):
             ids.append(pieces[0])
         else:
             split.append(f"{text!r} is {' + '.join(map(repr, decoded)) or 'nothing'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -21,13 +21,13 @@ from routed_rl.lm.arithmetic import arithmetic_tokenizer, generate_arithmetic
 from routed_rl.lm.corpora import Corpus, build_corpus
 from routed_rl.lm.documents import PACKAGED_TEXT, Document, read_documents
 from routed_rl.lm.finders import (
-    VIROLOGY_TOKENS,
-    WORD_LISTS,
+    LISTS,
     Finder,
     find_pattern,
     find_topic,
     find_words,
-    read_words,
+    list_file,
+    listed,
     single_tokens,
 )
 from routed_rl.lm.folders import adapter_base, check_folder, outline
@@ -40,6 +40,7 @@ from routed_rl.lm.models import (
     load_tokenizer,
     save_tokenizer,
 )
+from routed_rl.lm.reading import visible_files
 from routed_rl.lm.stories import FORGET, STORY_WORDS, TOPICS, generate_stories, stories_tokenizer
 from routed_rl.lm.texts import Texts
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
@@ -47,7 +48,6 @@ from routed_rl.lm.word_problems import generate_word_problems
 from routed_rl.options.text import CorpusOptions
 from routed_rl.runs import config_hash, derive_seed
 
-TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
 TEXT_SEED = 0
 """Seed of generated texts, which are the same in every study. Other seeds are those of models and labels."""
 
@@ -137,7 +137,7 @@ def open_text(options: CorpusOptions) -> Text:
     """
     finder, what = _finder(options)
     tokenizer = _tokenizer(options)
-    tokens = single_tokens(tokenizer, _listed(options.tokens, TOKEN_LISTS)) if options.tokens else []
+    tokens = single_tokens(tokenizer, listed("tokens", options.tokens)) if options.tokens else []
     about: dict[str, Any] = {"documents": options.documents, "forget": what}
     of = {name: _identity(source) for name in ("corpus", "also", "forget") if (source := getattr(options, name))}
     about |= dict(zip(("source", "content"), of["corpus"], strict=True))
@@ -198,10 +198,9 @@ def whole_paths(options: CorpusOptions) -> dict[str, Any]:
             source = getattr(options, name)
             if source not in (None, *own) and Path(source).exists():
                 paths[name] = os.path.abspath(source)
-    for name, lists in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
-        given = getattr(options, name)
-        if len(given) == 1 and given[0] not in lists and Path(given[0]).is_file():
-            paths[name] = (os.path.abspath(given[0]),)
+    for name in LISTS:
+        if (file := list_file(name, getattr(options, name))) is not None:
+            paths[name] = (os.path.abspath(file),)
     return paths
 
 
@@ -257,10 +256,10 @@ def files_identity(options: CorpusOptions) -> dict[str, Any]:
         source = getattr(options, name)
         if source not in (None, *PACKAGED_TEXT) and (content := text_identity(source)) is not None:
             found[name] = f"sha256:{content[:16]}"
-    for name, known in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
+    for name, (known, _) in LISTS.items():
         given = getattr(options, name)
         if len(given) == 1 and given[0] not in known:
-            found[name] = list(_listed(given, known))
+            found[name] = list(listed(name, given))
     return found
 
 
@@ -320,7 +319,7 @@ def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} both define the forget set: give one of them")
     if options.words:
-        words = _listed(options.words, WORD_LISTS)
+        words = listed("words", options.words)
         if options.corpus == "stories" and not {word.lower() for word in words} & STORY_WORDS:
             topics = "; ".join(f"{' '.join(own[:3])} … ({topic})" for topic, own in TOPICS.items())
             raise ValueError(f"--words {' '.join(words)}: generated stories have other words: {topics}")
@@ -334,16 +333,6 @@ def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
         raise ValueError("the forget set is not defined: give --words, --pattern, --tokens or --forget")
     topic = FORGOTTEN if options.forget is not None else GENERATED[options.corpus].topic
     return find_topic(topic), f"topic {topic}"
-
-
-def _listed(given: Sequence[str], known: Mapping[str, Sequence[str]]) -> Sequence[str]:
-    """Words as given, or those of a named list or a file."""
-    if len(given) == 1:
-        if given[0] in known:
-            return known[given[0]]
-        if Path(given[0]).is_file():
-            return read_words(Path(given[0]))
-    return given
 
 
 def _tokenizer(options: CorpusOptions) -> Any:
@@ -364,11 +353,6 @@ def _tokenizer(options: CorpusOptions) -> Any:
     return load_tokenizer(str(folder))
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the files of a folder, without those that Python writes beside modules that it imports."""
-    return sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-
-
 def text_identity(source: str) -> str | None:
     """Return what changes when the text changes: a package's version, or the hash of files; None: nothing is known."""
     path = Path(source)
@@ -379,7 +363,10 @@ def text_identity(source: str) -> str | None:
             return metadata.version(PACKAGED_TEXT[source][0])
         except metadata.PackageNotFoundError:
             return None
-    files = [path] if path.is_file() else _files(path)
+    if not path.exists():
+        return None
+    # Python writes a folder __pycache__ beside modules that it imports.
+    files = [path] if path.is_file() else [file for file in visible_files(path)[0] if "__pycache__" not in file.parts]
     if not files:
         return None
     digest = hashlib.sha256()

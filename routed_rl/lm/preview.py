@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 from routed_rl.lm.corpora import Corpus, Kind, Split
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder
+from routed_rl.lm.unicode import composed
 
 READ = 2000
 """Forget documents, at most, in which matches are counted."""
@@ -45,6 +46,7 @@ class Preview:
         counts: a row for each split and set: documents, tokens, scored tokens (they count in a loss), and the lengths
             of the shortest, the median and the longest document, in tokens.
         overlap: how many texts are in both sets.
+        special: how often the texts themselves write each special token, which is a control token in the corpus.
         matches: how many forget documents have each text that the finder matched. The most frequent ones come first.
             Empty: without a finder of words.
         examples: some documents.
@@ -52,6 +54,7 @@ class Preview:
 
     counts: pd.DataFrame
     overlap: int
+    special: Mapping[str, int]
     matches: dict[str, int]
     examples: tuple[Example, ...]
 
@@ -73,6 +76,7 @@ def preview(corpus: Corpus, tokenizer: Any, finder: Finder | None = None, exampl
     return Preview(
         pd.DataFrame([_counts(corpus, split, kind) for split in ("train", "validation") for kind in numbers]),
         corpus.overlap,
+        corpus.special,
         {} if finder is None else _matches(corpus, tokenizer, finder, numbers["forget"][:READ]),
         tuple(_example(corpus, tokenizer, number) for number in turns[:examples]),
     )
@@ -112,7 +116,7 @@ def _matches(corpus: Corpus, tokenizer: Any, finder: Finder, documents: Sequence
         text = tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         found = finder(Document(text))
         if not isinstance(found, (bool, np.bool_)):
-            counts.update({text[begin:end].lower() for begin, end in found})
+            counts.update({composed(text[begin:end]).lower() for begin, end in found})
     return dict(counts.most_common())
 
 

@@ -16,6 +16,7 @@ from routed_rl.lm.corpora import Corpus, build_corpus
 from routed_rl.lm.documents import SHAPES, Document, from_row
 from routed_rl.lm.finders import find_topic, find_words
 from routed_rl.lm.models import positions
+from routed_rl.lm.unicode import check_unicode
 
 Texts = Iterable[str] | Iterable[Mapping[str, Any]]
 """Documents: strings; or rows, as a ``datasets.Dataset`` has them, of a form of :func:`~routed_rl.lm.from_row`."""
@@ -75,6 +76,7 @@ def labelled_documents(name: str, texts: Texts) -> Iterator[Document]:
         if not isinstance(row, str | Mapping):
             raise ValueError(f"{name}[{i}] must be a text or a row with {SHAPES}, got {row!r}"[:300])
         document = Document(row) if isinstance(row, str) else from_row(row, where=f"{name}[{i}]")
+        check_unicode(document.text, f"{name}[{i}]")
         if not document.text.strip():
             raise ValueError(f"{name}[{i}] is an empty text")
         none = False

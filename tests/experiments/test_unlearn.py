@@ -213,7 +213,7 @@ def test_two_fields_and_a_phrase_have_corpora_of_their_own(corpora, texts):
     ]
     assert len({text.digest for text in found}) == 5
     assert [float(text.corpus.to_forget.mean()) for text in found] == [0.25, 0.75, 0.25, 0.5, 0.5]
-    with pytest.raises(ValueError, match=r"a row needs a field 'text'.* this one has 'a' "):
+    with pytest.raises(ValueError, match=r"a row needs texts in a field 'text'.* this one has 'a' "):
         open_text(Unlearn(**usual, words=("war",)))
 
 

@@ -125,9 +125,11 @@ def test_prompts_of_a_file(tmp_path):
     ]
     file.write_text("\n\n".join(map(json.dumps, entries)))
     assert read_prompts(file) == [Prompt("2 + 2 =", "4"), Prompt("2 * 3 =", "6", True)]
-    for line in ("no", "[]", '{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer": " ", "forget": true}', "3"):
+    for line in ('{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer": " ", "forget": true}'):
         file.write_text(json.dumps(entries[0]) + "\n" + line)
-        with pytest.raises(ValueError, match=r"line 2: expected an object with the texts 'prompt' and 'answer'"):
+        with pytest.raises(
+            ValueError, match=r"line 2: expected the texts 'prompt' and 'answer', not blank, and 'forget'"
+        ):
             read_prompts(file)
     file.write_text(json.dumps(entries[0]))
     with pytest.raises(ValueError, match='has no forget prompts: add lines with "forget": true'):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routed_rl.lm import corpora
+from routed_rl.lm import corpora, tokenising
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, find_pattern, find_topic
@@ -16,7 +16,7 @@ from tests.lm.texts import DOCUMENTS, WAR, build, corpus_of, of_document, texts_
 
 
 def test_tokens_come_back_as_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "CHUNK", 7)
+    monkeypatch.setattr(tokenising, "CHUNK", 7)
     corpus = build(tmp_path, iter(DOCUMENTS))
     assert texts_of(corpus) == [document.text for document in DOCUMENTS]
     assert corpus.tokens.dtype == np.uint16

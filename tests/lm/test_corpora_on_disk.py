@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from routed_rl.lm import corpora
+from routed_rl.lm import corpora, tokenising
 from routed_rl.lm.corpora import build_corpus, open_corpus
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import find_pattern, find_topic, find_words
@@ -113,7 +113,7 @@ def file_of(content: bytes, name: str) -> Callable[[Path], Iterator[Document]]:
         (
             file_of(b'{"text": "fine"}\n{"story": "?"}', "a.jsonl"),
             {},
-            "line 2: a row needs a field 'text'; .*; this one has 'story'",
+            "line 2: a row needs texts in a field 'text'; .*; this one has 'story'",
         ),
         (file_of(b"fine\n\n\xff", "a.txt"), {}, "is not UTF-8"),
         (DOCUMENTS, {"finder": find_words(["zebra"])}, "none of 300 documents are forget documents"),
@@ -147,7 +147,7 @@ def test_tokenizers_that_cannot_do_it(tmp_path: Path) -> None:
 
 
 def test_documents_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "CHUNK", 10)
+    monkeypatch.setattr(tokenising, "CHUNK", 10)
     alive: weakref.WeakSet[Document] = weakref.WeakSet()
     most = 0
 

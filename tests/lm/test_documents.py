@@ -57,19 +57,13 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"fine\n\nna\xefve", r"a\.txt' is not UTF-8"),
-        ("a.jsonl", b'{"text": "na\xefve"}', r"a\.jsonl' is not UTF-8"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": ', r"a\.jsonl', line 2: not JSON"),
-        ("a.jsonl", b"[" * 100_000, r"line 1: not JSON"),
-        ("a.jsonl", b'["fine"]', r"line 1: expected an object with the text field 'text', got '\[\"fine\"\]'"),
         (
             "a.jsonl",
             b'{"body": "fine", "id": 3}',
-            r"line 1: a row needs a field 'text'; .* this one has 'body' \(str\), 'id' \(int\)",
+            r"line 1: a row needs texts in a field 'text'; .* this one has 'body' \(str\), 'id' \(int\)",
         ),
         ("a.jsonl", b'{"text": ["fine"]}', r"line 1: a row needs .* this one has 'text' \(list\)"),
         ("a.jsonl", b"{}", r"line 1: a row needs .* this one has nothing"),
-        ("a.jsonl", rb'{"text": "half \ud83d"}', r"line 1: the text is not Unicode"),
         ("a.csv", b"text\nfine", r"a\.csv' is neither a folder nor a \.txt or \.jsonl file"),
     ],
 )
@@ -206,7 +200,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dataset_without_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, {"text": "one"}, {"story": "two", "id": 3})
     with pytest.raises(
-        ValueError, match=r"'somebody/something', row 2: a row needs a field 'text'.* this one has 'story'"
+        ValueError, match=r"'somebody/something', row 2: a row needs texts in a field 'text'.* this one has 'story'"
     ):
         texts("somebody/something")
 

@@ -113,7 +113,10 @@ def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):
         ({"retain": None}, "retain is missing"),
         ({"forget": "one text"}, "forget must be a list of documents, got one string: 'one text'"),
         ({"forget": []}, "forget has no documents"),
-        ({"retain": [{"question": "?"}]}, r"retain\[0\]: a row needs a field 'text'.* this one has 'question'"),
+        (
+            {"retain": [{"question": "?"}]},
+            r"retain\[0\]: a row needs texts in .* this one has 'question'",
+        ),
         ({"forget": ["x", None]}, r"forget\[1\] must be a text"),
         ({"batch_size": 10**6}, "smaller batches"),
     ],
