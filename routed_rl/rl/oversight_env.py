@@ -10,6 +10,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from routed_rl.rl.env_state import frozen_statistics
+
 
 class EpisodeEnds(Protocol):
     """The episodes that ended in a step, as arrays of length ``D``, the number of these episodes.
@@ -88,14 +90,15 @@ def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str]
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     vec_env.action_space.seed(0)
-    vec_env.reset()
     finished = 0
-    for _ in range(10_000):
-        actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
-        _, _, dones, infos = vec_env.step(actions)
-        finished += len(episode_ends(infos, dones, outcomes).rows)
-        if finished >= episodes:
-            return
+    with frozen_statistics(vec_env):
+        vec_env.reset()
+        for _ in range(10_000):
+            actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
+            _, _, dones, infos = vec_env.step(actions)
+            finished += len(episode_ends(infos, dones, outcomes).rows)
+            if finished >= episodes:
+                return
     raise ValueError(
         f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come only at the end of an "
         "episode, so give the environment a step limit"
