@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -64,8 +65,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
     are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which no update uses.
 
     Raises:
-        ValueError: for an argument that is unknown, out of range or cannot be saved (see
-            :mod:`routed_rl.rl.encoding`); or an observation space that is not a Box.
+        ValueError: for an argument that is unknown, out of range or cannot be saved, or observations other than a Box.
     """
 
     policy: RoutedActorCriticPolicy
@@ -128,8 +128,11 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
     ) -> None:
         for name, given in unknown.items():
             raise ValueError(f"{type(self).__name__} has no argument {name}, got {given!r}: leave it out")
+        check_choice((0, 1, 2), verbose=verbose)
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
             check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
+            env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
+            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=env.observation_space)
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         check_type((Overseer,), "an Overseer", overseer=overseer)
@@ -148,7 +151,6 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         check_whole(0, 2**32 - 1, seed=0 if seed is None else seed)
         check_choice(("unlabelled", "hold"), unfinished=unfinished)
         check_choice((True, False), bootstrap=bootstrap)
-        check_choice((0, 1, 2), verbose=verbose)
         check_device(device)
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
         self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
@@ -180,8 +182,6 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         )
 
     def _setup_model(self) -> None:
-        if not isinstance(self.observation_space, spaces.Box):
-            raise ValueError(f"{type(self).__name__} needs a Box observation space, got {self.observation_space}")
         discrete = isinstance(self.action_space, spaces.Discrete)
         if discrete and self.action_space.start:
             raise ValueError(f"{type(self).__name__} needs actions that are numbered from 0, got {self.action_space}")
@@ -390,8 +390,8 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         steps = self.num_timesteps - self._num_timesteps_at_start
         if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_rew_mean", safe_mean([float(e["r"]) for e in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([float(e["l"]) for e in self.ep_info_buffer]))
         if self.ep_success_buffer:
             self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
         self.logger.record("time/fps", int(steps / elapsed))

@@ -60,10 +60,8 @@ STATE: dict[type, tuple[str, ...]] = {
             VecCheckNan,
             VecExtractDictObs,
             VecTransposeImage,
-            wrappers.ClipAction,
             wrappers.ClipReward,
             wrappers.DiscretizeAction,
-            wrappers.DiscretizeObservation,
             wrappers.DtypeObservation,
             wrappers.FilterObservation,
             wrappers.FlattenObservation,
@@ -73,7 +71,6 @@ STATE: dict[type, tuple[str, ...]] = {
             wrappers.RescaleAction,
             wrappers.RescaleObservation,
             wrappers.ReshapeObservation,
-            wrappers.ResizeObservation,
         ),
         (),
     ),
@@ -156,7 +153,7 @@ def environment_state(env: VecEnv) -> dict[str, np.ndarray]:
 
 def _numbers(name: str, value: Any) -> np.ndarray:
     with suppress(ValueError):  # numpy's, for lists of unequal lengths
-        if (array := np.asarray(value)).dtype.kind in "biuf":
+        if (array := np.array(value)).dtype.kind in "biuf":
             return array
     raise UnknownStateError(
         f"the state of an environment must be numbers, got {' '.join(repr(value).split())} as {name!r}"
@@ -177,7 +174,7 @@ def restore_environment(env: VecEnv, state: Mapping[str, np.ndarray]) -> None:
     if not saved:
         raise ValueError(f"the state of the environment was not saved: save again with a known one, {FORCE_RESET}")
     if parts.keys() != saved.keys():
-        inside, outside = (max(paths, key=len) or "no wrapper" for paths in (saved, parts))
+        inside, outside = (max(paths, key=len).strip("/") or "no wrapper" for paths in (saved, parts))
         raise ValueError(f"the environment was saved in {inside}, got {outside}: {_SAME}")
     for path, part in parts.items():
         part.set_state(saved[path])
@@ -187,7 +184,7 @@ def _parts(env: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield everything that holds state, each with its path: objects that have ``get_state`` and ``set_state``."""
     name = type(env).__name__
     if has_state(env):
-        yield "/".join(path), env
+        yield "".join(f"{outer}/" for outer in path), env
     elif isinstance(env, DummyVecEnv):
         for row, single in enumerate(env.envs):
             yield from _parts(single, (*path, str(row)))
@@ -209,7 +206,7 @@ def _parts(env: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
                 f"DummyVecEnv, {FORCE_RESET}"
             )
         for row in range(env.num_envs):
-            yield "/".join((*path, str(row))), _Row(env, row)
+            yield "".join(f"{outer}/" for outer in (*path, row)), _Row(env, row)
     else:
         raise UnknownStateError(f"the environment {name} has no get_state and set_state: add them, {FORCE_RESET}")
 

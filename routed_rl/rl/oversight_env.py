@@ -43,6 +43,8 @@ class _Ends:
 
 
 def _read(info: dict[str, Any], outcomes: Sequence[str]) -> tuple[int, bool]:
+    if info.get("TimeLimit.truncated") and not {"outcome", "overseen"} & info.keys():
+        return -1, False  # a wrapper cut the episode (Gymnasium's TimeLimit), and knows nothing of outcomes
     for key in ("outcome", "overseen"):
         if key not in info:
             raise ValueError(
@@ -82,7 +84,8 @@ def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str]
     """Check that an environment reports how its episodes end, by playing ``episodes`` of them with random actions.
 
     At the last step of an episode, ``info["outcome"]`` must be one of ``outcomes`` or None, and ``info["overseen"]``
-    must be a bool. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead.
+    must be a bool. If an episode is truncated and its info has neither, as by Gymnasium's ``TimeLimit``, nothing was
+    reached. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead.
 
     Raises:
         ValueError: if the environment reports something else, or too few episodes end within 10,000 steps. The learner

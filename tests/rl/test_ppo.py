@@ -27,10 +27,10 @@ class Rows(KVWriter):
         pass
 
 
-def learn(model, steps):
+def learn(model, steps, **options):
     rows = Rows()
     model.set_logger(Logger(None, [rows]))
-    model.learn(steps)
+    model.learn(steps, **options)
     return rows.rows
 
 
