@@ -132,7 +132,8 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
             check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
-            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=env.observation_space)
+            space = env.observation_space  # type: ignore[union-attr]
+            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=space)
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         check_type((Overseer,), "an Overseer", overseer=overseer)
@@ -155,8 +156,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
         self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
         self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
-        self.stats_window_size = stats_window_size
-        self._dump_after_training = False
+        self.stats_window_size, self._dump_after_training = stats_window_size, False
         structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
         if given := [name for name in (*structure, "use_sde") if name in (policy_kwargs or {})]:
             raise ValueError(f"policy_kwargs must not contain {given}: the overseer's method and the learner set them")

@@ -304,7 +304,7 @@ def test_checker_passes_good_environments_and_knows_wrong_outcomes():
     check_oversight_env(TwoDoors(), ["bad", "good"])
     check_oversight_env(DiamondGhostVecEnv(4), ["ghost", "diamond"])
     with pytest.raises(ValueError, match=r"fire.*'ghost'"):
-        check_oversight_env(DiamondGhostVecEnv(4), ["fire", "diamond"])
+        check_oversight_env(DiamondGhostVecEnv(4, seed=0), ["fire", "diamond"])
 
 
 def test_outcomes_are_matched_by_name_whatever_their_order():
