@@ -86,7 +86,8 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
 
     Args:
         render_mode: None, "rgb_array" or "human" (a window).
-        agent_view_size: side of the square that the player sees, in cells; odd, at least 3.
+        agent_view_size: side of the square that the player sees, in cells; odd, at least 3. Use it in place of
+            MiniGrid's ``ViewSizeWrapper``.
         see_through_walls, screen_size, highlight, tile_size, agent_pov: as for any MiniGrid environment.
         **options: the options of :func:`routed_rl.envs.make_world`. ``size`` is the grid inside MiniGrid's outer wall.
             The default ``max_steps`` is four times the number of cells, because a turn is a step too.
@@ -180,6 +181,21 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         here = self.grid.get(*self.agent_pos)
         oversight[self.agent_view_size // 2, -1] = 0 if here is None else here.encode()[2]
         return {**obs, "oversight": oversight}
+
+    def gen_obs_grid(self, agent_view_size: int | None = None) -> tuple[Grid, np.ndarray]:
+        """Return the part of the grid in view, and which of its cells are visible.
+
+        Raises:
+            ValueError: for another size than the environment's own, as MiniGrid's ``ViewSizeWrapper`` asks for. The
+                oversight plane, which the wrapper does not know, would keep its size.
+        """
+        if agent_view_size not in (None, self.agent_view_size):
+            raise ValueError(
+                f"the oversight plane cannot follow a view of {agent_view_size} cells: make the environment with "
+                f"agent_view_size={agent_view_size}, without ViewSizeWrapper"
+            )
+        view: tuple[Grid, np.ndarray] = super().gen_obs_grid()
+        return view
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Return the state as five int64 arrays; :meth:`set_state` restores it exactly."""

@@ -6,8 +6,9 @@ from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
 from routed_rl.rl.oversight_study import OversightStudy
+from routed_rl.rl.paper_policy import PaperPolicy
 from routed_rl.rl.parallel import ParallelLearner
-from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
+from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.ppo import RoutedPPO
 from routed_rl.rl.reinforce import RoutedREINFORCE
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import NoneType
 from typing import Any, ClassVar, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
+from routed_rl.rl.arguments import check_choice, check_device, check_number, check_schedule, check_type, check_whole
 from routed_rl.rl.losses import RoutedLosses
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_env import episode_ends
-from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
+from routed_rl.rl.paper_policy import PaperPolicy
+from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
-from routed_rl.rl.saving import Saveable
+from routed_rl.rl.saving import Saveable, constructor_meta
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
-from routed_rl.runs import check_seed, derive_seed
+from routed_rl.runs import derive_seed
+from routed_rl.runs.files import StrPath
 
 
 class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
@@ -54,10 +61,11 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         replay_batch: replayed steps per label and gradient step.
         replay_capacity: number of most recent labelled steps kept per label.
 
-    The other arguments are those of Stable-Baselines3.
+    The other arguments are those of Stable-Baselines3. The episode statistics of its ``Monitor`` and ``VecMonitor``
+    are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which no update uses.
 
     Raises:
-        ValueError: for a hyperparameter out of range, or an observation space that is not a Box.
+        ValueError: for an argument that is unknown, out of range or cannot be saved, or observations other than a Box.
     """
 
     policy: RoutedActorCriticPolicy
@@ -76,12 +84,15 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         "gate_coef",
         "max_grad_norm",
         "bootstrap",
+        "batch_size",
+        "n_epochs",
         "unfinished",
         "replay_steps",
         "replay_batch",
         "replay_capacity",
         "policy_kwargs",
         "seed",
+        "stats_window_size",
         "verbose",
     )
 
@@ -100,38 +111,55 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         gate_coef: float,
         max_grad_norm: float | None,
         bootstrap: bool,
-        batch_size: int | None,
-        n_epochs: int,
+        batch_size: int | None = None,
+        n_epochs: int = 1,
         unfinished: Literal["unlabelled", "hold"],
         replay_steps: int,
         replay_batch: int,
         replay_capacity: int,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
+        tensorboard_log: StrPath | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
-        if unfinished not in ("unlabelled", "hold"):
-            raise ValueError(f"unfinished must be 'unlabelled' or 'hold', got {unfinished!r}")
-        check_range(1, n_steps=n_steps, replay_batch=replay_batch, replay_capacity=replay_capacity)
-        check_range(0, 1, gamma=gamma, gae_lambda=gae_lambda)
-        check_range(0, learning_rate=learning_rate, ent_coef=ent_coef, vf_coef=vf_coef, gate_coef=gate_coef)
-        check_range(0, replay_steps=replay_steps)
-        check_range(1, n_epochs=n_epochs)
-        if max_grad_norm is not None:
-            check_range(0, max_grad_norm=max_grad_norm)
-        if batch_size is not None:
-            check_range(1, batch_size=batch_size)
+        for name, given in unknown.items():
+            raise ValueError(f"{type(self).__name__} has no argument {name}, got {given!r}: leave it out")
+        check_choice((0, 1, 2), verbose=verbose)
+        if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
+            check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
+            env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
+            space = env.observation_space  # type: ignore[union-attr]
+            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=space)
+        if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
+            check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
+        check_type((Overseer,), "an Overseer", overseer=overseer)
+        check_type((dict, NoneType), "a dict or None", policy_kwargs=policy_kwargs)
+        check_type((str, os.PathLike, NoneType), "a path or None", tensorboard_log=tensorboard_log)
+        check_schedule(0, learning_rate=learning_rate, ent_coef=ent_coef)
+        check_number(
+            0, vf_coef=vf_coef, gate_coef=gate_coef, max_grad_norm=0 if max_grad_norm is None else max_grad_norm
+        )
+        check_number(0, 1, gamma=gamma, gae_lambda=gae_lambda)
+        check_whole(
+            1, n_steps=n_steps, n_epochs=n_epochs, stats_window_size=stats_window_size, replay_batch=replay_batch
+        )
+        check_whole(0, replay_steps=replay_steps)
+        check_whole(1, replay_capacity=replay_capacity, batch_size=1 if batch_size is None else batch_size)
+        check_whole(0, 2**32 - 1, seed=0 if seed is None else seed)
+        check_choice(("unlabelled", "hold"), unfinished=unfinished)
+        check_choice((True, False), bootstrap=bootstrap)
+        check_device(device)
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
         self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
         self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
-        self._dump_after_training = False
+        self.stats_window_size, self._dump_after_training = stats_window_size, False
         structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
-        if given := [name for name in structure if name in (policy_kwargs or {})]:
-            raise ValueError(f"policy_kwargs must not contain {given}: the overseer's method sets them")
+        if given := [name for name in (*structure, "use_sde") if name in (policy_kwargs or {})]:
+            raise ValueError(f"policy_kwargs must not contain {given}: the overseer's method and the learner set them")
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -146,19 +174,21 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             sde_sample_freq=-1,
             policy_kwargs={**(policy_kwargs or {}), **structure},
             stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
+            tensorboard_log=None if tensorboard_log is None else os.fspath(tensorboard_log),
             verbose=verbose,
-            seed=int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else check_seed(seed),
+            seed=int(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed),
             device=device,
             _init_setup_model=_init_setup_model,
         )
 
     def _setup_model(self) -> None:
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        if discrete and self.action_space.start:
+            raise ValueError(f"{type(self).__name__} needs actions that are numbered from 0, got {self.action_space}")
+        constructor_meta(self)  # raises what save() would raise
+        self._env_device(self.env)
         super()._setup_model()
         self.entropy_schedule = FloatSchedule(self.ent_coef)
-        if not isinstance(self.observation_space, spaces.Box):
-            raise ValueError(f"{type(self).__name__} needs a Box observation space, got {self.observation_space}")
-        discrete = isinstance(self.action_space, spaces.Discrete)
         shapes = (
             self.observation_space.shape,
             torch.from_numpy(np.zeros(0, self.observation_space.dtype)).dtype,
@@ -169,7 +199,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         self.buffer = EpisodeBuffer(self.n_steps, self.n_envs, *shapes, hold=hold, device=self.device)
         self._table = self.overseer.label_table(self.device)
         # A small network on a GPU spends its time on launching operations. Compiling leaves fewer of them.
-        compiled = torch.compile if self.device.type == "cuda" else _as_it_is
+        compiled: Callable[..., Any] = torch.compile if self.device.type == "cuda" else lambda function: function
         self._act, self._evaluate = compiled(self._sample), compiled(self.policy.evaluate_routed)
         self._parameters = list(self.policy.parameters())  # listed once: walking the modules at every step is slow
         n_labels = len(self.overseer.outcomes) if self._replays else 0
@@ -216,6 +246,8 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
                 new_obs, rewards, dones, infos = env.step(actions if ends.on_device else self.policy.legal(actions))
                 self.num_timesteps += env.num_envs
                 ends.add(step, dones, episode_ends(infos, dones, self.overseer.outcomes))
+                if not hasattr(infos, "ends"):  # the array channel has no statistics of Stable-Baselines3's Monitor
+                    self._update_info_buffer(infos, dones)
                 self._last_obs, self._last_episode_starts = new_obs, dones
                 callback.update_locals(locals())
                 with fork():
@@ -227,11 +259,13 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         callback.on_rollout_end()
         return True
 
-    def _env_device(self, env: VecEnv) -> torch.device | None:
+    def _env_device(self, env: VecEnv | None) -> torch.device | None:
         """Return the device of a tensor environment, which must be the learner's; None for a numpy environment."""
         if not getattr(env, "speaks_tensors", False):
             return None
-        device: torch.device = env.device  # type: ignore[attr-defined]
+        if isinstance(env, VecEnvWrapper):
+            raise ValueError(f"an environment of tensors cannot have a wrapper, got {type(env).__name__}: leave it out")
+        device: torch.device = env.device  # type: ignore[union-attr]
         if device.type != self.device.type:
             raise ValueError(
                 f"environment and learner must be on one device: the environment's tensors are on {device}, "
@@ -349,29 +383,18 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             self.policy.optimizer.step()
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """Record timings. The next update writes the log row.
+        """Record timings and the episode statistics of a ``Monitor``. The next update writes the log row.
 
         So the row is complete before any checkpoint. (Stable-Baselines3 writes the row before the update.)
         """
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         steps = self.num_timesteps - self._num_timesteps_at_start
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([float(e["r"]) for e in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([float(e["l"]) for e in self.ep_info_buffer]))
+        if self.ep_success_buffer:
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
         self.logger.record("time/fps", int(steps / elapsed))
         self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self._dump_after_training = True
-
-
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
-
-
-def check_range(low: float, high: float = float("inf"), **numbers: float | Schedule) -> None:
-    """Raise a ValueError that names the argument, unless every number is finite and within low … high.
-
-    Of a schedule, the values at the start and at the end of training are checked.
-    """
-    for name, given in numbers.items():
-        for number in (given(1.0), given(0.0)) if callable(given) else (given,):
-            if not (low <= number <= high and abs(number) < float("inf")):
-                bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-                raise ValueError(f"{name} must be a finite number, {bounds}, got {number}")

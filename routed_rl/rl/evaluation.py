@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from stable_baselines3.common.vec_env import VecEnv
 
+from routed_rl.rl.env_state import frozen_statistics, layers
 from routed_rl.rl.oversight_env import episode_ends
 
 if TYPE_CHECKING:
@@ -42,11 +44,20 @@ def evaluate(
           and were overseen, or were not;
         - ``entropy``: mean entropy of the policy in nats, over the ``n_steps`` steps.
 
+    The statistics of normalising wrappers stay as they are, and rewards are taken before ``VecNormalize``.
+
     Raises:
-        ValueError: if the first episode of an environment does not end within 10,000 steps.
+        ValueError: if the first episode of an environment does not end within 10,000 steps, or if a wrapper of
+            Gymnasium hides the true rewards or cannot be kept from changing its statistics.
     """
+    reached = {type(layer) for layer in layers(env)}
+    if any(env.env_is_wrapped(NormalizeReward)):
+        raise ValueError("evaluate() needs true rewards, got an environment with NormalizeReward: use VecNormalize")
+    if any(env.env_is_wrapped(NormalizeObservation)) and NormalizeObservation not in reached:
+        raise ValueError(
+            "evaluate() cannot freeze the statistics of NormalizeObservation in another process: use DummyVecEnv"
+        )
     env.seed(seed)
-    obs = env.reset()
     rewards: list[np.ndarray] = []
     dones: list[np.ndarray] = []
     entropies: list[float] = []
@@ -55,9 +66,11 @@ def evaluate(
     running = np.ones(env.num_envs, dtype=bool)
     policy.set_training_mode(False)
     with (
+        frozen_statistics(env),
         torch.no_grad(),
         torch.random.fork_rng(devices=[] if policy.device.type == "cpu" else [policy.device]),
     ):
+        obs = env.reset()
         torch.manual_seed(seed)
         while len(rewards) < n_steps or running.any():
             if len(rewards) >= STEP_LIMIT:

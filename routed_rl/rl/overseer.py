@@ -1,7 +1,7 @@
 """The overseer: turns the outcomes of episodes into labels, and labels into rewards, route weights and loss weights.
 
-Only the overseer reads outcomes. Rewards, routes, losses and logs are functions of the label. So the outcome of an
-episode that was not overseen cannot reach the learner.
+Only the overseer reads outcomes. Rewards, routes, losses and the logs about them are functions of the label. So the
+outcome of an episode that was not overseen cannot reach the learner.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from routed_rl.rl.env_state import frozen_statistics
+
 
 class EpisodeEnds(Protocol):
     """The episodes that ended in a step, as arrays of length ``D``, the number of these episodes.
@@ -41,6 +43,8 @@ class _Ends:
 
 
 def _read(info: dict[str, Any], outcomes: Sequence[str]) -> tuple[int, bool]:
+    if info.get("TimeLimit.truncated") and not {"outcome", "overseen"} & info.keys():
+        return -1, False  # a wrapper cut the episode (Gymnasium's TimeLimit), and knows nothing of outcomes
     for key in ("outcome", "overseen"):
         if key not in info:
             raise ValueError(
@@ -80,7 +84,8 @@ def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str]
     """Check that an environment reports how its episodes end, by playing ``episodes`` of them with random actions.
 
     At the last step of an episode, ``info["outcome"]`` must be one of ``outcomes`` or None, and ``info["overseen"]``
-    must be a bool. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead.
+    must be a bool. If an episode is truncated and its info has neither, as by Gymnasium's ``TimeLimit``, nothing was
+    reached. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead.
 
     Raises:
         ValueError: if the environment reports something else, or too few episodes end within 10,000 steps. The learner
@@ -88,14 +93,15 @@ def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str]
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     vec_env.action_space.seed(0)
-    vec_env.reset()
     finished = 0
-    for _ in range(10_000):
-        actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
-        _, _, dones, infos = vec_env.step(actions)
-        finished += len(episode_ends(infos, dones, outcomes).rows)
-        if finished >= episodes:
-            return
+    with frozen_statistics(vec_env):
+        vec_env.reset()
+        for _ in range(10_000):
+            actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
+            _, _, dones, infos = vec_env.step(actions)
+            finished += len(episode_ends(infos, dones, outcomes).rows)
+            if finished >= episodes:
+                return
     raise ValueError(
         f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come only at the end of an "
         "episode, so give the environment a step limit"

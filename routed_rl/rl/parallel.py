@@ -23,10 +23,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
+from routed_rl.rl.env_state import has_state
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, Replayed, RolloutEnds
-from routed_rl.rl.saving import environment_state
 
 COUNTS = "counts"
 """Key in a gradient step's statistics: ``(K,)`` booleans, true for the members that took the step."""
@@ -87,11 +87,11 @@ class ParallelLearner:
         for model in self.models:
             if model.policy.steering:
                 raise ValueError(f"a policy is steered ({model.policy.steering}); call unsteer() before learning")
-            if not hasattr(model.env, "set_state"):
+        for env in [*(model.env for model in self.models), *self.envs]:
+            if not has_state(env):
                 raise ValueError(
-                    f"learning in parallel needs environments with get_state and set_state, got {model.env}"
+                    f"learning in parallel needs get_state and set_state, and no wrapper, got {type(env).__name__}"
                 )
-        for env in self.envs:
             if env.observation_space != first.observation_space or env.action_space != first.action_space:
                 raise ValueError(
                     f"an environment must have the models' spaces {first.observation_space} and {first.action_space}, "
@@ -175,7 +175,7 @@ class ParallelLearner:
     def _place_envs(self) -> None:
         """Copy the state of the members' own environments to the joint environments."""
         for env, models in zip(self.envs, self._members_of_envs(), strict=True):
-            states = [environment_state(model.env) for model in models]
+            states = [model.env.get_state() for model in models]  # type: ignore[union-attr]
             env.set_state({name: np.concatenate([s[name] for s in states]) for name in states[0]})  # type: ignore[attr-defined]
         self._obs = torch.cat([torch.as_tensor(model._last_obs, device=model.device) for model in self.models])
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.optim import Adam
 
-from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, PointwiseConv, RoutedExtractor, mlp
+from routed_rl.rl.encoding import CLASSES, decode, decode_space, encode, encode_space, same_architecture
+from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
+from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint
+from routed_rl.runs.files import StrPath
 
 
 class UncheckedCategorical(CategoricalDistribution):
@@ -27,6 +32,18 @@ class UncheckedCategorical(CategoricalDistribution):
     def proba_distribution(self, action_logits: Tensor) -> UncheckedCategorical:
         self.distribution = Categorical(logits=action_logits, validate_args=False)
         return self
+
+
+UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "net_arch": (None, "use hidden= and value_hidden="),
+    "activation_fn": (None, f"use activation=, one of {', '.join(ACTIVATIONS)}"),
+    "share_features_extractor": (True, "modules and value network share one encoder"),
+    "use_sde": (False, "state-dependent exploration cannot be routed"),
+    "full_std": (True, "it belongs to state-dependent exploration"),
+    "use_expln": (False, "it belongs to state-dependent exploration"),
+    "squash_output": (False, "it belongs to state-dependent exploration"),
+}
+"""Argument of Stable-Baselines3's policy that ours refuses → the only value that it may have, and advice."""
 
 
 class RoutedActorCriticPolicy(ActorCriticPolicy):
@@ -41,18 +58,23 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         activation: a name in :data:`ACTIVATIONS`.
         learned_gate: whether the gate is learned. With False it gives all modules equal weights.
         encoder: hidden sizes of an encoder that modules, gate and value network share; empty for no encoder.
-            Stable-Baselines3's ``features_extractor_class`` replaces this encoder.
+            Or give Stable-Baselines3's ``features_extractor_class``.
         detach_encoder: stop the gradient before modules and gate. Then only the value loss trains the shared encoder,
             and nothing that modules or gate learn can leak into it.
 
-    Other keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, except ``activation_fn``,
-    ``net_arch`` and ``share_features_extractor``.
+    Other keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, except those in
+    :data:`UNSUPPORTED`.
 
     Raises:
         ValueError: for an option out of range, or a Box action space with more or fewer than one dimension.
     """
 
     mlp_extractor: RoutedExtractor
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        policy = super().__new__(cls)
+        policy._arguments = kwargs  # recorded here, so that subclasses with arguments of their own can be saved too
+        return policy
 
     def __init__(
         self,
@@ -74,24 +96,31 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}")
         for name, sizes in (("hidden", hidden), ("value_hidden", value_hidden), ("encoder", encoder)):
-            if (not sizes and name != "encoder") or any(size < 1 for size in sizes):
-                raise ValueError(f"{name} must be one or more positive layer sizes, got {list(sizes)}")
-        if "activation_fn" in kwargs:
+            whole = isinstance(sizes, (list, tuple)) and all(isinstance(size, int) and size >= 1 for size in sizes)
+            if not whole or (not sizes and name != "encoder"):
+                raise ValueError(f"{name} must be one or more positive layer sizes, got {sizes!r}")
+        for name, (only, advice) in UNSUPPORTED.items():
+            if kwargs.pop(name, only) is not only:
+                raise ValueError(f"the policy has no {name}, got {self._arguments[name]!r}: {advice}")
+        if "log_std_init" in kwargs and not isinstance(action_space, spaces.Box):
+            raise ValueError(f"log_std_init={kwargs['log_std_init']!r} needs a Box action space, got {action_space}")
+        if "features_extractor_kwargs" in kwargs and "features_extractor_class" not in kwargs:
+            given = kwargs["features_extractor_kwargs"]
+            raise ValueError(f"features_extractor_kwargs={given!r} needs features_extractor_class")
+        if encoder and "features_extractor_class" in kwargs:
             raise ValueError(
-                f"activation_fn is not supported, got {kwargs['activation_fn']!r}: "
-                f"use activation=, one of {', '.join(ACTIVATIONS)}"
+                f"encoder={encoder!r} and features_extractor_class are two encoders: leave out one of them"
             )
-        if not kwargs.get("share_features_extractor", True):
+        if "lr" in (kwargs.get("optimizer_kwargs") or {}):
             raise ValueError(
-                "share_features_extractor must be True: modules and value network share one encoder, "
-                f"got {kwargs['share_features_extractor']!r}"
+                f"optimizer_kwargs must not contain lr, got {kwargs['optimizer_kwargs']!r}: the learner sets it"
             )
         if isinstance(action_space, spaces.Box) and len(action_space.shape) != 1:
             raise ValueError(f"a Box action space must have one dimension, got shape {action_space.shape}")
         self._names_wanted = tuple(modules)
         self._hidden, self._value_hidden = tuple(hidden), tuple(value_hidden)
         self._learned_gate, self._detach_encoder = learned_gate and len(modules) > 1, detach_encoder
-        if encoder and "features_extractor_class" not in kwargs:
+        if encoder:
             kwargs["features_extractor_class"] = MlpEncoder
             kwargs["features_extractor_kwargs"] = {"sizes": tuple(encoder), "activation": activation}
         if kwargs.get("optimizer_class", Adam) is Adam and "optimizer_kwargs" not in kwargs:
@@ -99,6 +128,45 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, activation_fn=ACTIVATIONS[activation], **kwargs)
         if isinstance(action_space, spaces.Discrete):
             self.action_dist = UncheckedCategorical(int(action_space.n))
+
+    def save(self, path: StrPath) -> None:
+        """Write weights, constructor arguments and steering to a checkpoint directory (safetensors and JSON).
+
+        Raises:
+            ValueError: if an argument cannot be saved (see :mod:`routed_rl.rl.encoding`).
+        """
+        described = {
+            "policy": encode("policy", type(self)),
+            "policy_arguments": {name: encode(name, value) for name, value in self._arguments.items()},
+            "observation_space": encode_space(self.observation_space),
+            "action_space": encode_space(self.action_space),
+            "steering": self.steering,
+        }
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, self.state_dict(), described)
+
+    @classmethod
+    def load(cls, path: StrPath, device: torch.device | str = "auto") -> Self:
+        """Return the policy that :meth:`save` wrote, ready to act. It has a new optimizer, with learning rate 0.
+
+        Raises:
+            CheckpointError: if the checkpoint is corrupt, or does not hold a policy of this class.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            found, arguments = decode(checkpoint.meta["policy"]), decode(checkpoint.meta["policy_arguments"])
+            saved_spaces = [decode_space(checkpoint.meta[name]) for name in ("observation_space", "action_space")]
+            if not issubclass(found, cls):
+                raise ValueError(f"it holds a {found.__name__}")
+            policy: Self = found(*saved_spaces, cls._dummy_schedule, **arguments)
+            with same_architecture(path):
+                policy.load_state_dict(checkpoint.tensors)
+            policy.set_steering(checkpoint.meta["steering"])
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}") from error
+        return policy.to(get_device(device))
 
     def _build_mlp_extractor(self) -> None:
         names = self._names_wanted
@@ -296,49 +364,4 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
                 raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}")
 
 
-class PaperPolicy(RoutedActorCriticPolicy):
-    """The networks of Cloud et al. 2024, section F, for flat observations that consist of binary planes.
-
-    Gate and value network start with a 1×1 convolution over the planes. For two modules, the gate is the sigmoid of one
-    logit. As in the paper's public code, the value network has no nonlinearity. All biases start at zero.
-
-    Args:
-        planes: the number of planes in an observation.
-
-    Other keyword arguments are those of :class:`RoutedActorCriticPolicy`.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        planes: int = 4,
-        hidden: Sequence[int] = (256, 256),
-        value_hidden: Sequence[int] = (256, 32),
-        **kwargs: Any,
-    ) -> None:
-        self._planes = planes
-        # The defaults of torch, not those of Stable-Baselines3.
-        if kwargs.get("optimizer_class", Adam) is Adam:
-            kwargs = {"optimizer_kwargs": {"eps": 1e-8, "fused": True}, **kwargs}
-        kwargs = {"ortho_init": False, **kwargs}
-        super().__init__(*args, hidden=hidden, value_hidden=value_hidden, **kwargs)
-
-    def _build(self, lr_schedule: Any) -> None:
-        super()._build(lr_schedule)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-
-    def _gate(self, modules: int) -> nn.Module:
-        last = nn.Linear(self._hidden[-1], modules - 1)
-        return nn.Sequential(self._mix_planes(self._planes), self._module(), last, nn.ConstantPad1d((1, 0), 0.0))
-
-    def _value(self) -> nn.Module:
-        channels = 16
-        sizes = (channels * self.features_dim // self._planes, *self._value_hidden)
-        return nn.Sequential(self._mix_planes(channels), mlp(sizes, nn.Identity))
-
-    def _mix_planes(self, channels: int) -> nn.Module:
-        """Return a 1×1 convolution over the planes of a flat observation; its output is flat too."""
-        planes = nn.Unflatten(1, (self._planes, self.features_dim // self._planes))
-        return nn.Sequential(planes, PointwiseConv(self._planes, channels, 1), nn.Flatten())
+CLASSES["MlpPolicy"] = RoutedActorCriticPolicy

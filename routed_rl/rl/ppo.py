@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import Tensor
 
-from routed_rl.rl.algorithm import RoutedAlgorithm, check_range
+from routed_rl.rl.algorithm import RoutedAlgorithm
+from routed_rl.rl.arguments import check_schedule
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch
@@ -26,18 +27,13 @@ class RoutedPPO(RoutedAlgorithm):
     by their standard deviation would scale them up, while the entropy bonus stays the same (docs/results/log.md).
 
     Args:
-        clip_range: how far the probability ratio may be from 1 before it is clipped.
+        clip_range: how far the probability ratio may be from 1 before it is clipped; a number or a schedule.
 
     The other arguments are those of :class:`RoutedAlgorithm`.
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*RoutedAlgorithm.statistics, "approx_kl", "clip_fraction")
-    saved_arguments: ClassVar[tuple[str, ...]] = (
-        *RoutedAlgorithm.saved_arguments,
-        "batch_size",
-        "n_epochs",
-        "clip_range",
-    )
+    saved_arguments: ClassVar[tuple[str, ...]] = (*RoutedAlgorithm.saved_arguments, "clip_range")
 
     def __init__(
         self,
@@ -51,7 +47,7 @@ class RoutedPPO(RoutedAlgorithm):
         n_epochs: int = 2,
         gamma: float = 0.97,
         gae_lambda: float = 0.95,
-        clip_range: float = 0.2,
+        clip_range: float | Schedule = 0.2,
         ent_coef: float | Schedule = LinearSchedule(0.03, 0.02, 1.0),  # noqa: B008 (not changed by use)
         vf_coef: float = 0.5,
         gate_coef: float = 0.3,
@@ -63,8 +59,8 @@ class RoutedPPO(RoutedAlgorithm):
         replay_capacity: int = 4096,
         **kwargs: Any,
     ) -> None:
-        check_range(0, clip_range=clip_range)
-        self.clip_range = clip_range
+        check_schedule(0, clip_range=clip_range)
+        self.clip_range, self.clip_schedule = clip_range, FloatSchedule(clip_range)
         super().__init__(
             policy,
             env,
@@ -91,9 +87,10 @@ class RoutedPPO(RoutedAlgorithm):
         """Return the clipped surrogate loss of Schulman et al. 2017, section 3, and statistics of the clipping."""
         log_ratio = log_probs - batch.log_probs
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        clip_range = self.clip_schedule(self._current_progress_remaining)
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
         with torch.no_grad():
             kl = ((ratio - 1) - log_ratio).mean()
-            clip_fraction = ((ratio - 1).abs() > self.clip_range).float().mean()
+            clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
         losses = -torch.min(ratio * batch.advantages, clipped * batch.advantages)
         return losses, {"approx_kl": kl, "clip_fraction": clip_fraction}

@@ -56,8 +56,6 @@ class RoutedREINFORCE(RoutedAlgorithm):
             gate_coef=gate_coef,
             max_grad_norm=max_grad_norm,
             bootstrap=bootstrap,
-            batch_size=None,
-            n_epochs=1,
             unfinished=unfinished,
             replay_steps=replay_steps,
             replay_batch=replay_batch,

@@ -93,7 +93,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_minigrids_wrappers_work(name):
-    options = {"NoDeath": {"no_death_types": ("lava",)}, "ViewSizeWrapper": {"agent_view_size": 5}}.get(name, {})
+    options = {"NoDeath": {"no_death_types": ("lava",)}}.get(name, {})
     env = WRAPPERS[name](gym.make(ID, **SEEN), **options)
     obs, _ = env.reset()
     for step in itertools.chain([(obs,)], roll(env, 30)):
@@ -103,6 +103,16 @@ def test_minigrids_wrappers_work(name):
         else:
             obs = step[0]
         assert obs in env.observation_space
+
+
+def test_no_wrapper_gives_the_image_a_view_that_the_oversight_plane_does_not_have():
+    with pytest.raises(ValueError, match="agent_view_size=5, without ViewSizeWrapper"):
+        wrappers.ViewSizeWrapper(gym.make(ID, **SEEN), agent_view_size=5).reset(seed=0)
+    same = wrappers.ViewSizeWrapper(gym.make(ID, **SEEN, agent_view_size=5), agent_view_size=5)
+    for seed in range(5):
+        obs = same.reset(seed=seed)[0]
+        obs["oversight"][2, 4] = 0  # MiniGrid's image shows the player's own cell as empty
+        assert_same(obs["image"][..., 2], obs["oversight"])
 
 
 def test_wrapped_images_keep_the_marks():

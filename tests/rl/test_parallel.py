@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, ParallelLearner, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl.encoding import CLASSES
 from routed_rl.routing import LabelNoise
 from tests.rl.worlds import VALUES, small_model, two_doors
 
@@ -26,6 +27,9 @@ class Flat(BaseFeaturesExtractor):
 
     def forward(self, observations):
         return observations.flatten(1).to(torch.get_default_dtype())
+
+
+CLASSES["Flat"] = Flat
 
 
 @pytest.fixture

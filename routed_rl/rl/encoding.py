@@ -1,0 +1,141 @@
+"""Write constructor arguments and spaces as JSON, and read them back. Nothing is pickled.
+
+Classes and schedules are saved by their registered name, so loading can build only these.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from routed_rl.rl.networks import MlpEncoder, SymbolicImageEncoder
+from routed_rl.runs import CheckpointError
+from routed_rl.runs.files import StrPath
+
+SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
+"""Name → schedule class. Add your own here; its attributes must be the arguments of its constructor."""
+
+CLASSES: dict[str, type[Any]] = {
+    "FlattenExtractor": FlattenExtractor,
+    "MlpEncoder": MlpEncoder,
+    "NatureCNN": NatureCNN,
+    "SymbolicImageEncoder": SymbolicImageEncoder,
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "RMSprop": torch.optim.RMSprop,
+    "SGD": torch.optim.SGD,
+}
+"""Name → class that may be the policy (``routed_rl.rl.policies`` adds ours) or a value in ``policy_kwargs``.
+
+Add your own here before you make a model that uses it.
+"""
+
+
+def encode(name: str, value: Any) -> Any:
+    """Return ``value`` as JSON; raise a ValueError that quotes ``name`` if it contains something unregistered."""
+    if isinstance(value, FloatSchedule):
+        return encode(name, value.value_schedule)
+    if isinstance(value, ConstantSchedule):
+        return float(value.val)
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: encode(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(name, item) for item in value]
+    for registered, cls in SCHEDULES.items():
+        if type(value) is cls:
+            return {"schedule": registered, **encode(name, vars(value))}
+    for registered, cls in CLASSES.items():
+        if value is cls:
+            return {"class": registered}
+    raise ValueError(
+        f"{name}={' '.join(repr(value).split())} cannot be saved: use a number, a string, a schedule among "
+        f"{sorted(SCHEDULES)} or a class among {sorted(CLASSES)}, or register yours in routed_rl.rl.encoding"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Return the value that :func:`encode` saved; raise a CheckpointError for a name that is not registered."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for kind, registry in (("schedule", SCHEDULES), ("class", CLASSES)):
+        if kind in value:
+            if value[kind] not in registry:
+                raise CheckpointError(
+                    f"the checkpoint names the {kind} {value[kind]!r}, which is not registered: use one of "
+                    f"{sorted(registry)}, or register yours in routed_rl.rl.encoding"
+                )
+            found = registry[value[kind]]
+            return found(**{k: v for k, v in value.items() if k != kind}) if kind == "schedule" else found
+    return {key: decode(item) for key, item in value.items()}
+
+
+def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    """Return a Box, Discrete, MultiDiscrete or MultiBinary space as JSON; raise a ValueError for any other."""
+    if isinstance(space, spaces.Box):
+        return {
+            "type": "Box",
+            "low": _bound(space.low),
+            "high": _bound(space.high),
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+        }
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": int(space.n)}
+    raise ValueError(f"space {space} cannot be saved: only Box, Discrete, MultiDiscrete and MultiBinary can")
+
+
+def _bound(bound: np.ndarray) -> Any:
+    # JSON has no infinity, so it becomes a string. A bound that is the same everywhere is written once.
+    values = [v if math.isfinite(v) else str(v) for v in map(float, bound.flat)]
+    return values[0] if len(set(values)) == 1 else values
+
+
+def decode_space(data: Mapping[str, Any]) -> spaces.Space[Any]:
+    """Return the space that :func:`encode_space` saved."""
+    kind, options = data.get("type"), {key: value for key, value in data.items() if key != "type"}
+    if kind == "Box":
+        shape, dtype = tuple(options["shape"]), np.dtype(options["dtype"])
+        low, high = (
+            np.broadcast_to(
+                np.array(options[side], dtype=np.float64),
+                (int(np.prod(shape)),) if isinstance(options[side], list) else shape,
+            )
+            .reshape(shape)
+            .astype(dtype)
+            for side in ("low", "high")
+        )
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
+        space: spaces.Space[Any] = getattr(spaces, kind)(**options)
+        return space
+    raise CheckpointError(f"the checkpoint names an unknown space {kind!r}")
+
+
+@contextmanager
+def same_architecture(path: StrPath) -> Iterator[None]:
+    """Within the block, torch's error about weights that do not fit becomes a CheckpointError that quotes ``path``."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} holds weights of another architecture: {' '.join(str(error).split())}"
+        ) from error

@@ -1,0 +1,346 @@
+"""Every constructor argument of Stable-Baselines3's PPO and policy is used by ours, or refused at once in one line."""
+
+import inspect
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
+from routed_rl.rl import Overseer, PaperPolicy, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl.encoding import CLASSES
+from routed_rl.rl.networks import MlpEncoder
+from routed_rl.runs import CheckpointError
+
+from .worlds import VALUES, TwoDoors, fingerprint
+
+LEARNERS = (RoutedPPO, RoutedREINFORCE)
+LINEAR = LinearSchedule(0.3, 0.1, 1.0)
+
+
+def make(kind=RoutedPPO, policy="MlpPolicy", env=None, overseer=None, **options):
+    env = DiamondGhostVecEnv(8, oversight=0.5) if env is None else env
+    defaults = {"seed": 0, "device": "cpu", "n_steps": 8, "replay_batch": 4, "replay_capacity": 16}
+    defaults["policy_kwargs"] = {"hidden": (4,), "value_hidden": (4,)}
+    return kind(policy, env, overseer or Overseer(VALUES), **defaults | options)
+
+
+def trained(*given, **options):
+    model = make(*given, **options)
+    model.learn(3 * 64)
+    return model
+
+
+@pytest.fixture(scope="module", params=LEARNERS)
+def plain(request):
+    """A learner and the bytes of a model that it trained with its defaults."""
+    return request.param, fingerprint(trained(request.param))
+
+
+def names(callable_):
+    return set(inspect.signature(callable_).parameters) - {"self"}
+
+
+# Argument → values that train another model than the default does, and are kept by save().
+USED = {
+    "learning_rate": [0.1, LINEAR, FloatSchedule(0.1)],
+    "n_steps": [4],
+    "batch_size": [16],
+    "n_epochs": [3],
+    "gamma": [0.5],
+    "gae_lambda": [0.5],
+    "clip_range": [1e-3, LinearSchedule(1e-3, 1e-4, 1.0)],
+    "ent_coef": [0.7, LINEAR],
+    "vf_coef": [3.0],
+    "gate_coef": [3.0],
+    "max_grad_norm": [1e-3],
+    "bootstrap": [True, False],
+    "unfinished": ["hold"],
+    "replay_steps": [1],
+    "replay_batch": [3],
+    "replay_capacity": [5],
+    "policy_kwargs": [{"hidden": [5], "value_hidden": [4]}],
+    "seed": [1],
+}
+# These change no weights; the other tests of this file, and of test_wrappers.py, show that they are used.
+ELSEWHERE = {"policy", "env", "overseer", "device", "verbose", "stats_window_size", "tensorboard_log"}
+REFUSED = {
+    "clip_range_vf": 0.2,
+    "normalize_advantage": True,
+    "use_sde": True,
+    "sde_sample_freq": 4,
+    "rollout_buffer_class": FlattenExtractor,
+    "rollout_buffer_kwargs": {"a": 1},
+    "target_kl": 0.1,
+    "made_up": 1,
+}
+
+
+def test_the_tables_name_every_argument():
+    ours = set().union(*(names(kind) for kind in (*LEARNERS, RoutedPPO.__mro__[1])))
+    theirs = names(PPO) | ours - {"kwargs", "unknown"} | {"made_up"}
+    assert set(USED) | ELSEWHERE | set(REFUSED) | {"_init_setup_model"} == theirs
+    assert set(POLICY_USED) | set(POLICY_REFUSED) | POLICY_ELSEWHERE == (
+        names(ActorCriticPolicy) | names(RoutedActorCriticPolicy.__init__) - {"kwargs"}
+    )
+
+
+def test_every_argument_is_used_and_kept(plain, tmp_path):
+    kind, before = plain
+    for number, (name, values) in enumerate(USED.items()):
+        if name == "clip_range" and kind is RoutedREINFORCE:
+            continue  # refused, as below
+        prints = []
+        # Without replay, its other settings have nothing to do. The paper's learner has none by default.
+        replay = {"replay_steps": 2} if name in ("replay_batch", "replay_capacity") else {}
+        base = [] if name == "bootstrap" else [fingerprint(trained(kind, **replay)) if replay else before]
+        for value in values:
+            model = trained(kind, **replay | {name: value})
+            prints.append(fingerprint(model))
+            model.save(tmp_path / f"{number}")
+            again = getattr(kind.load(tmp_path / f"{number}", device="cpu"), name)
+            again = {k: v for k, v in again.items() if k in value} if isinstance(value, dict) else again
+            same = [(each(1.0), each(0.3)) if callable(each) else each for each in (value, again)]
+            assert same[0] == same[1] or same == [(again, again), again], name
+        assert all(a != b for a, b in itertools.combinations(base + prints, 2) if name != "learning_rate"), name
+        assert all(base != [each] for each in prints), name
+
+
+def test_an_argument_that_is_not_used_is_refused():
+    cases = [(kind, {name: value}) for kind in LEARNERS for name, value in REFUSED.items()]
+    for kind, options in [*cases, (RoutedREINFORCE, {"clip_range": 0.2})]:
+        refused(lambda kind=kind, options=options: make(kind, **options), *options, kind.__name__)
+
+
+def refused(call, *quoted):
+    with pytest.raises(ValueError, match=r"[:,=]") as error:
+        call()
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in quoted), error.value
+
+
+NUMBERS = ("x", None, float("nan"), -1, [1], True)
+WRONG = {
+    "learning_rate": (*NUMBERS, float("inf"), lambda left: left, lambda left: "x", LinearSchedule(1.0, -1.0, 1.0)),
+    "ent_coef": (*NUMBERS, lambda left: left),
+    "clip_range": (*NUMBERS, lambda left: left),
+    **dict.fromkeys(("gamma", "gae_lambda", "vf_coef", "gate_coef"), (*NUMBERS, LINEAR)),
+    **dict.fromkeys(("n_steps", "n_epochs", "replay_batch", "replay_capacity"), (*NUMBERS, 1.5, 0, LINEAR)),
+    "stats_window_size": (*NUMBERS, 1.5, 0),
+    "replay_steps": (*NUMBERS, 1.5),
+    "batch_size": ("x", 0, 1.5, True),
+    "max_grad_norm": ("x", float("nan"), -1, LINEAR),
+    "seed": ("x", -1, 1.5, 2**32),
+    "verbose": ("x", 3, None),
+    "bootstrap": ("no", None, 1),
+    "unfinished": ("drop", None),
+    "device": ("gpu", 1.5),
+    "tensorboard_log": (5,),
+    "policy_kwargs": ("x", [1], {"modules": ("a",)}, {"learned_gate": True}, {"use_sde": False}),
+    "policy": ("CnnPolicy", ActorCriticPolicy, None, 5),
+    "overseer": ("routing", 5),
+    "env": (5, gym.make_vec("CartPole-v1", num_envs=1)),
+}
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_a_value_that_would_fail_later_is_refused_by_name(kind):
+    for name, values in WRONG.items():
+        for value in values:
+            refused(lambda name=name, value=value: make(kind, **{name: value}), name)
+    refused(lambda: kind("MlpPolicy", None, Overseer(VALUES)), "env", "None")
+
+
+class Unregistered(RoutedActorCriticPolicy):
+    pass
+
+
+def test_what_cannot_be_saved_is_refused_before_training():
+    refused(lambda: make(policy=Unregistered), "policy", "Unregistered", "routed_rl.rl.encoding")
+    refused(lambda: make(learning_rate=lambda left: 1e-3 * left), "learning_rate", "linear")
+    for name, value in {"optimizer_class": torch.optim.LBFGS, "features_extractor_class": type("A", (), {})}.items():
+        refused(lambda name=name, value=value: make(policy_kwargs={name: value}), f"policy_kwargs.{name}")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"observation_space": gym.spaces.Dict({"a": gym.spaces.Box(0, 1, (6,))})},
+        {"observation_space": gym.spaces.Discrete(6)},
+        {"action_space": gym.spaces.Discrete(2, start=1)},
+        {"action_space": gym.spaces.Tuple([gym.spaces.Discrete(2)])},
+        {"action_space": gym.spaces.Box(-1, 1, (2, 2))},
+    ],
+)
+def test_spaces_that_cannot_be_learned_are_refused(changed):
+    kind = type("Spaced", (TwoDoors,), changed)
+    refused(lambda: make(env=DummyVecEnv([kind]), overseer=Overseer({"bad": -1, "good": 1})))
+
+
+def test_an_environment_on_another_device_is_refused_at_once():
+    env = DiamondGhostTensorVecEnv(2, "meta")
+    with pytest.raises(ValueError, match=r"one device.*meta.*cpu"):
+        make(env=env)
+
+
+def test_arguments_that_change_no_weights_are_used(tmp_path, capsys):
+    make(env="RoutedRL/DiamondGhost-v0").learn(8)
+    model = make(verbose=1, stats_window_size=7, tensorboard_log=tmp_path / "logs", device=torch.device("cpu"))
+    assert "Using cpu device" in capsys.readouterr().out
+    model.learn(64)
+    assert list((tmp_path / "logs").rglob("events.*"))
+    model.save(tmp_path / "model")
+    loaded = RoutedPPO.load(tmp_path / "model", env=gym.make("RoutedRL/DiamondGhost-v0"), device="cpu")
+    assert (loaded.verbose, loaded.stats_window_size) == (1, 7)
+    assert loaded.learn(8).ep_info_buffer.maxlen == 7
+
+
+# --- the policy -----------------------------------------------------------------------------------
+
+# Argument → values that build another network or optimizer than the default does.
+POLICY_USED = {
+    "modules": [("ghost",)],
+    "hidden": [(5,)],
+    "value_hidden": [(5,)],
+    "activation": ["tanh"],
+    "learned_gate": [False],
+    "encoder": [(3,)],
+    "ortho_init": [False],
+    "features_extractor_class": [MlpEncoder],
+    "optimizer_class": [torch.optim.AdamW, torch.optim.SGD],
+    "optimizer_kwargs": [{"weight_decay": 0.1}],
+}
+POLICY_REFUSED = {
+    "net_arch": [[32], {"pi": [32], "vf": [32]}],
+    "activation_fn": [torch.nn.ReLU],
+    "share_features_extractor": [False],
+    "use_sde": [True],
+    "full_std": [False],
+    "use_expln": [True],
+    "squash_output": [True],
+    "log_std_init": [-1.0],  # with discrete actions
+    "features_extractor_kwargs": [{"sizes": (3,)}],  # without a class
+}
+# normalize_images needs images, detach_encoder an encoder: see test_policies.py
+POLICY_ELSEWHERE = {"observation_space", "action_space", "lr_schedule", "normalize_images", "detach_encoder"}
+
+
+DISCRETE = gym.spaces.Discrete(4)
+
+
+def policy(kind=RoutedActorCriticPolicy, actions=DISCRETE, **options):
+    torch.manual_seed(0)
+    options = {"modules": ("ghost", "diamond"), "hidden": (4,), "value_hidden": (4,), **options}
+    return kind(gym.spaces.Box(0, 1, (12,), np.float32), actions, lambda _: 0.1, **options)
+
+
+def described(built):
+    torch.manual_seed(1)
+    obs, actions = torch.rand(5, 12), torch.zeros(5, dtype=torch.int64)
+    values, log_probs, _ = built.evaluate_actions(obs, actions)
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in built.optimizer.param_groups]
+    return [values.tolist(), log_probs.tolist(), str(built), repr(groups), type(built.optimizer)]
+
+
+def test_every_policy_argument_is_used_or_refused():
+    before = described(policy())
+    for name, values in POLICY_USED.items():
+        for value in values:
+            assert described(policy(**{name: value})) != before, name
+    for name, values in POLICY_REFUSED.items():
+        for value in values:
+            refused(lambda name=name, value=value: policy(**{name: value}), name)
+            if name != "use_sde":
+                refused(lambda name=name, value=value: make(policy_kwargs={name: value}), name)
+    wide = policy(actions=gym.spaces.Box(-1, 1, (2,)), log_std_init=-1.0)
+    assert wide.log_std.tolist() == [-1.0, -1.0]
+    assert policy(features_extractor_class=MlpEncoder, features_extractor_kwargs={"sizes": (7,)}).features_dim == 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": 4},
+        {"hidden": (4.5,)},
+        {"encoder": (3,), "features_extractor_class": MlpEncoder},
+        {"encoder": (3,), "features_extractor_kwargs": {"sizes": (3,)}},
+        {"optimizer_kwargs": {"lr": 0.1}},
+        {"kind": PaperPolicy, "planes": 5},
+        {"kind": PaperPolicy, "planes": 0},
+    ],
+)
+def test_policy_arguments_that_would_be_ignored_or_fail_later_are_refused(options):
+    refused(lambda: policy(**options), *(set(options) - {"kind"}) & {"hidden", "optimizer_kwargs", "planes"})
+
+
+class Own(RoutedActorCriticPolicy):
+    """A user's policy with an argument of its own."""
+
+    def __init__(self, *args, extra=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = extra
+
+
+@pytest.mark.parametrize("path", ["policy", "policy.pth", "deep/policy.zip"])
+def test_a_policy_alone_is_saved_and_loaded(path, tmp_path, monkeypatch):
+    monkeypatch.setitem(CLASSES, "Own", Own)
+    for saved in (
+        policy(activation="gelu", learned_gate=False, encoder=(3,), detach_encoder=True),
+        policy(actions=gym.spaces.Box(-1, 1, (2,)), log_std_init=-1.0, optimizer_class=torch.optim.SGD),
+        policy(PaperPolicy, planes=3),
+        policy(Own, extra=5),
+        make().policy,
+    ):
+        saved.ablate("ghost")
+        saved.save(tmp_path / path)
+        loaded = RoutedActorCriticPolicy.load(tmp_path / path, device="cpu")
+        assert type(loaded) is type(saved) and loaded.steering == {"ablated": ["ghost"]}
+        assert loaded.module_names == saved.module_names and str(loaded) == str(saved)
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), saved.parameters(), strict=True))
+        assert getattr(loaded, "extra", 5) == 5
+        obs = np.random.default_rng(0).random((6, *saved.observation_space.shape), dtype=np.float32)
+        assert np.array_equal(*(each.predict(obs, deterministic=True)[0] for each in (loaded, saved)))
+
+
+def test_something_else_is_not_loaded_as_a_policy(tmp_path):
+    make().save(tmp_path / "model")
+    policy().save(tmp_path / "policy")
+    for kind, name in ((RoutedActorCriticPolicy, "model"), (PaperPolicy, "policy")):
+        with pytest.raises(CheckpointError, match=f"{name} does not describe a {kind.__name__}"):
+            kind.load(tmp_path / name)
+
+
+# --- set_parameters -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_parameters_are_set_from_a_checkpoint_as_from_a_dict(kind, tmp_path):
+    source = trained(kind)
+    source.save(tmp_path / "model")
+    for given in (tmp_path / "model", str(tmp_path / "model.zip"), source.get_parameters()):
+        target = trained(kind, seed=1)
+        target.set_parameters(given)
+        ours, theirs = fingerprint(target), fingerprint(source)
+        names = [name for name in theirs if name.startswith(("policy.", "optimizer."))]
+        assert names and all(ours[name] == theirs[name] for name in names)
+        target.learn(64)
+
+
+def test_parameters_of_another_model_are_refused(tmp_path):
+    make().save(tmp_path / "model")
+    turned = make(overseer=Overseer(dict(reversed(VALUES.items()))))
+    with pytest.raises(
+        CheckpointError, match=r"model has the modules \['ghost', 'diamond'\], the model has \['diamond'"
+    ):
+        turned.set_parameters(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="another architecture"):
+        make(policy_kwargs={"hidden": (9,)}).set_parameters(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="missing"):
+        make().set_parameters(tmp_path / "missing")
