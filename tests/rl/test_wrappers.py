@@ -133,7 +133,7 @@ def model_in(env, **options):
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_training_continues_under_any_wrapper_as_if_it_had_never_stopped(name, tmp_path):
-    make, steps = CONTINUED[name], 3 * 6 * CONTINUED[name]().num_envs
+    make, steps = CONTINUED[name], 2 * 6 * CONTINUED[name]().num_envs
     unbroken, broken = model_in(make()), model_in(make())
     logged = learn(unbroken, steps) + learn_on(unbroken, steps)
     kept = learn(broken, steps)
