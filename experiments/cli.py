@@ -8,6 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Annotated, Any, Union
 
@@ -22,6 +23,7 @@ from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.experiments.vision.options import Cifar, Mnist
+from routed_rl.options.conform import conform
 from routed_rl.options.era import PRESETS as TEXT_PRESETS
 from routed_rl.options.era import Unlearn
 from routed_rl.options.undo import TASKS
@@ -79,13 +81,14 @@ def parse(argv: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            command = tyro.cli(
                 commands(*_named(arguments)),
                 prog="routed-rl",
                 description=routed_rl.__doc__,
                 args=arguments,
                 registry=NONE_IN_ANY_CASE,
             )
+        return replace(command, **conform(type(command), vars(command)))
     except SystemExit as stop:
         if stop.code:
             raise SystemExit(fail(_unknown(arguments) or _plain(_first_paragraph(said.getvalue())))) from None

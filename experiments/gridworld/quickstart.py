@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.gridworld.options import Quickstart
 from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
 from routed_rl.runs.grid import is_finished
+from routed_rl.runs.lock import locked
 
 METHODS = ("routing", "naive")
 FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
@@ -38,6 +40,19 @@ def main(command: Quickstart) -> None:
                 check_run(command.out / method, train.config(), train.seed)
     if command.force or not all(is_finished(command.out / method) for method in METHODS):
         check_options(list(commands.values()))
+    command.out.mkdir(parents=True, exist_ok=True)
+    with locked(command.out, "quickstart"):
+        _train_and_draw(command, commands)
+    figure, summary = command.out / FIGURE, command.out / SUMMARY
+    console = Console()
+    console.print(_table(read_json(summary)["rows"], command.oversight, command.total_steps))
+    console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
+    console.print(_next_steps(command.out / "routing"), highlight=False)
+
+
+def _train_and_draw(command: Quickstart, commands: Mapping[str, Train]) -> None:
+    """Train the agents that are not finished, and make the figure and the table unless they are those of the agents."""
+    if command.force or not all(is_finished(command.out / method) for method in METHODS):
         (command.out / SUMMARY).unlink(missing_ok=True)
         for reason in train_all(list(commands.values()), command.workers).values():
             raise UserError(f"a training run failed: {reason}")
@@ -47,10 +62,6 @@ def main(command: Quickstart) -> None:
         rows = _rows(command.out, command.oversight)
         _draw(command.out, command.oversight, rows, figure)
         write_json(summary, {"runs": runs, "rows": rows})
-    console = Console()
-    console.print(_table(read_json(summary)["rows"], command.oversight, command.total_steps))
-    console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
-    console.print(_next_steps(command.out / "routing"), highlight=False)
 
 
 def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from routed_rl.options import RUNS
 from routed_rl.runs import RunDirectory, read_json, write_bytes
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.studies import started_study
 from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
@@ -38,8 +39,14 @@ def main(command: SteeringScalar) -> None:
         check_device(command.device)
         study = Study(recipe, command.device)
         identity = {**_plain(recipe), "model": model_identity(recipe.model), "device": command.device}
-        check_study(out, identity)
-        start_study(out, identity)
+    with started_study(out, identity):
+        _train(command, study, identity, out)
+        _report(out, recipe, study)
+
+
+def _train(command: SteeringScalar, study: Study, identity: Mapping[str, Any], out: Path) -> None:
+    """Make the corpus, and train every model that is not finished."""
+    recipe = study.recipe
     kinds = (True, False) if command.unrouted else (True,)
     planned = [(routed, seed) for seed in range(command.seeds) for routed in kinds]
     with progress_display(unit="documents", disable=(out / "corpus").exists()) as display, user_input():
@@ -57,7 +64,6 @@ def main(command: SteeringScalar) -> None:
                         study.train(run, corpus, lambda step: display.update(task, completed=step + 1))  # noqa: B023
                 except FloatingPointError as error:
                     raise UserError(f"{run.path}: training diverged: {error}") from error
-    _report(out, recipe, study)
 
 
 def _recipe(command: SteeringScalar) -> Recipe:

@@ -20,7 +20,7 @@ from routed_rl.options import RUNS
 from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.studies import started_study
 from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
@@ -37,8 +37,13 @@ def main(command: Mnist) -> None:
         images = _images(command)
         study = Study(images, command.partition, recipe, command.device)
         identity = _identity(command, images, recipe)
-        check_study(out, identity)
-        start_study(out, identity)
+    with started_study(out, identity):
+        _train(command, study, out)
+        _report(command, out)
+
+
+def _train(command: Mnist, study: Study, out: Path) -> None:
+    """Train every model whose file is not there."""
     models = {
         (setting, seed): out / MODELS / f"{setting}-s{seed}.json"
         for seed in range(command.seeds)
@@ -47,7 +52,7 @@ def main(command: Mnist) -> None:
     (out / MODELS).mkdir(exist_ok=True)
     missing = {key: path for key, path in models.items() if not path.exists()}
     with progress_display(unit="epochs", disable=not missing) as display:
-        task = display.add_task("", total=len(missing) * recipe.epochs)
+        task = display.add_task("", total=len(missing) * study.recipe.epochs)
         for (setting, seed), path in missing.items():
             display.update(task, description=f"setting {setting}, seed {seed}")
             try:
@@ -55,7 +60,6 @@ def main(command: Mnist) -> None:
             except FloatingPointError as error:
                 raise UserError(f"setting {setting}, seed {seed}: training has diverged: {error}") from error
             write_json(path, result)
-    _report(command, out)
 
 
 def _recipe(command: Mnist) -> Recipe:

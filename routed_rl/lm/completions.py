@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from routed_rl.lm.tokenizers import first_token, unknown_id
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 
@@ -35,7 +35,7 @@ def read_prompts(path: StrPath) -> list[Prompt]:
         ValueError: for a line that is not such an object, or a file without forget prompts or without retain prompts.
         OSError: if the file cannot be read.
     """
-    path, prompts = Path(path), []
+    path, prompts = expanded(path), []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

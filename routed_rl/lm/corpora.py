@@ -24,6 +24,7 @@ from routed_rl.lm.chat import rendered
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder, Spans
 from routed_rl.lm.tokenizers import first_token, special_ids, tokenizer_digest, unknown_id
+from routed_rl.paths import expanded
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
 from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
@@ -171,7 +172,7 @@ def build_corpus(
             text is in both sets, or if the directory holds something else.
         OSError: if writing fails. What was written is removed.
     """
-    directory, share = Path(directory), 0.0 if validation is None else validation
+    directory, share = expanded(directory), 0.0 if validation is None else validation
     check_probability("the validation share", share)
     for name, limit, least in (("max_characters", max_characters, 1), ("max_tokens", max_tokens, 2)):
         if limit is not None and limit < least:
@@ -229,7 +230,7 @@ def open_corpus(directory: StrPath) -> Corpus:
     Raises:
         ValueError: if there is no corpus, or the corpus is damaged.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     try:
         tokens, forget, starts, validation = (
             np.load(directory / name, mmap_mode="r") for name in (TOKENS, FORGET, STARTS, VALIDATION)

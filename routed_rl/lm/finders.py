@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from routed_rl.lm.documents import Document
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 Spans = Sequence[tuple[int, int]]
@@ -80,7 +80,7 @@ def read_words(path: StrPath) -> list[str]:
     Raises:
         ValueError: if the file has no words, or is not UTF-8.
     """
-    path = Path(path)
+    path = expanded(path)
     try:
         words = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:

@@ -45,6 +45,7 @@ from routed_rl.lm.texts import Texts
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
 from routed_rl.lm.word_problems import generate_word_problems
 from routed_rl.options.text import CorpusOptions
+from routed_rl.paths import expanded
 from routed_rl.runs import config_hash, derive_seed
 
 TOKEN_LISTS = {"virology": VIROLOGY_TOKENS}
@@ -200,8 +201,8 @@ def whole_paths(options: CorpusOptions) -> dict[str, Any]:
                 paths[name] = os.path.abspath(source)
     for name, lists in (("words", WORD_LISTS), ("tokens", TOKEN_LISTS)):
         given = getattr(options, name)
-        if len(given) == 1 and given[0] not in lists and Path(given[0]).is_file():
-            paths[name] = (os.path.abspath(given[0]),)
+        if len(given) == 1 and given[0] not in lists and (file := expanded(given[0])).is_file():
+            paths[name] = (os.path.abspath(file),)
     return paths
 
 
@@ -341,8 +342,8 @@ def _listed(given: Sequence[str], known: Mapping[str, Sequence[str]]) -> Sequenc
     if len(given) == 1:
         if given[0] in known:
             return known[given[0]]
-        if Path(given[0]).is_file():
-            return read_words(Path(given[0]))
+        if (file := expanded(given[0])).is_file():
+            return read_words(file)
     return given
 
 

@@ -19,6 +19,7 @@ from routed_rl.lm.models import save_model
 from routed_rl.lm.texts import Texts, labelled_documents
 from routed_rl.options.conform import conform
 from routed_rl.options.text import CorpusOptions
+from routed_rl.paths import expanded
 from routed_rl.runs import write_bytes
 from routed_rl.wording import did_you_mean, option_names
 
@@ -44,7 +45,7 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
     values |= given
     values |= {name: _path(given[name]) for name in NAMES if name in given}
     values |= {name: [_path(one) for one in given[name]] for name in LISTS if isinstance(given.get(name), list | tuple)}
-    folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
+    folder = values["corpora"] = Path(os.path.abspath(expanded(values["corpora"])))
     with user_input():
         if isinstance(values["model"], str):
             if not isinstance(values["tokenizer"], str | None):

@@ -26,6 +26,7 @@ from stable_baselines3.common.utils import (
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from routed_rl.paths import expanded
 from routed_rl.rl.networks import MlpEncoder, SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.policies import PaperPolicy, RoutedActorCriticPolicy
@@ -335,5 +336,5 @@ class Saveable(OnPolicyAlgorithm):
 
 
 def _directory(path: StrPath) -> Path:
-    path = Path(path)
+    path = expanded(path)
     return path.with_suffix("") if path.suffix == ".zip" else path

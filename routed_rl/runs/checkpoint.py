@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from routed_rl.paths import expanded
 from routed_rl.runs.files import (
     JSON,
     StrPath,
@@ -69,7 +70,7 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
     Raises TypeError or ValueError, with its name, for a tensor or meta entry that cannot be saved; CheckpointError if
     `path` is something else than a checkpoint; OSError if the disk cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     dense = _dense(tensors)
     meta_bytes = json_bytes(meta, "meta")
     if os.path.lexists(path) and not _is_ours(path):
@@ -99,7 +100,7 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
     nothing is unpickled or executed. Raises CheckpointError, in one line, if the checkpoint is missing, truncated,
     edited, of another format or a newer version, or contains anything but its three files.
     """
-    path = Path(path)
+    path = expanded(path)
     while True:
         directory = _open(path)
         try:

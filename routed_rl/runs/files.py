@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from routed_rl.paths import expanded
+
 # None, bool, int, float, str, and lists, tuples and mappings of them. `plain_json` checks this when JSON is written.
 # A precise type would make the type checker reject dict literals with values of several types (`dict[str, object]`).
 JSON: TypeAlias = Any
@@ -70,7 +72,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 def read_json(path: StrPath) -> Any:
     """Return the JSON value in the file at `path`; raise a one-line ValueError if the file is not JSON."""
-    return parse_json(Path(path).read_bytes(), repr(str(path)))
+    return parse_json(expanded(path).read_bytes(), repr(str(path)))
 
 
 def write_json(path: StrPath, data: JSON) -> None:
@@ -84,7 +86,7 @@ def write_json(path: StrPath, data: JSON) -> None:
 
 def write_bytes(path: StrPath, data: bytes) -> None:
     """Write `data` to `path`, atomically: a reader sees the old file or the new one."""
-    path = Path(path)
+    path = expanded(path)
     temporary = temporary_beside(path)
     try:
         write_synced(temporary, data)

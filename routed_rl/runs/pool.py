@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 # One thread per process: results do not depend on the number of cores, and processes do not compete for them.
@@ -70,7 +71,7 @@ def run_commands(
                         taken = [has[other] for other in running]
                         has[index] = min(devices, key=taken.count)
                         visible = {"CUDA_VISIBLE_DEVICES": has[index]}
-                    if (process := start_command(commands[index], Path(logs[index]), visible)) is not None:
+                    if (process := start_command(commands[index], expanded(logs[index]), visible)) is not None:
                         running[index] = process
                     else:
                         queue.codes[index] = CANNOT_START

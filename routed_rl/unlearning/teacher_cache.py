@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from routed_rl.lm.batches import Batch, in_parts, row_keys
 from routed_rl.lm.training import Source
+from routed_rl.paths import expanded
 from routed_rl.runs import read_json, write_json
 from routed_rl.runs.files import StrPath, temporary_beside
 from routed_rl.unlearning.divergence import Target, top_k_target
@@ -34,7 +34,7 @@ class TeacherCache:
     """
 
     def __init__(self, directory: StrPath) -> None:
-        directory = Path(directory)
+        directory = expanded(directory)
         if not (directory / ABOUT).exists():
             raise ValueError(f"{str(directory)!r} holds no cache of a teacher")
         self.vocabulary: int = read_json(directory / ABOUT)["vocabulary"]
@@ -74,7 +74,7 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
     Raises:
         ValueError: for less than one step, or a ``k`` that is not within the vocabulary.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     if (directory / ABOUT).exists():
         return TeacherCache(directory)
     vocabulary = teacher.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
