@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def run() -> None:
         command = parse(sys.argv[1:] if argv is None else argv)
         speak_of(type(command))
+        os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: commands draw into files
         import_module(f"{__package__}.{MODULES[type(command)]}").main(command)
 
     guarded(run)

@@ -27,7 +27,7 @@ from routed_rl.lm.tokenizers import first_token, special_ids, tokenizer_digest, 
 from routed_rl.paths import expanded
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
-from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
+from routed_rl.runs.files import JSON, StrPath, move_in, plain_json, sync, temporary_beside
 
 Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
@@ -211,13 +211,7 @@ def build_corpus(
         _check(open_corpus(temporary))
         for written in (*temporary.iterdir(), temporary):
             sync(written)
-        try:
-            temporary.rename(directory)
-        except OSError:
-            if not directory.exists():
-                raise
-            shutil.rmtree(temporary)  # another process was faster and wrote the same corpus
-        sync(directory.parent)
+        move_in(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

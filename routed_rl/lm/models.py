@@ -25,7 +25,7 @@ from transformers import (
 from routed_rl.lm.documents import package_folder
 from routed_rl.lm.folders import adapter_base, check_folder, forget_origin, has_tokenizer, merge_adapter
 from routed_rl.paths import expanded
-from routed_rl.runs.files import StrPath, remove, temporary_beside
+from routed_rl.runs.files import StrPath, remove, temporary_beside, writing
 
 
 def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., Any]:
@@ -275,8 +275,9 @@ def _save(path: StrPath, *parts: Any) -> None:
     path = expanded(path)
     temporary = temporary_beside(path)
     try:
-        for part in parts:
-            part.save_pretrained(temporary)
+        with writing(path):
+            for part in parts:
+                part.save_pretrained(temporary)
         forget_origin(temporary)
         remove(path)
         temporary.rename(path)

@@ -21,6 +21,7 @@ from routed_rl.options.conform import conform
 from routed_rl.options.text import CorpusOptions
 from routed_rl.paths import expanded
 from routed_rl.runs import write_bytes
+from routed_rl.runs.files import move_in
 from routed_rl.wording import did_you_mean, option_names
 
 NAMES = ("model", "tokenizer", "corpus", "forget", "also")
@@ -76,8 +77,7 @@ def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
     with tempfile.TemporaryDirectory(dir=folder) as saved:
         save_model(model, tokenizer, Path(saved) / "model")
         place = folder / f"model-{model_identity(str(Path(saved) / 'model')).removeprefix('sha256:')}"
-        if not place.exists():
-            (Path(saved) / "model").rename(place)
+        move_in(Path(saved) / "model", place)
     return str(place)
 
 

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from routed_rl.errors import UserError
 from routed_rl.paths import expanded
 from routed_rl.runs.files import (
     JSON,
@@ -35,6 +36,7 @@ from routed_rl.runs.files import (
     sync,
     temporary_beside,
     write_synced,
+    writing,
 )
 
 FORMAT = "routed-rl checkpoint"
@@ -49,7 +51,7 @@ _DTYPES = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be read or replaced; the message quotes its path and says why."""
 
 
@@ -79,7 +81,8 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
     temporary.mkdir()
     try:
         write_synced(temporary / META, meta_bytes)
-        save_file(dense, temporary / TENSORS)
+        with writing(path / TENSORS):
+            save_file(dense, temporary / TENSORS)
         # safetensors makes its file private. Give it the same permissions as the other files, which follow the umask.
         (temporary / TENSORS).chmod(stat.S_IMODE((temporary / META).stat().st_mode))
         sync(temporary / TENSORS)

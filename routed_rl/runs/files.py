@@ -10,7 +10,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -94,6 +95,34 @@ def write_bytes(path: StrPath, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+@contextmanager
+def writing(path: StrPath) -> Iterator[None]:
+    """Turn the error of a library that cannot write to `path` into the OSError of the system.
+
+    Libraries in Rust (safetensors, tokenizers) raise errors of their own. Only their text has the system's error:
+    "No space left on device (os error 28)".
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def move_in(temporary: Path, path: Path) -> None:
+    """Rename a new directory to `path`. If another process has written the same there meanwhile, remove it instead."""
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+        remove(temporary)
     sync(path.parent)
 
 

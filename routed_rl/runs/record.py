@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from routed_rl.errors import UserError
 from routed_rl.paths import expanded
 from routed_rl.runs.files import JSON, StrPath, is_temporary, plain_json, read_json
 from routed_rl.runs.seeds import check_seed
@@ -19,7 +20,7 @@ CONFIG, LOCK = "config.json", ".lock"
 PACKAGES = ("gymnasium", "numpy", "routed-rl", "stable-baselines3", "torch")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory cannot be used; the message is one line that quotes its path and says why."""
 
 
