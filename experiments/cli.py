@@ -19,6 +19,7 @@ import routed_rl
 from routed_rl.errors import fail, guarded
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.common.agents.options import PRESETS, Train
+from routed_rl.experiments.common.characters import print_in_any_encoding
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
 from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: commands draw into files
         import_module(f"{__package__}.{MODULES[type(command)]}").main(command)
 
+    print_in_any_encoding()
     guarded(run)
 
 

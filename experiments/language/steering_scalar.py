@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.markdown import Markdown
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.experiments.language.options import SteeringScalar
 from routed_rl.experiments.language.steering import RECIPES, SCORES, TOP, Recipe, Study
 from routed_rl.experiments.language.steering_figures import draw_steering
@@ -23,7 +22,7 @@ from routed_rl.runs import RunDirectory, read_json, write_bytes
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.runs.studies import started_study
-from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
+from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
 KEYS = ("routed", "seed", "axis", "strength")
@@ -153,9 +152,8 @@ def _report(out: Path, recipe: Recipe, study: Study) -> None:
     topics = {i: {study.text(token) for token in (axis.token, *axis.others)} for i, axis in enumerate(study.axes)}
     tokens = {i: study.text(axis.token) for i, axis in enumerate(study.axes)}
     draw_steering(curves, scores, topics, tokens, out / FIGURE)
-    console = Console()
-    console.print(Markdown(text))
-    console.print(f"Tables and figure: {out}")
+    show_markdown(text)
+    print(f"Tables and figure: {out}")
 
 
 def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, Any]], recipe: Recipe) -> str:
@@ -175,7 +173,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
     ]
     for number, token in enumerate(recipe.tokens):
         parts += [
-            f"## {token!r}: dimension {number}",
+            f"## {escaped(repr(token))}: dimension {number}",
             "Mean probability that the next token is of the topic, by the number added to the dimension:",
             _curve_table(curves[curves.axis == number]),
             "Cosine of unembeddings with the dimension. *Rank*: of the routed token, from 0. *Runner-up*: the largest "
@@ -185,7 +183,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
         ]
         for result in results:
             found = result["axes"][number]
-            top = ", ".join(f"`{text}`" for text in found["top"])
+            top = ", ".join(escaped(repr(text)) for text in found["top"])
             parts.append(f"- Top tokens, {NAMES[result['routed']]}, seed {result['seed']}: {top}")
         first = next((result for result in results if result["routed"]), results[0])
         texts = {
@@ -194,7 +192,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
         }
         for title, samples in texts.items():
             parts.append(f"Samples, {NAMES[first['routed']]}, seed {first['seed']}, {title}:")
-            parts.append("\n".join(f"- {' '.join(sample.split())}" for sample in samples))
+            parts.append("\n".join(f"- {escaped(sample)}" for sample in samples))
     return "\n\n".join(parts) + "\n"
 
 

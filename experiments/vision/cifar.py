@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.experiments.vision import figures as vision_figures
 from routed_rl.experiments.vision.images import Images, cifar100, digits
 from routed_rl.experiments.vision.options import Cifar
@@ -243,9 +242,8 @@ def _report(out: Path) -> None:
     write_bytes(out / SUMMARY, text.encode())
     titles = {routed: title for routed, title in TITLES.items() if routed in set(frame.routed)}
     vision_figures.draw_groups(frame, titles, out / "groups.png")
-    console = Console()
-    console.print(Markdown(text))
-    console.print(f"Table and figure: {out}")
+    show_markdown(text)
+    print(f"Table and figure: {out}")
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:

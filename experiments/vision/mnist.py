@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.markdown import Markdown
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.experiments.vision import figures as vision_figures
 from routed_rl.experiments.vision.images import Images, digits, mnist
 from routed_rl.experiments.vision.options import Mnist
@@ -119,9 +118,8 @@ def _report(command: Mnist, out: Path) -> None:
         vision_figures.draw_pictures({titles[setting]: pictures[setting] for setting in split}, out / "images.png")
     if TEN_WAY in pictures:
         vision_figures.draw_traversal(pictures[TEN_WAY]["traversal"], out / "traversal.png")
-    console = Console()
-    console.print(Markdown(text))
-    console.print(f"Tables and figures: {out}")
+    show_markdown(text)
+    print(f"Tables and figures: {out}")
 
 
 def _top(partition: str) -> tuple[int, ...]:
