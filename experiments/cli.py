@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Annotated, Any, Union
@@ -48,6 +48,8 @@ MODULES = {
     Undo: "undo.undo",
 }
 """The module of each command, in the order of ``--help``. Its ``main`` runs the command. It is imported only then."""
+UNLIMITED = 10**5
+"""Columns of a terminal that no error of a user's fills."""
 NONE_IN_ANY_CASE = tyro.constructors.ConstructorRegistry()
 """How the command line says that an option has no value: None, none or NONE."""
 
@@ -84,7 +86,7 @@ def parse(argv: Sequence[str]) -> Any:
     arguments = list(argv) or ["--help"]
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _unwrapped(arguments):
             command = tyro.cli(
                 commands(*_named(arguments)),
                 prog="routed-rl",
@@ -97,6 +99,19 @@ def parse(argv: Sequence[str]) -> Any:
         if stop.code:
             raise SystemExit(fail(_unknown(arguments) or _plain(_first_paragraph(said.getvalue())))) from None
         raise
+
+
+@contextlib.contextmanager
+def _unwrapped(arguments: Sequence[str]) -> Iterator[None]:
+    """Within the block, let tyro wrap no error, and so insert no spaces into what the user passed. Help is wrapped."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & {*arguments}:
+        os.environ["COLUMNS"] = str(UNLIMITED)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ |= {} if before is None else {"COLUMNS": before}
 
 
 def commands(preset: str | None = None, task: str | None = None) -> Any:

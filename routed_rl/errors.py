@@ -106,5 +106,6 @@ def _is_of_memory(error: Exception) -> bool:
 
 def fail(message: str, status: int = 2) -> int:
     """Print an error as one line on standard error, and return the exit status."""
-    print(f"{ERROR}{' '.join(spoken(message).split())}", file=sys.stderr)
+    lines = filter(None, map(str.strip, spoken(message).splitlines()))
+    print(f"{ERROR}{' '.join(lines)}", file=sys.stderr)
     return status

@@ -30,13 +30,13 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
         left: numbers of the columns that are text. The others are numbers.
     """
     print(title)
-    terminal().print(_Table([*map(printable, header)], [[*map(printable, row)] for row in rows], left))
+    terminal().print(_Table([*map(printable, header)], [[*map(printable, row)] for row in rows], left), crop=False)
 
 
 def show_markdown(text: str) -> None:
     """Print Markdown: rendered in a terminal, else as it is, with a row of a table on each line."""
     if sys.stdout.isatty():
-        terminal().print(_Rendered(printable(text)))
+        terminal().print(_Rendered(printable(text)), crop=False)
     else:
         print(text)
 
