@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Annotated, Any, Union
 
@@ -17,11 +19,13 @@ import routed_rl
 from routed_rl.errors import fail, guarded
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.common.agents.options import PRESETS, Train
+from routed_rl.experiments.common.characters import print_in_any_encoding
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
 from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.experiments.vision.options import Cifar, Mnist
+from routed_rl.options.conform import conform
 from routed_rl.options.era import PRESETS as TEXT_PRESETS
 from routed_rl.options.era import Unlearn
 from routed_rl.options.undo import TASKS
@@ -44,6 +48,8 @@ MODULES = {
     Undo: "undo.undo",
 }
 """The module of each command, in the order of ``--help``. Its ``main`` runs the command. It is imported only then."""
+UNLIMITED = 10**5
+"""Columns of a terminal that no error of a user's fills."""
 NONE_IN_ANY_CASE = tyro.constructors.ConstructorRegistry()
 """How the command line says that an option has no value: None, none or NONE."""
 
@@ -68,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def run() -> None:
         command = parse(sys.argv[1:] if argv is None else argv)
         speak_of(type(command))
+        os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: commands draw into files
         import_module(f"{__package__}.{MODULES[type(command)]}").main(command)
 
+    print_in_any_encoding()
     guarded(run)
 
 
@@ -78,18 +86,32 @@ def parse(argv: Sequence[str]) -> Any:
     arguments = list(argv) or ["--help"]
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
+        with contextlib.redirect_stderr(said), _unwrapped(arguments):
+            command = tyro.cli(
                 commands(*_named(arguments)),
                 prog="routed-rl",
                 description=routed_rl.__doc__,
                 args=arguments,
                 registry=NONE_IN_ANY_CASE,
             )
+        return replace(command, **conform(type(command), vars(command)))
     except SystemExit as stop:
         if stop.code:
             raise SystemExit(fail(_unknown(arguments) or _plain(_first_paragraph(said.getvalue())))) from None
         raise
+
+
+@contextlib.contextmanager
+def _unwrapped(arguments: Sequence[str]) -> Iterator[None]:
+    """Within the block, let tyro wrap no error, and so insert no spaces into what the user passed. Help is wrapped."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & {*arguments}:
+        os.environ["COLUMNS"] = str(UNLIMITED)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ |= {} if before is None else {"COLUMNS": before}
 
 
 def commands(preset: str | None = None, task: str | None = None) -> Any:

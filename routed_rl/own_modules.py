@@ -41,7 +41,7 @@ def located(given: str) -> str:
     folder, module = os.path.split(path)
     module = module.removesuffix(".py")
     if folder:
-        folder = os.path.abspath(folder)
+        folder = os.path.abspath(os.path.expanduser(folder))
     else:
         here = os.getcwd()
         spec = _spec(module.partition(".")[0], here)

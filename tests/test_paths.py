@@ -1,15 +1,19 @@
-"""Every public function takes a path as a string, as a ``Path``, and as any other object that stands for one."""
+"""Every public function and every option takes a path as a string, as a ``Path``, as any other object that stands for
+one, and with ``~`` for the home directory."""
 
 import inspect
 import json
 import os
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 
 from routed_rl.errors import UserError
+from routed_rl.experiments.cli import MODULES, command_name, parse
 from routed_rl.experiments.reference import ROOMS
 from routed_rl.lm import (
     EraStudy,
@@ -27,6 +31,9 @@ from routed_rl.lm import (
     stories_tokenizer,
 )
 from routed_rl.lm.stories import FORGET
+from routed_rl.options.undo import LmEval
+from routed_rl.own_modules import located
+from routed_rl.paths import NameOrPath
 from routed_rl.rl import OversightStudy, RoutedPPO
 from routed_rl.runs import (
     MetricsCSV,
@@ -60,7 +67,7 @@ class Other:
         return self.path
 
 
-KINDS = {"str": str, "Path": Path, "another": Other}
+KINDS = {"str": str, "Path": Path, "another": Other, "home": lambda path: f"~/{Path(path).name}"}
 TOKENIZER = stories_tokenizer()
 STAGE = Stage("train", {"a": 1}, 0, {})
 
@@ -96,7 +103,7 @@ def build(directory):
 
 
 def written(path, *lines):
-    Path(os.fspath(path)).write_text("\n".join(lines))
+    Path(os.path.expanduser(path)).write_text("\n".join(lines))
     return path
 
 
@@ -112,7 +119,7 @@ def study(kind, path):
     made = kind(seeds=0)
     with pytest.raises(UserError, match="seeds"):
         made.run(path)
-    assert made.out == Path(os.fspath(path))
+    assert made.out == Path(os.path.expanduser(path))
 
 
 def checkpoint(path):
@@ -143,9 +150,7 @@ CALLS = {
     "lm.load_model": lambda path: load_model(saved(path)),
     "lm.load_tokenizer": lambda path: load_tokenizer(saved(path)),
     "lm.open_corpus": lambda path: build(path) and open_corpus(path),
-    "lm.read_documents": lambda path: list(
-        read_documents(kind_of(path)(written(f"{os.fspath(path)}.txt", "a", "", "b")))
-    ),
+    "lm.read_documents": lambda path: list(read_documents(folder_of_texts(path))),
     "lm.read_prompts": lambda path: read_prompts(
         written(path, *(json.dumps({"prompt": "1 +", "answer": "2", "forget": forget}) for forget in (True, False)))
     ),
@@ -183,8 +188,11 @@ SAME = {
 }
 
 
-def kind_of(path):
-    return next(kind for kind in KINDS.values() if isinstance(path, kind))
+def folder_of_texts(path):
+    folder = Path(os.path.expanduser(path))
+    folder.mkdir()
+    written(folder / "a.txt", "a", "", "b")
+    return path
 
 
 def ppo(path):
@@ -201,25 +209,73 @@ def test_there_is_a_call_for_every_public_function_with_a_path():
     assert {SAME.get(name, name) for name in found} == set(CALLS)
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The home directory; the working directory is another one, and empty."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def path_options(of, prefix="--"):
+    """The options of a command that are paths, or lists of them; None is a positional argument."""
+    for name, hint in get_type_hints(of, include_extras=True).items():
+        if is_dataclass(hint):
+            yield from path_options(hint, f"{prefix}{name.replace('_', '-')}.")
+        elif "Positional" in str(hint):
+            yield None
+        elif "Path" in str(hint) or str(NameOrPath) in str(hint):
+            yield f"{prefix}{name.replace('_', '-')}"
+
+
+def values(options):
+    for field in fields(options):
+        value = getattr(options, field.name)
+        yield from values(value) if is_dataclass(value) else value if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.parametrize("command", MODULES)
+def test_every_path_of_every_command_may_begin_at_home(command, home):
+    options = sorted(path_options(command), key=str)
+    words = ["~/there" if option is None else f"{option}=~/there" for option in options]
+    found = list(map(str, values(parse([command_name(command), *words]))))
+    assert found.count(f"{home}/there") == len(options) and not any("~" in value for value in found)
+
+
+def test_a_module_of_the_users_own_may_be_at_home(home):
+    assert located("~/code/mine:Metric") == f"{home}/code/mine:Metric"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CALLS)
-def test_a_path_of_any_kind_is_taken(name, kind, tmp_path):
-    CALLS[name](KINDS[kind](tmp_path / "there"))
+def test_a_path_of_any_kind_is_taken(name, kind, home):
+    CALLS[name](KINDS[kind](home / "there"))
+    assert not list(Path.cwd().iterdir())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_studies_take_paths_of_any_kind_as_options(kind, tmp_path):
+def test_studies_take_paths_of_any_kind_as_options(kind, home):
     as_kind = KINDS[kind]
-    (tmp_path / "words.txt").write_text("tree")
-    texts = as_kind(tmp_path / "words.txt")
-    model = as_kind(tmp_path / "model")
-    given = {"corpus": texts, "forget": texts, "model": model, "tokenizer": model, "corpora": as_kind(tmp_path / "c")}
-    found = EraStudy(**given, out=as_kind(tmp_path / "out"), words=[texts])
-    assert (found.model, found.corpus, found.out) == (f"{tmp_path}/model", f"{tmp_path}/words.txt", tmp_path / "out")
-    assert found.words == (f"{tmp_path}/words.txt",) and found.corpora == tmp_path / "c"
-    undo = UndoStudy(**given, out=as_kind(tmp_path / "out"), prompts=texts)
+    (home / "words.txt").write_text("tree")
+    texts = as_kind(home / "words.txt")
+    model = as_kind(home / "model")
+    given = {"corpus": texts, "forget": texts, "model": model, "tokenizer": model, "corpora": as_kind(home / "c")}
+    found = EraStudy(**given, out=as_kind(home / "out"), words=[texts])
+    assert (found.model, found.corpus, found.out) == (f"{home}/model", f"{home}/words.txt", home / "out")
+    assert found.words == (f"{home}/words.txt",) and found.corpora == home / "c"
+    undo = UndoStudy(
+        **given,
+        out=as_kind(home / "out"),
+        prompts=texts,
+        filtered=model,
+        teachers=[f"mine={os.fspath(texts)}"],
+        lm_eval=LmEval(include=texts),
+    )
+    assert (undo.filtered, undo.teachers) == (f"{home}/model", (f"mine={home}/words.txt",))
+    assert undo.lm_eval.include == home / "words.txt"
     assert (undo.forget, undo.prompts, undo.tokenizer) == (
-        f"{tmp_path}/words.txt",
-        Path(f"{tmp_path}/words.txt"),
+        f"{home}/words.txt",
+        Path(f"{home}/words.txt"),
         found.model,
     )

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from routed_rl.errors import at_least, user_input
 from routed_rl.experiments.benchmarks import (
@@ -23,12 +20,17 @@ from routed_rl.experiments.benchmarks import (
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.benchmarks.timing import as_json, machine
 from routed_rl.experiments.common.agents.options import PRESETS, Learner
+from routed_rl.experiments.common.display import show_table
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
 
-ROUTING_COLUMNS = {"milliseconds": ".1f", "times_unrouted": ".3f", "megabytes_kept": ".0f"}
+ROUTING_COLUMNS = {
+    "milliseconds": ("ms", ".1f"),
+    "times_unrouted": ("time / unrouted", ".3f"),
+    "megabytes_kept": ("MB kept for backward", ".0f"),
+}
 LANGUAGE_COLUMNS = {
     "tokens_per_second": ("tokens/s", ",.0f"),
     "times_bare": ("speed / bare loop", ".2f"),
@@ -64,7 +66,7 @@ def main(command: Benchmark) -> None:
     total += training.calls_parallel_seeds(command.repeats) + routing.calls(command.repeats)
     total += language.calls(command.repeats) + distillation.calls(command.repeats)
     total += memory.calls()
-    with progress_display(unit="measurements", disable=not sys.stderr.isatty()) as progress:
+    with progress_display(unit="measurements") as progress:
         task = progress.add_task("benchmark", total=total)
 
         def tick() -> None:
@@ -83,7 +85,7 @@ def main(command: Benchmark) -> None:
     if command.json:
         print(json.dumps(results, indent=2))
     else:
-        _show(results, Console())
+        _show(results)
 
 
 def _environments(repeats: int, tick: Any) -> dict[str, Any]:
@@ -107,18 +109,18 @@ def _training(name: Any, learner: Learner, repeats: int, tick: Any) -> dict[str,
     }
 
 
-def _show(results: dict[str, Any], console: Console) -> None:
+def _show(results: dict[str, Any]) -> None:
     made = results["machine"]
-    console.print(
+    print(
         f"{made['processor']}, {made['cores']} cores, load average {made['load_average']}, {made['threads']} thread; "
         f"torch {made['torch']}, stable-baselines3 {made['stable-baselines3']}, commit {made['git_commit']}"
     )
-    table = _titled("Environment steps per second", "environment", "steps/s", "speed / MiniGrid")
-    for name, row in results["environments"].items():
-        table.add_row(name, f"{row['per_second']:,.0f}", f"{row['times_minigrid']:,.1f}")
-    console.print(table)
+    rows = [
+        [name, f"{row['per_second']:,.0f}", f"{row['times_minigrid']:,.1f}"]
+        for name, row in results["environments"].items()
+    ]
+    show_table("Environment steps per second", ("environment", "steps/s", "speed / MiniGrid"), rows)
 
-    table = _titled("Training an agent", "preset", *results["training"])
     lines = {
         "steps/s": ("steps_per_second", "{:,.0f}"),
         "steps/s of Stable-Baselines3 PPO": ("steps_per_second_stable_baselines3", "{:,.0f}"),
@@ -126,65 +128,47 @@ def _show(results: dict[str, Any], console: Console) -> None:
         "share of the time in matrix products": ("roofline_share", "{:.0%}"),
         "time / time without routing": ("times_unrouted", "{:.3f}"),
     }
-    for line, (key, form) in lines.items():
-        table.add_row(line, *(form.format(row[key]) for row in results["training"].values()))
-    on_gpu = (row["steps_per_second_on_gpu"] for row in results["training"].values())
-    table.add_row("steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu))
-    console.print(table)
+    trained = results["training"].values()
+    rows = [[line, *(form.format(row[key]) for row in trained)] for line, (key, form) in lines.items()]
+    on_gpu = (row["steps_per_second_on_gpu"] for row in trained)
+    rows.append(["steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu)])
+    show_table("Training an agent", ("preset", *results["training"]), rows)
 
-    table = _titled("Seeds trained as one batch (preset quick)", "device", "seeds", "steps/s, sum over seeds")
+    rows = []
     for device, numbers in training.SEEDS.items():
         rates = results["parallel_seeds"].get(device, {})
         for seeds in numbers:
-            table.add_row(device, str(seeds), f"{rates[seeds]:,.0f}" if seeds in rates else "not measured")
-    console.print(table)
+            rows.append([device, str(seeds), f"{rates[seeds]:,.0f}" if seeds in rates else "not measured"])
+    show_table("Seeds trained as one batch (preset quick)", ("device", "seeds", "steps/s, sum over seeds"), rows)
 
-    columns = ("ms", "time / unrouted", "MB kept for backward")
-    table = _titled("Routing in a stack of transformer blocks, forward and backward", "routing", *columns)
-    for name, row in results["routing"].items():
-        table.add_row(name, *(f"{row[key]:{form}}" for key, form in ROUTING_COLUMNS.items()))
-    console.print(table)
+    title = "Routing in a stack of transformer blocks, forward and backward"
+    _show_measures(title, "routing", ROUTING_COLUMNS, results["routing"])
+    _show_measures("Training a language model", "preset", LANGUAGE_COLUMNS, results["language"])
+    title = f"One distillation step, vocabulary of {distillation.VOCABULARY:,} tokens"
+    _show_measures(title, "loss", DISTILLATION_COLUMNS, results["distillation"])
+    title = "Peak memory of unlearning, model of 0.1 B parameters in float32"
+    _show_measures(title, "stage", MEMORY_COLUMNS, results["memory"])
 
-    table = _titled("Training a language model", "preset", *(heading for heading, _ in LANGUAGE_COLUMNS.values()))
-    for preset, row in results["language"].items():
-        table.add_row(preset, *(f"{row[key]:{form}}" for key, (_, form) in LANGUAGE_COLUMNS.items()))
-    console.print(table)
+    parts = dict.fromkeys(part for row in trained for part in row["parts"])
+    rows = [[part, *(f"{row['parts'].get(part, 0):.0%}" for row in trained)] for part in parts]
+    show_table("Share of the time of an update, by part", ("part", *results["training"]), rows)
 
-    columns = (heading for heading, _ in DISTILLATION_COLUMNS.values())
-    table = _titled(f"One distillation step, vocabulary of {distillation.VOCABULARY:,} tokens", "loss", *columns)
-    for name, row in results["distillation"].items():
-        table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in DISTILLATION_COLUMNS.items()))
-    console.print(table)
-
-    columns = (heading for heading, _ in MEMORY_COLUMNS.values())
-    table = _titled("Peak memory of unlearning, model of 0.1 B parameters in float32", "stage", *columns)
-    for name, row in results["memory"].items():
-        table.add_row(name, *(f"{row[key]:{form}}" for key, (_, form) in MEMORY_COLUMNS.items()))
-    console.print(table)
-
-    table = _titled("Share of the time of an update, by part", "part", *results["training"])
-    for part in dict.fromkeys(part for row in results["training"].values() for part in row["parts"]):
-        table.add_row(part, *(f"{row['parts'].get(part, 0):.0%}" for row in results["training"].values()))
-    console.print(table)
-
-    table = _titled(
-        f"Time to a true return of {learning.TARGET:.2f}, steered to Diamond",
-        "run",
-        "oversight level",
-        "steps",
-        "seconds",
-    )
+    rows = []
     for row in results["learning"]:
         steps, seconds = (("not reached" if v is None else f"{v:,.0f}") for v in (row["env_steps"], row["seconds"]))
-        table.add_row(row["run"], f"{row['oversight']:.0%}", steps, seconds)
-    if not results["learning"]:
-        table.add_row("not measured; name run directories with --runs", "", "", "")
-    console.print(table)
+        rows.append([row["run"], f"{row['oversight']:.0%}", steps, seconds])
+    rows = rows or [["not measured; name run directories with --runs", "", "", ""]]
+    title = f"Time to a true return of {learning.TARGET:.2f}, steered to Diamond"
+    show_table(title, ("run", "oversight level", "steps", "seconds"), rows)
 
 
-def _titled(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+def _show_measures(
+    title: str, first: str, columns: Mapping[str, tuple[str, str]], results: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Print a row per name in the results.
+
+    Args:
+        columns: heading and format of each measure.
+    """
+    rows = [[name, *(f"{row[key]:{form}}" for key, (_, form) in columns.items())] for name, row in results.items()]
+    show_table(title, (first, *(heading for heading, _ in columns.values())), rows)

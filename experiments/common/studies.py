@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-from rich.markdown import Markdown
-
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.options import Workers
 from routed_rl.runs.studies import SUMMARY, RunsFailedError, Study
 
@@ -30,6 +28,5 @@ def run_and_show(study: Study, where: Workers) -> None:
 def _show(study: Study) -> None:
     """Print what the run has just written; nothing if no run is finished."""
     if (study.out / SUMMARY).is_file():
-        console = Console()
-        console.print(Markdown((study.out / SUMMARY).read_text()))
-        console.print(f"Tables and figures: {study.out}")
+        show_markdown((study.out / SUMMARY).read_text(encoding="utf-8"))
+        print(f"Tables and figures: {study.out}")

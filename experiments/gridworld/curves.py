@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
 from routed_rl.errors import UserError, user_input
+from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Curves
 from routed_rl.rl.oversight_study.table import learning_curve
 
@@ -19,15 +17,13 @@ def main(command: Curves) -> None:
         curves = {str(run): learning_curve(run, command.policy) for run in command.directories}
     _draw(curves, command)
     policy = command.policy or "steer:diamond, or unsteered where a run has one module"
-    table = Table(title=f"True return (policy: {policy})", title_justify="left")
-    for column in ("run", "best return", "at step", "last return", "at step"):
-        table.add_column(column, justify="left" if column == "run" else "right")
+    rows = []
     for name, points in curves.items():
         best, last = max(points, key=lambda point: point[1]), points[-1]
-        table.add_row(name, f"{best[1]:.3f}", f"{best[0]:,.0f}", f"{last[1]:.3f}", f"{last[0]:,.0f}")
-    console = Console()
-    console.print(table)
-    console.print(f"Figure: {command.figure}")
+        rows.append([name, f"{best[1]:.3f}", f"{best[0]:,.0f}", f"{last[1]:.3f}", f"{last[0]:,.0f}"])
+    header = ("run", "best return", "best at step", "last return", "last at step")
+    show_table(f"True return (policy: {policy})", header, rows)
+    print(f"Figure: {command.figure}")
 
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:

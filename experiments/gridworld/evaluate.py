@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from routed_rl.errors import at_least, user_input
 from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, load_run, make_env
+from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Evaluate
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import evaluate
@@ -34,13 +33,10 @@ def main(command: Evaluate) -> None:
     if command.json:
         print(json.dumps({"policy": name, "greedy": command.greedy, **result}, indent=2))
     else:
-        Console().print(_table(f"{command.directory}, policy: {name}", result))
+        show_table(f"{command.directory}, policy: {name}", ("measure", "value"), list(_rows(result)))
 
 
-def _table(title: str, result: dict[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
+def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     measures = {
         "true_return": "true return (discounted)",
         "episode_return": "episode return (not discounted)",
@@ -48,11 +44,10 @@ def _table(title: str, result: dict[str, Any]) -> Table:
         "entropy": "entropy of the policy (nats)",
     }
     for name, measure in measures.items():
-        table.add_row(measure, f"{result[name]:.3f}")
+        yield measure, f"{result[name]:.3f}"
     for outcome, share in result["outcomes"].items():
         if outcome == "none":
-            table.add_row("episodes that reach no terminal state", f"{share:.1%}")
+            yield "episodes that reach no terminal state", f"{share:.1%}"
         else:
-            table.add_row(f"episodes that end on {outcome}", f"{share:.1%}")
-            table.add_row(f"episodes that end on {outcome}, overseen", f"{result['outcomes_overseen'][outcome]:.1%}")
-    return table
+            yield f"episodes that end on {outcome}", f"{share:.1%}"
+            yield f"episodes that end on {outcome}, overseen", f"{result['outcomes_overseen'][outcome]:.1%}"

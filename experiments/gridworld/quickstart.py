@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.agents.grid import check_options, train_all
 from routed_rl.experiments.common.agents.options import Train
+from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Quickstart
 from routed_rl.runs import check_run, config_hash, read_json, read_run, write_json
 from routed_rl.runs.grid import is_finished
+from routed_rl.runs.lock import locked
 
 METHODS = ("routing", "naive")
 FIGURE, SUMMARY = "quickstart.png", "quickstart.json"
@@ -38,6 +38,18 @@ def main(command: Quickstart) -> None:
                 check_run(command.out / method, train.config(), train.seed)
     if command.force or not all(is_finished(command.out / method) for method in METHODS):
         check_options(list(commands.values()))
+    command.out.mkdir(parents=True, exist_ok=True)
+    with locked(command.out, "quickstart"):
+        _train_and_draw(command, commands)
+    figure, summary = command.out / FIGURE, command.out / SUMMARY
+    _show(read_json(summary)["rows"], command.oversight, command.total_steps)
+    print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
+    print(_next_steps(command.out / "routing"))
+
+
+def _train_and_draw(command: Quickstart, commands: Mapping[str, Train]) -> None:
+    """Train the agents that are not finished, and make the figure and the table unless they are those of the agents."""
+    if command.force or not all(is_finished(command.out / method) for method in METHODS):
         (command.out / SUMMARY).unlink(missing_ok=True)
         for reason in train_all(list(commands.values()), command.workers).values():
             raise UserError(f"a training run failed: {reason}")
@@ -47,10 +59,6 @@ def main(command: Quickstart) -> None:
         rows = _rows(command.out, command.oversight)
         _draw(command.out, command.oversight, rows, figure)
         write_json(summary, {"runs": runs, "rows": rows})
-    console = Console()
-    console.print(_table(read_json(summary)["rows"], command.oversight, command.total_steps))
-    console.print(f"Figure: {figure}", f"Runs:   {', '.join(str(train.out) for train in commands.values())}", sep="\n")
-    console.print(_next_steps(command.out / "routing"), highlight=False)
 
 
 def _rows(out: Path, oversight: float) -> list[dict[str, Any]]:
@@ -82,21 +90,21 @@ def _share(shares: dict[str, float], name: str) -> float:
     return shares[name] / total if total else 0.0
 
 
-def _table(rows: list[dict[str, Any]], oversight: float, steps: int) -> Table:
+def _show(rows: list[dict[str, Any]], oversight: float, steps: int) -> None:
     title = f"{oversight:.1%} of terminal states overseen, {steps:,} environment steps per agent"
-    caption = (
-        "true return: discounted return of the true reward\n"
-        "reference: exact true return of a reference policy; it is no ceiling\n"
-        "ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen"
-    )
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("policy", no_wrap=True)
-    for column in ("true return", "reference", "ends on Ghost", "unseen"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        shares = (f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen"))
-        table.add_row(row["policy"], f"{row['true_return']:+.3f}", f"{round(row['reference'], 3) + 0.0:+.3f}", *shares)
-    return table
+    cells = [
+        [
+            row["policy"],
+            f"{row['true_return']:+.3f}",
+            f"{round(row['reference'], 3) + 0.0:+.3f}",
+            *(f"{row[key]:.0%}" for key in ("ghost", "ghost_if_unoverseen")),
+        ]
+        for row in rows
+    ]
+    show_table(title, ("policy", "true return", "reference", "ends on Ghost", "unseen"), cells)
+    print("true return: discounted return of the true reward")
+    print("reference: exact true return of a reference policy; it is no ceiling")
+    print("ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen")
 
 
 def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:

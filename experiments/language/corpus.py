@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from routed_rl.errors import user_input
+from routed_rl.experiments.common.display import show_table, terminal
 from routed_rl.experiments.language.options import Corpus
 from routed_rl.lm.inputs import check_corpus_options, find_forget, open_text, quiet_libraries
 from routed_rl.lm.preview import Example, Preview, preview
@@ -22,29 +21,28 @@ def main(command: Corpus) -> None:
     with user_input():
         text = open_text(command)
         found = preview(text.corpus, text.tokenizer, find_forget(command), command.examples)
-    show(found, Console())
+    show(found)
 
 
-def show(found: Preview, console: Console) -> None:
+def show(found: Preview) -> None:
     """Print a preview. Text of the corpus is never read as markup."""
-    table = Table(title="Documents, and their lengths in tokens", title_justify="left")
-    table.add_column("set", no_wrap=True)
-    for column in found.counts.columns[2:]:
-        table.add_column(column, justify="right")
-    for split, kind, *numbers in found.counts.itertuples(index=False):
-        table.add_row(f"{split}, {kind}", *(f"{number:,}" for number in numbers))
-    console.print(table)
-    console.print(f"Texts in both sets: {found.overlap}")
+    rows = [
+        [f"{split}, {kind}", *(f"{number:,}" for number in numbers)]
+        for split, kind, *numbers in found.counts.itertuples(index=False)
+    ]
+    show_table("Documents, and their lengths in tokens", ["set", *found.counts.columns[2:]], rows)
+    print(f"Texts in both sets: {found.overlap}")
     if found.special:
         special = ", ".join(f"{token!r} {count}" for token, count in found.special.items())
-        console.print(Text(f"Special tokens in texts, which are control tokens in the corpus: {special}"))
+        print(f"Special tokens in texts, which are control tokens in the corpus: {special}")
     if found.matches:
         matches = ", ".join(f"{text!r} {count}" for text, count in list(found.matches.items())[:MOST])
         more = f" and {len(found.matches) - MOST} more" if len(found.matches) > MOST else ""
-        console.print(Text(f"Forget documents by matched text: {matches}{more}"))
-    console.print(LEGEND)
+        print(f"Forget documents by matched text: {matches}{more}")
+    print(LEGEND)
+    console = terminal()
     for example in found.examples:
-        console.print(f"\n[i]document {example.number}, {example.kind}:[/]")
+        console.print(Text(f"\ndocument {example.number}, {example.kind}:", "italic"))
         console.print(coloured(example))
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from routed_rl.options import Workers
 from routed_rl.options.era import EraOptions
 from routed_rl.options.text import CorpusOptions
+from routed_rl.paths import NameOrPath
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,15 @@ class SteeringScalar:
     topics: tuple[str, ...] | None = None
     """for each routed token, a comma-separated list of tokens whose probability is measured (" California, Oregon");
     None: the story topic of each token, else the token alone; without --tokens, those of the preset"""
-    corpus: str | None = None
+    corpus: NameOrPath | None = None
     """text to train on: "stories", a .txt file of paragraphs, a .jsonl file, a folder of such files, or a dataset on
     the Hub; None: that of the preset"""
     documents: int | None = None
     """maximum number of documents of the corpus; None: that of the preset"""
-    model: str | None = None
+    model: NameOrPath | None = None
     """a preset for a new model (tiny, small, neox-303m, …), or the folder or Hub name of a pretrained model; None: that
     of the preset of the study"""
-    tokenizer: str | None = None
+    tokenizer: NameOrPath | None = None
     """tokenizer of a new model: "stories", or a folder or Hub name; a pretrained model has its own; None: that of the
     preset"""
     blocks: tuple[int, ...] | None = None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.markdown import Markdown
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.experiments.language.options import SteeringScalar
 from routed_rl.experiments.language.steering import RECIPES, SCORES, TOP, Recipe, Study
 from routed_rl.experiments.language.steering_figures import draw_steering
@@ -21,8 +21,8 @@ from routed_rl.options import RUNS
 from routed_rl.runs import RunDirectory, read_json, write_bytes
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import check_study, start_study
-from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
+from routed_rl.runs.studies import started_study
+from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
 KEYS = ("routed", "seed", "axis", "strength")
@@ -38,8 +38,14 @@ def main(command: SteeringScalar) -> None:
         check_device(command.device)
         study = Study(recipe, command.device)
         identity = {**_plain(recipe), "model": model_identity(recipe.model), "device": command.device}
-        check_study(out, identity)
-        start_study(out, identity)
+    with started_study(out, identity):
+        _train(command, study, identity, out)
+        _report(out, recipe, study)
+
+
+def _train(command: SteeringScalar, study: Study, identity: Mapping[str, Any], out: Path) -> None:
+    """Make the corpus, and train every model that is not finished."""
+    recipe = study.recipe
     kinds = (True, False) if command.unrouted else (True,)
     planned = [(routed, seed) for seed in range(command.seeds) for routed in kinds]
     with progress_display(unit="documents", disable=(out / "corpus").exists()) as display, user_input():
@@ -57,7 +63,6 @@ def main(command: SteeringScalar) -> None:
                         study.train(run, corpus, lambda step: display.update(task, completed=step + 1))  # noqa: B023
                 except FloatingPointError as error:
                     raise UserError(f"{run.path}: training diverged: {error}") from error
-    _report(out, recipe, study)
 
 
 def _recipe(command: SteeringScalar) -> Recipe:
@@ -147,9 +152,8 @@ def _report(out: Path, recipe: Recipe, study: Study) -> None:
     topics = {i: {study.text(token) for token in (axis.token, *axis.others)} for i, axis in enumerate(study.axes)}
     tokens = {i: study.text(axis.token) for i, axis in enumerate(study.axes)}
     draw_steering(curves, scores, topics, tokens, out / FIGURE)
-    console = Console()
-    console.print(Markdown(text))
-    console.print(f"Tables and figure: {out}")
+    show_markdown(text)
+    print(f"Tables and figure: {out}")
 
 
 def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, Any]], recipe: Recipe) -> str:
@@ -169,7 +173,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
     ]
     for number, token in enumerate(recipe.tokens):
         parts += [
-            f"## {token!r}: dimension {number}",
+            f"## {escaped(repr(token))}: dimension {number}",
             "Mean probability that the next token is of the topic, by the number added to the dimension:",
             _curve_table(curves[curves.axis == number]),
             "Cosine of unembeddings with the dimension. *Rank*: of the routed token, from 0. *Runner-up*: the largest "
@@ -179,7 +183,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
         ]
         for result in results:
             found = result["axes"][number]
-            top = ", ".join(f"`{text}`" for text in found["top"])
+            top = ", ".join(escaped(repr(text)) for text in found["top"])
             parts.append(f"- Top tokens, {NAMES[result['routed']]}, seed {result['seed']}: {top}")
         first = next((result for result in results if result["routed"]), results[0])
         texts = {
@@ -188,7 +192,7 @@ def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, 
         }
         for title, samples in texts.items():
             parts.append(f"Samples, {NAMES[first['routed']]}, seed {first['seed']}, {title}:")
-            parts.append("\n".join(f"- {' '.join(sample.split())}" for sample in samples))
+            parts.append("\n".join(f"- {escaped(sample)}" for sample in samples))
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import json
+import sys
 
 from routed_rl.errors import user_input
 from routed_rl.lm.era_study.pipeline import train_and_ablate
@@ -19,7 +20,7 @@ def main(command: Unlearn) -> None:
         check_device(command.device)
     run = train_and_ablate(command)
     if run is not None and run.result is not None:
-        Console().print_json(data=run.result["losses"])
+        print(json.dumps(run.result["losses"], indent=2))
         for remark in remarks(run.result["losses"]):
-            Console(stderr=True).print(remark, markup=False, highlight=False)
-        Console().print(f"Model and result: {run.path}")
+            print(remark, file=sys.stderr)
+        print(f"Model and result: {run.path}")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from rich.console import Console
-from rich.markdown import Markdown
-
+from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.common.studies import run_and_show
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs.process import one_thread
-from routed_rl.runs.tables import markdown
 from routed_rl.unlearning import UndoStudy
 
 
@@ -24,8 +21,7 @@ def main(command: Undo) -> None:
         run_and_show(study, command)
         return
     plan = study.plan()
-    console = Console()
     shown = plan.drop(columns="trains").astype(str)
-    console.print(Markdown(markdown(list(shown), shown.to_numpy().tolist())))
+    show_table("Stages of the study", list(shown), shown.to_numpy().tolist(), left=range(shown.shape[1]))
     runs = plan[plan.reason != "is finished"]
-    console.print(f"{len(runs)} of {len(plan)} stages would run; {runs.trains.sum()} of them train or attack a model")
+    print(f"{len(runs)} of {len(plan)} stages would run; {runs.trains.sum()} of them train or attack a model")

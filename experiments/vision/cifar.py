@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.experiments.vision import figures as vision_figures
 from routed_rl.experiments.vision.images import Images, cifar100, digits
 from routed_rl.experiments.vision.options import Cifar
@@ -27,7 +26,7 @@ from routed_rl.routing import RouteTable
 from routed_rl.runs import RunDirectory, read_json, write_bytes
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.studies import started_study
 from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 from routed_rl.vision import (
     HALVES,
@@ -76,20 +75,24 @@ def main(command: Cifar) -> None:
         images = cifar100(Path(command.data)) if real else digits()
         task = Task(images, recipe, command.width, command.device)
         identity = {**asdict(recipe), "images": images.digest(), "width": command.width, "device": command.device}
-        check_study(out, identity)
-        start_study(out, identity)
+    with started_study(out, identity):
+        _train(command, task, identity, out)
+        _report(out)
+
+
+def _train(command: Cifar, task: Task, identity: Mapping[str, Any], out: Path) -> None:
+    """Train every classifier that is not finished."""
     for seed in range(command.seeds):
         name = f"{RUN_NAMES[command.routed]}-s{seed}"
         with user_input():
             run = RunDirectory.open(out / "runs" / name, {**identity, "routed": command.routed}, seed)
         with run, progress_display(unit="epochs", disable=run.finished) as display:
-            bar = display.add_task(name, total=recipe.epochs)
+            bar = display.add_task(name, total=task.recipe.epochs)
             if not run.finished:
                 try:
                     task.train(run, lambda epoch: display.update(bar, completed=epoch))  # noqa: B023
                 except FloatingPointError as error:
                     raise UserError(f"{run.path}: training has diverged: {error}") from error
-    _report(out)
 
 
 def _recipe(command: Cifar, real: bool) -> Recipe:
@@ -239,9 +242,8 @@ def _report(out: Path) -> None:
     write_bytes(out / SUMMARY, text.encode())
     titles = {routed: title for routed, title in TITLES.items() if routed in set(frame.routed)}
     vision_figures.draw_groups(frame, titles, out / "groups.png")
-    console = Console()
-    console.print(Markdown(text))
-    console.print(f"Table and figure: {out}")
+    show_markdown(text)
+    print(f"Table and figure: {out}")
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:

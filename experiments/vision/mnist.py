@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.markdown import Markdown
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.experiments.common.display import show_markdown
 from routed_rl.experiments.vision import figures as vision_figures
 from routed_rl.experiments.vision.images import Images, digits, mnist
 from routed_rl.experiments.vision.options import Mnist
@@ -20,7 +19,7 @@ from routed_rl.options import RUNS
 from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import check_study, start_study
+from routed_rl.runs.studies import started_study
 from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
 
 RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
@@ -37,8 +36,13 @@ def main(command: Mnist) -> None:
         images = _images(command)
         study = Study(images, command.partition, recipe, command.device)
         identity = _identity(command, images, recipe)
-        check_study(out, identity)
-        start_study(out, identity)
+    with started_study(out, identity):
+        _train(command, study, out)
+        _report(command, out)
+
+
+def _train(command: Mnist, study: Study, out: Path) -> None:
+    """Train every model whose file is not there."""
     models = {
         (setting, seed): out / MODELS / f"{setting}-s{seed}.json"
         for seed in range(command.seeds)
@@ -47,7 +51,7 @@ def main(command: Mnist) -> None:
     (out / MODELS).mkdir(exist_ok=True)
     missing = {key: path for key, path in models.items() if not path.exists()}
     with progress_display(unit="epochs", disable=not missing) as display:
-        task = display.add_task("", total=len(missing) * recipe.epochs)
+        task = display.add_task("", total=len(missing) * study.recipe.epochs)
         for (setting, seed), path in missing.items():
             display.update(task, description=f"setting {setting}, seed {seed}")
             try:
@@ -55,7 +59,6 @@ def main(command: Mnist) -> None:
             except FloatingPointError as error:
                 raise UserError(f"setting {setting}, seed {seed}: training has diverged: {error}") from error
             write_json(path, result)
-    _report(command, out)
 
 
 def _recipe(command: Mnist) -> Recipe:
@@ -115,9 +118,8 @@ def _report(command: Mnist, out: Path) -> None:
         vision_figures.draw_pictures({titles[setting]: pictures[setting] for setting in split}, out / "images.png")
     if TEN_WAY in pictures:
         vision_figures.draw_traversal(pictures[TEN_WAY]["traversal"], out / "traversal.png")
-    console = Console()
-    console.print(Markdown(text))
-    console.print(f"Tables and figures: {out}")
+    show_markdown(text)
+    print(f"Tables and figures: {out}")
 
 
 def _top(partition: str) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from routed_rl.paths import NameOrPath
+
 SettingName = Literal["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "ten-way"]
 
 
@@ -43,7 +45,7 @@ class Mnist:
 class Cifar:
     """Split the encoding of a classifier by class: one half per group of classes. An interrupted study continues."""
 
-    data: str = "digits"
+    data: NameOrPath = "digits"
     """folder with train.bin and test.bin, the binary version of CIFAR-100: trains the published ResNet-34, hours on a
     GPU; "digits": a small analogue on the digits of scikit-learn"""
     routed: bool = True

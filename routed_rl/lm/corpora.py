@@ -25,9 +25,10 @@ from routed_rl.lm.finders import Finder
 from routed_rl.lm.tokenising import Tokenised, tokenise
 from routed_rl.lm.tokenizers import tokenizer_digest
 from routed_rl.lm.unicode import composed
+from routed_rl.paths import expanded
 from routed_rl.routing import LabelNoise, check_probability
 from routed_rl.runs import derive_seed, read_json, write_json
-from routed_rl.runs.files import JSON, StrPath, plain_json, sync, temporary_beside
+from routed_rl.runs.files import JSON, StrPath, move_in, plain_json, sync, temporary_beside
 
 Kind = Literal["forget", "retain"]
 Split = Literal["train", "validation"]
@@ -183,7 +184,7 @@ def build_corpus(
             text is in both sets, or if the directory holds something else.
         OSError: if writing fails. What was written is removed.
     """
-    directory, share = Path(directory), 0.0 if validation is None else validation
+    directory, share = expanded(directory), 0.0 if validation is None else validation
     check_probability("the validation share", share)
     for name, limit, least in (("max_characters", max_characters, 1), ("max_tokens", max_tokens, 2)):
         if limit is not None and limit < least:
@@ -222,13 +223,7 @@ def build_corpus(
         _check(open_corpus(temporary))
         for written in (*temporary.iterdir(), temporary):
             sync(written)
-        try:
-            temporary.rename(directory)
-        except OSError:
-            if not directory.exists():
-                raise
-            shutil.rmtree(temporary)  # another process was faster and wrote the same corpus
-        sync(directory.parent)
+        move_in(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -248,7 +243,7 @@ def open_corpus(directory: StrPath) -> Corpus:
     Raises:
         ValueError: if there is no corpus, or the corpus is damaged.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     try:
         tokens, forget, starts, validation = (
             np.load(directory / name, mmap_mode="r") for name in (TOKENS, FORGET, STARTS, VALIDATION)

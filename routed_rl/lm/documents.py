@@ -87,7 +87,7 @@ def read_documents(source: StrPath, limit: int | None = None, field: str = "text
         ValueError: for a source that is none of these. During reading: for a file whose content does not fit its name.
         ConnectionError: during reading, if the hub cannot be read.
     """
-    source = os.fspath(source)
+    source = os.path.expanduser(source)
     path = Path(source)
     if source in PACKAGED_TEXT:
         package, read = PACKAGED_TEXT[source]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import regex
 from routed_rl.lm.documents import Document
 from routed_rl.lm.reading import TEXT, read_list
 from routed_rl.lm.unicode import check_unicode, composed, original_spans
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 Spans = Sequence[tuple[int, int]]
@@ -133,8 +133,8 @@ def list_file(name: str, given: Sequence[str]) -> str | None:
     """
     if len(given) != 1 or given[0] in LISTS[name][0]:
         return None
-    if os.path.isfile(given[0]):
-        return given[0]
+    if (file := expanded(given[0])).is_file():
+        return str(file)
     if given[0].lower().endswith(TEXT):
         raise ValueError(f"--{name} {given[0]!r}: there is no such file")
     return None

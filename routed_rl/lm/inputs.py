@@ -47,6 +47,7 @@ from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train
 from routed_rl.lm.word_problems import generate_word_problems
 from routed_rl.options.text import CorpusOptions
 from routed_rl.runs import config_hash, derive_seed
+from routed_rl.runs.files import move_in, temporary_beside
 
 TEXT_SEED = 0
 """Seed of generated texts, which are the same in every study. Other seeds are those of models and labels."""
@@ -349,7 +350,9 @@ def _tokenizer(options: CorpusOptions) -> Any:
         about += ["also", options.also, text_identity(options.also), options.also_documents]
     folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
     if not folder.is_dir():
-        save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), folder)
+        temporary = temporary_beside(folder)
+        save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), temporary)
+        move_in(temporary, folder)
     return load_tokenizer(str(folder))
 
 

@@ -24,7 +24,8 @@ from transformers import (
 
 from routed_rl.lm.documents import package_folder
 from routed_rl.lm.folders import adapter_base, check_folder, forget_origin, has_tokenizer, merge_adapter
-from routed_rl.runs.files import StrPath, remove, temporary_beside
+from routed_rl.paths import expanded
+from routed_rl.runs.files import StrPath, remove, temporary_beside, writing
 
 
 def _gpt_neo(width: int, layers: int, heads: int, length: int) -> Callable[..., Any]:
@@ -188,7 +189,7 @@ def load_model(name: StrPath, dtype: torch.dtype | None = torch.float32) -> nn.M
         OSError: if there is no model of this name, some of its weights are missing, the package is not installed, or
             the hub cannot be reached. The message is one line.
     """
-    name = os.fspath(name)
+    name = os.path.expanduser(name)
     if name in PACKAGED_MODELS:
         return _from_gguf(*PACKAGED_MODELS[name]).to(dtype or torch.float32)
     check_folder(name)
@@ -218,7 +219,7 @@ def load_tokenizer(name: StrPath) -> Any:
 
     An adapter without a tokenizer has that of its base model.
     """
-    name = os.fspath(name)
+    name = os.path.expanduser(name)
     if name in PACKAGED_MODELS:
         package, file = PACKAGED_MODELS[name]
         return AutoTokenizer.from_pretrained(package_folder(package, "gguf"), gguf_file=file)
@@ -271,11 +272,12 @@ def save_tokenizer(tokenizer: Any, path: StrPath) -> None:
 
 
 def _save(path: StrPath, *parts: Any) -> None:
-    path = Path(path)
+    path = expanded(path)
     temporary = temporary_beside(path)
     try:
-        for part in parts:
-            part.save_pretrained(temporary)
+        with writing(path):
+            for part in parts:
+                part.save_pretrained(temporary)
         forget_origin(temporary)
         remove(path)
         temporary.rename(path)

@@ -19,7 +19,9 @@ from routed_rl.lm.models import save_model
 from routed_rl.lm.texts import Texts, labelled_documents
 from routed_rl.options.conform import conform
 from routed_rl.options.text import CorpusOptions
+from routed_rl.paths import expanded
 from routed_rl.runs import write_bytes
+from routed_rl.runs.files import move_in
 from routed_rl.wording import did_you_mean, option_names
 
 NAMES = ("model", "tokenizer", "corpus", "forget", "also")
@@ -44,7 +46,7 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
     values |= given
     values |= {name: _path(given[name]) for name in NAMES if name in given}
     values |= {name: [_path(one) for one in given[name]] for name in LISTS if isinstance(given.get(name), list | tuple)}
-    folder = values["corpora"] = Path(os.path.abspath(values["corpora"]))
+    folder = values["corpora"] = Path(os.path.abspath(expanded(values["corpora"])))
     with user_input():
         if isinstance(values["model"], str):
             if not isinstance(values["tokenizer"], str | None):
@@ -75,8 +77,7 @@ def saved_model(model: nn.Module, tokenizer: Any, folder: Path) -> str:
     with tempfile.TemporaryDirectory(dir=folder) as saved:
         save_model(model, tokenizer, Path(saved) / "model")
         place = folder / f"model-{model_identity(str(Path(saved) / 'model')).removeprefix('sha256:')}"
-        if not place.exists():
-            (Path(saved) / "model").rename(place)
+        move_in(Path(saved) / "model", place)
     return str(place)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 TEXT, LINES = ".txt", ".jsonl"
@@ -24,7 +25,7 @@ def lines(path: StrPath) -> Iterator[tuple[int, str]]:
         ValueError: at a line that is not UTF-8. A byte order mark at the start is left out.
         OSError: if the file cannot be read.
     """
-    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with expanded(path).open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.encode()
@@ -99,7 +100,7 @@ def visible_files(folder: StrPath) -> tuple[list[Path], dict[str, list[str]]]:
         OSError: if a folder cannot be read.
     """
     found, hidden, links, others = [], [], [], []
-    for root, folders, files in os.walk(folder, onerror=_refuse):
+    for root, folders, files in os.walk(expanded(folder), onerror=_refuse):
         folders.sort()
         for path in (Path(root, name) for name in (*folders, *sorted(files))):
             if path.name.startswith("."):

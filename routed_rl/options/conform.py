@@ -1,4 +1,4 @@
-"""Values that Python code gives for options, checked and converted as the command line converts its words."""
+"""Values of options, checked and converted: as Python code gives them, and as the command line has read them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import types
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from routed_rl.errors import UserError
 from routed_rl.own_modules import located, name_of
+from routed_rl.paths import NameOrPath, expanded
 from routed_rl.plugins import PluginName
 from routed_rl.wording import did_you_mean
 
@@ -30,8 +31,9 @@ NONE = ("None", "none", "NONE")
 def conform(options: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return values of the types that a dataclass of options declares: lists become tuples, 1 becomes 1.0.
 
-    So an object in Python and a command have equal options, and with them equal directories. The name of a plug-in gets
-    the folder of its module, because a study's processes look in no working directory. A class becomes its name.
+    So an object in Python and a command have equal options, and with them equal directories. A ``~`` at the start of a
+    path becomes the home directory. The name of a plug-in gets the folder of its module, because a study's processes
+    look in no working directory. A class becomes its name.
 
     Raises:
         UserError: for the first value of another type, or that is not one of the choices.
@@ -56,6 +58,11 @@ def _conform(hint: Any, value: Any, name: str) -> Any:
         return value
     if hint == PluginName:
         return _plugin(value, name)
+    if hint == NameOrPath:
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return os.path.expanduser(_conform(str, text, name))
+    if origin is Annotated:
+        return _conform(arguments[0], value, name)
     if origin is tuple:
         if isinstance(value, str | type) and arguments[0] in (str, PluginName):
             value = (value,)
@@ -69,7 +76,7 @@ def _conform(hint: Any, value: Any, name: str) -> Any:
     accepted, what = SCALARS[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{name} must be {what}, got {value!r}")
-    return hint(value)
+    return expanded(value) if hint is Path else hint(value)
 
 
 def _plugin(value: Any, name: str) -> str:

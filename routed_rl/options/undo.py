@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from routed_rl.options.text import CorpusOptions
+from routed_rl.paths import NameOrPath
 from routed_rl.plugins import PluginName
 
 Task = Literal["arithmetic", "languages", "languages-shared", "english-korean", "stories", "tofu", "wmdp", "custom"]
@@ -149,7 +150,7 @@ class UndoOptions(CorpusOptions):
     """share of the weights that are shrunk and noised: those that suppression has changed most"""
     oracle: bool = False
     """also distil the filtered model into the reference model and into a new model"""
-    filtered: str | None = "train"
+    filtered: NameOrPath | None = "train"
     """the filtered model, which never saw the forget set, and with which all models are compared: "train" trains one,
     which is impossible for a pretrained --model; or a folder or a name on the Hub, with {seed} if there is one per
     seed; None: there is none"""

@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor
 
+from routed_rl.paths import expanded
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.env_state import FORCE_RESET, UnknownStateError, environment_state, restore_environment
 from routed_rl.rl.overseer import Overseer
@@ -267,5 +268,5 @@ class Saveable(OnPolicyAlgorithm):
 
 
 def _directory(path: StrPath) -> Path:
-    path = Path(path)
+    path = expanded(path)
     return path.with_suffix("") if path.suffix == ".zip" else path

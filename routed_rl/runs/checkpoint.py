@@ -24,6 +24,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from routed_rl.errors import UserError
+from routed_rl.paths import expanded
 from routed_rl.runs.files import (
     JSON,
     StrPath,
@@ -34,6 +36,7 @@ from routed_rl.runs.files import (
     sync,
     temporary_beside,
     write_synced,
+    writing,
 )
 
 FORMAT = "routed-rl checkpoint"
@@ -48,7 +51,7 @@ _DTYPES = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be read or replaced; the message quotes its path and says why."""
 
 
@@ -69,7 +72,7 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
     Raises TypeError or ValueError, with its name, for a tensor or meta entry that cannot be saved; CheckpointError if
     `path` is something else than a checkpoint; OSError if the disk cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     dense = _dense(tensors)
     meta_bytes = json_bytes(meta, "meta")
     if os.path.lexists(path) and not _is_ours(path):
@@ -78,7 +81,8 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
     temporary.mkdir()
     try:
         write_synced(temporary / META, meta_bytes)
-        save_file(dense, temporary / TENSORS)
+        with writing(path / TENSORS):
+            save_file(dense, temporary / TENSORS)
         # safetensors makes its file private. Give it the same permissions as the other files, which follow the umask.
         (temporary / TENSORS).chmod(stat.S_IMODE((temporary / META).stat().st_mode))
         sync(temporary / TENSORS)
@@ -99,7 +103,7 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
     nothing is unpickled or executed. Raises CheckpointError, in one line, if the checkpoint is missing, truncated,
     edited, of another format or a newer version, or contains anything but its three files.
     """
-    path = Path(path)
+    path = expanded(path)
     while True:
         directory = _open(path)
         try:

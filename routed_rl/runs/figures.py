@@ -5,11 +5,14 @@ Figures do not go through pyplot: nothing stays open, and a notebook shows a fig
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from routed_rl.runs.files import write_bytes
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">", "h")
 """Markers that tell curves apart without colour."""
@@ -30,8 +33,10 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], l
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file of 150 dots per inch."""
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    """Write a figure, atomically, in the format that the path ends in; PNG has 150 dots per inch."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata={"Software": None})
+    write_bytes(path, drawn.getvalue())
 
 
 def ranked(axes: Axes) -> tuple[list[Any], list[str]]:

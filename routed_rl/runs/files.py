@@ -10,9 +10,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from routed_rl.paths import expanded
 
 # None, bool, int, float, str, and lists, tuples and mappings of them. `plain_json` checks this when JSON is written.
 # A precise type would make the type checker reject dict literals with values of several types (`dict[str, object]`).
@@ -70,7 +73,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 def read_json(path: StrPath) -> Any:
     """Return the JSON value in the file at `path`; raise a one-line ValueError if the file is not JSON."""
-    return parse_json(Path(path).read_bytes(), repr(str(path)))
+    return parse_json(expanded(path).read_bytes(), repr(str(path)))
 
 
 def write_json(path: StrPath, data: JSON) -> None:
@@ -84,7 +87,7 @@ def write_json(path: StrPath, data: JSON) -> None:
 
 def write_bytes(path: StrPath, data: bytes) -> None:
     """Write `data` to `path`, atomically: a reader sees the old file or the new one."""
-    path = Path(path)
+    path = expanded(path)
     temporary = temporary_beside(path)
     try:
         write_synced(temporary, data)
@@ -92,6 +95,34 @@ def write_bytes(path: StrPath, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)
+
+
+@contextmanager
+def writing(path: StrPath) -> Iterator[None]:
+    """Turn the error of a library that cannot write to `path` into the OSError of the system.
+
+    Libraries in Rust (safetensors, tokenizers) raise errors of their own. Only their text has the system's error:
+    "No space left on device (os error 28)".
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def move_in(temporary: Path, path: Path) -> None:
+    """Rename a new directory to `path`. If another process has written the same there meanwhile, remove it instead."""
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+        remove(temporary)
     sync(path.parent)
 
 

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from routed_rl.errors import ERROR, user_input
 from routed_rl.runs import RunError, check_run, read_json, read_metrics, run_commands
 from routed_rl.runs.process import cuda_devices
@@ -158,7 +156,7 @@ def open_backend(
 
 @contextmanager
 def _progress(runs: Sequence[Any], todo: Mapping[Path, Any], kind: Kind, workers: int) -> Iterator[Callable[[], None]]:
-    with progress_display(unit=kind.unit, disable=not _is_shown()) as progress:
+    with progress_display(unit=kind.unit) as progress:
         total = {run.out: kind.total(run) for run in runs}
         task = progress.add_task("", total=sum(total.values()))
 
@@ -172,11 +170,6 @@ def _progress(runs: Sequence[Any], todo: Mapping[Path, Any], kind: Kind, workers
             progress.update(task, description=what, completed=sum(done.values()))
 
         yield poll
-
-
-def _is_shown() -> bool:
-    """Whether somebody sees a display: in a terminal or a notebook."""
-    return sys.stderr.isatty() or Console().is_jupyter
 
 
 def _steps_done(run: Path, total: int, counter: str, may_be_running: bool) -> float:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 
@@ -19,7 +20,7 @@ class MetricsCSV:
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+        self.path = expanded(path)
         self.columns: tuple[str, ...] = ()
         self.rows = 0
         self._file = self.path.open("ab")
@@ -77,7 +78,7 @@ def read_metrics(path: StrPath) -> list[dict[str, float | str]]:
     A cell is a float if `float` can parse it, else a string. Raises ValueError if the lines of the file differ in their
     number of cells.
     """
-    lines = [next(csv.reader([line.decode()])) for line in _complete_lines(Path(path))]
+    lines = [next(csv.reader([line.decode()])) for line in _complete_lines(expanded(path))]
     for number, line in enumerate(lines, start=1):
         if len(line) != len(lines[0]):
             raise ValueError(f"metrics {str(path)!r}: line {number} has {len(line)} cells, not {len(lines[0])}")

@@ -13,10 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 
 # One thread per process: results do not depend on the number of cores, and processes do not compete for them.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB", "RAYON")}
+# Commands draw into files. A notebook names a backend that other processes need not have.
+INTO_FILES = {"MPLBACKEND": "agg"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's exit code for a command that cannot be started
 
@@ -70,7 +73,7 @@ def run_commands(
                         taken = [has[other] for other in running]
                         has[index] = min(devices, key=taken.count)
                         visible = {"CUDA_VISIBLE_DEVICES": has[index]}
-                    if (process := start_command(commands[index], Path(logs[index]), visible)) is not None:
+                    if (process := start_command(commands[index], expanded(logs[index]), visible)) is not None:
                         running[index] = process
                     else:
                         queue.codes[index] = CANNOT_START
@@ -132,7 +135,7 @@ def start_command(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ONE_THREAD | dict(environment or {}),
+                env=os.environ | ONE_THREAD | INTO_FILES | dict(environment or {}),
                 start_new_session=True,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.extras import require
+from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.pool import CANNOT_START, Queue, start_command
 
@@ -138,7 +139,7 @@ def _run_commands(
                 queue.start(index)
                 # On another machine Python may have another path, so None stands for it.
                 command = [None if part == sys.executable else os.fspath(part) for part in commands[index]]
-                running[task.remote(command, os.path.abspath(logs[index]))] = index
+                running[task.remote(command, os.path.abspath(expanded(logs[index])))] = index
             done, _ = ray.wait(list(running), num_returns=1, timeout=poll_seconds)
             for reference in done:
                 code = CANNOT_START

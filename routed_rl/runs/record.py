@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from routed_rl.errors import UserError
+from routed_rl.paths import expanded
 from routed_rl.runs.files import JSON, StrPath, is_temporary, plain_json, read_json
 from routed_rl.runs.seeds import check_seed
 
@@ -18,7 +20,7 @@ CONFIG, LOCK = "config.json", ".lock"
 PACKAGES = ("gymnasium", "numpy", "routed-rl", "stable-baselines3", "torch")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory cannot be used; the message is one line that quotes its path and says why."""
 
 
@@ -51,7 +53,7 @@ def read_run(path: StrPath) -> RunRecord:
 
     Raises RunError if there is no run at `path`, or its `config.json` was edited.
     """
-    record = find_run(Path(path))
+    record = find_run(expanded(path))
     if record is None:
         raise RunError(f"there is no run at {str(path)!r}")
     return record
@@ -86,9 +88,10 @@ def find_run(path: Path) -> RunRecord | None:
 
 def check_run(path: StrPath, config: Mapping[str, JSON], seed: int) -> None:
     """Raise RunError unless the run of `config` and `seed` can start or continue at `path`; write nothing."""
-    stored = find_run(Path(path))
+    path = expanded(path)
+    stored = find_run(path)
     if stored is not None:
-        refuse_other(Path(path), stored, RunRecord.of(config, seed))
+        refuse_other(path, stored, RunRecord.of(config, seed))
 
 
 def refuse_other(path: Path, stored: RunRecord, given: RunRecord) -> None:

@@ -19,22 +19,23 @@ A SIGKILL at any moment does no harm, for these reasons:
 """
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from routed_rl.paths import expanded
 from routed_rl.runs.checkpoint import Checkpoint, CheckpointError, read_checkpoint, sweep, write_checkpoint
 from routed_rl.runs.files import JSON, StrPath, plain_json, read_json, remove, sync, write_json
+from routed_rl.runs.lock import locked
 from routed_rl.runs.metrics import MetricsCSV
-from routed_rl.runs.record import CONFIG, LOCK, RunError, RunRecord, find_run, refuse_other, versions
+from routed_rl.runs.record import CONFIG, RunError, RunRecord, find_run, refuse_other, versions
 
 VERSIONS, METRICS, TIMINGS, CHECKPOINTS = "versions.json", "metrics.csv", "timings.csv", "checkpoints"
 RESULT = "evaluation.json"
@@ -64,7 +65,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: StrPath, record: RunRecord, result_name: str) -> None:
-        self.path = path = Path(path)
+        self.path = path = expanded(path)
         self.record = record
         self.result: dict[str, Any] | None = None
         self._result_path = path / result_name
@@ -93,14 +94,14 @@ class RunDirectory:
         After an error, existing files are unchanged.
         """
         record = RunRecord.of(config, seed)
-        path = Path(os.path.realpath(path))
+        path = Path(os.path.realpath(expanded(path)))
         try:
             if force:
                 _set_aside(path)
             find_run(path)  # raises for a directory that is not a run, before anything is written to it
             path.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as resources:
-                resources.enter_context(_locked(path))
+                resources.enter_context(locked(path, "run"))
                 run = cls(path, record, result_name)
                 run._prepare()
                 run._resources = resources.pop_all()
@@ -274,28 +275,11 @@ def _step(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the run at `path` within the block; raise RunError if another process holds it.
-
-    The lock is released when the process dies.
-    """
-    with (path / LOCK).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # If another process has just renamed the directory, the locked file is no longer the one at this path.
-            if not os.path.samestat(os.fstat(lock.fileno()), (path / LOCK).stat()):
-                raise BlockingIOError
-        except BlockingIOError:
-            raise RunError(f"the run {str(path)!r} is in use by another process: wait for it or stop it") from None
-        yield
-
-
 def _set_aside(path: Path) -> None:
     """Rename the run at `path`, if there is one, to the first unused `<path>.old-<n>`."""
     if find_run(path) is None:
         return
-    with _locked(path):
+    with locked(path, "run"):
         names = (path.with_name(f"{path.name}.old-{n}") for n in itertools.count(1))
         path.rename(next(name for name in names if not os.path.lexists(name)))
     sync(path.parent)

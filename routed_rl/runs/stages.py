@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from routed_rl.paths import expanded
 from routed_rl.runs.files import JSON, StrPath, read_json
 from routed_rl.runs.record import RunError, RunRecord, config_hash, differences, find_run
 from routed_rl.runs.rundir import RESULT, RunDirectory
@@ -54,7 +55,7 @@ class Stage:
 
     def path(self, root: StrPath) -> Path:
         """Return the stage's directory, given the directory of all stages."""
-        return Path(root) / f"{self.kind}-{self.key}"
+        return expanded(root) / f"{self.kind}-{self.key}"
 
     def open(self, root: StrPath) -> RunDirectory:
         """Return the stage's run: new, unfinished or finished; raise the errors of :meth:`RunDirectory.open`."""
@@ -123,7 +124,7 @@ def plan(stages: Sequence[Stage], root: StrPath) -> Iterator[tuple[Stage, str | 
         RunError: as :meth:`Stage.result` does.
     """
     planned = {stage.path(root).name for stage in stages}
-    others = [path for path in sorted(Path(root).glob("*-*")) if path.name not in planned]
+    others = [path for path in sorted(expanded(root).glob("*-*")) if path.name not in planned]
     there = [run for path in others if (run := _found(path)) is not None]
     for stage in stages:
         if stage.result(root) is not None:

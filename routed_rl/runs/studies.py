@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,11 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.paths import expanded
 from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.figures import save
 from routed_rl.runs.files import StrPath, plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
+from routed_rl.runs.lock import locked
 from routed_rl.runs.process import check_device, usual_workers
+from routed_rl.runs.record import LOCK
 from routed_rl.runs.tables import described, write_table
 from routed_rl.wording import spoken
 
@@ -169,11 +173,13 @@ class Study(Reported):
             ray_address: address of a running Ray cluster; None: start Ray on this machine.
 
         Raises:
-            UserError: for options, a model or texts that the study cannot use, before anything is run.
+            UserError: for options, a model or texts that the study cannot use, or if another process runs a study in
+                this directory, before anything is run.
             RunsFailedError: if a run failed. All others have been done.
         """
         if out is not None:
-            object.__setattr__(self, "out", Path(os.path.abspath(out)))  # options are frozen, where they go is not
+            # Options are frozen. The directory of the runs is not.
+            object.__setattr__(self, "out", Path(os.path.abspath(expanded(out))))
         if workers is not None:
             at_least(1, workers=workers)
         if backend not in ("local", "ray"):
@@ -187,14 +193,16 @@ class Study(Reported):
         needed = not all(is_finished(run.out) for run in runs)
         device = self.device, self.processes
         workers = workers or usual_workers(*device)
-        with open_backend(backend, ray_address, workers, self.out, needed, *device) as opened:
-            start_study(self.out, identity)
+        with (
+            open_backend(backend, ray_address, workers, self.out, needed, *device) as opened,
+            started_study(self.out, identity),
+        ):
             failed = run_all(runs, self.KIND, workers, opened)
-        with user_input():
-            found = self.find(failed)
-            if found is not None:
-                self._write(found)
-                failed = found.failed
+            with user_input():
+                found = self.find(failed)
+                if found is not None:
+                    self._write(found)
+                    failed = found.failed
         if failed:
             raise RunsFailedError(self._failure(failed, runs), failed)
         assert found is not None
@@ -226,12 +234,23 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
         if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
             of = [{name: study[name] for name in other if name in study} for study in (there, here)]
             raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
 
 
-def start_study(out: Path, identity: Mapping[str, Any]) -> None:
-    """Mark the directory as this study's, unless it is already; :func:`check_study` comes first."""
-    if not (out / STUDY).exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / STUDY, identity)
+@contextmanager
+def started_study(out: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block, work in the directory as the study of this identity. No other process can.
+
+    Raises:
+        UserError: as :func:`check_study`, or if another process works there, or the directory cannot be written.
+    """
+    with ExitStack() as stack:
+        with user_input():
+            check_study(out, identity)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out, "study"))
+            check_study(out, identity)  # again, because another process may have started a study here meanwhile
+            if not (out / STUDY).exists():
+                write_json(out / STUDY, identity)
+        yield

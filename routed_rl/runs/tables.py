@@ -79,6 +79,14 @@ def described(frame: pd.DataFrame, meanings: Mapping[str, str]) -> dict[str, str
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
+    """A Markdown table whose first column is text and whose others are numbers. Cells are plain text."""
     rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+    cells = ([escaped(cell) for cell in row] for row in (header, *rows))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (next(cells), rule, *cells))
+
+
+def escaped(text: str) -> str:
+    """Return Markdown, on one line, that shows a text as it is. A text of letters and numbers stays the same."""
+    text = " ".join(text.split())
+    text = re.sub(r"[\\`*|<>\[\]&~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    return re.sub(r"^(\d*)([-+#=.)])(?=[-+#=\s]|$)", r"\1\\\2", text)  # else a list, a heading, a rule

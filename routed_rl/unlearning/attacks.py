@@ -22,6 +22,7 @@ from routed_rl.lm.training import Source, Training, train
 from routed_rl.options.undo import Relearn
 from routed_rl.routing.layers import is_linear
 from routed_rl.runs import read_json, write_json
+from routed_rl.runs.files import writing
 from routed_rl.unlearning.copies import TrainedCopy
 
 ATTACKED = "model.safetensors"
@@ -144,7 +145,8 @@ def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
     if rank() > 0:
         return
     if isinstance(attacked, PeftModel):
-        attacked.save_pretrained(str(folder), state_dict=found)
+        with writing(folder):
+            attacked.save_pretrained(str(folder), state_dict=found)
         (folder / "README.md").unlink(missing_ok=True)
         config = read_json(folder / ADAPTER)
         write_json(folder / ADAPTER, {**config, "base_model_name_or_path": None})  # it is a path on this machine
@@ -152,7 +154,8 @@ def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
     if {name: value.shape for name, value in found.items()} != {name: p.shape for name, p in model.named_parameters()}:
         raise ValueError("an attack must show a model with the parameters of the attacked model, or one of PEFT")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in found.items()}, folder / ATTACKED)
+    with writing(folder / ATTACKED):
+        save_file({name: value.contiguous() for name, value in found.items()}, folder / ATTACKED)
 
 
 def load_attacked(model: nn.Module, folder: Path) -> nn.Module:

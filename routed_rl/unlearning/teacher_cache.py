@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from torch import nn
 
 from routed_rl.lm.batches import Batch, in_parts, row_keys
 from routed_rl.lm.training import Source
+from routed_rl.paths import expanded
 from routed_rl.runs import read_json, write_json
-from routed_rl.runs.files import StrPath, temporary_beside
+from routed_rl.runs.files import StrPath, move_in, temporary_beside
 from routed_rl.unlearning.divergence import Target, top_k_target
 
 KEYS, LOG_P, TOKENS, REST, ABOUT = "keys.npy", "log_p.npy", "tokens.npy", "rest.npy", "teacher.json"
@@ -34,7 +36,7 @@ class TeacherCache:
     """
 
     def __init__(self, directory: StrPath) -> None:
-        directory = Path(directory)
+        directory = expanded(directory)
         if not (directory / ABOUT).exists():
             raise ValueError(f"{str(directory)!r} holds no cache of a teacher")
         self.vocabulary: int = read_json(directory / ABOUT)["vocabulary"]
@@ -74,7 +76,7 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
     Raises:
         ValueError: for less than one step, or a ``k`` that is not within the vocabulary.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     if (directory / ABOUT).exists():
         return TeacherCache(directory)
     vocabulary = teacher.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -88,7 +90,7 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
     temporary.mkdir(parents=True)
     try:
         keys, log_p, tokens, rest = (
-            np.lib.format.open_memmap(temporary / name, "w+", dtype, shape)
+            _reserved(temporary / name, dtype, shape)
             for name, dtype, shape in (
                 (KEYS, np.uint8, (rows, 16)),
                 (LOG_P, np.float32, (rows, places, k)),
@@ -110,8 +112,17 @@ def cache_teacher(teacher: nn.Module, source: Source, steps: int, k: int, direct
         for array in (keys, log_p, tokens, rest):
             array.flush()
         write_json(temporary / ABOUT, {"vocabulary": vocabulary, "k": k})
-        temporary.rename(directory)
+        move_in(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return TeacherCache(directory)
+
+
+def _reserved(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """Return a new array in a file whose space is reserved: a full disk is an OSError here, and no SIGBUS later."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has no such call
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -1,9 +1,5 @@
 """What a preview counts and shows, compared with a corpus counted by hand."""
 
-import io
-
-from rich.console import Console
-
 from routed_rl.experiments.language.corpus import coloured, show
 from routed_rl.lm import build_corpus, find_words, preview
 from routed_rl.lm.documents import Document, from_row
@@ -49,11 +45,10 @@ def test_words_of_a_tokenizer_without_spaces_are_apart(tmp_path):
     assert texts == {"<bos> the tree <eos>", "<bos> the ship <eos>"}
 
 
-def test_a_user_s_text_is_never_markup(tmp_path):
+def test_a_user_s_text_is_never_markup(tmp_path, capsys):
     of, finder = tokenizer(), find_words(["tree"])
     corpus = build_corpus(tmp_path / "c", map(Document, TEXTS), of, finder, validation=None)
-    console = Console(record=True, width=200, file=io.StringIO())
-    show(preview(corpus, of, finder), console)
-    shown = console.export_text()
+    show(preview(corpus, of, finder))
+    shown = capsys.readouterr().out
     assert "[bold]near[/] ship" in shown and "[link=x] night" in shown and "'tree' 2" in shown
     assert "train, forget" in shown and "train, retain" in shown

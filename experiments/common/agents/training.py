@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
@@ -32,6 +30,7 @@ from routed_rl.experiments.common.agents.recipe import (
     policies,
     world_options,
 )
+from routed_rl.experiments.common.display import show_table
 from routed_rl.options import RUNS
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
@@ -78,7 +77,7 @@ def train_runs(commands: Sequence[Train]) -> None:
             if run.result is not None:
                 config = run.record.config
                 title = f"{config['method']}, oversight level {config['oversight']:.1%}, {run.path}"
-                Console().print(summary(run.result["policies"], title))
+                _show(run.result["policies"], title)
     if len(commands) == 1 and failed:
         raise UserError(*failed.values())
     for path, reason in failed.items():
@@ -205,21 +204,20 @@ def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
     return [(int(r["env_steps"]), r[SCORE], int(r[LABELS])) for r in rows if SCORE in r]
 
 
-def summary(policies: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """A table of results by policy: true return of sampled and greedy actions, ends of episodes, episode length."""
-    table = Table(title=title, title_justify="left")
-    for column in ("policy", "true return", "greedy true return", "episodes end on", "steps per episode"):
-        table.add_column(column, justify="left" if column in ("policy", "episodes end on") else "right")
-    for name, result in policies.items():
-        ends = ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005)
-        table.add_row(
+def _show(policies: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Print results by policy: true return of sampled and greedy actions, ends of episodes, episode length."""
+    rows = [
+        [
             name,
             f"{result['true_return']:.3f}",
             f"{result['greedy']['true_return']:.3f}",
-            ends,
+            ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005),
             f"{result['episode_length']:.1f}",
-        )
-    return table
+        ]
+        for name, result in policies.items()
+    ]
+    header = ("policy", "true return", "greedy true return", "episodes end on", "steps per episode")
+    show_table(title, header, rows, left=(0, 3))
 
 
 class _RunCallback(BaseCallback):
@@ -306,6 +304,6 @@ def _append(file: MetricsCSV, row: dict[str, Any]) -> None:
 @contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal. Elsewhere nothing is printed, because the metrics file holds the same numbers."""
-    with progress_display(disable=not sys.stderr.isatty()) as display:
+    with progress_display() as display:
         task = display.add_task(name, total=total)
         yield lambda steps: display.update(task, completed=min(steps, total))

@@ -15,7 +15,7 @@ from routed_rl.lm.era_study.figures import ORDER, UNLABELLED, draw_panels, draw_
 from routed_rl.options.era import EraOptions
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.studies import Findings
-from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, tidy
+from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean, tidy
 
 KEYS = ("method", "labelled", "seed")
 HEADLINE = 16
@@ -70,7 +70,7 @@ def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
     frame = tidy(rows, KEYS)
     focus = min(options.labelled, key=lambda share: abs(share - 0.5))
     text = summary(frame, focus) + _remarks(results) + _samples(results, focus)
-    text += "".join(f"\n{out.parent.name}/{out.name} failed: {reason}\n" for out, reason in failed.items())
+    text += "".join(f"\n{out.parent.name}/{out.name} failed: {escaped(reason)}\n" for out, reason in failed.items())
     curves = {key: result["relearning"] for key, result in results.items() if key[0] in UNLABELLED or key[1] == focus}
     drawn: dict[str, Callable[[], Figure]] = {"unlearning": lambda: draw_panels(frame)}
     if any(curves.values()):
@@ -204,7 +204,7 @@ def _samples(results: Mapping[Key, Result], focus: float) -> str:
         method, share, seed = key
         if seed == 0 and (share == focus or method in UNLABELLED):
             samples = results[key]["samples"]
-            parts.append(f"**{method}**, after training: {samples['trained'][0]}")
+            parts.append(f"**{method}**, after training: {escaped(samples['trained'][0])}")
             if "ablated" in results[key]["losses"] or "rmu" in method:
-                parts.append(f"**{method}**, finished: {samples['finished'][0]}")
+                parts.append(f"**{method}**, finished: {escaped(samples['finished'][0])}")
     return "\n\n".join(parts) + "\n"

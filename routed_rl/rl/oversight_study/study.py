@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from routed_rl.options.oversight import EARLY_STOPPED
+from routed_rl.paths import expanded
 from routed_rl.rl.oversight_study import table
 from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns
 from routed_rl.rl.oversight_study.table import NOISE, Limits
@@ -59,10 +60,10 @@ class OversightStudy(Reported):
             RunError: for a directory that holds no run.
         """
         rows = [
-            (method, record.config["oversight"], record.seed, os.fspath(run), is_finished(Path(run)))
+            (method, record.config["oversight"], record.seed, str(expanded(run)), is_finished(expanded(run)))
             for method, runs in self.runs.items()
             for run in runs
-            for record in [read_run(Path(run))]
+            for record in [read_run(run)]
         ]
         grid = pd.DataFrame(rows, columns=["method", "oversight", "seed", "run", "finished"])
         return tidy(grid, ("method", "oversight", "seed"))
@@ -76,7 +77,7 @@ class OversightStudy(Reported):
         failed = dict(failed or {})
         rows, timings, found = [], [], {}
         for method, runs in self.runs.items():
-            for run in map(Path, runs):
+            for run in map(expanded, runs):
                 if run in failed or not is_finished(run):
                     continue
                 try:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.runs import read_json, read_metrics, read_run
-from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean
+from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean
 
 HEADINGS = {"label": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
@@ -185,7 +185,7 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
             ),
         ]
     if failed:
-        parts += ["## Failed runs", *(f"- {run}: {reason}" for run, reason in failed.items())]
+        parts += ["## Failed runs", *(f"- {escaped(run)}: {escaped(reason)}" for run, reason in failed.items())]
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,7 +15,7 @@ from routed_rl.lm.inputs import Text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import Stage, read_metrics, with_ancestors
 from routed_rl.runs.studies import Findings
-from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
+from routed_rl.runs.tables import aggregate, escaped, markdown, shown_mean, tidy
 from routed_rl.unlearning.attacks import Attack, WorstCase, robustness, worst_case
 from routed_rl.unlearning.distillation import StopRule
 from routed_rl.unlearning.metrics import Metric
@@ -217,9 +217,13 @@ def summary(frame: pd.DataFrame, options: UndoOptions, names: Sequence[str], met
         for name, metric in metrics.items():
             last = max(make_attack(options, attack).measured)
             table = _table(frame, prefix(options, metric=name), prefix(options, attack, name), last, names, doubtful)
-            by = f"Attack: {called}. " if len(attacks) > 1 else ""
+            by = f"Attack: {escaped(called)}. " if len(attacks) > 1 else ""
             parts += [f"{by}{metric.unit[0].upper()}{metric.unit[1:]}:", table]
-    parts += [f"{sentence}: {'; '.join(those)}." for sentence, those in _remarks(frame, options, doubtful) if those]
+    parts += [
+        f"{sentence}: {'; '.join(map(escaped, those))}."
+        for sentence, those in _remarks(frame, options, doubtful)
+        if those
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,6 +17,7 @@ from routed_rl.lm.inputs import OWN_MODELS, Source, Text, check_model, open_text
 from routed_rl.lm.own import named
 from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
+from routed_rl.paths import expanded
 from routed_rl.runs import Stage, plan, with_ancestors
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.studies import Findings, Study, check_study
@@ -240,7 +241,7 @@ def _whole(options: UndoOptions) -> dict[str, Any]:
         paths["filtered"] = os.path.abspath(filtered)
     named = [given.partition("=") for given in options.teachers]
     paths["teachers"] = tuple(
-        f"{name}{equals}{os.path.abspath(folder) if folder else ''}" for name, equals, folder in named
+        f"{name}{equals}{os.path.abspath(expanded(folder)) if folder else ''}" for name, equals, folder in named
     )
     usual = TASKS.get((options.task, options.preset), {}).get("settings", ())
     given = [setting.partition("=")[0].replace("-", "_") for setting in options.settings]
