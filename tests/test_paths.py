@@ -34,7 +34,7 @@ from routed_rl.lm.stories import FORGET
 from routed_rl.options.undo import LmEval
 from routed_rl.own_modules import located
 from routed_rl.paths import NameOrPath
-from routed_rl.rl import OversightStudy, RoutedPPO
+from routed_rl.rl import OversightStudy, RoutedActorCriticPolicy, RoutedPPO
 from routed_rl.runs import (
     MetricsCSV,
     RunDirectory,
@@ -158,7 +158,11 @@ CALLS = {
     "lm.save_model": saved,
     "lm.save_tokenizer": lambda path: save_tokenizer(TOKENIZER, path),
     "rl.OversightStudy.__init__": lambda path: OversightStudy({"routing": [path]}),
+    "rl.RoutedActorCriticPolicy.load": lambda path: RoutedActorCriticPolicy.load(policy(path)),
+    "rl.RoutedActorCriticPolicy.save": lambda path: policy(path),
+    "rl.RoutedAlgorithm.__init__": lambda path: small_model(tensorboard_log=path).learn(128),
     "rl.RoutedAlgorithm.load": lambda path: RoutedPPO.load(ppo(path)),
+    "rl.RoutedAlgorithm.set_parameters": lambda path: small_model().set_parameters(ppo(path)),
     "rl.RoutedAlgorithm.save": lambda path: ppo(path),
     "runs.MetricsCSV.__init__": metrics,
     "runs.RunDirectory.__init__": lambda path: RunDirectory(path, RunRecord.of({}, 0), "r.json").path / "a",
@@ -184,8 +188,8 @@ CALLS = {
 SAME = {
     f"rl.{name}.{part}": f"rl.RoutedAlgorithm.{part}"
     for name in ("RoutedPPO", "RoutedREINFORCE")
-    for part in ("save", "load")
-}
+    for part in ("save", "load", "set_parameters")
+} | {f"rl.PaperPolicy.{part}": f"rl.RoutedActorCriticPolicy.{part}" for part in ("save", "load")}
 
 
 def folder_of_texts(path):
@@ -197,6 +201,11 @@ def folder_of_texts(path):
 
 def ppo(path):
     small_model().save(path)
+    return path
+
+
+def policy(path):
+    small_model().policy.save(path)
     return path
 
 

@@ -133,8 +133,9 @@ def list_file(name: str, given: Sequence[str]) -> str | None:
     """
     if len(given) != 1 or given[0] in LISTS[name][0]:
         return None
-    if (file := expanded(given[0])).is_file():
-        return str(file)
+    file = str(expanded(given[0]))
+    if os.path.isfile(file):  # unlike Path's, this takes a name of any length
+        return file
     if given[0].lower().endswith(TEXT):
         raise ValueError(f"--{name} {given[0]!r}: there is no such file")
     return None

@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance, sa
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
+from routed_rl.paths import expanded
 from routed_rl.rl.arguments import check_choice, check_device, check_number, check_schedule, check_type, check_whole
 from routed_rl.rl.losses import RoutedLosses
 from routed_rl.rl.overseer import Overseer
@@ -174,7 +175,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             sde_sample_freq=-1,
             policy_kwargs={**(policy_kwargs or {}), **structure},
             stats_window_size=stats_window_size,
-            tensorboard_log=None if tensorboard_log is None else os.fspath(tensorboard_log),
+            tensorboard_log=None if tensorboard_log is None else str(expanded(tensorboard_log)),
             verbose=verbose,
             seed=int(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed),
             device=device,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.optim import Adam
 
+from routed_rl.paths import expanded
 from routed_rl.rl.encoding import CLASSES, decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
 from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint
@@ -142,7 +142,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
             "action_space": encode_space(self.action_space),
             "steering": self.steering,
         }
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        expanded(path).parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(path, self.state_dict(), described)
 
     @classmethod

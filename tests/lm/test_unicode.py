@@ -1,6 +1,5 @@
 """Texts are compared as a reader sees them, whichever way their accents are encoded, and in any script."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from unicodedata import normalize
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import AddedToken, normalizers
 
 from routed_rl.experiments.language.corpus import show
@@ -126,7 +124,9 @@ def test_answers_topics_tokens_and_matches_are_compared_so_too(tmp_path: Path) -
 # --- what is counted and said of texts -----------------------------------------------------------
 
 
-def test_special_tokens_that_a_text_writes_are_counted_and_said_once(tmp_path: Path) -> None:
+def test_special_tokens_that_a_text_writes_are_counted_and_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     of = tokenizer()
     documents = [Document("a<eos>b <eos> <bos>"), Document("c"), Document("<EOS> < eos>")]
     build = lambda: build_corpus(tmp_path / "c", documents, of, find_pattern("a"), validation=None)  # noqa: E731
@@ -134,8 +134,8 @@ def test_special_tokens_that_a_text_writes_are_counted_and_said_once(tmp_path: P
         corpus = build()
     found = preview(corpus, of)
     assert corpus.special == build().special == found.special == {"<eos>": 2, "<bos>": 1}
-    show(found, console := Console(record=True, width=200, file=io.StringIO()))
-    assert "control tokens in the corpus: '<eos>' 2, '<bos>' 1" in console.export_text()
+    show(found)
+    assert "control tokens in the corpus: '<eos>' 2, '<bos>' 1" in capsys.readouterr().out
     assert np.isin(corpus.tokens, of.all_special_ids).sum() == 3 + 2 * len(documents)
 
 
