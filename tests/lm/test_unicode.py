@@ -130,12 +130,14 @@ def test_special_tokens_that_a_text_writes_are_counted_and_said_once(tmp_path: P
     of = tokenizer()
     documents = [Document("a<eos>b <eos> <bos>"), Document("c"), Document("<EOS> < eos>")]
     build = lambda: build_corpus(tmp_path / "c", documents, of, find_pattern("a"), validation=None)  # noqa: E731
-    with pytest.warns(UserWarning, match="special tokens .* become control tokens: '<eos>' 2, '<bos>' 1$"):
+    with pytest.warns(UserWarning, match="special tokens .* become control tokens: '<bos>' 1, '<eos>' 2$"):
         corpus = build()
     found = preview(corpus, of)
     assert corpus.special == build().special == found.special == {"<eos>": 2, "<bos>": 1}
-    show(found, console := Console(record=True, width=200, file=io.StringIO()))
-    assert "control tokens in the corpus: '<eos>' 2, '<bos>' 1" in console.export_text()
+    console = Console(record=True, width=200, file=io.StringIO())
+    show(found, console)
+    shown = console.export_text()
+    assert "control tokens in the corpus: '<bos>' 1, '<eos>' 2" in shown, shown
     assert np.isin(corpus.tokens, of.all_special_ids).sum() == 3 + 2 * len(documents)
 
 
