@@ -307,7 +307,7 @@ def _write(
     np.save(directory / VALIDATION, np.array(held_out))
     both = np.isin(np.array(list(forgotten), dtype=np.uint64), np.array(retained, dtype=np.uint64))
     overlap = [text for text, is_both in zip(forgotten.values(), both, strict=True) if is_both]
-    return overlap, dict(special.most_common())
+    return overlap, dict(sorted(special.items()))
 
 
 def _in_both(texts: Sequence[str]) -> str:

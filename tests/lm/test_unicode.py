@@ -130,12 +130,12 @@ def test_special_tokens_that_a_text_writes_are_counted_and_said_once(
     of = tokenizer()
     documents = [Document("a<eos>b <eos> <bos>"), Document("c"), Document("<EOS> < eos>")]
     build = lambda: build_corpus(tmp_path / "c", documents, of, find_pattern("a"), validation=None)  # noqa: E731
-    with pytest.warns(UserWarning, match="special tokens .* become control tokens: '<eos>' 2, '<bos>' 1$"):
+    with pytest.warns(UserWarning, match="special tokens .* become control tokens: '<bos>' 1, '<eos>' 2$"):
         corpus = build()
     found = preview(corpus, of)
     assert corpus.special == build().special == found.special == {"<eos>": 2, "<bos>": 1}
     show(found)
-    assert "control tokens in the corpus: '<eos>' 2, '<bos>' 1" in capsys.readouterr().out
+    assert "control tokens in the corpus: '<bos>' 1, '<eos>' 2" in capsys.readouterr().out
     assert np.isin(corpus.tokens, of.all_special_ids).sum() == 3 + 2 * len(documents)
 
 
