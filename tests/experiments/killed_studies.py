@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
     work = partial(study, corpora=folder / "corpora")
     study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
     calls = forked(partial(work, folder / "unbroken"), count=True)
-    shares = (0.1, 0.35, 0.45)  # a quarter is gone before the first step
+    shares = (0.1, 0.4, 0.55)  # a quarter is gone before the first step
     kills = kill_until_done(partial(work, folder / "killed"), calls, shares)
     (folder / "kills").write_text(str(kills))
 

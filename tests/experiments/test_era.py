@@ -30,7 +30,7 @@ EXPECTED = ROOT / "experiments" / "language" / "era.toml"
 RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
 ALL = EraMethod.__args__
 STUDY = (*OPTIONS, "--methods", *ALL, "--labelled", "0", "1", "--seeds", "1")
-FILES = {"study.json", "runs", "results.csv", "results.columns.md", "timings.csv", "summary.md"} | {
+FILES = {".lock", "study.json", "runs", "results.csv", "results.columns.md", "timings.csv", "summary.md"} | {
     f"{name}.png" for name in ("unlearning", "relearning", "tokens")
 }
 

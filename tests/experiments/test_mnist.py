@@ -34,7 +34,14 @@ def test_a_study_and_the_same_study_broken_off(tmp_path, capsys, monkeypatch):
     whole, again = tmp_path / "whole", tmp_path / "again"
     run("mnist", *options, "--out", whole)
     figures = {"bars.png", "images.png", "traversal.png"}
-    assert {path.name for path in whole.iterdir()} == {"study.json", "models", "results.csv", "summary.md", *figures}
+    assert {path.name for path in whole.iterdir()} == {
+        ".lock",
+        "study.json",
+        "models",
+        "results.csv",
+        "summary.md",
+        *figures,
+    }
     frame = pd.read_csv(whole / "results.csv", dtype={"setting": str})
     assert list(frame) == ["setting", "seed", "part", "group", "mse", "mae", "accuracy"]
     assert not frame.duplicated(["setting", "seed", "part", "group"]).any()

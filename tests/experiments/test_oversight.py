@@ -96,7 +96,7 @@ def test_a_study_has_every_run_table_and_figure(whole):
     files = {path.name for path in whole.iterdir()}
     tables = {"results.csv", "results.columns.md", "timings.csv", "summary.md"}
     figures = {"returns", "curves", "methods", "arrows", "noise"}
-    assert files == {"study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
+    assert files == {".lock", "study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
     assert_described(whole)
     frame = pd.read_csv(whole / "results.csv")
     assert not frame.duplicated(KEYS).any()

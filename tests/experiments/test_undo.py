@@ -88,7 +88,10 @@ def test_every_model_is_made_attacked_and_reported(study, small):
         assert pd.read_csv(path).step.tolist() == [3, 6], "how far it is, over learning rates"
     files = {path.name for path in study.iterdir()}
     figures = {f"{name}.png" for name in ("relearning", "compute", "distilled", "oracle", "front", "labels")}
-    assert figures | {"stages", "study.json", "results.csv", "results.columns.md", "timings.csv", "summary.md"} == files
+    assert (
+        figures | {".lock", "stages", "study.json", "results.csv", "results.columns.md", "timings.csv", "summary.md"}
+        == files
+    )
     assert all(f"| {name} |" in (study / "summary.md").read_text() for name in NAMES)
     assert (
         frame.labelled_documents["suppressed, maxent, 20 % labelled"] < frame.labelled_documents["suppressed, graddiff"]
