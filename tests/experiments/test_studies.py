@@ -129,7 +129,7 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_run(study, tmp_pa
         study(model=tiny_model("llama"), corpora=tmp_path)
     with pytest.raises(UserError, match="forget has no documents"):
         study(forget=[], corpora=tmp_path)
-    with pytest.raises(UserError, match=r"corpus\[1\] must be a text or a row with a field 'text'.*, got 3"):
+    with pytest.raises(UserError, match=r"corpus\[1\] must be a text or a row with texts in a field 'text'.*, got 3"):
         study(corpus=["a", 3], corpora=tmp_path)
     with pytest.raises(UserError, match=r"^seeds must be at least 1, got 0"):
         study(seeds=0, corpora=tmp_path).run(tmp_path / "s")
