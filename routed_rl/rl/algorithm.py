@@ -133,8 +133,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
             check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
-            space = env.observation_space  # type: ignore[union-attr]
-            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=space)
+            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=env.observation_space)  # type: ignore[union-attr]
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         check_type((Overseer,), "an Overseer", overseer=overseer)
