@@ -259,9 +259,9 @@ class Saveable(OnPolicyAlgorithm):
 
         Raises:
             CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture.
-            ValueError: if the environment's spaces are not those of the model; or, with ``force_reset=False``, if the
-                state of the environment or of a wrapper is unknown (see :mod:`routed_rl.rl.env_state`), or is of
-                another number of environments or other wrappers.
+            ValueError: if the environment's spaces are not those of the model. With ``force_reset=False`` also if the
+                state of the environment or of a wrapper is unknown (see :mod:`routed_rl.rl.env_state`), and for another
+                number of environments or other wrappers than those that were saved.
         """
         checkpoint = read_checkpoint(_directory(path))
         return build(cls, checkpoint, os.fspath(path), env, device, force_reset, kwargs)

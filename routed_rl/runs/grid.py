@@ -139,7 +139,7 @@ def open_backend(
 
     Args:
         device: what each command computes on: if that is "cuda", Ray gives it GPUs of its own.
-        together: processes of a command, each of which has a GPU.
+        together: processes of a command. Each has a GPU.
     """
     if name == "local" or not needed:
         devices = cuda_devices(together)

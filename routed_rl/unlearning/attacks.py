@@ -213,7 +213,7 @@ def relearn(
         rank: of low-rank adapters on all linear layers but the last (LoRA, Hu et al. 2021). The attacker then trains
             only these adapters. Experts of a mixture are not linear layers, so they get none. None: all weights.
         accumulate: parts in which a batch is computed, to save memory.
-        shard: with several processes, divide the copy among them. Each then measures its part of the same copy.
+        shard: with several processes, divide the copy among them. All of them then measure it together.
         precision: of the matrix products; weights are float32.
 
     Returns:
