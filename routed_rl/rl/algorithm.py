@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any, ClassVar, Literal
@@ -17,18 +16,29 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, safe_mean
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from routed_rl.paths import expanded
-from routed_rl.rl.arguments import check_choice, check_device, check_number, check_schedule, check_type, check_whole
+from routed_rl.rl.arguments import (
+    check_choice,
+    check_device,
+    check_number,
+    check_schedule,
+    check_type,
+    check_unused,
+    check_whole,
+)
+from routed_rl.rl.logs import RoutedLogs
 from routed_rl.rl.losses import RoutedLosses
+from routed_rl.rl.observations import check_spaces
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.paper_policy import PaperPolicy
-from routed_rl.rl.policies import RoutedActorCriticPolicy
+from routed_rl.rl.policies import RoutedActorCriticPolicy, RoutedCnnPolicy, RoutedMultiInputPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
 from routed_rl.rl.saving import Saveable, constructor_meta
 from routed_rl.rl.steering import Steerable
@@ -37,13 +47,14 @@ from routed_rl.runs import derive_seed
 from routed_rl.runs.files import StrPath
 
 
-class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
+class RoutedAlgorithm(Steerable, RoutedLogs, RoutedLosses, Saveable):
     """A Stable-Baselines3 on-policy algorithm in which an overseer labels the steps of each episode.
 
     Subclasses implement :meth:`policy_loss` and list their own hyperparameters in ``saved_arguments``.
 
     Args:
-        policy: ``"MlpPolicy"``, ``"PaperPolicy"`` or a subclass of :class:`RoutedActorCriticPolicy`.
+        policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (images), ``"MultiInputPolicy"`` (Dict observations),
+            ``"PaperPolicy"``, or a subclass of :class:`RoutedActorCriticPolicy`.
         env: the training environment, or None for a model that is loaded for prediction.
         overseer: labels the episodes, and sets the training method (rewards, routes and loss weights by label).
         learning_rate: a number, or a function of the remaining progress (1 at the start, 0 at the end).
@@ -66,13 +77,15 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
     are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which no update uses.
 
     Raises:
-        ValueError: for an argument that is unknown, out of range or cannot be saved, or observations other than a Box.
+        ValueError: for an argument that is unknown, out of range or cannot be saved, or a space that cannot be learned.
     """
 
     policy: RoutedActorCriticPolicy
-    _last_obs: np.ndarray | None
+    _last_obs: Any
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": RoutedActorCriticPolicy,
+        "CnnPolicy": RoutedCnnPolicy,
+        "MultiInputPolicy": RoutedMultiInputPolicy,
         "PaperPolicy": PaperPolicy,
     }
     saved_arguments: ClassVar[tuple[str, ...]] = (
@@ -127,28 +140,25 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
-        for name, given in unknown.items():
-            raise ValueError(f"{type(self).__name__} has no argument {name}, got {given!r}: leave it out")
+        check_unused(type(self).__name__, unknown)
         check_choice((0, 1, 2), verbose=verbose)
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
             check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
-            check_type((spaces.Box,), "a Box (vectors or images)", observation_space=env.observation_space)  # type: ignore[union-attr]
+            check_spaces(env.observation_space, env.action_space)  # type: ignore[union-attr]
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         check_type((Overseer,), "an Overseer", overseer=overseer)
         check_type((dict, NoneType), "a dict or None", policy_kwargs=policy_kwargs)
         check_type((str, os.PathLike, NoneType), "a path or None", tensorboard_log=tensorboard_log)
         check_schedule(0, learning_rate=learning_rate, ent_coef=ent_coef)
-        check_number(
-            0, vf_coef=vf_coef, gate_coef=gate_coef, max_grad_norm=0 if max_grad_norm is None else max_grad_norm
-        )
+        check_number(0, vf_coef=vf_coef, gate_coef=gate_coef)
+        check_number(0, max_grad_norm=0 if max_grad_norm is None else max_grad_norm)
         check_number(0, 1, gamma=gamma, gae_lambda=gae_lambda)
-        check_whole(
-            1, n_steps=n_steps, n_epochs=n_epochs, stats_window_size=stats_window_size, replay_batch=replay_batch
-        )
+        check_whole(1, n_steps=n_steps, n_epochs=n_epochs, stats_window_size=stats_window_size)
         check_whole(0, replay_steps=replay_steps)
-        check_whole(1, replay_capacity=replay_capacity, batch_size=1 if batch_size is None else batch_size)
+        check_whole(1, replay_batch=replay_batch, replay_capacity=replay_capacity)
+        check_whole(1, batch_size=1 if batch_size is None else batch_size)
         check_whole(0, 2**32 - 1, seed=0 if seed is None else seed)
         check_choice(("unlabelled", "hold"), unfinished=unfinished)
         check_choice((True, False), bootstrap=bootstrap)
@@ -182,17 +192,15 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         )
 
     def _setup_model(self) -> None:
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        if discrete and self.action_space.start:
-            raise ValueError(f"{type(self).__name__} needs actions that are numbered from 0, got {self.action_space}")
         constructor_meta(self)  # raises what save() would raise
         self._env_device(self.env)
         super()._setup_model()
         self.entropy_schedule = FloatSchedule(self.ent_coef)
+        discrete = isinstance(self.action_space, spaces.Discrete)
         shapes = (
-            self.observation_space.shape,
-            torch.from_numpy(np.zeros(0, self.observation_space.dtype)).dtype,
-            () if discrete else self.action_space.shape,
+            self.policy.observations.shape,
+            self.policy.observations.dtype,
+            () if discrete else (get_action_dim(self.action_space),),
             torch.int64 if discrete else torch.float32,
         )
         hold = self.unfinished == "hold"
@@ -240,7 +248,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         with fork():
             torch.manual_seed(self._rng("rollout"))
             for step in range(n_rollout_steps):
-                obs = torch.as_tensor(self._last_obs, device=self.device)
+                obs = self.policy.observations.pack(self._last_obs, self.device)
                 actions, log_probs = self._act(obs)
                 self.buffer.add(step, obs, actions, log_probs)
                 new_obs, rewards, dones, infos = env.step(actions if ends.on_device else self.policy.legal(actions))
@@ -265,6 +273,8 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             return None
         if isinstance(env, VecEnvWrapper):
             raise ValueError(f"an environment of tensors cannot have a wrapper, got {type(env).__name__}: leave it out")
+        if np.any(getattr(self.action_space, "start", 0)):
+            raise ValueError(f"an environment of tensors must number its actions from 0, got {self.action_space}")
         device: torch.device = env.device  # type: ignore[union-attr]
         if device.type != self.device.type:
             raise ValueError(
@@ -291,7 +301,7 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         self._store_labels(ends.ended, ends.outcome, ends.overseen)
         self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ends.ended.shape)
         if self.bootstrap and bool(ends.truncated.any()):
-            values = self._values(ends.truncated_obs().to(self.device))
+            values = self._values(self.policy.observations.pack(ends.truncated_obs(), self.device))
             self.buffer.bootstrap[new].masked_scatter_(ends.truncated.to(self.device), values)
 
     def _store_labels(self, ended: Tensor, outcome: Tensor, overseen: Tensor) -> None:
@@ -322,20 +332,14 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         self._update_learning_rate(self.policy.optimizer)
         last_values = torch.zeros(self.n_envs, device=self.device)
         if self.bootstrap:
-            last_values = self._values(torch.as_tensor(self._last_obs, device=self.device))
+            last_values = self._values(self.policy.observations.pack(self._last_obs, self.device))
         batch = self.buffer.finish_rollout(last_values, self.overseer.not_reached, self.gamma, self.gae_lambda)
         generator = torch.Generator().manual_seed(self._rng("minibatches"))
-
-        n_steps = len(batch.labels)
-        n_minibatches = max(1, round(n_steps / (self.batch_size or n_steps or 1)))
         stats: list[dict[str, Tensor]] = []
-        for _ in range(self.n_epochs if n_steps else 0):
-            if n_minibatches == 1:
-                stats.append(self._learn(batch))
-                continue
-            order = torch.randperm(n_steps, generator=generator).to(self.device)
-            for index in order.tensor_split(n_minibatches):
-                stats.append(self._learn(Batch(*(tensor.index_select(0, index) for tensor in batch))))
+        for minibatch in self._minibatches(batch, generator):
+            stats.append(self._learn(minibatch))
+            if self.moved_too_far(stats[-1]):
+                break
         if self._replays:
             self.replay.add(batch)
             for _ in range(self.replay_steps):
@@ -343,12 +347,24 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
         values = {name: [row[name] for row in stats if name in row] for name in self.statistics}
         self._finish_update({name: float(torch.stack(rows).mean()) for name, rows in values.items() if rows}, batch)
 
+    def _minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield the minibatches of all epochs; each epoch has every step once, in a random order."""
+        n_steps = len(batch.labels)
+        n_minibatches = max(1, round(n_steps / (self.batch_size or n_steps or 1)))
+        for _ in range(self.n_epochs if n_steps else 0):
+            if n_minibatches == 1:
+                yield batch
+                continue
+            order = torch.randperm(n_steps, generator=generator).to(self.device)
+            for index in order.tensor_split(n_minibatches):
+                yield Batch(*(tensor.index_select(0, index) for tensor in batch))
+
     def _finish_update(self, means: Mapping[str, float], batch: Batch) -> None:
         """Count the update; log the means of its statistics, and the share of return variance that values explain."""
         self._n_updates += 1
         for name in self.statistics:
             self.logger.record(f"train/{name}", means.get(name, 0.0))
-        returns, predicted = batch.returns.cpu().numpy(), (batch.returns - batch.advantages).cpu().numpy()
+        returns, predicted = batch.returns.cpu().numpy(), batch.values.cpu().numpy()
         variance = explained_variance(predicted, returns) if len(returns) else 0.0
         self.logger.record("train/explained_variance", float(np.nan_to_num(variance)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -357,9 +373,10 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             self.logger.dump(step=self.num_timesteps)
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one gradient step on steps of any label; return the statistics to log."""
+        """Take one gradient step on steps of any label, unless the policy moved too far; return statistics to log."""
         loss, taught, stats = self.loss(batch, self.entropy_schedule(self._current_progress_remaining))
-        self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
+        if not self.moved_too_far(stats):
+            self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
         return {name: value.detach() for name, value in stats.items()}
 
     def _learn_replayed(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -381,20 +398,3 @@ class RoutedAlgorithm(Steerable, RoutedLosses, Saveable):
             if self.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._parameters, self.max_grad_norm)
             self.policy.optimizer.step()
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Record timings and the episode statistics of a ``Monitor``. The next update writes the log row.
-
-        So the row is complete before any checkpoint. (Stable-Baselines3 writes the row before the update.)
-        """
-        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
-        steps = self.num_timesteps - self._num_timesteps_at_start
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([float(e["r"]) for e in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([float(e["l"]) for e in self.ep_info_buffer]))
-        if self.ep_success_buffer:
-            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        self.logger.record("time/fps", int(steps / elapsed))
-        self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self._dump_after_training = True

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+
+UNUSED: dict[str, Any] = {
+    "use_sde": False,
+    "sde_sample_freq": -1,
+    "rollout_buffer_class": None,
+    "rollout_buffer_kwargs": None,
+}
+"""Argument of Stable-Baselines3's algorithms that ours do not have → the only value that it may be given."""
+
+
+def check_unused(owner: str, given: Mapping[str, object]) -> None:
+    """Raise a ValueError that names the first argument that ``owner`` does not have, except for :data:`UNUSED` ones."""
+    for name, value in given.items():
+        if name not in UNUSED or value != UNUSED[name]:
+            raise ValueError(f"{owner} has no argument {name}, got {value!r}: leave it out")
 
 
 def check_number(low: float, high: float = float("inf"), /, **given: object) -> None:

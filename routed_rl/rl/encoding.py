@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from routed_rl.rl.networks import MlpEncoder, SymbolicImageEncoder
+from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, SymbolicImageEncoder
 from routed_rl.runs import CheckpointError
 from routed_rl.runs.files import StrPath
 
@@ -25,6 +25,7 @@ SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
 """Name → schedule class. Add your own here; its attributes must be the arguments of its constructor."""
 
 CLASSES: dict[str, type[Any]] = {
+    "CombinedExtractor": CombinedExtractor,
     "FlattenExtractor": FlattenExtractor,
     "MlpEncoder": MlpEncoder,
     "NatureCNN": NatureCNN,
@@ -33,6 +34,7 @@ CLASSES: dict[str, type[Any]] = {
     "AdamW": torch.optim.AdamW,
     "RMSprop": torch.optim.RMSprop,
     "SGD": torch.optim.SGD,
+    **{activation.__name__: activation for activation in ACTIVATIONS.values()},
 }
 """Name → class that may be the policy (``routed_rl.rl.policies`` adds ours) or a value in ``policy_kwargs``.
 
@@ -85,7 +87,9 @@ def decode(value: Any) -> Any:
 
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Return a Box, Discrete, MultiDiscrete or MultiBinary space as JSON; raise a ValueError for any other."""
+    """Return a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these, as JSON; else raise a ValueError."""
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "spaces": [[name, encode_space(part)] for name, part in space.items()]}
     if isinstance(space, spaces.Box):
         return {
             "type": "Box",
@@ -97,15 +101,16 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        starts = {"start": space.start.tolist(), "dtype": str(space.dtype)}
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), **starts}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": int(space.n)}
-    raise ValueError(f"space {space} cannot be saved: only Box, Discrete, MultiDiscrete and MultiBinary can")
+        return {"type": "MultiBinary", "n": list(space.shape)}
+    raise ValueError(f"space {space} cannot be saved: only Box, Discrete, MultiDiscrete, MultiBinary and Dict can")
 
 
 def _bound(bound: np.ndarray) -> Any:
     # JSON has no infinity, so it becomes a string. A bound that is the same everywhere is written once.
-    values = [v if math.isfinite(v) else str(v) for v in map(float, bound.flat)]
+    values = [v if math.isfinite(v) else str(v) for v in bound.flatten().tolist()]
     return values[0] if len(set(values)) == 1 else values
 
 
@@ -116,7 +121,8 @@ def decode_space(data: Mapping[str, Any]) -> spaces.Space[Any]:
         shape, dtype = tuple(options["shape"]), np.dtype(options["dtype"])
         low, high = (
             np.broadcast_to(
-                np.array(options[side], dtype=np.float64),
+                # Not by float64 for integers: it cannot hold the bounds of int64.
+                np.array(options[side], dtype=np.float64 if dtype.kind == "f" else dtype),
                 (int(np.prod(shape)),) if isinstance(options[side], list) else shape,
             )
             .reshape(shape)
@@ -124,6 +130,8 @@ def decode_space(data: Mapping[str, Any]) -> spaces.Space[Any]:
             for side in ("low", "high")
         )
         return spaces.Box(low, high, shape, dtype.type)
+    if kind == "Dict":
+        return spaces.Dict({name: decode_space(part) for name, part in options["spaces"]})
     if kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
         space: spaces.Space[Any] = getattr(spaces, kind)(**options)
         return space

@@ -5,6 +5,8 @@ Shapes: ``N`` steps, ``M`` modules.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
@@ -31,6 +33,14 @@ class RoutedLosses(OnPolicyAlgorithm):
         """
         raise NotImplementedError
 
+    def value_loss(self, batch: Batch, values: Tensor) -> Tensor:
+        """Return the value loss of a batch, a scalar; ``values`` ``(N,)`` are the current estimates."""
+        return F.mse_loss(values, batch.returns)
+
+    def moved_too_far(self, stats: Mapping[str, Tensor]) -> bool:
+        """Return whether this update must end, given the statistics that :meth:`loss` returned; never by default."""
+        return False
+
     def loss(self, batch: Batch, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss of a batch from the rollout, with any labels.
 
@@ -47,7 +57,7 @@ class RoutedLosses(OnPolicyAlgorithm):
         losses, details = self.policy_loss(batch, log_probs)
         stats = details | {
             "policy_loss": (self._table.loss[batch.labels] * losses).mean(),
-            "value_loss": F.mse_loss(values, batch.returns),
+            "value_loss": self.value_loss(batch, values),
             "entropy": (self._table.entropy[batch.labels] * entropy).mean(),
         }
         loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]

@@ -28,7 +28,7 @@ class EpisodeEnds(Protocol):
     outcome: np.ndarray  # int64: number of the outcome reached, -1 for none
     overseen: np.ndarray  # bool
     truncated: np.ndarray  # bool
-    final_obs: np.ndarray  # (D, …): the last observation of the ended episode
+    final_obs: np.ndarray  # (D, …): the last observation of the ended episode; for a Dict, (D,) mappings
 
 
 class _Ends:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
@@ -23,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.env_state import has_state
+from routed_rl.rl.members import check_members
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, Replayed, RolloutEnds
@@ -47,13 +46,13 @@ class ParallelLearner:
             environments, and afterwards writes the new state back to them.
 
     Raises:
-        ValueError: if members differ in anything else, have actions that are not discrete, are steered, or use
-            ``unfinished="hold"``; or if the environments do not match the members.
+        ValueError: if members differ in anything else, have actions that are not discrete or Dict observations, are
+            steered, or use ``unfinished="hold"`` or ``target_kl``; or if the environments do not match the members.
     """
 
     def __init__(self, models: Sequence[RoutedAlgorithm], envs: Sequence[VecEnv]) -> None:
         self.models, self.envs = list(models), list(envs)
-        self._check()
+        check_members(self.models, self.envs)
         self.template = self.models[0]
         self._stack_weights()
         self.buffer = EpisodeBuffer.joined([model.buffer for model in self.models])
@@ -66,42 +65,6 @@ class ParallelLearner:
         self._values = self._over_members(lambda obs: policy.predict_values(obs).flatten(), (0,))
 
     # --- members as slices of one ---------------------------------------------------------------
-
-    def _check(self) -> None:
-        if not self.models:
-            raise ValueError(f"models must contain at least one model, got {self.models}")
-        first, *others = self.models
-        if not isinstance(first.action_space, Discrete):
-            raise ValueError(f"learning in parallel needs discrete actions, got {first.action_space}")
-        if first.unfinished == "hold":
-            raise ValueError(
-                "learning in parallel needs unfinished='unlabelled', got 'hold': all batches must have the same size"
-            )
-        for other in others:
-            mine, theirs = _must_agree(first), _must_agree(other)
-            if differ := [name for name in mine if mine[name] != theirs.get(name)]:
-                name = differ[0]
-                raise ValueError(
-                    f"models that learn in parallel must agree in {name}, got {mine[name]!r} and {theirs[name]!r}"
-                )
-        for model in self.models:
-            if model.policy.steering:
-                raise ValueError(f"a policy is steered ({model.policy.steering}); call unsteer() before learning")
-        for env in [*(model.env for model in self.models), *self.envs]:
-            if not has_state(env):
-                raise ValueError(
-                    f"learning in parallel needs get_state and set_state, and no wrapper, got {type(env).__name__}"
-                )
-            if env.observation_space != first.observation_space or env.action_space != first.action_space:
-                raise ValueError(
-                    f"an environment must have the models' spaces {first.observation_space} and {first.action_space}, "
-                    f"got {env.observation_space} and {env.action_space}"
-                )
-        rows = [env.num_envs for env in self.envs]
-        if sum(rows) != len(self.models) * first.n_envs or any(n % first.n_envs for n in rows):
-            raise ValueError(
-                f"environments must have {first.n_envs} rows for each of {len(self.models)} models, got {rows}"
-            )
 
     def _stack_weights(self) -> None:
         """Stack each weight over the members; the members keep slices of it. Build one optimizer for all slices."""
@@ -195,7 +158,8 @@ class ParallelLearner:
         """Step the joint environments; return observations ``(K E, …)``, dones ``(K E,)`` and their episode ends."""
         outcomes = self.template.overseer.outcomes
         rows = actions.split([env.num_envs for env in self.envs])
-        stepped = [env.step(a if on_device else a.cpu().numpy()) for env, a in zip(self.envs, rows, strict=True)]
+        legal = self.template.policy.legal
+        stepped = [env.step(a if on_device else legal(a)) for env, a in zip(self.envs, rows, strict=True)]
         obs, dones = (
             torch.cat([torch.as_tensor(step[i], device=self.template.device) for step in stepped]) for i in (0, 2)
         )
@@ -267,7 +231,7 @@ class ParallelLearner:
         for part, models in zip(ends, self._members_of_envs(), strict=True):
             if not bool(part.truncated.any()):
                 continue
-            truncated, obs = part.truncated.to(device), part.truncated_obs().to(device)
+            truncated, obs = part.truncated.to(device), torch.as_tensor(part.truncated_obs(), device=device)
             member = truncated.nonzero()[:, 1] // n
             for k, (model, own) in enumerate(zip(models, truncated.split(n, dim=1), strict=True)):
                 model.buffer.bootstrap[self.template.n_steps :].masked_scatter_(own, model._values(obs[member == k]))
@@ -369,24 +333,6 @@ class ParallelLearner:
                 if move:
                     parameters[name].grad = gradient
         self.optimizer.step()
-
-
-def _comparable(value: Any) -> Any:
-    """Return a schedule's values at the start, middle and end of training; return anything else unchanged."""
-    return [value(left) for left in (1.0, 0.5, 0.0)] if callable(value) and not isinstance(value, type) else value
-
-
-def _must_agree(model: RoutedAlgorithm) -> dict[str, Any]:
-    """Return the settings in which all members must agree, by name."""
-    overseer = model.overseer.to_dict()
-    return {
-        "algorithm": type(model).__name__,
-        "policy": model.policy_class.__name__,
-        "device": str(model.device),
-        **{name: _comparable(getattr(model, name)) for name in model.saved_arguments if name != "seed"},
-        **{name: overseer[name] for name in ("values", "method", "unlabelled")},
-        **{name: getattr(model, name) for name in ("n_envs", "observation_space", "action_space", "num_timesteps")},
-    }
 
 
 class _Call(nn.Module):

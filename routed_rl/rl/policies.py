@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.optim import Adam
 
 from routed_rl.paths import expanded
+from routed_rl.rl.architecture import UNSUPPORTED, activation_name, layer_sizes
 from routed_rl.rl.encoding import CLASSES, decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
+from routed_rl.rl.observations import SINGLE, Observations, check_extractor
+from routed_rl.rl.steering import SteerablePolicy
 from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint
 from routed_rl.runs.files import StrPath
 
@@ -34,42 +38,36 @@ class UncheckedCategorical(CategoricalDistribution):
         return self
 
 
-UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "net_arch": (None, "use hidden= and value_hidden="),
-    "activation_fn": (None, f"use activation=, one of {', '.join(ACTIVATIONS)}"),
-    "share_features_extractor": (True, "modules and value network share one encoder"),
-    "use_sde": (False, "state-dependent exploration cannot be routed"),
-    "full_std": (True, "it belongs to state-dependent exploration"),
-    "use_expln": (False, "it belongs to state-dependent exploration"),
-    "squash_output": (False, "it belongs to state-dependent exploration"),
-}
-"""Argument of Stable-Baselines3's policy that ours refuses → the only value that it may have, and advice."""
-
-
-class RoutedActorCriticPolicy(ActorCriticPolicy):
+class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
     """A Stable-Baselines3 policy made of routed modules (Cloud et al. 2024, sections 4.3 and F).
 
     ``logits = W (sum over m of gate_m(x) * module_m(x)) + b``. All modules share ``W`` and ``b``.
 
     Args:
         modules: the names of the modules. A single name gives an ordinary network without a gate.
-        hidden: hidden sizes of every module and of the gate.
-        value_hidden: hidden sizes of the value network.
+        hidden: hidden sizes of every module and of the gate. A single module may have none.
+        value_hidden: hidden sizes of the value network; empty for a linear one.
         activation: a name in :data:`ACTIVATIONS`.
+        net_arch, activation_fn: Stable-Baselines3's names of these three settings. ``"pi"`` is ``hidden``.
         learned_gate: whether the gate is learned. With False it gives all modules equal weights.
         encoder: hidden sizes of an encoder that modules, gate and value network share; empty for no encoder.
             Or give Stable-Baselines3's ``features_extractor_class``.
         detach_encoder: stop the gradient before modules and gate. Then only the value loss trains the shared encoder,
             and nothing that modules or gate learn can leak into it.
+        share_features_extractor: whether the value network reads the encoder of modules and gate, or one of its own.
 
     Other keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, except those in
-    :data:`UNSUPPORTED`.
+    :data:`routed_rl.rl.architecture.UNSUPPORTED`.
 
     Raises:
-        ValueError: for an option out of range, or a Box action space with more or fewer than one dimension.
+        ValueError: for an option out of range, or observations that the policy's encoder cannot read.
     """
 
     mlp_extractor: RoutedExtractor
+    takes: ClassVar[tuple[type[spaces.Space[Any]], ...]] = SINGLE
+    """Kinds of observation space."""
+    default_encoder: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+    """The ``features_extractor_class`` if none is given."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         policy = super().__new__(cls)
@@ -87,45 +85,68 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         value_hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
         learned_gate: bool = True,
+        net_arch: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+        activation_fn: type[nn.Module] | None = None,
         encoder: Sequence[int] = (),
         detach_encoder: bool = False,
+        share_features_extractor: bool = True,
         **kwargs: Any,
     ) -> None:
+        if net_arch is not None:
+            hidden, value_hidden = layer_sizes(net_arch, self._arguments)
+        if activation_fn is not None:
+            activation = activation_name(activation_fn, self._arguments)
         if not modules or len(set(modules)) != len(modules):
             raise ValueError(f"modules must be at least one name, all distinct, got {list(modules)}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}")
         for name, sizes in (("hidden", hidden), ("value_hidden", value_hidden), ("encoder", encoder)):
             whole = isinstance(sizes, (list, tuple)) and all(isinstance(size, int) and size >= 1 for size in sizes)
-            if not whole or (not sizes and name != "encoder"):
-                raise ValueError(f"{name} must be one or more positive layer sizes, got {sizes!r}")
+            if not whole:
+                raise ValueError(f"{name} must be a list of positive layer sizes, got {sizes!r}")
+        if not hidden and len(modules) > 1:
+            raise ValueError(f"hidden={hidden!r} leaves nothing to route: {len(modules)} modules need at least a layer")
         for name, (only, advice) in UNSUPPORTED.items():
             if kwargs.pop(name, only) is not only:
                 raise ValueError(f"the policy has no {name}, got {self._arguments[name]!r}: {advice}")
         if "log_std_init" in kwargs and not isinstance(action_space, spaces.Box):
             raise ValueError(f"log_std_init={kwargs['log_std_init']!r} needs a Box action space, got {action_space}")
-        if "features_extractor_kwargs" in kwargs and "features_extractor_class" not in kwargs:
+        if not isinstance(observation_space, self.takes):
+            raise ValueError(
+                f"policy {type(self).__name__} cannot read {observation_space}: use MultiInputPolicy for a Dict, "
+                "MlpPolicy for anything else"
+            )
+        extractor = kwargs.setdefault("features_extractor_class", self.default_encoder)
+        if kwargs.get("features_extractor_kwargs") and extractor is FlattenExtractor:
             given = kwargs["features_extractor_kwargs"]
             raise ValueError(f"features_extractor_kwargs={given!r} needs features_extractor_class")
-        if encoder and "features_extractor_class" in kwargs:
-            raise ValueError(
-                f"encoder={encoder!r} and features_extractor_class are two encoders: leave out one of them"
-            )
+        if encoder and extractor is not FlattenExtractor:
+            raise ValueError(f"encoder={encoder!r} and {extractor.__name__} are two encoders: leave out one of them")
+        if detach_encoder and not share_features_extractor:
+            raise ValueError("detach_encoder=True needs share_features_extractor=True: else nothing trains the encoder")
+        check_extractor(extractor, observation_space, kwargs.get("normalize_images", True))
         if "lr" in (kwargs.get("optimizer_kwargs") or {}):
             raise ValueError(
                 f"optimizer_kwargs must not contain lr, got {kwargs['optimizer_kwargs']!r}: the learner sets it"
             )
-        if isinstance(action_space, spaces.Box) and len(action_space.shape) != 1:
-            raise ValueError(f"a Box action space must have one dimension, got shape {action_space.shape}")
         self._names_wanted = tuple(modules)
         self._hidden, self._value_hidden = tuple(hidden), tuple(value_hidden)
         self._learned_gate, self._detach_encoder = learned_gate and len(modules) > 1, detach_encoder
         if encoder:
             kwargs["features_extractor_class"] = MlpEncoder
             kwargs["features_extractor_kwargs"] = {"sizes": tuple(encoder), "activation": activation}
-        if kwargs.get("optimizer_class", Adam) is Adam and "optimizer_kwargs" not in kwargs:
+        if kwargs.get("optimizer_class", Adam) is Adam and kwargs.get("optimizer_kwargs") is None:
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}  # Stable-Baselines3's default, but fused
-        super().__init__(observation_space, action_space, lr_schedule, activation_fn=ACTIVATIONS[activation], **kwargs)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch={"pi": list(hidden), "vf": list(value_hidden)},
+            activation_fn=ACTIVATIONS[activation],
+            share_features_extractor=share_features_extractor,
+            **kwargs,
+        )
+        self.observations = Observations(observation_space)
         if isinstance(action_space, spaces.Discrete):
             self.action_dist = UncheckedCategorical(int(action_space.n))
 
@@ -174,7 +195,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
             {name: self._module() for name in names},
             self._gate(len(names)) if self._learned_gate else None,
             self._value(),
-            (self._hidden[-1], self._value_hidden[-1]),
+            ((self.features_dim, *self._hidden)[-1], (self.features_dim, *self._value_hidden)[-1]),
             detach_encoder=self._detach_encoder,
         )
 
@@ -188,15 +209,20 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         return mlp((self.features_dim, *self._value_hidden), self.activation_fn)
 
     def legal(self, actions: Tensor) -> np.ndarray:
-        """Return sampled actions ``(B, …)`` as the environment accepts them: numpy, clipped to the bounds of a Box."""
-        array: np.ndarray = actions.cpu().numpy()
+        """Return sampled actions ``(B, …)`` as numpy, in the bounds and the shape that the environment takes."""
+        array: np.ndarray = actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         if isinstance(self.action_space, spaces.Box):
-            array = np.clip(array, self.action_space.low, self.action_space.high)
-        return array
+            return np.clip(array, self.action_space.low, self.action_space.high)
+        return self._numbered(array)
 
-    @property
-    def module_names(self) -> tuple[str, ...]:
-        return self.mlp_extractor.names
+    def _numbered(self, actions: np.ndarray) -> np.ndarray:
+        """Return actions that the networks number from 0 as the action space numbers them."""
+        return np.asarray(actions + getattr(self.action_space, "start", 0))
+
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return actions for observations as an environment gives them; see Stable-Baselines3."""
+        actions, state = super().predict(*args, **kwargs)
+        return self._numbered(actions), state
 
     def evaluate_routed(
         self, obs: Tensor, actions: Tensor, routes: Tensor
@@ -205,18 +231,29 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
 
         One forward pass serves samples of any label. ``routes`` ``(B, M + 1)`` are the route weights of each sample.
         """
-        features = self.extract_features(obs)
+        features = value_features = self._features(obs)
+        if not self.share_features_extractor:
+            value_features = self._features(obs, self.vf_features_extractor)
         latent, gate_logits = self.mlp_extractor.forward_routed(features, routes)
         distribution = self._get_action_dist_from_latent(latent)
-        values = self.value_net(self.mlp_extractor.forward_critic(features)).flatten()
+        values = self.value_net(self.mlp_extractor.forward_critic(value_features)).flatten()
         return values, distribution.log_prob(actions), distribution.entropy(), gate_logits
 
-    def get_distribution(self, obs: Tensor) -> Distribution:
+    def _features(self, obs: PyTorchObs, encoder: BaseFeaturesExtractor | None = None) -> Tensor:
+        """Return the features ``(B, F)`` that an encoder computes, by default the one of modules and gate."""
+        encoder = encoder or self.pi_features_extractor
+        features: Tensor = BaseModel.extract_features(self, self.observations.unpack(obs), encoder)
+        return features
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """Return the value estimates ``(B, 1)`` of observations."""
+        return super().predict_values(self.observations.unpack(obs))
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """Return the distribution over actions, with the current steering."""
-        extractor = self.mlp_extractor
+        extractor, features = self.mlp_extractor, self._features(obs)
         if not extractor.avoid and extractor.temperature == 1:
-            return super().get_distribution(obs)
-        features = self.extract_features(obs)
+            return self._get_action_dist_from_latent(extractor.forward_actor(features))
         logits = self.action_net(extractor.forward_actor(features))
         gate = extractor.gate_weights(features)
         for module, strength in extractor.avoid.items():
@@ -230,7 +267,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         gate = self.mlp_extractor.gate
         if gate is None:
             raise ValueError("gate_logits needs a policy with a learned gate and several modules, this one has no gate")
-        features = self.extract_features(obs)
+        features = self._features(obs)
         logits: Tensor = gate(features.detach() if self.mlp_extractor.detach_encoder else features)
         return logits
 
@@ -239,7 +276,7 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
 
         Row ``m`` is computed with module ``m`` acting alone.
         """
-        features = self.extract_features(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
+        features = self._features(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
         latents = [self.mlp_extractor.forward_alone(rows, module) for module, rows in enumerate(features)]
         log_probs: Tensor = self._get_action_dist_from_latent(torch.cat(latents)).log_prob(actions.flatten(0, 1))
         return log_probs.view(obs.shape[:2])
@@ -252,116 +289,21 @@ class RoutedActorCriticPolicy(ActorCriticPolicy):
         self._check_modules([name])
         return list(self.mlp_extractor.experts[self.module_names.index(name)].parameters())
 
-    # --- steering -------------------------------------------------------------------------------
 
-    @property
-    def steering(self) -> dict[str, Any]:
-        """The current steering as JSON, ``{}`` if there is none; :meth:`set_steering` accepts it."""
-        extractor = self.mlp_extractor
-        steering: dict[str, Any] = {}
-        if extractor.ablated:
-            steering["ablated"] = sorted(extractor.ablated)
-        if extractor.mix is not None:
-            steering["mix"] = dict(zip(self.module_names, extractor.mix, strict=True))
-        if extractor.avoid:
-            steering["avoid"] = {self.module_names[i]: strength for i, strength in extractor.avoid.items()}
-        if extractor.temperature != 1:
-            steering["temperature"] = extractor.temperature
-        return steering
+class RoutedCnnPolicy(RoutedActorCriticPolicy):
+    """A :class:`RoutedActorCriticPolicy` for images, which modules, gate and value network read by ``NatureCNN``."""
 
-    def set_steering(self, steering: Mapping[str, Any]) -> None:
-        """Restore a steering that :attr:`steering` returned."""
-        self.unsteer()
-        if "ablated" in steering:
-            self.ablate(*steering["ablated"])
-        if "mix" in steering:
-            self.steer(steering["mix"], avoid=steering.get("avoid", {}), temperature=steering.get("temperature", 1.0))
+    takes = (spaces.Box,)
+    default_encoder = NatureCNN
 
-    def steer(
-        self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0
-    ) -> None:
-        """Use one module, or a fixed mix of modules, in place of the gate.
 
-        Args:
-            choice: a module, or module → weight with weights that sum to 1.
-            avoid: module → strength with which the policy avoids the actions of this module (contrastive steering):
-                ``log p(a) = log p_choice(a) - sum over k of avoid_k * gate_k(x) * p_k(a) + const``. The formula
-                subtracts the probability ``p_k(a)``, not its logarithm, because the probability is bounded. Where the
-                gate gives the avoided module no weight, nothing changes (docs/oversight.md).
-            temperature: divides the logits; below 1 it sharpens the distribution.
+class RoutedMultiInputPolicy(RoutedActorCriticPolicy):
+    """A :class:`RoutedActorCriticPolicy` for Dict observations, which ``CombinedExtractor`` makes one vector."""
 
-        Raises:
-            ValueError: for an unknown or ablated module; weights that are negative or do not sum to 1; a strength or
-                temperature out of range; or ``avoid`` or ``temperature`` with actions that are not discrete.
-        """
-        weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
-        self._check_modules(weights)
-        if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
-            raise ValueError(f"steering weights must be at least 0 and sum to 1, got {weights}")
-        if gone := [name for name, weight in weights.items() if weight and name in self.mlp_extractor.ablated]:
-            raise ValueError(f"cannot steer to {gone}, which are ablated; unsteer() restores ablated modules")
-        strengths = dict(avoid or {})
-        self._check_modules(strengths)
-        if bad := {name: strength for name, strength in strengths.items() if not 0 <= strength < float("inf")}:
-            raise ValueError(f"the strengths in avoid must be finite numbers, at least 0, got {bad}")
-        if both := [name for name in strengths if weights.get(name)]:
-            raise ValueError(f"cannot both choose and avoid {both}: name each module only once")
-        if gone := [name for name in strengths if name in self.mlp_extractor.ablated]:
-            raise ValueError(f"cannot avoid {gone}, which are ablated; unsteer() restores ablated modules")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
-        if (strengths or temperature != 1) and not isinstance(self.action_space, spaces.Discrete):
-            raise ValueError(f"avoid and temperature need discrete actions, this policy has {self.action_space}")
-        extractor = self.mlp_extractor
-        extractor.mix = tuple(float(weights.get(name, 0.0)) for name in self.module_names)
-        extractor.avoid = {self.module_names.index(name): float(strength) for name, strength in strengths.items()}
-        extractor.temperature = float(temperature)
-
-    def ablate(self, *names: str) -> None:
-        """Ablate modules, in addition to those ablated before. The gate renormalises over the remaining modules.
-
-        Raises:
-            ValueError: for an unknown module, if no module is named, or if no module would remain.
-        """
-        if not names:
-            raise ValueError(
-                f"ablate() needs the name of at least one module; the modules are {', '.join(self.module_names)}"
-            )
-        self._check_modules(names)
-        ablated = self.mlp_extractor.ablated.union(names)
-        if len(ablated) == len(self.module_names):
-            raise ValueError(f"cannot ablate {list(names)}: no module of {list(self.module_names)} would remain")
-        self.mlp_extractor.unsteer()
-        self.mlp_extractor.ablated = ablated
-
-    def unsteer(self) -> None:
-        """Undo all steering and ablation: the gate weights all modules again."""
-        self.mlp_extractor.unsteer()
-
-    @contextmanager
-    def steered(
-        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
-    ) -> Iterator[None]:
-        """Within the block, steer to ``choice``, or ablate modules, or unsteer if neither is given.
-
-        After the block the former steering is restored. ``options`` are those of :meth:`steer`.
-        """
-        before = self.steering
-        try:
-            if choice is not None:
-                self.steer(choice, **options)
-            elif ablate:
-                self.ablate(*([ablate] if isinstance(ablate, str) else ablate))
-            else:
-                self.unsteer()
-            yield
-        finally:
-            self.set_steering(before)
-
-    def _check_modules(self, names: Mapping[str, float] | Sequence[str]) -> None:
-        for name in names:
-            if name not in self.module_names:
-                raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}")
+    takes = (spaces.Dict,)
+    default_encoder = CombinedExtractor
 
 
 CLASSES["MlpPolicy"] = RoutedActorCriticPolicy
+CLASSES["CnnPolicy"] = RoutedCnnPolicy
+CLASSES["MultiInputPolicy"] = RoutedMultiInputPolicy

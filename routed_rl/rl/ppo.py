@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import Tensor
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.arguments import check_schedule
+from routed_rl.rl.arguments import check_choice, check_number, check_schedule
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import Batch
@@ -28,12 +29,24 @@ class RoutedPPO(RoutedAlgorithm):
 
     Args:
         clip_range: how far the probability ratio may be from 1 before it is clipped; a number or a schedule.
+        clip_range_vf: how far a value estimate may move in an update before it is clipped; a number, a schedule, or
+            None for no clipping. The right size depends on the size of the returns.
+        normalize_advantage: whether each minibatch's advantages are shifted and scaled to mean 0 and standard
+            deviation 1.
+        target_kl: an update ends when the approximate KL divergence from the policy of the rollout exceeds 1.5 times
+            this number; None for no limit.
 
     The other arguments are those of :class:`RoutedAlgorithm`.
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*RoutedAlgorithm.statistics, "approx_kl", "clip_fraction")
-    saved_arguments: ClassVar[tuple[str, ...]] = (*RoutedAlgorithm.saved_arguments, "clip_range")
+    saved_arguments: ClassVar[tuple[str, ...]] = (
+        *RoutedAlgorithm.saved_arguments,
+        "clip_range",
+        "clip_range_vf",
+        "normalize_advantage",
+        "target_kl",
+    )
 
     def __init__(
         self,
@@ -48,10 +61,13 @@ class RoutedPPO(RoutedAlgorithm):
         gamma: float = 0.97,
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = False,
         ent_coef: float | Schedule = LinearSchedule(0.03, 0.02, 1.0),  # noqa: B008 (not changed by use)
         vf_coef: float = 0.5,
         gate_coef: float = 0.3,
         max_grad_norm: float | None = 0.5,
+        target_kl: float | None = None,
         bootstrap: bool = True,
         unfinished: Literal["unlabelled", "hold"] = "unlabelled",
         replay_steps: int = 6,
@@ -59,8 +75,14 @@ class RoutedPPO(RoutedAlgorithm):
         replay_capacity: int = 4096,
         **kwargs: Any,
     ) -> None:
-        check_schedule(0, clip_range=clip_range)
-        self.clip_range, self.clip_schedule = clip_range, FloatSchedule(clip_range)
+        check_schedule(0, clip_range=clip_range, clip_range_vf=1 if clip_range_vf is None else clip_range_vf)
+        if clip_range_vf == 0:
+            raise ValueError(f"clip_range_vf must be above 0, or None for no clipping, got {clip_range_vf!r}")
+        check_choice((True, False), normalize_advantage=normalize_advantage)
+        check_number(0, target_kl=0 if target_kl is None else target_kl)
+        self.clip_range = FloatSchedule(clip_range)
+        self.clip_range_vf = None if clip_range_vf is None else FloatSchedule(clip_range_vf)
+        self.normalize_advantage, self.target_kl = normalize_advantage, target_kl
         super().__init__(
             policy,
             env,
@@ -85,12 +107,26 @@ class RoutedPPO(RoutedAlgorithm):
 
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped surrogate loss of Schulman et al. 2017, section 3, and statistics of the clipping."""
+        advantages = batch.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_probs - batch.log_probs
         ratio = log_ratio.exp()
-        clip_range = self.clip_schedule(self._current_progress_remaining)
+        clip_range = self.clip_range(self._current_progress_remaining)
         clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
         with torch.no_grad():
             kl = ((ratio - 1) - log_ratio).mean()
             clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
-        losses = -torch.min(ratio * batch.advantages, clipped * batch.advantages)
+        losses = -torch.min(ratio * advantages, clipped * advantages)
         return losses, {"approx_kl": kl, "clip_fraction": clip_fraction}
+
+    def value_loss(self, batch: Batch, values: Tensor) -> Tensor:
+        """Return the value loss of a batch; with ``clip_range_vf``, estimates are clipped around the rollout's."""
+        if self.clip_range_vf is not None:
+            limit = self.clip_range_vf(self._current_progress_remaining)
+            values = batch.values + (values - batch.values).clamp(-limit, limit)
+        return super().value_loss(batch, values)
+
+    def moved_too_far(self, stats: Mapping[str, Tensor]) -> bool:
+        """Return whether the approximate KL divergence exceeds 1.5 times ``target_kl``."""
+        return self.target_kl is not None and float(stats["approx_kl"]) > 1.5 * self.target_kl

@@ -27,6 +27,11 @@ class Batch(NamedTuple):
     returns: Tensor  # (N,) targets of the value network
     outcome_returns: Tensor  # (N,) discounted training reward until the episode's end
 
+    @property
+    def values(self) -> Tensor:
+        """``(N,)`` value estimates under the policy that took the actions."""
+        return self.returns - self.advantages
+
 
 class Replayed(NamedTuple):
     """Replayed steps: ``n`` steps for each of the ``K`` labels."""
@@ -65,12 +70,12 @@ class RolloutEnds:
         elif ends.truncated.any():
             self._final_obs.append(ends.final_obs[ends.truncated])
 
-    def truncated_obs(self) -> Tensor:
+    def truncated_obs(self) -> Tensor | np.ndarray:
         """Return the last observations ``(N, …)`` of the truncated episodes, in the order of ``truncated``."""
         if self.on_device:
             every: Tensor = torch.stack(self._final_obs)[self.truncated]
             return every
-        return torch.from_numpy(np.concatenate(self._final_obs))
+        return np.concatenate(self._final_obs)
 
 
 class EpisodeBuffer:

@@ -15,9 +15,9 @@ from typing import Any, Self, TypeVar
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
-from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
-from torch import Tensor
+from torch import Tensor, nn
 
 from routed_rl.paths import expanded
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
@@ -88,7 +88,7 @@ def build(
     for name, count in counters.items():
         setattr(model, name, count)
     restore_tensors(
-        model, checkpoint.tensors, path, rollout=(model.n_envs, model.n_steps) == (n_envs, arguments["n_steps"])
+        model, checkpoint.tensors, path, rollout=(model.n_envs, model.n_steps) == (n_envs, arguments.get("n_steps"))
     )
     model.policy.set_steering(steering)
     if env is not None and not force_reset:
@@ -105,7 +105,9 @@ def _overseer(checkpoint: Checkpoint, path: StrPath) -> Overseer:
 
 def model_tensors(model: Saveable) -> dict[str, Tensor]:
     """Return all tensors that continued training needs: weights, optimizer, waiting steps, replay, environment."""
-    tensors = {f"policy.{name}": tensor for name, tensor in model.policy.state_dict().items()}
+    # torch.compile(policy) wraps the policy, and so puts a prefix before the names.
+    policy: nn.Module = getattr(model.policy, "_orig_mod", model.policy)
+    tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
     for index, state in model.policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors |= {f"buffer.{name}": tensor for name, tensor in model.buffer.tensors().items()}
@@ -116,7 +118,7 @@ def model_tensors(model: Saveable) -> dict[str, Tensor]:
     if model.ep_success_buffer:
         tensors["episodes.successes"] = torch.tensor(list(map(float, model.ep_success_buffer)), dtype=torch.float64)
     if model.env is not None and model._last_obs is not None:
-        tensors["last_obs"] = torch.as_tensor(model._last_obs).cpu()
+        tensors["last_obs"] = model.policy.observations.pack(model._last_obs, "cpu")
         with suppress(UnknownStateError):  # load(force_reset=False) refuses such an environment
             tensors |= {f"env.{name}": torch.as_tensor(array) for name, array in environment_state(model.env).items()}
     return tensors
@@ -175,7 +177,7 @@ def _continue_in_environment(model: Saveable, tensors: Mapping[str, Tensor], pat
     if (saved := len(tensors["last_obs"])) != model.n_envs:
         raise ValueError(f"{path} was saved with {saved} environments, got {model.n_envs}: use {saved}, {FORCE_RESET}")
     restore_environment(model.env, {name: tensor.numpy() for name, tensor in _under(tensors, "env.").items()})
-    model._last_obs = tensors["last_obs"].numpy()
+    model._last_obs = model.policy.observations.arrays(tensors["last_obs"])
     model._last_episode_starts = model.buffer.ended[-1].cpu().numpy()
 
 
@@ -192,19 +194,28 @@ class Saveable(OnPolicyAlgorithm):
     def save(self, path: StrPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
         """Write a checkpoint directory (safetensors and JSON) with everything that continued training needs.
 
-        The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. ``exclude`` and ``include`` exist
-        only because those callbacks pass them; they must be empty.
+        The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped.
+
+        Args:
+            path: the checkpoint's directory.
+            exclude: constructor arguments that are not written; :meth:`load` gives them their defaults.
+            include: names in ``exclude`` that are written all the same.
 
         Raises:
-            ValueError: if ``exclude`` or ``include`` is not empty.
+            ValueError: if ``exclude`` or ``include`` names anything else.
         """
-        if exclude or include:
-            raise ValueError(
-                "a checkpoint always holds the whole model: leave out exclude and include, "
-                f"got exclude={exclude!r}, include={include!r}"
-            )
+        given = {"exclude": set(exclude or ()), "include": set(include or ())}
+        for argument, names in given.items():
+            if unknown := sorted(names - set(self.saved_arguments)):
+                raise ValueError(
+                    f"{argument} must name constructor arguments that are saved, got {unknown}: use some of "
+                    f"{', '.join(self.saved_arguments)}"
+                )
+        meta = model_meta(self)
+        for name in given["exclude"] - given["include"]:
+            del meta["arguments"][name]
         _directory(path).parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(_directory(path), model_tensors(self), model_meta(self))
+        write_checkpoint(_directory(path), model_tensors(self), meta)
 
     def set_parameters(
         self,
@@ -241,7 +252,8 @@ class Saveable(OnPolicyAlgorithm):
         path: StrPath,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
-        *,
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
         force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
@@ -251,6 +263,9 @@ class Saveable(OnPolicyAlgorithm):
             path: the checkpoint's directory.
             env: the environment for further training; None is enough for prediction.
             device: where the model's tensors are put.
+            custom_objects: values that replace saved constructor arguments of the same name; other names are ignored,
+                as in Stable-Baselines3.
+            print_system_info: whether to print the versions of Python and of the libraries.
             force_reset: reset the environment before training. With False, the state of an environment that has
                 ``get_state`` and ``set_state``, and of its wrappers, is restored. Training then continues as if it had
                 never stopped. If the model was saved in the middle of a rollout, the steps of that rollout are lost.
@@ -263,8 +278,11 @@ class Saveable(OnPolicyAlgorithm):
                 state of the environment or of a wrapper is unknown (see :mod:`routed_rl.rl.env_state`), and for another
                 number of environments or other wrappers than those that were saved.
         """
+        if print_system_info:
+            get_system_info()
         checkpoint = read_checkpoint(_directory(path))
-        return build(cls, checkpoint, os.fspath(path), env, device, force_reset, kwargs)
+        known = {name: value for name, value in (custom_objects or {}).items() if name in cls.saved_arguments}
+        return build(cls, checkpoint, os.fspath(path), env, device, force_reset, known | kwargs)
 
 
 def _directory(path: StrPath) -> Path:

@@ -1,18 +1,140 @@
-"""Steering methods of an algorithm; they steer its policy."""
+"""Steering: choose, mix, avoid or ablate the modules of a policy, from the policy or from its algorithm."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from routed_rl.rl.policies import RoutedActorCriticPolicy
+from gymnasium import spaces
+
+from routed_rl.rl.networks import RoutedExtractor
+
+
+class SteerablePolicy:
+    """The steering methods of :class:`~routed_rl.rl.RoutedActorCriticPolicy`, which sets the attributes they read."""
+
+    mlp_extractor: RoutedExtractor
+    action_space: spaces.Space[Any]
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        return self.mlp_extractor.names
+
+    @property
+    def steering(self) -> dict[str, Any]:
+        """The current steering as JSON, ``{}`` if there is none; :meth:`set_steering` accepts it."""
+        extractor = self.mlp_extractor
+        steering: dict[str, Any] = {}
+        if extractor.ablated:
+            steering["ablated"] = sorted(extractor.ablated)
+        if extractor.mix is not None:
+            steering["mix"] = dict(zip(self.module_names, extractor.mix, strict=True))
+        if extractor.avoid:
+            steering["avoid"] = {self.module_names[i]: strength for i, strength in extractor.avoid.items()}
+        if extractor.temperature != 1:
+            steering["temperature"] = extractor.temperature
+        return steering
+
+    def set_steering(self, steering: Mapping[str, Any]) -> None:
+        """Restore a steering that :attr:`steering` returned."""
+        self.unsteer()
+        if "ablated" in steering:
+            self.ablate(*steering["ablated"])
+        if "mix" in steering:
+            self.steer(steering["mix"], avoid=steering.get("avoid", {}), temperature=steering.get("temperature", 1.0))
+
+    def steer(
+        self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0
+    ) -> None:
+        """Use one module, or a fixed mix of modules, in place of the gate.
+
+        Args:
+            choice: a module, or module → weight with weights that sum to 1.
+            avoid: module → strength with which the policy avoids the actions of this module (contrastive steering):
+                ``log p(a) = log p_choice(a) - sum over k of avoid_k * gate_k(x) * p_k(a) + const``. The formula
+                subtracts the probability ``p_k(a)``, not its logarithm, because the probability is bounded. Where the
+                gate gives the avoided module no weight, nothing changes (docs/oversight.md).
+            temperature: divides the logits; below 1 it sharpens the distribution.
+
+        Raises:
+            ValueError: for an unknown or ablated module; weights that are negative or do not sum to 1; a strength or
+                temperature out of range; or ``avoid`` or ``temperature`` with actions that are not discrete.
+        """
+        weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
+        self._check_modules(weights)
+        if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
+            raise ValueError(f"steering weights must be at least 0 and sum to 1, got {weights}")
+        if gone := [name for name, weight in weights.items() if weight and name in self.mlp_extractor.ablated]:
+            raise ValueError(f"cannot steer to {gone}, which are ablated; unsteer() restores ablated modules")
+        strengths = dict(avoid or {})
+        self._check_modules(strengths)
+        if bad := {name: strength for name, strength in strengths.items() if not 0 <= strength < float("inf")}:
+            raise ValueError(f"the strengths in avoid must be finite numbers, at least 0, got {bad}")
+        if both := [name for name in strengths if weights.get(name)]:
+            raise ValueError(f"cannot both choose and avoid {both}: name each module only once")
+        if gone := [name for name in strengths if name in self.mlp_extractor.ablated]:
+            raise ValueError(f"cannot avoid {gone}, which are ablated; unsteer() restores ablated modules")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+        if (strengths or temperature != 1) and not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(f"avoid and temperature need discrete actions, this policy has {self.action_space}")
+        extractor = self.mlp_extractor
+        extractor.mix = tuple(float(weights.get(name, 0.0)) for name in self.module_names)
+        extractor.avoid = {self.module_names.index(name): float(strength) for name, strength in strengths.items()}
+        extractor.temperature = float(temperature)
+
+    def ablate(self, *names: str) -> None:
+        """Ablate modules, in addition to those ablated before. The gate renormalises over the remaining modules.
+
+        Raises:
+            ValueError: for an unknown module, if no module is named, or if no module would remain.
+        """
+        if not names:
+            raise ValueError(
+                f"ablate() needs the name of at least one module; the modules are {', '.join(self.module_names)}"
+            )
+        self._check_modules(names)
+        ablated = self.mlp_extractor.ablated.union(names)
+        if len(ablated) == len(self.module_names):
+            raise ValueError(f"cannot ablate {list(names)}: no module of {list(self.module_names)} would remain")
+        self.mlp_extractor.unsteer()
+        self.mlp_extractor.ablated = ablated
+
+    def unsteer(self) -> None:
+        """Undo all steering and ablation: the gate weights all modules again."""
+        self.mlp_extractor.unsteer()
+
+    @contextmanager
+    def steered(
+        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
+    ) -> Iterator[None]:
+        """Within the block, steer to ``choice``, or ablate modules, or unsteer if neither is given.
+
+        After the block the former steering is restored. ``options`` are those of :meth:`steer`.
+        """
+        before = self.steering
+        try:
+            if choice is not None:
+                self.steer(choice, **options)
+            elif ablate:
+                self.ablate(*([ablate] if isinstance(ablate, str) else ablate))
+            else:
+                self.unsteer()
+            yield
+        finally:
+            self.set_steering(before)
+
+    def _check_modules(self, names: Mapping[str, float] | Sequence[str]) -> None:
+        for name in names:
+            if name not in self.module_names:
+                raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}")
 
 
 class Steerable:
-    """The steering methods of an algorithm whose policy is a :class:`RoutedActorCriticPolicy`."""
+    """The steering methods of an algorithm; they steer its policy."""
 
-    policy: RoutedActorCriticPolicy
+    policy: SteerablePolicy
 
     def steer(
         self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0

@@ -1,0 +1,49 @@
+"""What a learner logs, besides the statistics of its updates, and where."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Self
+
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import safe_mean
+
+
+class RoutedLogs(OnPolicyAlgorithm):
+    """The log rows of :class:`~routed_rl.rl.RoutedAlgorithm`, which writes them at the end of an update."""
+
+    _dump_after_training: bool
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Self:
+        """Train for ``total_timesteps`` environment steps and return the model.
+
+        Arguments are those of Stable-Baselines3. ``tb_log_name`` is by default the name of the class.
+        """
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, *args, **kwargs)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Record timings and the episode statistics of a ``Monitor``. The next update writes the log row.
+
+        So the row is complete before any checkpoint. (Stable-Baselines3 writes the row before the update.)
+        """
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        steps = self.num_timesteps - self._num_timesteps_at_start
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([float(e["r"]) for e in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([float(e["l"]) for e in self.ep_info_buffer]))
+        if self.ep_success_buffer:
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
+        self.logger.record("time/fps", int(steps / elapsed))
+        self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self._dump_after_training = True
