@@ -32,6 +32,7 @@ from routed_rl.rl.arguments import (
     check_unused,
     check_whole,
 )
+from routed_rl.rl.labels import RoutedLabels
 from routed_rl.rl.logs import RoutedLogs
 from routed_rl.rl.losses import RoutedLosses
 from routed_rl.rl.observations import check_spaces
@@ -47,7 +48,7 @@ from routed_rl.runs import derive_seed
 from routed_rl.runs.files import StrPath
 
 
-class RoutedAlgorithm(Steerable, RoutedLogs, RoutedLosses, Saveable):
+class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveable):
     """A Stable-Baselines3 on-policy algorithm in which an overseer labels the steps of each episode.
 
     Subclasses implement :meth:`policy_loss` and list their own hyperparameters in ``saved_arguments``.
@@ -210,6 +211,7 @@ class RoutedAlgorithm(Steerable, RoutedLogs, RoutedLosses, Saveable):
         compiled: Callable[..., Any] = torch.compile if self.device.type == "cuda" else lambda function: function
         self._act, self._evaluate = compiled(self._sample), compiled(self.policy.evaluate_routed)
         self._parameters = list(self.policy.parameters())  # listed once: walking the modules at every step is slow
+        self.outcome_model = self._new_outcome_model()
         n_labels = len(self.overseer.outcomes) if self._replays else 0
         self.replay = LabelReplay(n_labels, self.replay_capacity, *shapes, device=self.device)
         self.rollout_buffer = None  # type: ignore[assignment]  # Stable-Baselines3's buffer is not used
@@ -288,38 +290,6 @@ class RoutedAlgorithm(Steerable, RoutedLogs, RoutedLosses, Saveable):
         distribution = self.policy.get_distribution(obs)
         actions = distribution.sample()
         return actions, distribution.log_prob(actions)
-
-    @torch.no_grad()
-    def _values(self, obs: Tensor) -> Tensor:
-        """Return the values ``(N,)`` of observations ``(N, …)``, computed at most ``batch_size`` at a time."""
-        portions = obs.split(self.batch_size or max(len(obs), 1))
-        return torch.cat([self.policy.predict_values(portion).flatten() for portion in portions])
-
-    def _store_ends(self, ends: RolloutEnds) -> None:
-        """Write the rollout's labels, training rewards and value estimates to the buffer."""
-        new = slice(self.n_steps, None)
-        self._store_labels(ends.ended, ends.outcome, ends.overseen)
-        self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ends.ended.shape)
-        if self.bootstrap and bool(ends.truncated.any()):
-            values = self._values(self.policy.observations.pack(ends.truncated_obs(), self.device))
-            self.buffer.bootstrap[new].masked_scatter_(ends.truncated.to(self.device), values)
-
-    def _store_labels(self, ended: Tensor, outcome: Tensor, overseen: Tensor) -> None:
-        """Label the rollout's episodes by how they ended, and log the labels. All tensors are ``(T, E)``."""
-        new = slice(self.n_steps, None)
-        self.buffer.ended[new] = ended = ended.to(self.device)
-        rng = np.random.default_rng(self._rng("labels"))
-        arrays = [tensor.cpu().numpy() for tensor in (outcome, overseen, self.buffer.lengths())]
-        labels = torch.from_numpy(self.overseer.label(arrays[0], arrays[1], rng, arrays[2])).to(self.device)
-        self.buffer.labels[new] = labels
-        self.buffer.rewards[new] = self._table.rewards[labels] * ended
-        counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
-        episodes = max(sum(counts), 1)
-        names = (*self.overseer.outcomes, "unseen", "none")
-        self.logger.record("rollout/episodes", sum(counts))
-        for name, count in zip(names, counts, strict=True):
-            self.logger.record(f"rollout/label_{name}", count / episodes)
-        self.logger.record("rollout/ep_training_reward", float(self.buffer.rewards[new].sum()) / episodes)
 
     # --- learning -------------------------------------------------------------------------------
 

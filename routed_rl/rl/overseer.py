@@ -25,7 +25,7 @@ RESERVED = (GATE, "none", UNLABELLED, "unseen")
 
 @dataclass(frozen=True)
 class Method:
-    """A training method under partial oversight (Cloud et al. 2024, sections 4.3 and F, and controls): seven switches.
+    """A training method under partial oversight (Cloud et al. 2024, sections 4.3 and F, and controls): eight switches.
 
     An *unseen* outcome is one that was reached but not overseen.
 
@@ -42,6 +42,8 @@ class Method:
         screen: overseen episodes with a bad outcome (a value below 0) are dropped from the policy loss.
         keep_unseen: episodes with an unseen outcome are learned from. With False they are dropped from the policy loss.
         sees_all: every outcome is overseen. This is no admissible method but a reference (oracle).
+        predicts: an outcome model learns from overseen episodes, and labels the unseen ones where it is sure
+            (:class:`~routed_rl.rl.OutcomeModel`).
     """
 
     reward: Literal["reach", "penalise", "compensate", "value"]
@@ -51,6 +53,7 @@ class Method:
     screen: bool = False
     keep_unseen: bool = True
     sees_all: bool = False
+    predicts: bool = False
 
 
 METHODS: Mapping[str, Method] = {
@@ -59,6 +62,7 @@ METHODS: Mapping[str, Method] = {
     "penalty": Method("compensate"),
     "screening": Method("reach", screen=True),
     "filtering": Method("value", keep_unseen=False),
+    "reward-model": Method("value", keep_unseen=False, predicts=True),
     "oracle": Method("value", sees_all=True),
     "no-gate": Method("reach", modular=True, routed=True),
     "no-routing": Method("reach", modular=True, gate=True),
@@ -90,7 +94,8 @@ class Overseer:
         values: outcome → its value to the supervisor, e.g. ``{"ghost": -1, "diamond": 1}``.
         method: a name in :data:`METHODS`.
         unlabelled: for methods that route. ``"all"``: unlabelled episodes teach every module (the paper).
-            ``"none"``: no part of the policy learns from them (the strict reading).
+            ``"none"``: no part of the policy learns from them (the strict reading). ``"predicted"``: an outcome model
+            labels the unseen ones where it is sure, and the others teach every module.
         noise: the rates at which labels are missed or flipped.
         oversight: the probability that an outcome is overseen. ``"compensate"`` rewards depend on it.
 
@@ -104,14 +109,14 @@ class Overseer:
         values: Mapping[str, float],
         method: str = "routing",
         *,
-        unlabelled: Literal["all", "none"] = "all",
+        unlabelled: Literal["all", "none", "predicted"] = "all",
         noise: LabelNoise = LabelNoise(),  # noqa: B008 (frozen)
         oversight: float = 1.0,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
-        if unlabelled not in ("all", "none"):
-            raise ValueError(f"unlabelled must be 'all' or 'none', got {unlabelled!r}")
+        if unlabelled not in ("all", "none", "predicted"):
+            raise ValueError(f"unlabelled must be 'all', 'none' or 'predicted', got {unlabelled!r}")
         if not values:
             raise ValueError(f"values must name at least one outcome, got {values!r}")
         for outcome, value in values.items():
@@ -122,6 +127,7 @@ class Overseer:
         self.values = {outcome: float(value) for outcome, value in values.items()}
         self.method_name, self.method = method, METHODS[method]
         self.unlabelled = unlabelled
+        self.predicts = self.method.predicts or (self.method.routed and unlabelled == "predicted")
         self.noise = noise
         self.oversight = check_probability("oversight", oversight)
         if self.method.reward == "compensate" and not self.oversight:

@@ -212,29 +212,17 @@ class ParallelLearner:
     def _store_ends(self, ends: Sequence[RolloutEnds]) -> None:
         """Let each member's overseer label its episodes; store value estimates for the steps of all members."""
         n, new = self.template.n_envs, slice(self.template.n_steps, None)
-        for part, models in zip(ends, self._members_of_envs(), strict=True):
-            fields = (part.ended, part.outcome, part.overseen)
-            for model, *own in zip(models, *(field.split(n, dim=1) for field in fields), strict=True):
-                model._store_labels(*own)
+        own = [part.columns(k * n, (k + 1) * n) for part in ends for k in range(part.ended.shape[1] // n)]
+        for model, part in zip(self.models, own, strict=True):
+            model._store_labels(part)
         obs = self._by_member(self.buffer.obs[new])
         with torch.no_grad():
             portions = obs.split(self.template.batch_size or obs.shape[1], dim=1)
             values = torch.cat([self._values(portion) for portion in portions], dim=1)
         shape = (len(self.models), self.template.n_steps, n)
         self.buffer.values[new] = values.view(shape).transpose(0, 1).flatten(1)
-        if self.template.bootstrap:
-            self._bootstrap(ends)
-
-    def _bootstrap(self, ends: Sequence[RolloutEnds]) -> None:
-        """Store the value estimates of the last observations of truncated episodes."""
-        n, device = self.template.n_envs, self.template.device
-        for part, models in zip(ends, self._members_of_envs(), strict=True):
-            if not bool(part.truncated.any()):
-                continue
-            truncated, obs = part.truncated.to(device), torch.as_tensor(part.truncated_obs(), device=device)
-            member = truncated.nonzero()[:, 1] // n
-            for k, (model, own) in enumerate(zip(models, truncated.split(n, dim=1), strict=True)):
-                model.buffer.bootstrap[self.template.n_steps :].masked_scatter_(own, model._values(obs[member == k]))
+        for model, part in zip(self.models, own, strict=True):
+            model._store_bootstrap(part)
 
     def _members_of_envs(self) -> list[list[RoutedAlgorithm]]:
         """Return, for each joint environment, the members that own its rows."""

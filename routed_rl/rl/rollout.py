@@ -58,6 +58,7 @@ class RolloutEnds:
         arrays = {name: getattr(self, name) for name in ("truncated", "overseen", "outcome")}
         # Numpy views of the same memory: numpy writes single rows faster than torch.
         self._by_row = arrays if self.on_device else {name: array.numpy() for name, array in arrays.items()}
+        self._rows: list[Any] = []
         self._final_obs: list[Any] = []
 
     def add(self, step: int, dones: Any, ends: EpisodeEnds) -> None:
@@ -65,17 +66,33 @@ class RolloutEnds:
         self.ended[step] = torch.as_tensor(dones)
         for name, array in self._by_row.items():
             array[step, ends.rows] = getattr(ends, name)
-        if self.on_device:
+        if self.on_device or len(ends.rows):
+            self._rows.append(ends.rows)
             self._final_obs.append(ends.final_obs)
-        elif ends.truncated.any():
-            self._final_obs.append(ends.final_obs[ends.truncated])
+
+    def columns(self, start: int, stop: int) -> RolloutEnds:
+        """Return the ends of the environments ``start`` … ``stop - 1``."""
+        part = copy.copy(self)
+        for name in ("ended", "truncated", "overseen", "outcome"):
+            setattr(part, name, getattr(self, name)[:, start:stop])
+        if self.on_device:
+            part._final_obs = [obs[start:stop] for obs in self._final_obs]
+        else:
+            own = [(start <= rows) & (rows < stop) for rows in self._rows]
+            part._final_obs = [obs[mine] for obs, mine in zip(self._final_obs, own, strict=True)]
+        return part
+
+    def final_obs(self) -> Tensor | np.ndarray:
+        """Return the last observations ``(N, …)`` of the ended episodes, in the order of ``ended``; at least one."""
+        if self.on_device:
+            every: Tensor = torch.stack(self._final_obs)[self.ended]
+            return every
+        return np.concatenate(self._final_obs)
 
     def truncated_obs(self) -> Tensor | np.ndarray:
         """Return the last observations ``(N, …)`` of the truncated episodes, in the order of ``truncated``."""
-        if self.on_device:
-            every: Tensor = torch.stack(self._final_obs)[self.truncated]
-            return every
-        return np.concatenate(self._final_obs)
+        cut = self.truncated[self.ended]
+        return self.final_obs()[cut if self.on_device else cut.numpy()]
 
 
 class EpisodeBuffer:

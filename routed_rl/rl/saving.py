@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from routed_rl.paths import expanded
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
@@ -108,10 +109,12 @@ def model_tensors(model: Saveable) -> dict[str, Tensor]:
     # torch.compile(policy) wraps the policy, and so puts a prefix before the names.
     policy: nn.Module = getattr(model.policy, "_orig_mod", model.policy)
     tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-    for index, state in model.policy.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors |= _optimizer_tensors("optimizer", model.policy.optimizer)
     tensors |= {f"buffer.{name}": tensor for name, tensor in model.buffer.tensors().items()}
     tensors |= {f"replay.{name}": tensor for name, tensor in model.replay.tensors().items()}
+    if model.outcome_model is not None:
+        tensors |= {f"outcome_model.{name}": tensor for name, tensor in model.outcome_model.state_dict().items()}
+        tensors |= _optimizer_tensors("outcome_optimizer", model.outcome_model.optimizer)
     if model.ep_info_buffer:
         rows = [(episode["r"], episode["l"]) for episode in model.ep_info_buffer]
         tensors["episodes.statistics"] = torch.tensor(rows, dtype=torch.float64)  # (N, 2) returns and lengths
@@ -130,16 +133,26 @@ def parameters_in(model: Saveable, tensors: Mapping[str, Tensor], path: StrPath)
     Raises:
         CheckpointError: if the optimizer state does not match the model's architecture.
     """
+    optimizer = _optimizer_state("optimizer", model.policy.optimizer, tensors, path)
+    return {"policy": _under(tensors, "policy."), "policy.optimizer": optimizer}
+
+
+def _optimizer_tensors(prefix: str, optimizer: Optimizer) -> dict[str, Tensor]:
+    states = optimizer.state_dict()["state"].items()
+    return {f"{prefix}.{i}.{name}": torch.as_tensor(value) for i, state in states for name, value in state.items()}
+
+
+def _optimizer_state(prefix: str, optimizer: Optimizer, tensors: Mapping[str, Tensor], path: StrPath) -> dict[str, Any]:
+    """Return what ``optimizer.load_state_dict`` takes; raise a CheckpointError if it has another architecture."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in _under(tensors, "optimizer.").items():
+    for key, tensor in _under(tensors, f"{prefix}.").items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
-    parameters = list(model.policy.parameters())
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, entries in state.items():
         if number >= len(parameters) or any(t.shape not in ((), parameters[number].shape) for t in entries.values()):
             raise CheckpointError(f"{path} holds an optimizer of another architecture: its entry {number} does not fit")
-    groups = model.policy.optimizer.state_dict()["param_groups"]
-    return {"policy": _under(tensors, "policy."), "policy.optimizer": {"state": state, "param_groups": groups}}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: StrPath, *, rollout: bool) -> None:
@@ -150,6 +163,11 @@ def restore_tensors(model: Saveable, tensors: Mapping[str, Tensor], path: StrPat
     """
     with same_architecture(path):
         model.set_parameters(parameters_in(model, tensors, path))
+    if model.outcome_model is not None:
+        with same_architecture(path):
+            model.outcome_model.load_state_dict(_under(tensors, "outcome_model."))
+        optimizer = model.outcome_model.optimizer
+        optimizer.load_state_dict(_optimizer_state("outcome_optimizer", optimizer, tensors, path))
     if "episodes.statistics" in tensors:
         rows = tensors["episodes.statistics"].tolist()
         model.ep_info_buffer = deque(({"r": r, "l": int(n)} for r, n in rows), model._stats_window_size)

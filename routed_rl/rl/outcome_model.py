@@ -1,0 +1,164 @@
+"""A reward model for partial oversight: it learns from overseen episodes which outcome an episode had.
+
+Shapes: ``N`` episodes, ``K`` outcomes, ``C`` stored episodes per outcome.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from routed_rl.rl.networks import mlp
+from routed_rl.rl.policies import RoutedActorCriticPolicy
+
+CAPACITY = 1024
+HELD_OUT = 5
+FEWEST = 3
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 7))
+
+
+class Endings(NamedTuple):
+    """The last transitions of ``N`` episodes."""
+
+    obs: Tensor  # (N, …) the observation before the last action
+    actions: Tensor  # (N, …)
+    final_obs: Tensor  # (N, …) the observation after it
+
+    def of(self, index: Tensor) -> Endings:
+        """Return the endings that an index or a mask chooses."""
+        return Endings(*(tensor[index] for tensor in self))
+
+
+class OutcomeModel(nn.Module):
+    """An ensemble of classifiers: last transition of an episode → its outcome.
+
+    Each member has its own copy of the policy's encoder, and two hidden layers. Members differ in their first weights
+    and in the episodes that they draw. The prediction is the mean of their probabilities. Where members disagree, this
+    mean is low, and the model abstains.
+
+    The newest 1,024 overseen episodes of each outcome are stored. All outcomes are drawn equally often, so a rare one
+    is not overlooked. Every fifth episode is held out. On these the logits are divided by the temperature that gives
+    the lowest cross-entropy (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). So among
+    predictions with probability p, about the share p is right, if outcomes are equally frequent.
+
+    Args:
+        policy: the policy whose encoder the members copy; its weights are not used.
+        n_outcomes: number of outcomes, ``K``.
+        members: number of classifiers.
+        sure: abstain below this probability.
+        batch_size: episodes per gradient step and member.
+    """
+
+    held_out: Tensor
+
+    def __init__(
+        self,
+        policy: RoutedActorCriticPolicy,
+        n_outcomes: int,
+        *,
+        members: int = 3,
+        sure: float = 0.9,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.sure, self.batch_size, self._features = sure, batch_size, policy._features
+        space = policy.action_space
+        self._actions = int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)
+        discrete = isinstance(space, spaces.Discrete)
+        encoders = [policy.make_features_extractor() for _ in range(members)]
+        inputs = 2 * encoders[0].features_dim + self._actions
+        self.encoders = nn.ModuleList(encoders)
+        self.heads = nn.ModuleList(
+            nn.Sequential(mlp((inputs, 64, 64), nn.ReLU), nn.Linear(64, n_outcomes)) for _ in range(members)
+        )
+        obs, dtype = policy.observations.shape, policy.observations.dtype
+        rows = (n_outcomes, CAPACITY)
+        self.register_buffer("obs", torch.zeros((*rows, *obs), dtype=dtype))
+        self.register_buffer("final_obs", torch.zeros((*rows, *obs), dtype=dtype))
+        actions = torch.zeros(rows, dtype=torch.int64) if discrete else torch.zeros((*rows, self._actions))
+        self.register_buffer("actions", actions)
+        self.register_buffer("count", torch.zeros(n_outcomes, dtype=torch.int64))  # episodes ever stored
+        self.register_buffer("temperature", torch.ones(()))
+        self.to(policy.device)
+        self.optimizer = torch.optim.Adam([*self.encoders.parameters(), *self.heads.parameters()], lr=1e-3)
+
+    def add(self, endings: Endings, labels: Tensor) -> None:
+        """Store overseen episodes with their labels ``(N,)``, 0 … ``K`` - 1; they replace the oldest ones."""
+        for label, count in enumerate(self.count.tolist()):
+            own = endings.of((labels == label).nonzero().squeeze(1)[-CAPACITY:])
+            slots = torch.arange(count, count + len(own.actions), device=labels.device) % CAPACITY
+            self.obs[label, slots], self.actions[label, slots], self.final_obs[label, slots] = own
+            self.count[label] += len(slots)
+
+    @property
+    def ready(self) -> bool:
+        """Whether each outcome was overseen a few times. Before that, the model abstains always."""
+        return bool((self.count >= FEWEST).all())
+
+    def fit(self, steps: int, generator: torch.Generator) -> float:
+        """Take gradient steps on stored episodes, then set the temperature; return the mean cross-entropy."""
+        losses = [self._step(generator) for _ in range(steps)]
+        stored = self.count.clamp(max=CAPACITY)
+        slots = torch.arange(HELD_OUT - 1, CAPACITY, HELD_OUT, device=stored.device)
+        label, place = (slots < stored[:, None]).nonzero().T
+        if len(label):
+            with torch.no_grad():
+                logits = self._logits(self._stored(label, slots[place]))
+                found = [F.nll_loss(_mean(logits / t).log(), label) / len(label) for t in TEMPERATURES]
+            self.temperature.fill_(TEMPERATURES[int(torch.stack(found).argmin())])
+        return float(torch.stack(losses).mean())
+
+    def _step(self, generator: torch.Generator) -> Tensor:
+        labels = (self.count > 0).nonzero().squeeze(1)
+        n = -(-self.batch_size // len(labels))
+        stored = self.count[labels].clamp(max=CAPACITY)
+        # Slots 0 … 3, 5 … 8 and so on: each fifth is held out.
+        shown = (stored - stored // HELD_OUT)[:, None]
+        losses = []
+        for member in range(len(self.heads)):
+            drawn = (torch.rand(len(labels), n, generator=generator).to(shown.device) * shown).long().flatten()
+            slots = drawn + drawn // (HELD_OUT - 1)
+            label = labels.repeat_interleave(n)
+            losses.append(F.cross_entropy(self._member(member, self._stored(label, slots)), label))
+        loss = torch.stack(losses).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach() / len(losses)
+
+    def _stored(self, label: Tensor, slot: Tensor) -> Endings:
+        return Endings(self.obs[label, slot], self.actions[label, slot], self.final_obs[label, slot])
+
+    def _member(self, member: int, endings: Endings) -> Tensor:
+        encoder = self.encoders[member]
+        actions = endings.actions
+        if not actions.is_floating_point():
+            actions = F.one_hot(actions, self._actions).float()
+        parts = (self._features(endings.obs, encoder), self._features(endings.final_obs, encoder), actions)
+        logits: Tensor = self.heads[member](torch.cat(parts, dim=1))
+        return logits
+
+    def _logits(self, endings: Endings) -> Tensor:
+        return torch.stack([self._member(member, endings) for member in range(len(self.heads))])
+
+    @torch.no_grad()
+    def probabilities(self, endings: Endings) -> Tensor:
+        """Return the probability ``(N, K)`` of each outcome."""
+        return _mean(self._logits(endings) / self.temperature)
+
+    def predict(self, endings: Endings) -> Tensor:
+        """Return the most probable outcome ``(N,)`` of each episode, and -1 where the model abstains."""
+        if not self.ready or not len(endings.actions):
+            return torch.full((len(endings.actions),), -1, device=self.count.device)
+        probability, outcome = self.probabilities(endings).max(dim=1)
+        return torch.where(probability >= self.sure, outcome, -1)
+
+
+def _mean(logits: Tensor) -> Tensor:
+    """Return the mean probabilities ``(N, K)`` of members with these logits ``(members, N, K)``."""
+    return logits.softmax(dim=-1).mean(dim=0)
