@@ -73,6 +73,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         replay_steps: extra gradient steps per rollout, on replayed labelled steps; 0 for none.
         replay_batch: replayed steps per label and gradient step.
         replay_capacity: number of most recent labelled steps kept per label.
+        solo: share of the environments in which one module acts alone, for methods that route. Each module gets the
+            same number of them. There it is paid 1 for its own outcome and -1 for another, by label.
 
     The other arguments are those of Stable-Baselines3. The episode statistics of its ``Monitor`` and ``VecMonitor``
     are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which no update uses.
@@ -105,6 +107,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         "replay_steps",
         "replay_batch",
         "replay_capacity",
+        "solo",
         "policy_kwargs",
         "seed",
         "stats_window_size",
@@ -132,6 +135,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         replay_steps: int,
         replay_batch: int,
         replay_capacity: int,
+        solo: float,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: StrPath | None = None,
@@ -155,7 +159,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         check_schedule(0, learning_rate=learning_rate, ent_coef=ent_coef)
         check_number(0, vf_coef=vf_coef, gate_coef=gate_coef)
         check_number(0, max_grad_norm=0 if max_grad_norm is None else max_grad_norm)
-        check_number(0, 1, gamma=gamma, gae_lambda=gae_lambda)
+        check_number(0, 1, gamma=gamma, gae_lambda=gae_lambda, solo=solo)
         check_whole(1, n_steps=n_steps, n_epochs=n_epochs, stats_window_size=stats_window_size)
         check_whole(0, replay_steps=replay_steps)
         check_whole(1, replay_batch=replay_batch, replay_capacity=replay_capacity)
@@ -167,6 +171,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
         self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
         self.replay_steps, self.replay_batch, self.replay_capacity = replay_steps, replay_batch, replay_capacity
+        self.solo = solo
         self.stats_window_size, self._dump_after_training = stats_window_size, False
         structure = {"modules": overseer.modules, "learned_gate": overseer.method.gate}
         if given := [name for name in (*structure, "use_sde") if name in (policy_kwargs or {})]:
@@ -205,7 +210,10 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             torch.int64 if discrete else torch.float32,
         )
         hold = self.unfinished == "hold"
-        self.buffer = EpisodeBuffer(self.n_steps, self.n_envs, *shapes, hold=hold, device=self.device)
+        self._players = self._new_players()
+        self.buffer = EpisodeBuffer(
+            self.n_steps, self.n_envs, *shapes, players=self._players, hold=hold, device=self.device
+        )
         self._table = self.overseer.label_table(self.device)
         # A small network on a GPU spends its time on launching operations. Compiling leaves fewer of them.
         compiled: Callable[..., Any] = torch.compile if self.device.type == "cuda" else lambda function: function
@@ -285,9 +293,23 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             )
         return device
 
+    def _new_players(self) -> Tensor:
+        """Return who acts in each environment ``(E,)``: a module alone, or the gate (``M``)."""
+        modules = len(self.overseer.modules)
+        players = torch.full((self.n_envs,), modules, device=self.device)
+        if self.overseer.method.routed:
+            alone = torch.arange(modules, device=self.device).repeat_interleave(int(self.solo * self.n_envs) // modules)
+            players[: len(alone)] = alone
+        return players
+
+    @property
+    def solo_envs(self) -> bool:
+        """Whether a module acts alone in some environment."""
+        return self.solo > 0 and self.overseer.method.routed
+
     @torch.no_grad()
     def _sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        distribution = self.policy.get_distribution(obs)
+        distribution = self.policy.get_distribution(obs, self._players if self.solo_envs else None)
         actions = distribution.sample()
         return actions, distribution.log_prob(actions)
 

@@ -68,7 +68,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         if self.outcome_model is not None and sum(counts):
             labels[ended] = self._predicted(self.outcome_model, labels[ended], ends)
         self.buffer.labels[new] = labels
-        self.buffer.rewards[new] = self._table.rewards[labels] * ended
+        self.buffer.rewards[new] = self._table.rewards[labels, self.buffer.players] * ended
         episodes = max(sum(counts), 1)
         names = (*self.overseer.outcomes, "unseen", "none")
         self.logger.record("rollout/episodes", sum(counts))
@@ -90,8 +90,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         """
         step, env = ends.ended.to(self.device).nonzero(as_tuple=True)
         final_obs = self.policy.observations.pack(ends.final_obs(), self.device)
-        row = self.n_steps + step
-        endings = Endings(self.buffer.obs[row, env], self.buffer.actions[row, env], final_obs)
+        endings = Endings(self.buffer.actions[self.n_steps + step, env], final_obs)
         labelled, unseen = self.overseer.is_labelled(labels), labels == self.overseer.reached
         model.add(endings.of(labelled), labels[labelled])
         if bool(model.count.any()):

@@ -52,13 +52,14 @@ class RoutedLosses(OnPolicyAlgorithm):
             The loss, a scalar. Then ``(M + 1,)`` booleans: true for each module that this loss trains; the last
             entry is the gate. Then scalars to log.
         """
-        routes, labelled = self._table.routes[batch.labels], self.overseer.is_labelled(batch.labels)
-        values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes)
+        labelled, key = self.overseer.is_labelled(batch.labels), (batch.labels, batch.players)
+        routes, players = self._table.routes[key], batch.players if self.solo_envs else None
+        values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes, players)
         losses, details = self.policy_loss(batch, log_probs)
         stats = details | {
-            "policy_loss": (self._table.loss[batch.labels] * losses).mean(),
+            "policy_loss": (self._table.loss[key] * losses).mean(),
             "value_loss": self.value_loss(batch, values),
-            "entropy": (self._table.entropy[batch.labels] * entropy).mean(),
+            "entropy": (self._table.entropy[key] * entropy).mean(),
         }
         loss = stats["policy_loss"] + self.vf_coef * stats["value_loss"] - ent_coef * stats["entropy"]
         taught = (routes != 0).any(dim=0)

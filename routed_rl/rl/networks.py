@@ -178,12 +178,15 @@ class RoutedExtractor(nn.Module):
         weights[:, active] = 1 / len(active) if self.gate is None else self.gate(features)[:, active].softmax(dim=-1)
         return weights
 
-    def forward_routed(self, features: Tensor, routes: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward_routed(
+        self, features: Tensor, routes: Tensor, players: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the unsteered actor latent, with each sample's gradient weighted per module. Training uses this pass.
 
         Args:
             features: ``(B, F)``.
             routes: ``(B, M + 1)`` route weights of the modules and, last, of the gate.
+            players: ``(B,)`` the module that acts alone, or ``M`` for the gate; None: the gate acts everywhere.
 
         Returns:
             The actor latent ``(B, D)``. Then the gate's logits ``(B, M)`` for the gate's own loss, without routing;
@@ -194,11 +197,16 @@ class RoutedExtractor(nn.Module):
         experts = [route_gradient(self._expert(i, features), routes[:, i]) for i in range(len(self.names))]
         if len(experts) == 1:
             return experts[0], None
-        if self.gate is None:
+        logits = None if self.gate is None else self.gate(features)
+        if logits is None and players is None:
             return torch.stack(experts).mean(0), None
-        logits = self.gate(features)
-        gate = route_gradient(torch.softmax(logits, dim=-1), routes[:, -1])
-        return _gated_sum(gate, experts), logits
+        gate = torch.full_like(routes[:, :-1], 1 / len(experts)) if logits is None else torch.softmax(logits, dim=-1)
+        gate = route_gradient(gate, routes[:, -1])
+        return _gated_sum(gate if players is None else _played(gate, players), experts), logits
+
+    def forward_players(self, features: Tensor, players: Tensor) -> Tensor:
+        """Return the unsteered actor latent ``(B, D)`` where ``players`` act, as in :meth:`forward_routed`."""
+        return self.forward_routed(features, features.new_ones(len(features), len(self.names) + 1), players)[0]
 
     def forward_alone(self, features: Tensor, module: int) -> Tensor:
         """Return the latent ``(B, D)`` of the module with this index; no other module gets even a zero gradient."""
@@ -207,6 +215,13 @@ class RoutedExtractor(nn.Module):
     def _expert(self, index: int, features: Tensor) -> Tensor:
         latent: Tensor = self.experts[index](features)
         return latent
+
+
+def _played(gate: Tensor, players: Tensor) -> Tensor:
+    """Return the gate's weights ``(B, M)``, but weight 1 for a module that acts alone."""
+    modules = torch.arange(gate.shape[1], device=gate.device)
+    alone = (players[:, None] == modules).to(gate.dtype)
+    return torch.where(players[:, None] < len(modules), alone, gate)
 
 
 def _gated_sum(gate: Tensor, experts: Sequence[Tensor]) -> Tensor:

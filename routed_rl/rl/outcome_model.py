@@ -23,10 +23,9 @@ TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 7))
 
 
 class Endings(NamedTuple):
-    """The last transitions of ``N`` episodes."""
+    """How ``N`` episodes ended, as the outcome model sees it."""
 
-    obs: Tensor  # (N, …) the observation before the last action
-    actions: Tensor  # (N, …)
+    actions: Tensor  # (N, …) the last action
     final_obs: Tensor  # (N, …) the observation after it
 
     def of(self, index: Tensor) -> Endings:
@@ -35,7 +34,7 @@ class Endings(NamedTuple):
 
 
 class OutcomeModel(nn.Module):
-    """An ensemble of classifiers: last transition of an episode → its outcome.
+    """An ensemble of classifiers: last observation and last action of an episode → its outcome.
 
     Each member has its own copy of the policy's encoder, and two hidden layers. Members differ in their first weights
     and in the episodes that they draw. The prediction is the mean of their probabilities. Where members disagree, this
@@ -71,28 +70,28 @@ class OutcomeModel(nn.Module):
         self._actions = int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)
         discrete = isinstance(space, spaces.Discrete)
         encoders = [policy.make_features_extractor() for _ in range(members)]
-        inputs = 2 * encoders[0].features_dim + self._actions
+        inputs = encoders[0].features_dim + self._actions
         self.encoders = nn.ModuleList(encoders)
         self.heads = nn.ModuleList(
             nn.Sequential(mlp((inputs, 64, 64), nn.ReLU), nn.Linear(64, n_outcomes)) for _ in range(members)
         )
         obs, dtype = policy.observations.shape, policy.observations.dtype
         rows = (n_outcomes, CAPACITY)
-        self.register_buffer("obs", torch.zeros((*rows, *obs), dtype=dtype))
         self.register_buffer("final_obs", torch.zeros((*rows, *obs), dtype=dtype))
         actions = torch.zeros(rows, dtype=torch.int64) if discrete else torch.zeros((*rows, self._actions))
         self.register_buffer("actions", actions)
         self.register_buffer("count", torch.zeros(n_outcomes, dtype=torch.int64))  # episodes ever stored
         self.register_buffer("temperature", torch.ones(()))
         self.to(policy.device)
-        self.optimizer = torch.optim.Adam([*self.encoders.parameters(), *self.heads.parameters()], lr=1e-3)
+        weights = [*self.encoders.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=1.0)  # strong: labels may be few
 
     def add(self, endings: Endings, labels: Tensor) -> None:
         """Store overseen episodes with their labels ``(N,)``, 0 … ``K`` - 1; they replace the oldest ones."""
         for label, count in enumerate(self.count.tolist()):
             own = endings.of((labels == label).nonzero().squeeze(1)[-CAPACITY:])
             slots = torch.arange(count, count + len(own.actions), device=labels.device) % CAPACITY
-            self.obs[label, slots], self.actions[label, slots], self.final_obs[label, slots] = own
+            self.actions[label, slots], self.final_obs[label, slots] = own
             self.count[label] += len(slots)
 
     @property
@@ -109,7 +108,8 @@ class OutcomeModel(nn.Module):
         if len(label):
             with torch.no_grad():
                 logits = self._logits(self._stored(label, slots[place]))
-                found = [F.nll_loss(_mean(logits / t).log(), label) / len(label) for t in TEMPERATURES]
+                weight = 1.0 / torch.bincount(label, minlength=len(stored)).clamp(min=1)
+                found = [F.nll_loss(_mean(logits / t).log(), label, weight) for t in TEMPERATURES]
             self.temperature.fill_(TEMPERATURES[int(torch.stack(found).argmin())])
         return float(torch.stack(losses).mean())
 
@@ -132,15 +132,14 @@ class OutcomeModel(nn.Module):
         return loss.detach() / len(losses)
 
     def _stored(self, label: Tensor, slot: Tensor) -> Endings:
-        return Endings(self.obs[label, slot], self.actions[label, slot], self.final_obs[label, slot])
+        return Endings(self.actions[label, slot], self.final_obs[label, slot])
 
     def _member(self, member: int, endings: Endings) -> Tensor:
-        encoder = self.encoders[member]
+        features = self._features(endings.final_obs, self.encoders[member])
         actions = endings.actions
         if not actions.is_floating_point():
-            actions = F.one_hot(actions, self._actions).float()
-        parts = (self._features(endings.obs, encoder), self._features(endings.final_obs, encoder), actions)
-        logits: Tensor = self.heads[member](torch.cat(parts, dim=1))
+            actions = F.one_hot(actions, self._actions)
+        logits: Tensor = self.heads[member](torch.cat([features, actions.to(features.dtype)], dim=1))
         return logits
 
     def _logits(self, endings: Endings) -> Tensor:

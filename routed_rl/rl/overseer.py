@@ -71,12 +71,15 @@ METHODS: Mapping[str, Method] = {
 
 
 class LabelTable(NamedTuple):
-    """What each of the ``K + 2`` labels does to the learner: one row per label, to be indexed by a batch's labels."""
+    """What each of the ``K + 2`` labels does to the learner, by player: index with a batch's labels and players.
 
-    routes: Tensor  # (K + 2, M + 1) gradient weights of the modules and, last, the gate
-    loss: Tensor  # (K + 2,) weight of the policy loss
-    entropy: Tensor  # (K + 2,) weight of the entropy bonus
-    rewards: Tensor  # (K + 2,) training reward
+    Player 0 … M-1 is a module that acted alone, and player ``M`` the gate, which weights all modules.
+    """
+
+    routes: Tensor  # (K + 2, M + 1, M + 1) gradient weights of the modules and, last, the gate
+    loss: Tensor  # (K + 2, M + 1) weight of the policy loss
+    entropy: Tensor  # (K + 2, M + 1) weight of the entropy bonus
+    rewards: Tensor  # (K + 2, M + 1) training reward
 
 
 class Overseer:
@@ -193,10 +196,24 @@ class Overseer:
         return self.routes.weights(torch.where(self.is_labelled(labels), labels, -1))
 
     def label_table(self, device: torch.device) -> LabelTable:
-        """Return what each label does to the learner, as tensors on ``device``."""
-        labels = torch.arange(len(self.rewards))
-        columns = (self.route_weights(labels), self.loss_weights, self.entropy_weights, self.rewards)
-        return LabelTable(*(column.to(device) for column in columns))
+        """Return what each label does to the learner, as tensors on ``device``.
+
+        A module that acted alone learns from labelled episodes: its own outcome has the training reward 1, another
+        outcome -1. It learns nothing from an episode with an unseen outcome. Nobody else learns from its episodes, but
+        they are replayed as all labelled episodes are.
+        """
+        labels, modules = torch.arange(len(self.rewards)), len(self.modules)
+        routes = self.route_weights(labels)[:, None].repeat(1, modules + 1, 1)
+        loss, entropy, rewards = (
+            column[:, None].repeat(1, modules + 1) for column in (self.loss_weights, self.entropy_weights, self.rewards)
+        )
+        if self.method.routed:
+            own = torch.eye(modules)
+            rewards[: self.reached, :-1] = 2 * own - 1
+            rewards[self.reached, :-1] = loss[self.reached, :-1] = entropy[self.reached, :-1] = 0.0
+            routes[:, :-1] = 0.0
+            routes[:, :-1, :-1] = own * loss[:, :-1, None]
+        return LabelTable(*(column.to(device) for column in (routes, loss, entropy, rewards)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON; :meth:`from_dict` builds an equal overseer from them."""

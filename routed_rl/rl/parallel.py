@@ -61,7 +61,8 @@ class ParallelLearner:
         self._loss = self._over_members(self.template.loss, (0, None))
         self._replay_loss = self._over_members(self.template.replay_loss, (0,))
         policy = self.template.policy
-        self._logits = self._over_members(lambda obs: policy.get_distribution(obs).distribution.logits, (0,))
+        players = self.template._players if self.template.solo_envs else None
+        self._logits = self._over_members(lambda obs: policy.get_distribution(obs, players).distribution.logits, (0,))
         self._values = self._over_members(lambda obs: policy.predict_values(obs).flatten(), (0,))
 
     # --- members as slices of one ---------------------------------------------------------------

@@ -225,16 +225,17 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         return self._numbered(actions), state
 
     def evaluate_routed(
-        self, obs: Tensor, actions: Tensor, routes: Tensor
+        self, obs: Tensor, actions: Tensor, routes: Tensor, players: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return values ``(B,)``, log-probabilities ``(B,)``, entropies ``(B,)`` and gate logits ``(B, M)`` or None.
 
         One forward pass serves samples of any label. ``routes`` ``(B, M + 1)`` are the route weights of each sample.
+        ``players`` ``(B,)`` are the modules that acted alone, ``M`` for the gate; with None the gate acted everywhere.
         """
         features = value_features = self._features(obs)
         if not self.share_features_extractor:
             value_features = self._features(obs, self.vf_features_extractor)
-        latent, gate_logits = self.mlp_extractor.forward_routed(features, routes)
+        latent, gate_logits = self.mlp_extractor.forward_routed(features, routes, players)
         distribution = self._get_action_dist_from_latent(latent)
         values = self.value_net(self.mlp_extractor.forward_critic(value_features)).flatten()
         return values, distribution.log_prob(actions), distribution.entropy(), gate_logits
@@ -249,9 +250,14 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         """Return the value estimates ``(B, 1)`` of observations."""
         return super().predict_values(self.observations.unpack(obs))
 
-    def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """Return the distribution over actions, with the current steering."""
+    def get_distribution(self, obs: PyTorchObs, players: Tensor | None = None) -> Distribution:
+        """Return the distribution over actions, with the current steering.
+
+        Where ``players`` ``(B,)`` are given, steering is ignored: a module acts alone, or for ``M`` the gate acts.
+        """
         extractor, features = self.mlp_extractor, self._features(obs)
+        if players is not None:
+            return self._get_action_dist_from_latent(extractor.forward_players(features, players))
         if not extractor.avoid and extractor.temperature == 1:
             return self._get_action_dist_from_latent(extractor.forward_actor(features))
         logits = self.action_net(extractor.forward_actor(features))

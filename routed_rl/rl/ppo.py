@@ -73,6 +73,7 @@ class RoutedPPO(RoutedAlgorithm):
         replay_steps: int = 6,
         replay_batch: int = 256,
         replay_capacity: int = 4096,
+        solo: float = 0.0,
         **kwargs: Any,
     ) -> None:
         check_schedule(0, clip_range=clip_range, clip_range_vf=1 if clip_range_vf is None else clip_range_vf)
@@ -102,6 +103,7 @@ class RoutedPPO(RoutedAlgorithm):
             replay_steps=replay_steps,
             replay_batch=replay_batch,
             replay_capacity=replay_capacity,
+            solo=solo,
             **kwargs,
         )
 

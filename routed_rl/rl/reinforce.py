@@ -41,6 +41,7 @@ class RoutedREINFORCE(RoutedAlgorithm):
         replay_steps: int = 0,
         replay_batch: int = 256,
         replay_capacity: int = 4096,
+        solo: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -60,6 +61,7 @@ class RoutedREINFORCE(RoutedAlgorithm):
             replay_steps=replay_steps,
             replay_batch=replay_batch,
             replay_capacity=replay_capacity,
+            solo=solo,
             **kwargs,
         )
 

@@ -22,10 +22,11 @@ class Batch(NamedTuple):
     obs: Tensor  # (N, …)
     actions: Tensor  # (N, …)
     labels: Tensor  # (N,) int64: the label of the step's episode
+    players: Tensor  # (N,) int64: the module that acted alone, M for the gate
     log_probs: Tensor  # (N,) log-probabilities of the actions under the policy that took them
     advantages: Tensor  # (N,)
     returns: Tensor  # (N,) targets of the value network
-    outcome_returns: Tensor  # (N,) discounted training reward until the episode's end
+    outcome_returns: Tensor  # (N,) the return if the episode's end pays 1 and nothing else pays; 0 if it is not seen
 
     @property
     def values(self) -> Tensor:
@@ -38,7 +39,7 @@ class Replayed(NamedTuple):
 
     obs: Tensor  # (K, n, …)
     actions: Tensor  # (K, n, …)
-    returns: Tensor  # (K, n) discounted training reward until the episode's end
+    returns: Tensor  # (K, n) the return if the episode's end pays 1
     stored: Tensor  # (K,) bool: true if the label has stored steps; where it is false, the entries above are filler
 
 
@@ -116,10 +117,11 @@ class EpisodeBuffer:
         action_shape: tuple[int, ...],
         action_dtype: torch.dtype,
         *,
+        players: Tensor,
         hold: bool,
         device: torch.device,
     ) -> None:
-        self.n_steps, self.hold = n_steps, hold
+        self.n_steps, self.hold, self.players = n_steps, hold, players
         shape = (2 * n_steps, n_envs)
         self.obs = torch.zeros((*shape, *obs_shape), dtype=obs_dtype, device=device)
         self.actions = torch.zeros((*shape, *action_shape), dtype=action_dtype, device=device)
@@ -136,6 +138,7 @@ class EpisodeBuffer:
     def joined(cls, parts: Sequence[EpisodeBuffer]) -> EpisodeBuffer:
         """Return one buffer with the environments of all ``parts``; the parts, equal in shape, become its slices."""
         whole = copy.copy(parts[0])
+        whole.players = torch.cat([part.players for part in parts])
         for name in whole._fields():
             tensor = torch.cat([getattr(part, name) for part in parts], dim=1)
             setattr(whole, name, tensor)
@@ -206,7 +209,7 @@ class EpisodeBuffer:
             going = (~ended).float()
             delta = reward + gamma * (going * next_value + self.bootstrap[t]) - self.values[t]
             advantage = delta + gamma * gae_lambda * going * advantage
-            outcome_return = reward + gamma * going * outcome_return
+            outcome_return = torch.where(ended, 1.0, gamma * outcome_return)
             label, done = torch.where(ended, self.labels[t], label), done | ended
             advantages[t], outcome_returns[t], labels[t], resolved[t] = advantage, outcome_return, label, done
             next_value = self.values[t]
@@ -224,6 +227,7 @@ class EpisodeBuffer:
             obs=pick(self.obs),
             actions=pick(self.actions),
             labels=pick(labels),
+            players=pick(self.players.expand_as(labels)),
             log_probs=pick(self.log_probs),
             advantages=pick(advantages),
             returns=pick(advantages) + pick(self.values),

@@ -20,6 +20,7 @@ PAYS = {  # label → training reward: overseen ghost, overseen diamond, unseen,
     "penalty": (-1, 1, 1, 0),
     "screening": (1, 1, 1, 0),
     "filtering": (-1, 1, 0, 0),
+    "reward-model": (-1, 1, 0, 0),
     "oracle": (-1, 1, 0, 0),
     "no-gate": (1, 1, 1, 0),
     "no-routing": (1, 1, 1, 0),
@@ -35,7 +36,7 @@ def rng():
 def test_every_method_pays_as_the_paper_says(method):
     overseer = Overseer(VALUES, method)
     assert tuple(overseer.rewards.tolist()) == PAYS[method]
-    dropped = {"filtering": [UNSEEN], "screening": [GHOST]}.get(method, [])
+    dropped = {"filtering": [UNSEEN], "reward-model": [UNSEEN], "screening": [GHOST]}.get(method, [])
     assert overseer.loss_weights.tolist() == [float(label not in dropped) for label in range(4)]
     assert overseer.modules == (("ghost", "diamond") if overseer.method.modular else ("policy",))
 

@@ -99,6 +99,9 @@ def distance(a, b):
         ("no-gate", RoutedPPO, {"bootstrap": False}),
         ("penalty", RoutedPPO, {}),
         ("filtering", RoutedREINFORCE, {}),
+        ("reward-model", RoutedPPO, {}),
+        ("routing", RoutedPPO, {"unlabelled": "predicted", "solo": 0.5, "tensors": True}),
+        ("no-gate", RoutedPPO, {"unlabelled": "predicted", "solo": 0.5}),
     ],
 )
 def test_four_members_are_four_single_runs(method, kind, options, double):

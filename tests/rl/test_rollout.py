@@ -12,7 +12,8 @@ GAMMA, LAMBDA, NOT_REACHED = 0.9, 0.8, 3
 
 
 def make_buffer(steps, envs, hold):
-    return EpisodeBuffer(steps, envs, (1,), torch.float32, (), torch.int64, hold=hold, device=torch.device("cpu"))
+    players, device = torch.arange(envs), torch.device("cpu")
+    return EpisodeBuffer(steps, envs, (1,), torch.float32, (), torch.int64, players=players, hold=hold, device=device)
 
 
 def play(buffer, rng, steps, envs, end_probability, first_id):
@@ -37,14 +38,14 @@ def play(buffer, rng, steps, envs, end_probability, first_id):
 
 
 def reference(records, env, last_value):
-    """Return step id → (label or None, advantage, return to the episode's end), computed one step at a time."""
+    """Return step id → (label or None, advantage, return if the end pays 1), computed one step at a time."""
     result, advantage, to_go, label, next_value = {}, 0.0, 0.0, None, last_value
     for ids, values, ended, labels, rewards, bootstrap in reversed(records):
         if ended[env]:
             advantage, to_go, label, next_value = 0.0, 0.0, int(labels[env]), bootstrap[env]
         delta = rewards[env] + GAMMA * next_value - values[env]
         advantage = delta + GAMMA * LAMBDA * advantage
-        to_go = rewards[env] + GAMMA * to_go
+        to_go = 1.0 if ended[env] else GAMMA * to_go
         result[int(ids[env])] = (label, advantage, to_go)
         next_value = values[env]
     return result
@@ -116,6 +117,7 @@ def replay_batch(labels, first=0):
         obs=torch.arange(first, first + n, dtype=torch.float32)[:, None],
         actions=torch.zeros(n, dtype=torch.int64),
         labels=torch.tensor(labels),
+        players=torch.full((n,), 2),
         log_probs=torch.zeros(n),
         advantages=torch.zeros(n),
         returns=torch.zeros(n),

@@ -7,19 +7,22 @@ import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from routed_rl.envs import DiamondGhostVecEnv
-from routed_rl.rl import METHODS, RoutedPPO
+from routed_rl.rl import METHODS, Overseer, RoutedPPO
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space
 from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint
 
-from .worlds import fingerprint, small_model
+from .worlds import VALUES, fingerprint, small_model
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_load_and_continue_equals_never_stopping(method, tmp_path):
-    options = {"learning_rate": LinearSchedule(1e-3, 1e-4, 1.0), "ent_coef": LinearSchedule(0.05, 0.01, 1.0)}
-    unbroken = small_model(method=method, **options)
+@pytest.mark.parametrize(
+    ("method", "own"), [*((method, {}) for method in METHODS), ("routing", {"unlabelled": "predicted", "solo": 0.5})]
+)
+def test_load_and_continue_equals_never_stopping(method, own, tmp_path):
+    own = {"overseer": Overseer(VALUES, method, unlabelled=own.get("unlabelled", "all")), "solo": own.get("solo", 0.0)}
+    options = {**own, "learning_rate": LinearSchedule(1e-3, 1e-4, 1.0), "ent_coef": LinearSchedule(0.05, 0.01, 1.0)}
+    unbroken = small_model(**options)
     unbroken.learn(8 * 128)
-    broken = small_model(method=method, **options)
+    broken = small_model(**options)
     total, callback = broken._setup_learn(8 * 128)
     for _ in range(3):
         broken.collect_rollouts(broken.env, callback, None, broken.n_steps)

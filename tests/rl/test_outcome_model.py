@@ -1,0 +1,128 @@
+"""OutcomeModel: learns from overseen episodes alone, abstains where it is not sure, and is calibrated."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from routed_rl.rl import Endings, OutcomeModel, Overseer, RoutedActorCriticPolicy
+from routed_rl.rl.outcome_model import CAPACITY, HELD_OUT
+
+from .worlds import VALUES, small_model
+
+BOX = spaces.Box(-9, 9, (2,), np.float32)
+ACTIONS = {"discrete": spaces.Discrete(3), "box": spaces.Box(-1, 1, (2,), np.float32)}
+
+
+def new_model(action_space=ACTIONS["discrete"], **options):
+    torch.manual_seed(0)
+    policy = RoutedActorCriticPolicy(BOX, action_space, lambda _: 1e-3, hidden=(4,), value_hidden=(4,))
+    return OutcomeModel(policy, 2, **options)
+
+
+def episodes(n, seed, wrong=0.0, kind="discrete"):
+    """Return endings with their labels; the sign of the first number is the outcome, but for a share of wrong labels."""
+    rng = np.random.default_rng(seed)
+    final = torch.from_numpy(rng.normal(size=(n, 2)).astype(np.float32))
+    actions = torch.from_numpy(rng.integers(0, 3, n)) if kind == "discrete" else torch.zeros(n, 2)
+    labels = (final[:, 0] > 0).long()
+    flipped = torch.from_numpy(rng.random(n) < wrong)
+    return Endings(actions, final), torch.where(flipped, 1 - labels, labels)
+
+
+def fitted(model, endings, labels, steps=300):
+    model.add(endings, labels)
+    model.fit(steps, torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_it_learns_which_outcome_an_ending_shows(kind):
+    model = fitted(new_model(ACTIONS[kind]), *episodes(400, 0, kind=kind))
+    endings, labels = episodes(500, 1, kind=kind)
+    predicted = model.predict(endings)
+    sure = predicted >= 0
+    assert sure.float().mean() > 0.8
+    assert (predicted == labels)[sure].float().mean() > 0.97
+
+
+def test_the_action_counts_where_the_observation_says_nothing():
+    endings, _ = episodes(300, 0)
+    blind = Endings(endings.actions, torch.zeros_like(endings.final_obs))
+    model = fitted(new_model(), blind, (endings.actions == 2).long())
+    chosen = Endings(torch.tensor([0, 1, 2]), torch.zeros(3, 2))
+    assert model.predict(chosen).tolist() == [0, 0, 1]
+
+
+def test_it_abstains_until_every_outcome_was_overseen_a_few_times():
+    endings, labels = episodes(200, 0)
+    model = fitted(new_model(), endings.of(labels == 0), labels[labels == 0])
+    assert (model.predict(endings) == -1).all()
+    model.add(endings.of(labels == 1), labels[labels == 1])
+    model.fit(300, torch.Generator().manual_seed(0))
+    assert (model.predict(endings) >= 0).any()
+    assert len(model.predict(endings.of(labels > 1))) == 0
+
+
+def test_probabilities_of_labels_with_a_third_wrong_are_near_two_thirds():
+    """Without the temperature they are near 1, because two layers learn the wrong labels by heart."""
+    model = fitted(new_model(), *episodes(300, 0, wrong=1 / 3), steps=1500)
+    endings, labels = episodes(2000, 1, wrong=1 / 3)
+    probability, outcome = model.probabilities(endings).max(dim=1)
+    right = float((outcome == labels).float().mean())
+    assert model.temperature > 1
+    assert float(probability.mean()) == pytest.approx(right, abs=0.12)
+    assert (model.predict(endings) >= 0).float().mean() < 0.2
+
+
+def test_the_newest_episodes_of_each_outcome_are_kept_and_each_fifth_is_never_drawn():
+    model, drawn = new_model(batch_size=64), []
+    n = CAPACITY + 7
+    final = torch.arange(2 * n, dtype=torch.float32).view(n, 2)
+    model.add(Endings(torch.zeros(n, dtype=torch.int64), final), torch.ones(n, dtype=torch.int64))
+    assert model.count.tolist() == [0, CAPACITY]
+    assert torch.equal(model.final_obs[1].sort(dim=0).values, final[7:])
+    assert not model.final_obs[0].any()
+    stored = model._stored
+    model._stored = lambda label, slot: drawn.append(slot) or stored(label, slot)
+    model.fit(200, torch.Generator().manual_seed(0))
+    slots = torch.cat(drawn[:-1]).unique()
+    held_out = torch.arange(HELD_OUT - 1, CAPACITY, HELD_OUT)
+    assert not torch.isin(slots, held_out).any() and len(slots) > 0.99 * (CAPACITY - len(held_out))
+    assert torch.equal(drawn[-1], held_out), "the temperature is set on other episodes than the held-out ones"
+
+
+@pytest.mark.parametrize("unlabelled", ["all", "predicted"])
+@pytest.mark.parametrize("method", ["routing", "reward-model", "filtering"])
+def test_what_predicts(method, unlabelled):
+    model = small_model(overseer=Overseer(VALUES, method, unlabelled=unlabelled))
+    predicts = method == "reward-model" or (method == "routing" and unlabelled == "predicted")
+    assert (model.outcome_model is not None) == predicts
+
+
+@pytest.mark.parametrize("method", ["routing", "reward-model"])
+def test_a_predicted_label_does_what_the_overseers_label_does(method):
+    """With a model that names the true outcome, everything is as if every episode had been overseen."""
+    models = [small_model(overseer=Overseer(VALUES, method, unlabelled="predicted")) for _ in range(2)]
+    told, unseen = models[0], []
+    store = told._store_labels
+
+    def store_and_tell(ends):
+        outcome, overseen = ends.outcome[ends.ended], ends.overseen[ends.ended]
+        unseen[:] = [outcome[(outcome >= 0) & ~overseen]]
+        store(ends)
+
+    told._store_labels, told.outcome_model.predict = store_and_tell, lambda endings: unseen[0]
+    models[1].overseer.label = lambda outcome, overseen, rng, length: np.where(outcome >= 0, outcome, 3)
+    for model in models:
+        model.learn(4 * 128)
+    weights = [model.policy.state_dict() for model in models]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_without_any_overseen_episode_training_goes_on():
+    from routed_rl.envs import DiamondGhostVecEnv
+
+    model = small_model(DiamondGhostVecEnv(16, oversight=0.0), "reward-model")
+    model.learn(3 * 128)
+    assert not model.outcome_model.ready
