@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor, nn
 
 from routed_rl.paths import expanded
+from routed_rl.rl.arguments import check_type
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.env_state import FORCE_RESET, UnknownStateError, environment_state, restore_environment
 from routed_rl.rl.overseer import Overseer
@@ -286,5 +287,6 @@ class Saveable(OnPolicyAlgorithm):
 
 
 def _directory(path: StrPath) -> Path:
+    check_type((str, os.PathLike), "the path of a directory", path=path)
     path = expanded(path)
     return path.with_suffix("") if path.suffix == ".zip" else path
