@@ -109,8 +109,8 @@ class RoutedPPO(RoutedAlgorithm):
         smallest = min(self.n_steps * self.n_envs, self.batch_size or self.n_steps * self.n_envs)
         if self.normalize_advantage and smallest < 2:
             raise ValueError(
-                f"normalize_advantage=True needs minibatches of at least 2 steps, got batch_size={self.batch_size} with "
-                f"n_steps={self.n_steps} and {self.n_envs} environments"
+                "normalize_advantage=True needs minibatches of at least 2 steps, "
+                f"got batch_size={self.batch_size} with n_steps={self.n_steps} and {self.n_envs} environments"
             )
         super()._setup_model()
 
