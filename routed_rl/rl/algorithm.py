@@ -320,11 +320,11 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
 
     def train(self) -> None:
         """Learn from the steps that are ready, then from replayed labelled steps."""
-        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         last_values = torch.zeros(self.n_envs, device=self.device)
         if self.bootstrap:
             last_values = self._values(self.policy.observations.pack(self._last_obs, self.device))
+        self.policy.set_training_mode(True)
         batch = self.buffer.finish_rollout(last_values, self.overseer.not_reached, self.gamma, self.gae_lambda)
         generator = torch.Generator().manual_seed(self._rng("minibatches"))
         stats: list[dict[str, Tensor]] = []

@@ -104,7 +104,7 @@ def encode_space(space: spaces.Space[Any]) -> dict[str, Any]:
         starts = {"start": space.start.tolist(), "dtype": str(space.dtype)}
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), **starts}
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": list(space.shape)}
+        return {"type": "MultiBinary", "n": list(space.shape) if len(space.shape) > 1 else int(space.n)}
     raise ValueError(f"space {space} cannot be saved: only Box, Discrete, MultiDiscrete, MultiBinary and Dict can")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 SINGLE = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 NAMES = "Box, Discrete, MultiDiscrete or MultiBinary"
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 SMALLEST_IMAGE = 36  # NatureCNN's convolutions leave nothing of a smaller one
 
 
@@ -22,7 +23,8 @@ class Observations:
     """Turns the observations of a space into one tensor, and back.
 
     Buffers, minibatches and checkpoints then need not know the space. An observation of a Dict becomes a row of bytes,
-    so no number changes. Any other observation stays as it is.
+    so no number changes. Unsigned integers that torch cannot write by index become signed ones with the same bits. Any
+    other observation stays as it is.
 
     Attributes:
         shape: the shape of one observation in the tensor.
@@ -32,7 +34,8 @@ class Observations:
     def __init__(self, space: spaces.Space[Any]) -> None:
         self._parts: dict[str, tuple[int, int, torch.dtype, tuple[int, ...]]] = {}
         if not isinstance(space, spaces.Dict):
-            self.shape, self.dtype = _shape(space), _dtype(space)
+            self.shape, self._given = _shape(space), _dtype(space)
+            self.dtype = SIGNED.get(self._given, self._given)
             return
         end = 0
         # Large numbers first, so that each part starts at a multiple of its numbers' size.
@@ -49,19 +52,22 @@ class Observations:
             device: the tensor's device.
         """
         if not self._parts:
-            return torch.as_tensor(obs, device=device)
+            tensor = torch.as_tensor(obs, device=device)
+            return tensor.view(SIGNED[tensor.dtype]) if tensor.dtype in SIGNED else tensor
         if isinstance(obs, np.ndarray):
             obs = {name: np.stack([row[name] for row in obs]) for name in self._parts}
         n = len(obs[next(iter(self._parts))])
         packed = torch.zeros(n, *self.shape, dtype=torch.uint8)
         for name, (start, end, dtype, _) in self._parts.items():
-            packed[:, start:end] = torch.as_tensor(obs[name], dtype=dtype).reshape(n, -1).view(torch.uint8)
+            packed[:, start:end].view(dtype).copy_(torch.as_tensor(obs[name]).reshape(n, -1))
         return packed.to(device)
 
     def unpack(self, obs: Any) -> Any:
         """Return a tensor of :meth:`pack` as the policy's networks take it: for a Dict, name → tensor ``(N, …)``."""
-        if not self._parts or isinstance(obs, Mapping):
+        if isinstance(obs, Mapping):
             return obs
+        if not self._parts:
+            return obs.view(self._given) if self._given in SIGNED and obs.dtype == self.dtype else obs
         return {
             name: obs[:, start:end].view(dtype).reshape(len(obs), *shape)
             for name, (start, end, dtype, shape) in self._parts.items()

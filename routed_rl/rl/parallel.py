@@ -234,13 +234,14 @@ class ParallelLearner:
         """Let every member learn from its rollout, then from replayed steps, as ``train`` does for one."""
         models, first = self.models, self.template
         for model in models:
-            model.policy.set_training_mode(True)
             model._update_learning_rate(model.policy.optimizer)
         update_learning_rate(self.optimizer, first.lr_schedule(first._current_progress_remaining))
         last_values = torch.zeros(len(models) * first.n_envs, device=first.device)
         if first.bootstrap:
             with torch.no_grad():
                 last_values = self._values(self._obs.unflatten(0, (len(models), -1))).flatten()
+        for model in models:
+            model.policy.set_training_mode(True)
         flat = self.buffer.finish_rollout(last_values, first.overseer.not_reached, first.gamma, first.gae_lambda)
         batch = Batch(*(self._by_member(tensor.unflatten(0, (first.n_steps, -1))) for tensor in flat))
         generators = [torch.Generator().manual_seed(model._rng("minibatches")) for model in models]

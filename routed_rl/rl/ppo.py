@@ -107,6 +107,15 @@ class RoutedPPO(RoutedAlgorithm):
             **kwargs,
         )
 
+    def _setup_model(self) -> None:
+        smallest = min(self.n_steps * self.n_envs, self.batch_size or self.n_steps * self.n_envs)
+        if self.normalize_advantage and smallest < 2:
+            raise ValueError(
+                "normalize_advantage=True needs minibatches of at least 2 steps, "
+                f"got batch_size={self.batch_size} with n_steps={self.n_steps} and {self.n_envs} environments"
+            )
+        super()._setup_model()
+
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped surrogate loss of Schulman et al. 2017, section 3, and statistics of the clipping."""
         advantages = batch.advantages

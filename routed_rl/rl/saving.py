@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from routed_rl.paths import expanded
+from routed_rl.rl.arguments import check_type
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.env_state import FORCE_RESET, UnknownStateError, environment_state, restore_environment
 from routed_rl.rl.overseer import Overseer
@@ -304,5 +305,6 @@ class Saveable(OnPolicyAlgorithm):
 
 
 def _directory(path: StrPath) -> Path:
+    check_type((str, os.PathLike), "the path of a directory", path=path)
     path = expanded(path)
     return path.with_suffix("") if path.suffix == ".zip" else path

@@ -11,7 +11,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, PaperPolicy, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
@@ -57,6 +56,9 @@ USED = {
     "gamma": [0.5],
     "gae_lambda": [0.5],
     "clip_range": [1e-3, LinearSchedule(1e-3, 1e-4, 1.0)],
+    "clip_range_vf": [1e-3, LinearSchedule(1e-3, 1e-4, 1.0)],
+    "normalize_advantage": [True],
+    "target_kl": [1e-9],
     "ent_coef": [0.7, LINEAR],
     "vf_coef": [3.0],
     "gate_coef": [3.0],
@@ -69,16 +71,14 @@ USED = {
     "policy_kwargs": [{"hidden": [5], "value_hidden": [4]}],
     "seed": [1],
 }
+PPO_ONLY = {"clip_range": 0.2, "clip_range_vf": 0.2, "normalize_advantage": True, "target_kl": 0.1}
 # These change no weights; the other tests of this file, and of test_wrappers.py, show that they are used.
 ELSEWHERE = {"policy", "env", "overseer", "device", "verbose", "stats_window_size", "tensorboard_log"}
 REFUSED = {
-    "clip_range_vf": 0.2,
-    "normalize_advantage": True,
     "use_sde": True,
     "sde_sample_freq": 4,
     "rollout_buffer_class": FlattenExtractor,
     "rollout_buffer_kwargs": {"a": 1},
-    "target_kl": 0.1,
     "made_up": 1,
 }
 
@@ -95,7 +95,7 @@ def test_the_tables_name_every_argument():
 def test_every_argument_is_used_and_kept(plain, tmp_path):
     kind, before = plain
     for number, (name, values) in enumerate(USED.items()):
-        if name == "clip_range" and kind is RoutedREINFORCE:
+        if name in PPO_ONLY and kind is RoutedREINFORCE:
             continue  # refused, as below
         prints = []
         base = [] if name == "bootstrap" else [before]
@@ -106,15 +106,18 @@ def test_every_argument_is_used_and_kept(plain, tmp_path):
             again = getattr(kind.load(tmp_path / f"{number}", device="cpu"), name)
             again = {k: v for k, v in again.items() if k in value} if isinstance(value, dict) else again
             same = [(each(1.0), each(0.3)) if callable(each) else each for each in (value, again)]
-            assert same[0] == same[1] or same == [(again, again), again], name
+            # A constant may be given as a schedule, and come back as one.
+            assert same[0] == same[1] or same in ([(again, again), again], [value, (value, value)]), name
         assert all(a != b for a, b in itertools.combinations(base + prints, 2) if name != "learning_rate"), name
         assert all(base != [each] for each in prints), name
 
 
 def test_an_argument_that_is_not_used_is_refused():
     cases = [(kind, {name: value}) for kind in LEARNERS for name, value in REFUSED.items()]
-    for kind, options in [*cases, (RoutedREINFORCE, {"clip_range": 0.2})]:
+    others = [(RoutedREINFORCE, {name: value}) for name, value in PPO_ONLY.items()]
+    for kind, options in [*cases, *others]:
         refused(lambda kind=kind, options=options: make(kind, **options), *options, kind.__name__)
+    make(use_sde=False, sde_sample_freq=-1, rollout_buffer_class=None, rollout_buffer_kwargs=None)
 
 
 def refused(call, *quoted):
@@ -129,6 +132,9 @@ WRONG = {
     "learning_rate": (*NUMBERS, float("inf"), lambda left: left, lambda left: "x", LinearSchedule(1.0, -1.0, 1.0)),
     "ent_coef": (*NUMBERS, lambda left: left),
     "clip_range": (*NUMBERS, lambda left: left),
+    "clip_range_vf": ("x", float("nan"), -1, [1], True, 0),
+    "target_kl": ("x", float("nan"), -1, LINEAR),
+    "normalize_advantage": (None, 1),
     **dict.fromkeys(("gamma", "gae_lambda", "vf_coef", "gate_coef"), (*NUMBERS, LINEAR)),
     **dict.fromkeys(("n_steps", "n_epochs", "replay_batch", "replay_capacity"), (*NUMBERS, 1.5, 0, LINEAR)),
     "stats_window_size": (*NUMBERS, 1.5, 0),
@@ -151,7 +157,7 @@ WRONG = {
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_a_value_that_would_fail_later_is_refused_by_name(kind):
     for name, values in WRONG.items():
-        for value in values:
+        for value in values if kind is RoutedPPO or name not in PPO_ONLY else ():
             refused(lambda name=name, value=value: make(kind, **{name: value}), name)
     refused(lambda: kind("MlpPolicy", None, Overseer(VALUES)), "env", "None")
 
@@ -170,16 +176,19 @@ def test_what_cannot_be_saved_is_refused_before_training():
 @pytest.mark.parametrize(
     "changed",
     [
-        {"observation_space": gym.spaces.Dict({"a": gym.spaces.Box(0, 1, (6,))})},
-        {"observation_space": gym.spaces.Discrete(6)},
-        {"action_space": gym.spaces.Discrete(2, start=1)},
+        {"observation_space": gym.spaces.Dict({"a": gym.spaces.Dict({"b": gym.spaces.Box(0, 1, (6,))})})},
+        {"observation_space": gym.spaces.Tuple([gym.spaces.Discrete(2)])},
+        {"observation_space": gym.spaces.Discrete(6, start=1)},
+        {"observation_space": gym.spaces.MultiDiscrete([[2, 3], [3, 2]])},
         {"action_space": gym.spaces.Tuple([gym.spaces.Discrete(2)])},
-        {"action_space": gym.spaces.Box(-1, 1, (2, 2))},
+        {"action_space": gym.spaces.MultiDiscrete([[2, 3], [3, 2]])},
+        {"action_space": gym.spaces.MultiBinary([2, 3])},
+        {"action_space": gym.spaces.Box(-np.inf, 1, (2,))},
     ],
 )
 def test_spaces_that_cannot_be_learned_are_refused(changed):
     kind = type("Spaced", (TwoDoors,), changed)
-    refused(lambda: make(env=DummyVecEnv([kind]), overseer=Overseer({"bad": -1, "good": 1})))
+    refused(lambda: make(env=kind(), overseer=Overseer({"bad": -1, "good": 1})))
 
 
 def test_an_environment_on_another_device_is_refused_at_once():
@@ -208,6 +217,8 @@ POLICY_USED = {
     "hidden": [(5,)],
     "value_hidden": [(5,)],
     "activation": ["tanh"],
+    "net_arch": [[5], {"pi": [5]}],
+    "activation_fn": [torch.nn.Tanh],
     "learned_gate": [False],
     "encoder": [(3,)],
     "ortho_init": [False],
@@ -216,9 +227,6 @@ POLICY_USED = {
     "optimizer_kwargs": [{"weight_decay": 0.1}],
 }
 POLICY_REFUSED = {
-    "net_arch": [[32], {"pi": [32], "vf": [32]}],
-    "activation_fn": [torch.nn.ReLU],
-    "share_features_extractor": [False],
     "use_sde": [True],
     "full_std": [False],
     "use_expln": [True],
@@ -226,8 +234,9 @@ POLICY_REFUSED = {
     "log_std_init": [-1.0],  # with discrete actions
     "features_extractor_kwargs": [{"sizes": (3,)}],  # without a class
 }
-# normalize_images needs images, detach_encoder an encoder: see test_policies.py
-POLICY_ELSEWHERE = {"observation_space", "action_space", "lr_schedule", "normalize_images", "detach_encoder"}
+# normalize_images needs images, the last two an encoder: see test_policies.py and test_surface.py
+POLICY_ELSEWHERE = {"observation_space", "action_space", "lr_schedule", "normalize_images"}
+POLICY_ELSEWHERE |= {"detach_encoder", "share_features_extractor"}
 
 
 DISCRETE = gym.spaces.Discrete(4)
@@ -235,7 +244,8 @@ DISCRETE = gym.spaces.Discrete(4)
 
 def policy(kind=RoutedActorCriticPolicy, actions=DISCRETE, **options):
     torch.manual_seed(0)
-    options = {"modules": ("ghost", "diamond"), "hidden": (4,), "value_hidden": (4,), **options}
+    sizes = {} if "net_arch" in options else {"hidden": (4,), "value_hidden": (4,)}
+    options = {"modules": ("ghost", "diamond"), **sizes, **options}
     return kind(gym.spaces.Box(0, 1, (12,), np.float32), actions, lambda _: 0.1, **options)
 
 
@@ -267,6 +277,12 @@ def test_every_policy_argument_is_used_or_refused():
     [
         {"hidden": 4},
         {"hidden": (4.5,)},
+        {"hidden": ()},
+        {"net_arch": []},
+        {"net_arch": {"pi": [4], "qf": [4]}},
+        {"net_arch": [4], "hidden": (4,)},
+        {"activation_fn": torch.nn.Sigmoid},
+        {"activation_fn": torch.nn.Tanh, "activation": "relu"},
         {"encoder": (3,), "features_extractor_class": MlpEncoder},
         {"encoder": (3,), "features_extractor_kwargs": {"sizes": (3,)}},
         {"optimizer_kwargs": {"lr": 0.1}},
@@ -275,7 +291,7 @@ def test_every_policy_argument_is_used_or_refused():
     ],
 )
 def test_policy_arguments_that_would_be_ignored_or_fail_later_are_refused(options):
-    refused(lambda: policy(**options), *(set(options) - {"kind"}) & {"hidden", "optimizer_kwargs", "planes"})
+    refused(lambda: policy(**options), *(set(options) - {"kind"}) & {"optimizer_kwargs", "planes", "activation_fn"})
 
 
 class Own(RoutedActorCriticPolicy):

@@ -148,10 +148,9 @@ def test_steered_blocks_nest_and_restore(obs):
         (lambda p: p.steer("a", temperature=float("nan")), "temperature.*nan"),
         (lambda p: make_policy(activation="swish"), "'swish'.*relu"),
         (lambda p: make_policy(()), "at least one"),
-        (lambda p: make_policy(value_hidden=()), "value_hidden"),
+        (lambda p: make_policy(value_hidden=(0,)), "value_hidden"),
         (lambda p: make_policy(encoder=(0,)), "encoder"),
-        (lambda p: make_policy(activation_fn=torch.nn.ReLU), "activation="),
-        (lambda p: make_policy(share_features_extractor=False), "share_features_extractor"),
+        (lambda p: make_policy(share_features_extractor=False, detach_encoder=True), "share_features_extractor"),
     ],
 )
 def test_bad_input_is_quoted(call, message):
