@@ -21,7 +21,7 @@ def new_model(action_space=ACTIONS["discrete"], **options):
 
 
 def episodes(n, seed, wrong=0.0, kind="discrete"):
-    """Return endings with their labels; the sign of the first number is the outcome, but for a share of wrong labels."""
+    """Return endings with their labels. The sign of the first number is the outcome, but for wrong labels."""
     rng = np.random.default_rng(seed)
     final = torch.from_numpy(rng.normal(size=(n, 2)).astype(np.float32))
     actions = torch.from_numpy(rng.integers(0, 3, n)) if kind == "discrete" else torch.zeros(n, 2)
