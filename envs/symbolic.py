@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +23,8 @@ class SymbolicImage(gym.ObservationWrapper[np.ndarray, Any, dict[str, Any]]):
         mission: whether two constant planes show the object that the mission names: its type and its colour. The
             mission must end in a colour and a type, as in "go get a blue key".
     """
+
+    state_attributes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, env: gym.Env[dict[str, Any], Any], mission: bool = False) -> None:
         super().__init__(env)

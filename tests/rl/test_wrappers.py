@@ -25,6 +25,7 @@ from routed_rl.envs import (
     MiniGridDiamondGhostEnv,
     PartialOversight,
     PartialOversightVecEnv,
+    SymbolicImage,
 )
 from routed_rl.rl import Overseer, ParallelLearner, RoutedPPO, check_oversight_env, evaluate
 from routed_rl.rl.env_state import STATE, environment_state, layers, restore_environment
@@ -123,6 +124,7 @@ CONTINUED = {
     "MiniGrid": lambda: VecTransposeImage(
         rows(minigrid.wrappers.ImgObsWrapper, env=lambda: MiniGridDiamondGhostEnv(**WORLD))
     ),
+    "symbolic images": lambda: rows(SymbolicImage, env=lambda: MiniGridDiamondGhostEnv(**WORLD)),
     "partial oversight": lambda: rows(
         lambda env: PartialOversight(wrappers.TimeLimit(env, 5), DOOR, probability=0.5, visible=True), Monitor
     ),
