@@ -52,7 +52,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def _probability(name: str, value: object) -> float:
+def as_probability(name: str, value: object) -> float:
+    """Return ``value`` as a float; raise a ValueError that quotes it if it is no number from 0 to 1."""
     if not _is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
         raise ValueError(f"{name} must be a probability between 0 and 1, got {value!r}")
     return float(value)  # type: ignore[arg-type]
@@ -193,7 +194,7 @@ def make_world(
         names=names,
         rewards=np.array([terminals[name] for name in names], dtype=np.float32),
         oversight=by_kind,
-        spurious_oversight=_probability("spurious_oversight", spurious_oversight),
+        spurious_oversight=as_probability("spurious_oversight", spurious_oversight),
         supervisor=bool(supervisor),
         moved=moved,
         max_steps=int(max_steps),
@@ -223,10 +224,10 @@ def _grid_size(size: object) -> tuple[int, int]:
 
 def _oversight_by_kind(oversight: object, names: tuple[str, ...]) -> tuple[float, ...]:
     if not isinstance(oversight, Mapping):
-        return (_probability("oversight", oversight),) * len(names)
+        return (as_probability("oversight", oversight),) * len(names)
     if set(oversight) != set(names):
         raise ValueError(f"oversight by kind must name exactly {list(names)}, got {list(oversight)}")
-    return tuple(_probability(f"oversight of {name!r}", oversight[name]) for name in names)
+    return tuple(as_probability(f"oversight of {name!r}", oversight[name]) for name in names)
 
 
 def _moves(blocked: np.ndarray) -> np.ndarray:

@@ -75,10 +75,11 @@ STATE: dict[type, tuple[str, ...]] = {
         (),
     ),
 }
-"""Class of a wrapper (or of a value in it) → the attributes on which later steps depend. Add your own wrappers here.
+"""Class of a wrapper (or of a value in it) → the attributes on which later steps depend.
 
+Add your own wrappers here, or name the attributes in the class itself: ``state_attributes = ("count",)``.
 Settings, clocks, and logs of past episodes are left out. An attribute holds a number, an array, a list or deque of
-these, a dict of these, or an object of a class in this table.
+these, a dict of these, or an object of a class whose attributes are named.
 """
 
 _COMMON = {
@@ -106,6 +107,12 @@ class UnknownStateError(ValueError):
 def has_state(env: object) -> bool:
     """Whether the class of ``env`` itself has ``get_state`` and ``set_state``. They must cover all that it wraps."""
     return all(callable(getattr(type(env), name, None)) for name in ("get_state", "set_state"))
+
+
+def _state_attributes(kind: type) -> tuple[str, ...] | None:
+    """Return the attributes with state of this very class, as a subclass may have more; None if they are unknown."""
+    attributes: tuple[str, ...] | None = STATE.get(kind, vars(kind).get("state_attributes"))
+    return attributes
 
 
 def layers(env: Any) -> Iterator[Any]:
@@ -189,11 +196,11 @@ def _parts(env: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         for row, single in enumerate(env.envs):
             yield from _parts(single, (*path, str(row)))
     elif (inner := _inner(env)) is not None:
-        attributes = STATE.get(type(env))
+        attributes = _state_attributes(type(env))
         if attributes is None and (unknown := sorted(vars(env).keys() - _COMMON)):
             raise UnknownStateError(
-                f"the state of the wrapper {name} is unknown, it has the attributes {', '.join(unknown)}: register "
-                f"those with state in routed_rl.rl.env_state.STATE, {FORCE_RESET}"
+                f"the state of the wrapper {name} is unknown, it has the attributes {', '.join(unknown)}: name "
+                f"those with state in its class as state_attributes, or in routed_rl.rl.env_state.STATE, {FORCE_RESET}"
             )
         path = (*path, name)
         if attributes:
@@ -227,7 +234,7 @@ class _Row:
 
 @dataclass
 class _Attributes:
-    """The attributes of an object that :data:`STATE` names, as ``get_state`` and ``set_state``."""
+    """The attributes with state of an object (see :data:`STATE`), as ``get_state`` and ``set_state``."""
 
     holder: Any
 
@@ -247,8 +254,8 @@ class _Attributes:
         while pending:
             prefix, holder = pending.pop()
             values = holder if isinstance(holder, dict) else vars(holder)
-            for key in holder if isinstance(holder, dict) else STATE[type(holder)]:
-                if isinstance(values.get(key), dict) or type(values.get(key)) in STATE:
+            for key in holder if isinstance(holder, dict) else _state_attributes(type(holder)) or ():
+                if isinstance(values.get(key), dict) or _state_attributes(type(values.get(key))) is not None:
                     pending.append((f"{prefix}{key}.", values[key]))
                 elif key in values:
                     leaves.append((f"{prefix}{key}", values, key))

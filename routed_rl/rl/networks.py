@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -20,6 +21,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "elu": nn.ELU,
 }
+MINIGRID_CATEGORIES = (11, 6, 4)
+"""The numbers of MiniGrid's object types, colours and states, the channels of its images."""
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
@@ -47,13 +50,17 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
 
     ``(B, C, H, W)`` or ``(B, H, W, C)`` → one-hot → ``(B, sizes[-1])``.
 
-    Also pass ``normalize_images=False`` to the policy. Otherwise Stable-Baselines3 divides the numbers by 255.
+    If the bounds of the observation space are 0 and 255, also pass ``normalize_images=False`` to the policy. Otherwise
+    Stable-Baselines3 divides the numbers by 255.
 
     Args:
-        categories: the number of categories in each of the ``C`` channels.
+        categories: the number of categories in each of the ``C`` channels. By default they follow from the upper bounds
+            of the space, as in :data:`routed_rl.envs.RECIPES`. If these are 255, the categories are those of MiniGrid's
+            three channels: object types, colours and states.
 
     Raises:
-        ValueError: if the number of categories does not match an image axis, or an image has a number too large.
+        ValueError: if the number of categories does not match an image axis, or is not known, or an image has a number
+            too large.
     """
 
     starts: Tensor
@@ -62,12 +69,13 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
     def __init__(
         self,
         observation_space: spaces.Box,
-        categories: Sequence[int],
+        categories: Sequence[int] | None = None,
         sizes: Sequence[int] = (64,),
         activation: str = "relu",
     ) -> None:
         super().__init__(observation_space, features_dim=sizes[-1])
         shape = observation_space.shape
+        categories = _categories(observation_space) if categories is None else categories
         if len(shape) != 3 or len(categories) not in (shape[0], shape[-1]):
             raise ValueError(
                 f"categories must have one number per image channel, got {list(categories)} for images of shape {shape}"
@@ -92,6 +100,21 @@ class SymbolicImageEncoder(BaseFeaturesExtractor):
         hot.scatter_(1, (channels + self.starts).flatten(1), 1.0)
         encoded: Tensor = self.layers(hot)
         return encoded
+
+
+def _categories(space: spaces.Box) -> Sequence[int]:
+    """Return the number of categories in each channel of an image space, from its bounds."""
+    if len(space.shape) == 3 and (space.high == 255).all():
+        if 3 in (space.shape[0], space.shape[-1]):
+            return MINIGRID_CATEGORIES
+    elif len(space.shape) == 3 and np.isfinite(space.high).all():
+        for high in (space.high, np.moveaxis(space.high, 0, -1)):  # (H, W, C), or (C, H, W) made so
+            if (high == high[0, 0]).all():
+                return [int(highest) + 1 for highest in high[0, 0]]
+    raise ValueError(
+        f"the categories of {space} are not known: pass features_extractor_kwargs={{'categories': (11, 6, 4)}}, with "
+        "one number for each channel"
+    )
 
 
 class PointwiseConv(nn.Conv1d):

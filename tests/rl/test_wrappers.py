@@ -18,7 +18,15 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from routed_rl.envs import DiamondGhostEnv, DiamondGhostTensorVecEnv, DiamondGhostVecEnv, MiniGridDiamondGhostEnv
+from routed_rl.envs import (
+    DiamondGhostEnv,
+    DiamondGhostTensorVecEnv,
+    DiamondGhostVecEnv,
+    MiniGridDiamondGhostEnv,
+    PartialOversight,
+    PartialOversightVecEnv,
+    SymbolicImage,
+)
 from routed_rl.rl import Overseer, ParallelLearner, RoutedPPO, check_oversight_env, evaluate
 from routed_rl.rl.env_state import STATE, environment_state, layers, restore_environment
 
@@ -65,6 +73,12 @@ class Picture(Kept):
         return np.full((36, 36, 3), 50 * self.position, np.uint8)
 
 
+DOOR = {
+    "bad": lambda end: end.observation[0] == 1 or end.episode_return < -9,
+    "good": lambda end: end.observation[4] == 1,
+}
+
+
 def world(num_envs=4):
     return DiamondGhostVecEnv(num_envs, **WORLD)
 
@@ -109,6 +123,15 @@ CONTINUED = {
     "grey images": lambda: rows(wrappers.GrayscaleObservation, env=Picture),
     "MiniGrid": lambda: VecTransposeImage(
         rows(minigrid.wrappers.ImgObsWrapper, env=lambda: MiniGridDiamondGhostEnv(**WORLD))
+    ),
+    "symbolic images": lambda: rows(SymbolicImage, env=lambda: MiniGridDiamondGhostEnv(**WORLD)),
+    "partial oversight": lambda: rows(
+        lambda env: PartialOversight(wrappers.TimeLimit(env, 5), DOOR, probability=0.5, visible=True), Monitor
+    ),
+    "partial oversight of a VecEnv": lambda: VecMonitor(
+        PartialOversightVecEnv(
+            VecNormalize(rows(), norm_obs=False), DOOR, probability={"bad": 0.3, "good": 0.6}, visible=True
+        )
     ),
     "one of a dict": lambda: VecExtractDictObs(
         VecNormalize(
@@ -181,6 +204,16 @@ class Counting(gym.Wrapper):
         return super().step(action)
 
 
+class Declared(Counting):
+    """A user's wrapper that names its state itself."""
+
+    state_attributes = ("count",)
+
+
+class Heir(Declared):
+    """A subclass may have more state."""
+
+
 class Noted(VecMonitor):
     """A user's subclass of a known wrapper."""
 
@@ -193,6 +226,7 @@ REFUSED = {
         lambda: rows(lambda env: wrappers.TransformReward(env, lambda reward: 2 * reward)),
         "wrapper TransformReward is unknown, it has the attributes func:",
     ),
+    "subclass of a wrapper that names its state": (lambda: rows(Heir), "wrapper Heir is unknown"),
     "subclass": (lambda: Noted(world()), "wrapper Noted is unknown"),
     "not reached": (lambda: Elsewhere(rows(Monitor)), "other processes"),
 }
@@ -335,6 +369,15 @@ def test_a_tensor_environment_and_parallel_learners_refuse_wrappers():
         ParallelLearner([model_in(VecNormalize(world()))], [world()])
     with pytest.raises(ValueError, match="no wrapper, got VecMonitor"):
         ParallelLearner([model_in(world())], [VecMonitor(world())])
+
+
+def test_a_wrapper_may_name_its_state_itself():
+    env, other = rows(Declared), rows(Declared)
+    env.reset()
+    env.step([0, 1])
+    assert environment_state(env)["0/Declared:count"] == 1
+    restore_environment(other, environment_state(env))
+    assert [each.count for each in other.envs] == [1, 1]
 
 
 def test_a_restored_state_is_the_saved_one_and_shares_no_memory():

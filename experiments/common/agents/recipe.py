@@ -36,6 +36,7 @@ from routed_rl.rl import (
     steerings,
     true_returns,
 )
+from routed_rl.rl.networks import MINIGRID_CATEGORIES
 from routed_rl.rl.oversight_study.table import filtered
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_run
@@ -55,9 +56,6 @@ FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent", "corner"), (512, 2048
     ON_MINIGRID, (32, 256)
 )
 """By world: number of new environments for a point of a learning curve, and for a final result."""
-CATEGORIES = (11, 6, 4)
-"""Number of object types, colours and object states in MiniGrid images."""
-
 
 SAME_LEARNER = {
     "naive-early-stopped": "naive",
@@ -154,7 +152,7 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
         networks["planes"] = world.observation_shape[0]
     elif kind == "symbolic":
         networks["features_extractor_class"] = SymbolicImageEncoder
-        networks["features_extractor_kwargs"] = {"categories": CATEGORIES, "sizes": (hidden,)}
+        networks["features_extractor_kwargs"] = {"categories": MINIGRID_CATEGORIES, "sizes": (hidden,)}
         networks["normalize_images"] = False
     if (kind == "symbolic") != (config["world"] in ON_MINIGRID):
         hint = "leave out --preset minigrid" if kind == "symbolic" else "use --preset minigrid"
