@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.agents.recipe import ON_MINIGRID, load_run, make_scalar_env
+from routed_rl.experiments.common.agents.recipe import ONE_BY_ONE, load_run, make_scalar_env
 from routed_rl.experiments.gridworld.options import Watch
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import RoutedAlgorithm
@@ -32,7 +32,7 @@ def main(command: Watch) -> None:
         name = steer(model, command)
         if command.gif is not None:
             _check_writable(command.gif)
-    if command.gif is None and config["world"] in ON_MINIGRID:
+    if command.gif is None and config["world"] in ONE_BY_ONE:
         raise UserError(f"the world {config['world']!r} cannot be shown as text; name a file with --gif")
     env = make_scalar_env(config, "rgb_array" if command.gif else "ansi", test=True)
     if command.gif is None:

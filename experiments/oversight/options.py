@@ -15,9 +15,10 @@ class Oversight(Workers):
     """Compare methods over oversight levels and seeds in tables and figures. An interrupted study continues."""
 
     methods: tuple[str, ...] = ("routing", "naive", "naive-early-stopped", "filtering", "oracle")
-    """methods to compare at every oversight level: the methods of train; "strict": routing with --unlabelled
-    none; "miss-RATE", "flip-RATE": routing with this rate of lost or wrong labels; with "-hard" at the end, as
-    in "flip-0.3-hard", the noise grows with the length of the episode"""
+    """methods to compare at every oversight level: the methods of train; "routing-predicted": routing with
+    --unlabelled predicted --learner.solo 1; "strict": routing with --unlabelled none; "miss-RATE", "flip-RATE":
+    routing with this rate of lost or wrong labels; with "-hard" at the end, as in "flip-0.3-hard", the noise grows
+    with the length of the episode"""
     levels: tuple[float, ...] = (0.01, 0.03, 0.1, 0.4)
     """oversight levels: probabilities that a terminal state is overseen"""
     controls: tuple[str, ...] = ()

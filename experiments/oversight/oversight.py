@@ -22,7 +22,7 @@ from routed_rl.rl.oversight_study.table import NOISE
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Study
 
-STRICT = "strict"
+STRICT, PREDICTED = "strict", "routing-predicted"
 
 
 def main(command: Oversight) -> None:
@@ -75,7 +75,7 @@ class PublishedStudy(Study):
         base = replace(PRESETS[options.preset], **{name: mine[name] for name in ("world", "total_steps", "device")})
         place = self.out / "runs"
         return [
-            replace(base, **variant(name), oversight=level, seed=seed, out=place / name / f"{level!r}-s{seed}")
+            replace(base, **variant(name, base), oversight=level, seed=seed, out=place / name / f"{level!r}-s{seed}")
             for seed in range(options.seeds)
             for name, level in cells
         ]
@@ -95,9 +95,13 @@ class PublishedStudy(Study):
         runs: dict[str, list[Path]] = {}
         for result in sorted((self.out / "runs").glob("*/*/evaluation.json")):
             runs.setdefault(result.parent.parent.name, []).append(result.parent)
-        gridworld = self._identity()["world"] == "gridworld"
+        from routed_rl.experiments.common.agents.recipe import values_of
+
+        world = self._identity()["world"]
+        values, gridworld = values_of(replace(Train(), world=world).config()), world == "gridworld"
         exact = limits if gridworld else None
-        study = OversightStudy(runs, focus=self.focus, methods=self.options.methods, limits=exact)
+        wanted = max(values, key=lambda outcome: values[outcome])
+        study = OversightStudy(runs, wanted, self.focus, self.options.methods, exact)
         found = study.find(failed)
         at_focus = [run for run in runs.get("routing", ()) if run.name.startswith(f"{self.focus!r}-s")]
         sound = [run for run in at_focus if found is not None and run not in found.failed]
@@ -114,8 +118,8 @@ class PublishedStudy(Study):
         return f"{len(failed)} runs failed; the others are in {self.out / 'results.csv'}"
 
 
-def variant(name: str) -> dict[str, Any]:
-    """The train options of a method that the command line of the study names.
+def variant(name: str, base: Train) -> dict[str, Any]:
+    """The train options of a method that the command line of the study names. ``base`` has the other options.
 
     Raises:
         ValueError: if the name is unknown.
@@ -124,9 +128,11 @@ def variant(name: str) -> dict[str, Any]:
         return {"method": name}
     if name == STRICT:
         return {"method": "routing", "unlabelled": "none"}
+    if name == PREDICTED:
+        return {"method": "routing", "unlabelled": "predicted", "learner": replace(base.learner, solo=1.0)}
     if found := NOISE.fullmatch(name):
         return {"method": "routing", f"{found[1]}_rate": float(found[2]), "hard_first": found[3] is not None}
-    known = ", ".join((*get_args(MethodName), STRICT))
+    known = ", ".join((*get_args(MethodName), STRICT, PREDICTED))
     raise ValueError(f"unknown method {name!r}; choose from {known}, miss-RATE[-hard] and flip-RATE[-hard]")
 
 
@@ -156,4 +162,4 @@ def _check(command: Oversight, here: bool) -> None:
         )
     with user_input():
         for name in (*command.methods, *command.controls):
-            variant(name)
+            variant(name, PRESETS[command.preset])

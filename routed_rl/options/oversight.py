@@ -11,6 +11,7 @@ MethodName = Literal[
     "penalty",
     "screening",
     "filtering",
+    "reward-model",
     "oracle",
     "oracle-filtered",
     "no-gate",

@@ -277,5 +277,5 @@ def test_intervals_and_quantiles():
 
 def test_an_unknown_variant_lists_the_known():
     with pytest.raises(ValueError, match=r"'x'.*routing.*strict.*flip-RATE"):
-        oversight.variant("x")
-    assert oversight.variant("flip-0.2-hard") == {"method": "routing", "flip_rate": 0.2, "hard_first": True}
+        oversight.variant("x", Train())
+    assert oversight.variant("flip-0.2-hard", Train()) == {"method": "routing", "flip_rate": 0.2, "hard_first": True}

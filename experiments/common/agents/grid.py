@@ -52,10 +52,10 @@ def _batches(runs: Sequence[Train], size: int) -> list[list[Train]]:
 
 def check_options(runs: Sequence[Train], parallel_seeds: int = 1) -> None:
     """Check the options of all runs before the first run starts. Raises UserError for an impossible option."""
-    from routed_rl.experiments.common.agents.recipe import ON_MINIGRID, make_model
+    from routed_rl.experiments.common.agents.recipe import ONE_BY_ONE, make_model
 
     for run in runs:
-        if parallel_seeds > 1 and run.world in ON_MINIGRID:
+        if parallel_seeds > 1 and run.world in ONE_BY_ONE:
             raise UserError(
                 f"--parallel-seeds needs a batched world, not --world {run.world}; choose another world or leave it out"
             )

@@ -9,7 +9,24 @@ from typing import Any, Literal
 
 from routed_rl.options.oversight import MethodName
 
-WorldName = Literal["gridworld", "trap", "absent", "corner", "minigrid", "room"]
+WorldName = Literal[
+    "gridworld",
+    "trap",
+    "absent",
+    "corner",
+    "minigrid",
+    "room",
+    "LavaGapS5",
+    "LavaGapS6",
+    "LavaGapS7",
+    "DistShift1",
+    "DistShift2",
+    "LavaCrossingS9N1",
+    "Dynamic-Obstacles-5x5",
+    "Fetch-5x5-N2",
+    "CartPole",
+    "MountainCarContinuous",
+]
 CONTRAST = 4.0
 """Strength of contrastive steering. One number serves all oversight levels and worlds."""
 
@@ -62,6 +79,9 @@ class Learner:
     """replayed environment steps per label and gradient step"""
     replay_capacity: int = 4096
     """size of the replay buffer: environment steps per label"""
+    solo: float = 0.0
+    """for methods that route: share of the environments in which one module acts alone. There it learns only from
+    labelled episodes, and is paid 1 for its own outcome and -1 for another"""
 
 
 PresetName = Literal["quick", "paper", "minigrid"]
@@ -91,8 +111,9 @@ class Train:
     """run directory; None: runs/METHOD-CONFIGHASH-sSEED"""
     force: bool = False
     """start again from zero; the old directory is renamed, not deleted"""
-    unlabelled: Literal["all", "none"] = "all"
-    """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them"""
+    unlabelled: Literal["all", "none", "predicted"] = "all"
+    """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them. "predicted": an outcome
+    model learns from the labelled episodes, and labels the others where it is sure"""
     miss_rate: float = 0.0
     """label noise: probability that a label is lost"""
     flip_rate: float = 0.0
@@ -103,7 +124,8 @@ class Train:
     """"gridworld": the batched Diamond/Ghost world. "trap": adds a second bad terminal state. "absent": an episode is
     overseen as a whole or not at all. "corner": the Diamond lies in the corner in every episode that is not overseen;
     in the test it never lies there. "minigrid": the Diamond/Ghost task on MiniGrid, one Python object per
-    environment. "room": as minigrid, with a wall that hides a part of the grid"""
+    environment. "room": as minigrid, with a wall that hides a part of the grid. The other names are known environments
+    of others; docs/reference/worlds.md describes them"""
     size: int = 5
     """side of the grid, in cells"""
     max_steps: int | None = None

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 from gymnasium.spaces import Discrete
 from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from routed_rl.envs import (
+    RECIPES,
     VARIANTS,
     DiamondGhostEnv,
     DiamondGhostTensorVecEnv,
@@ -36,7 +38,6 @@ from routed_rl.rl import (
     steerings,
     true_returns,
 )
-from routed_rl.rl.networks import MINIGRID_CATEGORIES
 from routed_rl.rl.oversight_study.table import filtered
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_run
@@ -52,8 +53,10 @@ VARIANT_OF: Mapping[str, str] = {
 }
 """Worlds of the command line that are variants of the Diamond/Ghost world."""
 ON_MINIGRID = ("minigrid", "room")
+ONE_BY_ONE = (*ON_MINIGRID, *RECIPES)
+"""Worlds with one Python object per environment."""
 FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent", "corner"), (512, 2048)) | dict.fromkeys(
-    ON_MINIGRID, (32, 256)
+    ONE_BY_ONE, (32, 256)
 )
 """By world: number of new environments for a point of a learning curve, and for a final result."""
 
@@ -69,6 +72,12 @@ SAME_LEARNER = {
 def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
     """The options of the training world of a run or, with ``test``, of its test world."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
+    if config["world"] in RECIPES:
+        for name, usual in (("size", 5), ("max_steps", None), ("spurious_oversight", 0.0)):
+            if options[name] != usual:
+                option = name.replace("_", "-")
+                raise ValueError(f"--world {config['world']} has no --{option}, got {options[name]}: leave it out")
+        return {"probability": config["oversight"]}
     variant = VARIANTS[VARIANT_OF[config["world"]]] if config["world"] in VARIANT_OF else {}
     if "walls" in variant and config["size"] != 5:
         raise ValueError(f"the world {config['world']!r} has walls for --size 5 only, got --size {config['size']}")
@@ -78,9 +87,11 @@ def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str,
 
 def make_scalar_env(
     config: Mapping[str, Any], render_mode: str | None = None, *, test: bool = False
-) -> DiamondGhostEnv | ImgObsWrapper:
+) -> gym.Env[Any, Any]:
     """One environment of a run, as its policy sees it. Raises ValueError for an impossible world."""
     options = world_options(config, test=test)
+    if config["world"] in RECIPES:
+        return gym.make(RECIPES[config["world"]].id, render_mode=render_mode, **options)
     if config["world"] in ON_MINIGRID:
         return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **options))
     return DiamondGhostEnv(render_mode=render_mode, **options)
@@ -88,7 +99,7 @@ def make_scalar_env(
 
 def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, test: bool = False) -> VecEnv:
     """``num_envs`` environments of a run, as tensors on a GPU. Raises ValueError for an impossible world."""
-    if config["world"] in ON_MINIGRID:
+    if config["world"] in ONE_BY_ONE:
         if num_envs < 1:
             raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
         return DummyVecEnv([partial(make_scalar_env, config, test=test)] * num_envs)
@@ -103,10 +114,10 @@ def make_training_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
     env = make_env(config, num_envs, config["device"])
     if config["method"] != "placebo":
         return env
-    if config["world"] in ON_MINIGRID or config["device"] != "cpu":
+    if config["world"] in ONE_BY_ONE or config["device"] != "cpu":
         raise ValueError(
-            f"method 'placebo' needs --device cpu and a world that is not on MiniGrid, got --device {config['device']} "
-            f"--world {config['world']}"
+            f"method 'placebo' needs --device cpu and a world of cells that is not on MiniGrid, got --device "
+            f"{config['device']} --world {config['world']}"
         )
     return PlaceboVecEnv(env)
 
@@ -115,6 +126,14 @@ def world_of(env: VecEnv) -> World:
     """The world of the environments."""
     world: World = env.get_attr("world", [0])[0]
     return world
+
+
+def values_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """Outcome → its value to the supervisor, in the world of a run."""
+    if config["world"] in RECIPES:
+        return dict(RECIPES[config["world"]].values)
+    world = world_of(make_env(config, 1))
+    return dict(zip(world.names, world.rewards.tolist(), strict=True))
 
 
 def budget(config: Mapping[str, Any]) -> int:
@@ -132,13 +151,13 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     learner, device = dict(config["learner"]), config["device"]
     check_device(device)
     env = make_training_env(config, learner.pop("n_envs"))
-    world, method = world_of(env), config["method"]
+    values, method = values_of(config), config["method"]
     if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):
         raise ValueError("method 'shuffled' has its own flip rate; leave out --flip-rate and --hard-first")
     # A shuffled label says nothing: each of the labels has the same probability, whatever happened.
-    flip_rate = 1 - 1 / len(world.names) if method == "shuffled" else config["flip_rate"]
+    flip_rate = 1 - 1 / len(values) if method == "shuffled" else config["flip_rate"]
     overseer = Overseer(
-        dict(zip(world.names, world.rewards.tolist(), strict=True)),
+        values,
         SAME_LEARNER.get(method, method),
         unlabelled=config["unlabelled"],
         noise=LabelNoise(config["miss_rate"], flip_rate, config["hard_first"]),
@@ -147,16 +166,17 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     hidden, entropy = learner.pop("hidden"), learner.pop("entropy")
     kind = learner.pop("networks")
     policy, networks = "MlpPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, hidden)}
+    image = len(env.observation_space.shape or ()) == 3
+    if (kind == "symbolic") != image or (kind == "paper" and config["world"] in RECIPES):
+        hint = "use --preset minigrid" if image else "leave out --preset and --learner.networks"
+        raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}; {hint}")
     if kind == "paper":
         policy, networks = "PaperPolicy", {"hidden": (hidden, hidden), "value_hidden": (hidden, 32)}
-        networks["planes"] = world.observation_shape[0]
+        networks["planes"] = world_of(env).observation_shape[0]
     elif kind == "symbolic":
         networks["features_extractor_class"] = SymbolicImageEncoder
-        networks["features_extractor_kwargs"] = {"categories": MINIGRID_CATEGORIES, "sizes": (hidden,)}
+        networks["features_extractor_kwargs"] = {"sizes": (hidden,)}
         networks["normalize_images"] = False
-    if (kind == "symbolic") != (config["world"] in ON_MINIGRID):
-        hint = "leave out --preset minigrid" if kind == "symbolic" else "use --preset minigrid"
-        raise ValueError(f"networks {kind!r} cannot read the observations of the world {config['world']!r}; {hint}")
     if learner.pop("algorithm") == "reinforce":
         for option in ("batch_size", "n_epochs", "clip_range"):
             del learner[option]

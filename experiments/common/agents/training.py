@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
+from routed_rl.envs import RECIPES
 from routed_rl.errors import UserError, user_input
 from routed_rl.experiments.common.agents.grid import check_options
 from routed_rl.experiments.common.agents.options import Train
@@ -240,7 +241,9 @@ class _RunCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         updates, steps = self.model._n_updates, self.model.num_timesteps
         self.report(steps)
-        if updates and updates % CHECKPOINT_EVERY == 0:
+        # The state of others' environments is not known. A run in one of them starts again after an interruption.
+        known = self.run.record.config["world"] not in RECIPES
+        if known and updates and updates % CHECKPOINT_EVERY == 0:
             self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
 
     def _on_rollout_end(self) -> None:
