@@ -4,7 +4,6 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pandas as pd
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -171,8 +170,7 @@ def test_the_published_run_in_small(tmp_path, monkeypatch):
         (["--device", "tpu"], "tpu"),
     ],
 )
-def test_bad_options_end_in_one_line(options, quoted, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_bad_options_end_in_one_line(options, quoted, tmp_path, capsys):
     assert quoted in refused(capsys, "--out", tmp_path / "s", *options)
     assert not (tmp_path / "s").exists()
 
