@@ -22,9 +22,11 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(small, tmp_path_factory):
-    """The directory of the study, which is finished."""
+    """The directory of the study, which is finished but for its figures."""
     out = tmp_path_factory.mktemp("undo") / "study"
-    run(small, *STUDY, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UndoStudy, "FIGURES", ())
+        run(small, *STUDY, "--out", out)
     return out
 
 
