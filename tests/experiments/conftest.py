@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from routed_rl.experiments.oversight.oversight import PublishedStudy
+from routed_rl.lm import EraStudy
 from routed_rl.unlearning import UndoStudy
 from tests.experiments.small_undo import STUDY, run, small_models
 
@@ -32,5 +34,6 @@ def study(small, tmp_path_factory):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Studies of ``routed-rl undo`` draw no figures, which take a third of the time of a small one."""
-    monkeypatch.setattr(UndoStudy, "FIGURES", ())
+    """Studies draw no figures, which take a third of the time of a small one."""
+    for study in (EraStudy, PublishedStudy, UndoStudy):
+        monkeypatch.setattr(study, "FIGURES", ())

@@ -95,6 +95,7 @@ def test_it_is_the_share_of_questions_whose_answer_is_the_likeliest(tasks):
             harness_value(model, tokenizer, "some", "perplexity,none", include=tasks)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):
     """The way of wmdp: a trained model, two files, two tasks."""
     with pytest.MonkeyPatch.context() as patch:
