@@ -54,7 +54,7 @@ def test_the_installed_wheel_runs(wheel, tmp_path):
     venv.create(environment)
     python = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--quiet", str(wheel)], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--no-compile", "--quiet", str(wheel)], check=True)
     # The dependencies are lent by this environment: appended to the path, where they cannot hide the wheel's packages.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")

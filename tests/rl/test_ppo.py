@@ -64,7 +64,7 @@ def test_unseen_outcomes_change_nothing_the_learner_computes(method, unlabelled,
         env = PermutedUnseen(DiamondGhostVecEnv(16, oversight=0.3), seed)
         overseer = Overseer(VALUES, method, unlabelled=unlabelled, noise=LabelNoise(0.1, 0.1))
         model = small_model(env, overseer=overseer, unfinished=unfinished)
-        results.append((learn(model, 6 * 128), fingerprint(model)))
+        results.append((learn(model, 4 * 128), fingerprint(model)))
     assert (results[0] == results[1]) == (method != "oracle")
 
 
