@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.options import CONTRAST
 from routed_rl.experiments.common.agents.recipe import load_run, make_env, world_of
 from routed_rl.runs.figures import subplots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_arrows(run: Path) -> Figure:

@@ -1,5 +1,7 @@
 """Language models: labelled corpora, a training loop, routing, ablation and steering."""
 
+from typing import TYPE_CHECKING, Any
+
 from routed_rl.extras import require
 
 require("lm", "transformers", "tokenizers", "datasets", "peft", "accelerate")
@@ -54,9 +56,11 @@ from routed_rl.lm.structure import blocks, mlp
 from routed_rl.lm.texts import Texts, split_by_words, text_corpus
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.lm.tokenizers import character_tokenizer, tokenizer_digest, train_tokenizer
-from routed_rl.lm.trainer import RoutedTrainer, RoutedTrainerMixin
 from routed_rl.lm.training import Training, make_optimizer, train
 from routed_rl.lm.word_problems import generate_word_problems, word_problem_prompts
+
+if TYPE_CHECKING:
+    from routed_rl.lm.trainer import RoutedTrainer, RoutedTrainerMixin
 
 __all__ = [
     "FORGET",
@@ -153,3 +157,12 @@ __all__ = [
     "training_flops",
     "word_problem_prompts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is made from ``transformers.Trainer`` when it is first used, because the Trainer imports much."""
+    if name in ("RoutedTrainer", "RoutedTrainerMixin"):
+        from routed_rl.lm import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

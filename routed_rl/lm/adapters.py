@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,6 +21,9 @@ from routed_rl.lm.structure import blocks, feed_forward
 from routed_rl.routing import Site
 from routed_rl.routing.layers import is_linear
 from routed_rl.routing.site import Mode, find_module
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 KEEP, FORGET = "keep", "forget"
 COLUMNS = {KEEP: ORIGINAL, FORGET: NEW}
@@ -46,6 +46,8 @@ class Adapters:
 
     def sites(self, mode: Mode) -> dict[str, Site]:
         """Return the sites where both adapters are routed: their outputs or, in mode "parameter", their parameters."""
+        from peft.tuners.lora import LoraLayer
+
         sites = {}
         for name, module in self.model.named_modules():
             if isinstance(module, LoraLayer):
@@ -70,6 +72,8 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
         ValueError: for a rank below 1, names that the model does not have, or modules that are not linear layers. If
             ``targets`` is None, also for a model whose MLPs are not found by structure, as :func:`~routed_rl.lm.mlp`.
     """
+    from peft import LoraConfig, get_peft_model
+
     check_rank(rank)
     if targets is None:
         targets = [name for layer in range(len(blocks(model))) for name in feed_forward(model, layer).linear]
@@ -119,6 +123,8 @@ def check_rank(rank: int) -> None:
 
 def check_plain(model: nn.Module) -> None:
     """Raise ValueError for a model that has adapters already."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ValueError("the model has adapters: merge them into its weights first, by model.merge_and_unload()")
 
@@ -158,6 +164,8 @@ def add_low_rank(model: nn.Module, rank: int, seed: int) -> PeftModel:
         ValueError: for a rank below 1, a model that has adapters already, or a model none of whose linear layers is
             trained. Experts of a mixture are not linear layers.
     """
+    from peft import LoraConfig, get_peft_model
+
     check_rank(rank)
     check_plain(model)
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None

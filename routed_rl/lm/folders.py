@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -115,6 +114,8 @@ def merge_adapter(base: nn.Module, name: str) -> nn.Module:
     Raises:
         OSError: if the adapter does not fit the model, or its weights are not in safetensors.
     """
+    from peft import PeftModel
+
     check_folder(name)
     if _find(name, ADAPTER_WEIGHTS) is None:
         raise OSError(f"the adapter {name!r} has no weights in safetensors ({ADAPTER_WEIGHTS})")
@@ -166,6 +167,8 @@ def _is_origin(name: str, value: Any) -> bool:
 
 
 def _adapter_config(name: str) -> Any:
+    from peft import PeftConfig
+
     try:
         return PeftConfig.from_pretrained(name)
     except (ValueError, KeyError, TypeError) as error:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from routed_rl.runs.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">", "h")
 """Markers that tell curves apart without colour."""
@@ -28,8 +29,17 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], l
         layout: of the figure, ``"constrained"`` say.
         axes: what ``Figure.subplots`` takes: sharex, sharey, squeeze.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, **axes)
+
+
+def colormap(name: str) -> Any:
+    """Return the colormap of matplotlib that has this name."""
+    from matplotlib import colormaps
+
+    return colormaps[name]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.paths import expanded
@@ -24,6 +23,9 @@ from routed_rl.runs.process import check_device, usual_workers
 from routed_rl.runs.record import LOCK
 from routed_rl.runs.tables import described, write_table
 from routed_rl.wording import spoken
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STUDY = "study.json"
 RESULTS, TIMINGS, SUMMARY, COLUMNS = "results.csv", "timings.csv", "summary.md", "results.columns.md"

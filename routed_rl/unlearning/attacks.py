@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -141,6 +140,8 @@ def save_attacked(attacked: nn.Module, model: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: if it has other parameters than the model.
     """
+    from peft import PeftModel
+
     found = gather(dict(attacked.named_parameters()))
     if rank() > 0:
         return
@@ -162,6 +163,8 @@ def load_attacked(model: nn.Module, folder: Path) -> nn.Module:
     """Return what :func:`save_attacked` has saved, given the model that was attacked, which is not changed."""
     attacked = copy.deepcopy(model).float()
     if not (folder / ATTACKED).exists():
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(attacked, str(folder), torch_device=str(next(attacked.parameters()).device))
     attacked.load_state_dict(load_file(folder / ATTACKED), strict=False)
     return attacked

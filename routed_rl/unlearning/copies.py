@@ -7,15 +7,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from routed_rl.lm.adapters import add_low_rank, check_plain, check_rank, copy_with, merge_low_rank, sharing_copy
 from routed_rl.lm.processes import distribute, make_ready, processes, undivided
 from routed_rl.lm.training import Training
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 HALVES = (torch.bfloat16, torch.float16)
 

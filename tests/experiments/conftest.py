@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from routed_rl.experiments.oversight.oversight import PublishedStudy
+from routed_rl.lm import EraStudy
 from routed_rl.unlearning import UndoStudy
 from tests.experiments.small_undo import STUDY, run, small_models
 
@@ -22,13 +24,16 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(small, tmp_path_factory):
-    """The directory of the study, which is finished."""
+    """The directory of the study, which is finished but for its figures."""
     out = tmp_path_factory.mktemp("undo") / "study"
-    run(small, *STUDY, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UndoStudy, "FIGURES", ())
+        run(small, *STUDY, "--out", out)
     return out
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Studies of ``routed-rl undo`` draw no figures, which take a third of the time of a small one."""
-    monkeypatch.setattr(UndoStudy, "FIGURES", ())
+    """Studies draw no figures, which take a third of the time of a small one."""
+    for study in (EraStudy, PublishedStudy, UndoStudy):
+        monkeypatch.setattr(study, "FIGURES", ())

@@ -9,6 +9,7 @@ import torch
 
 from routed_rl.experiments.benchmarks import (
     accelerator,
+    benchmark,
     distillation,
     environments,
     language,
@@ -122,7 +123,7 @@ def test_curves_and_steps_to_the_target(tmp_path, capsys):
         assert stop.value.code == 2 and quoted in error and len(error.splitlines()) == 1
 
 
-def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
+def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "a", "routing", 0.1, [(100, 0.1), (200, 0.6)])
     main(["benchmark", "--repeats", "1", "--runs", str(tmp_path / "a"), "--json"])
     results = json.loads(capsys.readouterr().out)
@@ -144,6 +145,15 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys):
     assert 5 < plain["peak_megabytes"] / logits < 7, "so many arrays of that size are there at once"
     assert ours["peak_megabytes"] > 0 and 0 < ours["gradient_difference"] < 1e-3
     assert results["learning"][0]["env_steps"] == 200
+
+    results["parallel_seeds"] = {"cpu": {int(seeds): rate for seeds, rate in results["parallel_seeds"]["cpu"].items()}}
+    for module, name, part in (
+        (benchmark, "_environments", "environments"),
+        (training, "measure_parallel_seeds", "parallel_seeds"),
+        *((of, "measure", of.__name__.rpartition(".")[2]) for of in (routing, language, distillation, memory)),
+    ):  # what was measured above is shown as tables
+        monkeypatch.setattr(module, name, lambda *_, part=part: results[part])
+    monkeypatch.setattr(benchmark, "_training", lambda name, *_: results["training"][name])
     main(["benchmark", "--repeats", "1"])
     shown = capsys.readouterr().out
     assert "not measured" in shown and "speed / MiniGrid" in shown

@@ -157,6 +157,7 @@ def test_rmu_changes_the_outputs_of_mlps_alone(study):
     assert changed == {f"transformer.h.{i}.mlp.c_proj.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_start_runs_nothing_and_a_third_what_is_new(study, small):
     before, ran = contents(study), len(small[1])
     run(small, *STUDY, "--out", study)
@@ -194,6 +195,7 @@ def test_killed_between_and_within_runs(tmp_path):
     assert contents(tmp_path / "killed") == unbroken
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):
     options = (*OPTIONS, "--methods", "base", "filtering", "rmu", "--labelled", "0.5", "--seeds", "1")
     out = tmp_path / "s"

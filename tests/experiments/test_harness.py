@@ -55,8 +55,6 @@ def tasks(tmp_path_factory):
         file.write_text("\n".join(map(json.dumps, rows)))
         (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=file))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
-            patch.setenv(name, "1")
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(include_path=str(folder), include_defaults=False)  # the thousands of others take seconds
@@ -97,6 +95,7 @@ def test_it_is_the_share_of_questions_whose_answer_is_the_likeliest(tasks):
             harness_value(model, tokenizer, "some", "perplexity,none", include=tasks)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_a_metric_of_the_pipeline(tasks, tmp_path, monkeypatch):
     """The way of wmdp: a trained model, two files, two tasks."""
     with pytest.MonkeyPatch.context() as patch:

@@ -125,6 +125,7 @@ def test_a_study_has_every_run_table_and_figure(whole):
         of_given.figure("arrows")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_interrupted_and_asked_for_in_two_portions_is_the_same(whole, in_process, tmp_path, monkeypatch):
     """Interrupted after three runs; then with one seed more and the controls."""
     begun = []
@@ -150,6 +151,7 @@ def test_a_study_interrupted_and_asked_for_in_two_portions_is_the_same(whole, in
     assert len(in_process) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_bad_run_is_reported_and_the_rest_finished(whole, in_process, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "s")
     runs = tmp_path / "s" / "runs"
@@ -184,6 +186,7 @@ def test_a_damaged_model_costs_its_figure_alone(in_process, tmp_path, capsys):
     assert stop.value.code == 2 and "its model is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_noise_alone_is_a_study(in_process, tmp_path, capsys):
     """And what earlier commands trained stays in the tables."""
     for name in ("flip-0.1", "miss-0"):
@@ -249,6 +252,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_ray_gives_the_same_results_as_this_machine(tmp_path, monkeypatch):
     """For real: a fresh process as a task of a Ray of its own there, this process here."""
     monkeypatch.setitem(commands.PRESETS, "quick", QUICK)  # what the fresh process has

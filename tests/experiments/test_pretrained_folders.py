@@ -65,6 +65,7 @@ def test_a_pickle_is_refused_before_any_work(name, folders, capsys):
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.usefixtures("undrawn")
 def test_an_adapter_is_a_model(name, folders):
     cli.main(command(name, "--model", "adapter"))
     if name == "corpus":
@@ -74,6 +75,7 @@ def test_an_adapter_is_a_model(name, folders):
     assert read_json(saved.with_name("config.json"))["model_type"] == "llama"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_adapter_is_a_teacher(folders):
     cli.main(command("undo", "--model", "base", "--teachers", "mine=adapter"))
     assert "suppressed, mine" in set(pd.read_csv("out/results.csv").name)

@@ -136,6 +136,7 @@ def test_what_a_study_cannot_use_is_refused_before_anything_is_run(study, tmp_pa
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_stage_is_named_and_the_others_are_in_the_table(undo, tmp_path, monkeypatch):
     options, _, _ = undo
     study = UndoStudy(**{**options, "allow_weak_teacher": False, "settings": ["maxent.learning_rate=1e-30"]})

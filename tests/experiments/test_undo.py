@@ -128,6 +128,7 @@ def test_without_noise_a_student_begins_as_its_teacher(study):
     assert all(torch.equal(tensor, weights["undone"][name]) for name, tensor in weights["teacher"].items())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_was_done_is_not_done_again(study, small, capsys):
     before, ran = contents(study), len(small[1])
     run(small, *STUDY, "--plan", "--out", study)
@@ -246,6 +247,7 @@ def test_what_the_attacker_has(relearning, kinds, measured, small):
         assert len(attacker) == relearning.examples
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_stage_edited_by_hand_is_refused(small, begun, capsys):
     options = (*OPTIONS, "--alphas", "0.5", "--out", begun)
     run(small, *options)

@@ -134,6 +134,7 @@ def test_python_is_told_of_its_own_names(options, small, tmp_path):
     assert "--" not in str(error.value) and str(error.value)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_folder_takes_the_place_of_a_name(small, tmp_path, monkeypatch):
     """Also not the study's own, called as its corpus; files are named by their whole paths."""
     monkeypatch.chdir(tmp_path)

@@ -42,7 +42,7 @@ def suppressing(out):
     }
 
 
-def test_a_study_with_a_method_of_ones_own_runs_again_what_an_edit_changes(small, write, tmp_path, capsys):
+def test_a_study_with_a_method_of_ones_own_runs_again_what_an_edit_changes(small, write, tmp_path, capsys, monkeypatch):
     """The others are reused; the plan says which file was edited."""
     line = (*FEW, "Flat.retain-weight=2", "Flat.slow=true", "--suppress", "my_methods:Flat", "maxent", "--out", "study")
     line += ("--labelled", "1", "0.5")
@@ -51,6 +51,7 @@ def test_a_study_with_a_method_of_ones_own_runs_again_what_an_edit_changes(small
     assert {"suppressed, Flat", "suppressed, maxent", "undo, Flat, α 0.5, β 0.1"} <= set(frame.index)
     assert np.isfinite(frame.forget).all() and frame.forget.nunique() == len(frame)
     assert Path("study/labels.png").exists()
+    monkeypatch.setattr(UndoStudy, "FIGURES", ())  # drawn once is enough
     before = suppressing(tmp_path / "study")
     (config,) = (of for of in before.values() if of["method"] == "my_methods:Flat" and of["labelled"] == 1)
     assert config["settings"] == {"retain_weight": 2.0, "slow": True, "margin": None}

@@ -305,9 +305,6 @@ def test_another_run_in_its_place(corpora, texts, tmp_path, capsys):
 def test_bad_options_end_in_one_line_and_leave_nothing(options, message, corpora, texts, tmp_path, capsys, monkeypatch):
     if "cuda" in options:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for place in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
-        monkeypatch.setattr(place, True)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True, raising=False)
     given = [option.replace("TEXTS", str(texts)) for option in options]
     before = {path.name for path in corpora.iterdir()}
     assert message in refused(capsys, corpora, *given, "--out", tmp_path / "r")

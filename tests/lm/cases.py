@@ -28,7 +28,7 @@ from routed_rl.unlearning import Sam
 TOKENIZER = stories_tokenizer()
 VOCABULARY = len(TOKENIZER)
 # Rows are shorter than stories, so some have more scored targets than others.
-LENGTH, ROWS, STEPS, SEED = 28, 8, 20, 3
+LENGTH, ROWS, STEPS, SEED = 28, 8, 10, 3
 
 
 def make_corpus(folder: Path) -> Corpus:
@@ -95,7 +95,7 @@ class Case:
             distributed = distribute(model, shard)
             if self.mode is not None and self.late:
                 attached.enter_context(router)
-            settings = Training(steps=STEPS, learning_rate=1e-2, warmup=5, accumulate=self.accumulate)
+            settings = Training(steps=STEPS, learning_rate=1e-2, warmup=3, accumulate=self.accumulate)
             train(
                 distributed,
                 make_batches(corpus),
@@ -116,7 +116,8 @@ CASES = {
     "uphill": Case(accumulate=2, rho=0.1),
     "preset": Case("tiny"),
 }
-STOPPED_AT = 13
+LOGGED, STOPPED_AT = 2, 6
+"""Steps from one log to the next, and the step in which a training is stopped: after a log and a checkpoint."""
 
 
 class Stopped(Exception):
@@ -132,8 +133,8 @@ def open_run(folder: Path) -> RunDirectory:
     return RunDirectory.open(folder, {"of": "a case"}, SEED)
 
 
-def log_often(patch: pytest.MonkeyPatch) -> None:
-    """Log every 5 steps, write a checkpoint every 10, and do not measure the machine's speed."""
+def log_often(patch: pytest.MonkeyPatch, every: int = 5) -> None:
+    """Log after so many steps, write a checkpoint at every second log, and do not measure the machine's speed."""
     patch.setattr(throughput, "SECONDS", 0.0)
-    patch.setattr(training, "LOG_EVERY", 5)
+    patch.setattr(training, "LOG_EVERY", every)
     patch.setattr(training, "CHECKPOINT_EVERY", 2)

@@ -63,17 +63,17 @@ def forked(work: Callable[[], object], death: int | None = None, *, count: bool 
     if child == 0:
         calls = 0
 
-        def on_event(frame: object, event: str, argument: object) -> None:
+        def on_call(frame: object, event: str, argument: object) -> None:
             nonlocal calls
-            calls += event == "call"
+            calls += 1
             if calls == death:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         code = 1
         try:
-            sys.setprofile(on_event if count or death is not None else None)
+            sys.settrace(on_call if count or death is not None else None)
             work()
-            sys.setprofile(None)
+            sys.settrace(None)
             os.write(writing, str(calls).encode())
             code = 0
         except BaseException:

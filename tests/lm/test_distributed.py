@@ -17,7 +17,7 @@ from routed_rl.lm.corpora import open_corpus
 from routed_rl.lm.processes import launch, make_ready, process_group, processes, rank
 from routed_rl.lm.training import train
 from routed_rl.runs import read_checkpoint, read_metrics, write_checkpoint
-from tests.lm.cases import CASES, STEPS, Stopped, log_often, make_batches, make_corpus, open_run, stop
+from tests.lm.cases import CASES, LOGGED, STEPS, Stopped, log_often, make_batches, make_corpus, open_run, stop
 from tests.lm.test_trainer import SETTINGS, routed
 from tests.lm.two_processes import do_all
 from tests.unlearning.calls import CALLS, call_all
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     corpus = make_corpus(folder / "corpus")
     with pytest.MonkeyPatch.context() as patch:
-        log_often(patch)
+        log_often(patch, LOGGED)
         alone = {}
         for name, case in CASES.items():
             with open_run(folder / "alone" / name) as run:
@@ -57,7 +57,7 @@ def compare(trained, layout, name, alone_name):
     folder, alone, _ = trained
     double = CASES[alone_name].dtype == torch.float64
     rows, expected = (read_metrics(folder / run / "metrics.csv") for run in (f"{layout}/{name}", f"alone/{alone_name}"))
-    assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
+    assert [row["step"] for row in rows] == list(range(LOGGED, STEPS + 1, LOGGED))
     assert expected[-1]["loss"] < expected[0]["loss"] - 0.3
     for row, other in zip(rows, expected, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=0, abs=1e-6 if double else 1e-3)

@@ -10,7 +10,7 @@ from torch import nn
 from routed_rl.lm.corpora import open_corpus
 from routed_rl.lm.processes import process_group, processes, rank
 from routed_rl.runs import read_checkpoint, write_checkpoint
-from tests.lm.cases import CASES, Stopped, log_often, make_batches, make_llama, open_run, stop
+from tests.lm.cases import CASES, LOGGED, Stopped, log_often, make_batches, make_llama, open_run, stop
 from tests.lm.test_trainer import SETTINGS, routed, rows_of, train_by_trainer
 from tests.unlearning.calls import call_all
 from tests.unlearning.distillations import distil_again
@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
 def do_all(folder: Path) -> None:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch, process_group("cpu") as device:
-        log_often(patch)
+        log_often(patch, LOGGED)
         assert (device.type, processes()) == ("cpu", 2)
         main(folder)
     assert processes() == 1

@@ -65,7 +65,7 @@ def test_unseen_outcomes_change_nothing_the_learner_computes(method, unlabelled,
         env = PermutedUnseen(DiamondGhostVecEnv(16, oversight=0.3), seed)
         overseer = Overseer(VALUES, method, unlabelled=unlabelled, noise=LabelNoise(0.1, 0.1))
         model = small_model(env, overseer=overseer, unfinished=unfinished, solo=solo)
-        rows = learn(model, 6 * 128)
+        rows = learn(model, 4 * 128)
         for row in rows:
             row.pop("eval/prediction_accuracy", None)  # for the reader of the log: the learner does not have it
         results.append((rows, fingerprint(model)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from routed_rl.runs.figures import subplots
+from routed_rl.runs.figures import colormap, subplots
 from routed_rl.runs.tables import aggregate, half_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLES = {
     "base": ("base", "#555555", ":", "o"),
@@ -103,7 +104,7 @@ def draw_tokens(frame: pd.DataFrame) -> Figure:
     figure, axes = subplots(1, 2, figsize=(13, 4.4))
     parts = {"forget_routed": "routed words", "forget_rest": "other words"}
     shares = sorted(set(frame.labelled))
-    colors = matplotlib.colormaps["Blues"](np.linspace(0.35, 0.95, len(shares)))
+    colors = colormap("Blues")(np.linspace(0.35, 0.95, len(shares)))
     for axis, (measure, title) in zip(axes, parts.items(), strict=True):
         found = aggregate(frame, measure, ["method", "labelled"])
         methods = _methods(frame)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from routed_rl.lm.era_study.figures import ORDER, UNLABELLED, draw_panels, draw_relearning, draw_tokens
 from routed_rl.options.era import EraOptions
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KEYS = ("method", "labelled", "seed")
 HEADLINE = 16

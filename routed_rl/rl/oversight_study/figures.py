@@ -5,17 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from routed_rl.options.oversight import MethodName
 from routed_rl.rl.oversight_study.table import REFERENCES, SHOWN, Limits, compared, label_of, learning_curve
-from routed_rl.runs.figures import COLOURS, MARKERS, ranked, subplots
+from routed_rl.runs.figures import COLOURS, MARKERS, colormap, ranked, subplots
 from routed_rl.runs.tables import aggregate, half_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BEST_NAIVE = "optimum of the naive\ntraining reward (exact)"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
@@ -27,7 +28,7 @@ def colour(label: str) -> Any:
     """The colour of a method, the same in all figures of all studies. Methods with label noise are grey."""
     if label in FIXED:
         return FIXED[label]
-    return matplotlib.colormaps["tab20"](OTHERS.index(label)) if label in OTHERS else "#6c757d"
+    return colormap("tab20")(OTHERS.index(label)) if label in OTHERS else "#6c757d"
 
 
 def marker(label: str) -> str:
@@ -127,7 +128,7 @@ def draw_noise(noise: pd.DataFrame, wanted: str, focus: float) -> Figure:
         cells = aggregate(rows, "true_return", ["rate"])
         axes.errorbar(
             100 * cells.rate + 0.3 * place, cells["mean"], yerr=cells["half"], marker=MARKERS[place],
-            markersize=5, capsize=2, elinewidth=1, color=matplotlib.colormaps["tab10"](place), label=kind,
+            markersize=5, capsize=2, elinewidth=1, color=colormap("tab10")(place), label=kind,
         )  # fmt: skip
     axes.axhline(0, color="#adb5bd", linewidth=0.8)
     axes.set(xlabel="rate of lost or wrong labels (%)", ylabel=f"true return when steered to {wanted.capitalize()}")

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.paths import expanded
@@ -20,6 +20,9 @@ from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Reported
 from routed_rl.runs.tables import tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 USUAL_FOCUS = 0.1
 

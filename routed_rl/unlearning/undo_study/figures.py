@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count, cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from routed_rl.options.undo import UndoOptions
-from routed_rl.runs.figures import subplots
+from routed_rl.runs.figures import colormap, subplots
 from routed_rl.runs.tables import half_interval
 from routed_rl.unlearning.attacks import WorstCase
 from routed_rl.unlearning.metrics import Loss, Metric
 from routed_rl.unlearning.undo_study.members import Member, named_suppressors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURES = ("relearning", "compute", "distilled", "oracle", "front", "labels")
 COLORS = {
@@ -228,6 +228,8 @@ def draw_front(frame: pd.DataFrame, metric: Metric) -> Figure:
 
 def draw_labels(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Figure:
     """Forget performance before and after the attack, against the share of the forget set that is labelled."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     last = max(int(step) for name in frame if (step := name.removeprefix("forget_")).isdigit())
     figure, axis = subplots(figsize=(8.5, 4.5))
     main = frame[(frame.strength == 1.0) & (frame.suppressor == next(iter(named_suppressors(options))))]
@@ -259,6 +261,8 @@ def _is_usual(member: Member, options: UndoOptions) -> bool:
 
 def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: Metric) -> None:
     """Draw the members that belong: means over seeds as lines, 95 % intervals as thin bars at some of the steps."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
+
     groups: dict[tuple[str, str], list[WorstCase]] = {}
     for member, case in curves.items():
         if belongs(member):
@@ -296,7 +300,7 @@ def _group_colors(groups: Iterable[tuple[str, str]]) -> dict[str, Any]:
         elif kind == "suppressed":
             colors |= dict(zip(labels, cycle(SUPPRESSORS), strict=False))
         else:
-            shades = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(labels)))
+            shades = colormap("viridis_r")(np.linspace(0.15, 1, len(labels)))
             colors |= dict(zip(labels, shades, strict=True))
     return colors
 
