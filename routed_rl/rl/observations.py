@@ -88,6 +88,11 @@ def _dtype(space: spaces.Space[Any]) -> torch.dtype:
     return torch.from_numpy(np.zeros(0, space.dtype)).dtype
 
 
+def _line(space: spaces.Space[Any]) -> str:
+    # Spaces with array bounds print over several lines.
+    return " ".join(str(space).split())
+
+
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """Raise a ValueError that names the space, unless a learner can learn from these observations and actions."""
     entries = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
@@ -95,17 +100,19 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         if not isinstance(entry, SINGLE):
             raise ValueError(
                 f"observation_space must be a {NAMES}, or a Dict of these without another Dict inside, "
-                f"got {observation_space}"
+                f"got {_line(observation_space)}"
             )
         if np.any(getattr(entry, "start", 0)):
-            raise ValueError(f"observation_space must number its categories from 0, got {entry}: subtract the start")
+            raise ValueError(
+                f"observation_space must number its categories from 0, got {_line(entry)}: subtract the start"
+            )
     if not isinstance(action_space, SINGLE):
-        raise ValueError(f"action_space must be a {NAMES}, got {action_space}")
+        raise ValueError(f"action_space must be a {NAMES}, got {_line(action_space)}")
     if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
-        raise ValueError(f"action_space must have finite bounds, got {action_space}: clip it in a wrapper")
+        raise ValueError(f"action_space must have finite bounds, got {_line(action_space)}: clip it in a wrapper")
     for entry in (*entries, action_space):
         if isinstance(entry, spaces.MultiDiscrete) and len(entry.shape) != 1:
-            raise ValueError(f"a MultiDiscrete space must have one dimension, got {entry}: flatten it in a wrapper")
+            raise ValueError(f"a MultiDiscrete space must have one dimension, got shape {entry.shape}: flatten it")
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) != 1:
         raise ValueError(f"a MultiBinary action_space must have one dimension, got {action_space}: flatten it")
 
@@ -124,5 +131,5 @@ def check_extractor(extractor: type, space: spaces.Space[Any], normalize_images:
         if not image and issubclass(extractor, NatureCNN):
             raise ValueError(
                 f"policy and NatureCNN need images, a Box (channels, height, width) of uint8 from 0 to 255, or of any "
-                f"numbers with normalize_images=False, got {entry}: use MlpPolicy"
+                f"numbers with normalize_images=False, got {_line(entry)}: use MlpPolicy"
             )

@@ -113,8 +113,8 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
             raise ValueError(f"log_std_init={kwargs['log_std_init']!r} needs a Box action space, got {action_space}")
         if not isinstance(observation_space, self.takes):
             raise ValueError(
-                f"policy {type(self).__name__} cannot read {observation_space}: use MultiInputPolicy for a Dict, "
-                "MlpPolicy for anything else"
+                f"policy {type(self).__name__} cannot read a {type(observation_space).__name__} of observations: "
+                "use MultiInputPolicy for a Dict, MlpPolicy for anything else"
             )
         extractor = kwargs.setdefault("features_extractor_class", self.default_encoder)
         if kwargs.get("features_extractor_kwargs") and extractor is FlattenExtractor:

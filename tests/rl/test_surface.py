@@ -65,7 +65,7 @@ OBSERVATIONS = {
     "Discrete": (spaces.Discrete(4), "MlpPolicy", {}, ("VecNormalize", "VecFrameStack")),
     "MultiDiscrete": (spaces.MultiDiscrete([2, 3]), "MlpPolicy", {}, ("VecNormalize", "VecFrameStack")),
     "MultiBinary": (spaces.MultiBinary([2, 2]), "MlpPolicy", {}, ("VecNormalize", "VecFrameStack")),
-    "uint16": (spaces.Box(0, 2**16 - 1, (3,), np.uint16), "MlpPolicy", {}, ("VecFrameStack",)),
+    "uint16": (spaces.Box(0, 2**16 - 1, (3,), np.uint16), "MlpPolicy", {}, ()),
 }
 ACTIONS = {
     "Discrete": spaces.Discrete(3),
@@ -86,7 +86,7 @@ WRAPPERS = {
 
 
 def learner(policy, env, overseer=DOORS, **options):
-    defaults = {"n_steps": 4, "batch_size": 4, "replay_steps": 1, "replay_batch": 2, "replay_capacity": 4}
+    defaults = {"n_steps": 4, "n_epochs": 1, "replay_steps": 1, "replay_batch": 2, "replay_capacity": 4}
     networks = {"hidden": (3,), "value_hidden": (3,)} | options.pop("policy_kwargs", {})
     return RoutedPPO(policy, env, overseer, seed=0, device="cpu", policy_kwargs=networks, **defaults | options)
 
