@@ -65,7 +65,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         arrays = [tensor.cpu().numpy() for tensor in (ends.outcome, ends.overseen, self.buffer.lengths())]
         labels = torch.from_numpy(self.overseer.label(arrays[0], arrays[1], rng, arrays[2])).to(self.device)
         counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
-        if self.outcome_model is not None and sum(counts):
+        if self.outcome_model is not None:
             labels[ended] = self._predicted(self.outcome_model, labels[ended], ends)
         self.buffer.labels[new] = labels
         self.buffer.rewards[new] = self._table.rewards[labels, self.buffer.players] * ended
@@ -86,22 +86,21 @@ class RoutedLabels(OnPolicyAlgorithm):
                 the log.
 
         Returns:
-            ``(N,)`` labels; an unseen episode keeps its label if the model abstains.
+            ``(N,)`` labels; an unseen episode keeps its label if the model abstains. Logged are the shares of unseen
+            episodes that got a label (``rollout/predicted``) and their true label (``eval/predicted_right``).
         """
         step, env = ends.ended.to(self.device).nonzero(as_tuple=True)
-        final_obs = self.policy.observations.pack(ends.final_obs(), self.device)
-        endings = Endings(self.buffer.actions[self.n_steps + step, env], final_obs)
         labelled, unseen = self.overseer.is_labelled(labels), labels == self.overseer.reached
-        model.add(endings.of(labelled), labels[labelled])
-        if bool(model.count.any()):
-            loss = model.fit(FIT_STEPS, torch.Generator().manual_seed(self._rng("outcome model", "batches")))
-            self.logger.record("train/outcome_loss", loss)
-        if not bool(unseen.any()):
-            return labels
-        predicted = model.predict(endings.of(unseen))
-        sure = predicted >= 0
-        self.logger.record("rollout/predicted", float(sure.float().mean()))
-        if bool(sure.any()):
-            true = ends.outcome[ends.ended].to(self.device)[unseen]
-            self.logger.record("eval/prediction_accuracy", float((predicted == true)[sure].float().mean()))
-        return labels.masked_scatter(unseen, torch.where(sure, predicted, self.overseer.reached))
+        loss, predicted = 0.0, labels[unseen]
+        if len(labels):
+            final_obs = self.policy.observations.pack(ends.final_obs(), self.device)
+            endings = Endings(self.buffer.actions[self.n_steps + step, env], final_obs)
+            model.add(endings.of(labelled), labels[labelled])
+            if bool(model.count.any()):
+                loss = model.fit(FIT_STEPS, torch.Generator().manual_seed(self._rng("outcome model", "batches")))
+            predicted = model.predict(endings.of(unseen))
+        true, episodes = ends.outcome[ends.ended].to(self.device)[unseen], max(len(predicted), 1)
+        self.logger.record("train/outcome_loss", loss)
+        self.logger.record("rollout/predicted", float((predicted >= 0).sum()) / episodes)
+        self.logger.record("eval/predicted_right", float((predicted == true).sum()) / episodes)
+        return labels.masked_scatter(unseen, torch.where(predicted >= 0, predicted, self.overseer.reached))
