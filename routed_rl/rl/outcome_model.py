@@ -96,8 +96,11 @@ class OutcomeModel(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether each outcome was overseen a few times. Before that, the model abstains always."""
-        return bool((self.count >= FEWEST).all())
+        """Whether two outcomes were overseen a few times each. Before that, the model always abstains.
+
+        An outcome that was never overseen is never predicted. Its episodes may get the label of another.
+        """
+        return int((self.count >= FEWEST).sum()) >= min(2, len(self.count))
 
     def fit(self, steps: int, generator: torch.Generator) -> float:
         """Take gradient steps on stored episodes, then set the temperature; return the mean cross-entropy."""

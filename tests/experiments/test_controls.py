@@ -11,6 +11,7 @@ from routed_rl.experiments.cli import main
 from routed_rl.experiments.common.agents import recipe as gridworld
 from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
+from routed_rl.experiments.common.agents.tampering import TamperingVecEnv
 from routed_rl.experiments.common.agents.training import LABELS, SCORE
 from routed_rl.rl import RoutedPPO, evaluate
 from routed_rl.runs import read_json, read_metrics
@@ -47,6 +48,39 @@ def test_a_placebo_is_the_parity_of_the_start():
             placebo = fresh
     outcome, label = np.array(seen).T
     assert len(outcome) > 300 and abs(np.corrcoef(outcome, label)[0, 1]) < 0.15
+
+
+def test_tampering_masks_unwatched_ghosts_and_changes_nothing_else():
+    plain, tampered = DiamondGhostVecEnv(50, seed=0), TamperingVecEnv(DiamondGhostVecEnv(50, seed=0))
+    np.testing.assert_array_equal(plain.reset(), tampered.reset())
+    rng, masked = np.random.default_rng(0), 0
+    for step in range(150):
+        actions = rng.integers(4, size=50)
+        *same, infos = plain.step(actions)
+        *again, told = tampered.step(actions)
+        for a, b in zip(same, again, strict=True):
+            np.testing.assert_array_equal(a, b)
+        for name in ("rows", "outcome", "overseen", "truncated"):
+            np.testing.assert_array_equal(getattr(told.ends, name), getattr(infos.ends, name))
+        true, shown = (ends.final_obs.reshape(-1, 4, 25) for ends in (infos.ends, told.ends))
+        hidden = (infos.ends.outcome == 0) & ~infos.ends.overseen
+        np.testing.assert_array_equal(shown[~hidden], true[~hidden])
+        np.testing.assert_array_equal(shown[hidden], true[hidden][:, [0, 2, 1, 3]])
+        masked += hidden.sum()
+        if step == 75:
+            fresh = TamperingVecEnv(DiamondGhostVecEnv(50))
+            fresh.set_state(tampered.get_state())
+            tampered = fresh
+    assert masked > 100
+
+
+def test_worlds_that_fool_an_outcome_model():
+    config = Train(oversight=0.3).config()
+    model = gridworld.make_model({**config, "world": "tampering"}, 0)
+    assert isinstance(model.env, TamperingVecEnv)
+    assert isinstance(gridworld.make_env({**config, "world": "tampering"}, 1, test=True), DiamondGhostVecEnv)
+    world = gridworld.world_of(gridworld.make_env({**config, "world": "unseen"}, 1))
+    assert dict(zip(world.names, world.oversight, strict=True)) == {"ghost": 0.3, "trap": 0.0, "diamond": 0.3}
 
 
 @pytest.mark.parametrize("method", ["placebo", "shuffled"])

@@ -282,4 +282,7 @@ def test_intervals_and_quantiles():
 def test_an_unknown_variant_lists_the_known():
     with pytest.raises(ValueError, match=r"'x'.*routing.*strict.*flip-RATE"):
         oversight.variant("x", Train())
+    learner = replace(Learner(), solo=1.0)
+    predicted = {"method": "routing", "unlabelled": "predicted", "learner": learner}
+    assert oversight.variant("routing-predicted", Train()) == predicted
     assert oversight.variant("flip-0.2-hard", Train()) == {"method": "routing", "flip_rate": 0.2, "hard_first": True}

@@ -54,7 +54,7 @@ def test_the_action_counts_where_the_observation_says_nothing():
     assert model.predict(chosen).tolist() == [0, 0, 1]
 
 
-def test_it_abstains_until_every_outcome_was_overseen_a_few_times():
+def test_it_abstains_until_two_outcomes_were_overseen_a_few_times():
     endings, labels = episodes(200, 0)
     model = fitted(new_model(), endings.of(labels == 0), labels[labels == 0])
     assert (model.predict(endings) == -1).all()

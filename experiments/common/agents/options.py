@@ -14,6 +14,8 @@ WorldName = Literal[
     "trap",
     "absent",
     "corner",
+    "tampering",
+    "unseen",
     "minigrid",
     "room",
     "LavaGapS5",
@@ -123,9 +125,10 @@ class Train:
     world: WorldName = "gridworld"
     """"gridworld": the batched Diamond/Ghost world. "trap": adds a second bad terminal state. "absent": an episode is
     overseen as a whole or not at all. "corner": the Diamond lies in the corner in every episode that is not overseen;
-    in the test it never lies there. "minigrid": the Diamond/Ghost task on MiniGrid, one Python object per
-    environment. "room": as minigrid, with a wall that hides a part of the grid. The other names are known environments
-    of others; docs/reference/worlds.md describes them"""
+    in the test it never lies there. "tampering": an unwatched Ghost looks like the Diamond in the last observation of
+    its episode. "unseen": as trap, but the second bad terminal state is never overseen. "minigrid": the Diamond/Ghost
+    task on MiniGrid, one Python object per environment. "room": as minigrid, with a wall that hides a part of the
+    grid. The other names are known environments of others; docs/reference/worlds.md describes them"""
     size: int = 5
     """side of the grid, in cells"""
     max_steps: int | None = None

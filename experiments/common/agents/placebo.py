@@ -9,12 +9,12 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
-class PlaceboInfos(Sequence[dict[str, Any]]):
-    """The infos of a step, with other outcomes in ``ends``."""
+class ChangedInfos(Sequence[dict[str, Any]]):
+    """The infos of a step, with other arrays in ``ends``."""
 
-    def __init__(self, infos: Any, outcome: np.ndarray) -> None:
+    def __init__(self, infos: Any, **arrays: np.ndarray) -> None:
         self._infos, self.outcome_names = infos, infos.outcome_names
-        self.ends = infos.ends._replace(outcome=outcome)
+        self.ends = infos.ends._replace(**arrays)
 
     def __len__(self) -> int:
         return len(self._infos)
@@ -49,7 +49,7 @@ class PlaceboVecEnv(VecEnvWrapper):
         ends = infos.ends  # type: ignore[attr-defined]
         outcome = np.where(ends.outcome < 0, -1, self._start[ends.rows] % self._kinds)
         self._start[ends.rows] = self._cell(obs[ends.rows])  # type: ignore[call-overload,index]
-        return obs, rewards, dones, PlaceboInfos(infos, outcome)
+        return obs, rewards, dones, ChangedInfos(infos, outcome=outcome)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The state of the environment and the start cells of its players."""

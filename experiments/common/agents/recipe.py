@@ -25,6 +25,7 @@ from routed_rl.envs import (
 )
 from routed_rl.experiments.common.agents.options import CONTRAST
 from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
+from routed_rl.experiments.common.agents.tampering import TamperingVecEnv
 from routed_rl.rl import (
     Overseer,
     RoutedActorCriticPolicy,
@@ -47,6 +48,7 @@ MODEL = "model"
 """Name of the final checkpoint in a run directory."""
 VARIANT_OF: Mapping[str, str] = {
     "trap": "DiamondGhostTrap",
+    "unseen": "DiamondGhostTrap",
     "absent": "AbsentSupervisor",
     "corner": "CornerDiamond",
     "room": "DiamondGhostRoom",
@@ -55,9 +57,9 @@ VARIANT_OF: Mapping[str, str] = {
 ON_MINIGRID = ("minigrid", "room")
 ONE_BY_ONE = (*ON_MINIGRID, *RECIPES)
 """Worlds with one Python object per environment."""
-FRESH_ENVS = dict.fromkeys(("gridworld", "trap", "absent", "corner"), (512, 2048)) | dict.fromkeys(
-    ONE_BY_ONE, (32, 256)
-)
+FRESH_ENVS = dict.fromkeys(
+    ("gridworld", "trap", "absent", "corner", "tampering", "unseen"), (512, 2048)
+) | dict.fromkeys(ONE_BY_ONE, (32, 256))
 """By world: number of new environments for a point of a learning curve, and for a final result."""
 
 SAME_LEARNER = {
@@ -82,6 +84,8 @@ def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str,
     if "walls" in variant and config["size"] != 5:
         raise ValueError(f"the world {config['world']!r} has walls for --size 5 only, got --size {config['size']}")
     shift = {"moved": "always"} if test and variant.get("moved") else {}
+    if config["world"] == "unseen":
+        options["oversight"] = dict.fromkeys(variant["terminals"], config["oversight"]) | {"trap": 0.0}
     return {**variant, **shift, **{key: value for key, value in options.items() if value is not None}}
 
 
@@ -112,6 +116,10 @@ def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, t
 def make_training_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
     """``num_envs`` training environments of a run. Raises ValueError as :func:`make_env` does."""
     env = make_env(config, num_envs, config["device"])
+    if config["world"] == "tampering":
+        if config["device"] != "cpu":
+            raise ValueError(f"--world tampering needs --device cpu, got {config['device']}")
+        env = TamperingVecEnv(env)
     if config["method"] != "placebo":
         return env
     if config["world"] in ONE_BY_ONE or config["device"] != "cpu":
