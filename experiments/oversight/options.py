@@ -14,7 +14,7 @@ from routed_rl.options import RUNS, Workers
 class Oversight(Workers):
     """Compare methods over oversight levels and seeds in tables and figures. An interrupted study continues."""
 
-    methods: tuple[str, ...] = ("routing", "naive", "naive-early-stopped", "filtering", "oracle")
+    methods: tuple[str, ...] = ("routing", "naive", "naive-early-stopped", "filtering", "reward-model", "oracle")
     """methods to compare at every oversight level: the methods of train; "routing-predicted": routing with
     --unlabelled predicted --learner.solo 1; "strict": routing with --unlabelled none; "miss-RATE", "flip-RATE":
     routing with this rate of lost or wrong labels; with "-hard" at the end, as in "flip-0.3-hard", the noise grows

@@ -24,7 +24,14 @@ OWN = [
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
     if '"my-model"' in code or '"corpus.txt"' in code
 ]
-SMALL = {"500_000": "2_048", "100_000": "2_048", "256,": "8,", "1024,": "16,", "max_steps=600": "max_steps=4"}
+SMALL = {
+    "500_000": "2_048",
+    "300_000": "2_048",
+    "100_000": "2_048",
+    "256,": "8,",
+    "1024,": "16,",
+    "max_steps=600": "max_steps=4",
+}
 LEFT = {"agent": "model.save(", "out": 'output_dir="out"'}
 """Folders that an example leaves, and the call that makes each."""
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

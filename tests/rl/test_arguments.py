@@ -68,6 +68,7 @@ USED = {
     "replay_steps": [2],
     "replay_batch": [3],
     "replay_capacity": [5],
+    "solo": [0.5],
     "policy_kwargs": [{"hidden": [5], "value_hidden": [4]}],
     "seed": [1],
 }
@@ -135,7 +136,7 @@ WRONG = {
     "clip_range_vf": ("x", float("nan"), -1, [1], True, 0),
     "target_kl": ("x", float("nan"), -1, LINEAR),
     "normalize_advantage": (None, 1),
-    **dict.fromkeys(("gamma", "gae_lambda", "vf_coef", "gate_coef"), (*NUMBERS, LINEAR)),
+    **dict.fromkeys(("gamma", "gae_lambda", "solo", "vf_coef", "gate_coef"), (*NUMBERS, LINEAR)),
     **dict.fromkeys(("n_steps", "n_epochs", "replay_batch", "replay_capacity"), (*NUMBERS, 1.5, 0, LINEAR)),
     "stats_window_size": (*NUMBERS, 1.5, 0),
     "replay_steps": (*NUMBERS, 1.5),

@@ -242,8 +242,9 @@ def test_the_loss_is_that_of_stable_baselines3(clip_range_vf, normalize_advantag
     ours._evaluate = theirs.policy.evaluate_routed
     labels = torch.zeros(32, dtype=torch.int64)
     actions = steps.actions.long().flatten()
+    gate = torch.full_like(labels, len(ours.overseer.modules))
     batch = Batch(
-        steps.observations, actions, labels, steps.old_log_prob, steps.advantages, steps.returns, steps.returns
+        steps.observations, actions, labels, gate, steps.old_log_prob, steps.advantages, steps.returns, steps.returns
     )
     _, _, stats = ours.loss(batch, 0.0)
     logged = theirs.logger.name_to_value
@@ -255,7 +256,9 @@ def test_the_loss_is_that_of_stable_baselines3(clip_range_vf, normalize_advantag
 
 def test_clipping_follows_its_schedule():
     steps = torch.zeros(4)
-    batch = Batch(steps, steps, steps.long(), steps, torch.ones(4), torch.ones(4), steps)  # value estimates of 0
+    batch = Batch(
+        steps, steps, steps.long(), steps.long(), steps, torch.ones(4), torch.ones(4), steps
+    )  # value estimates of 0
     model = learner("MlpPolicy", two_doors(2), clip_range=0.0, clip_range_vf=LinearSchedule(0.4, 0.2, 1.0))
     for left, limit in ((1.0, 0.4), (0.5, 0.3), (0.0, 0.2)):
         model._current_progress_remaining = left
