@@ -3,7 +3,7 @@
 from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
-from routed_rl.rl.outcome_model import Endings, OutcomeModel
+from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
 from routed_rl.rl.oversight_study import OversightStudy
@@ -16,8 +16,8 @@ from routed_rl.rl.reinforce import RoutedREINFORCE
 __all__ = [
     "ACTIVATIONS",
     "METHODS",
-    "Endings",
     "EpisodeEnds",
+    "FinalSteps",
     "Method",
     "OutcomeModel",
     "Overseer",

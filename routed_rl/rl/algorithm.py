@@ -73,8 +73,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         replay_steps: extra gradient steps per rollout, on replayed labelled steps; 0 for none.
         replay_batch: replayed steps per label and gradient step.
         replay_capacity: number of most recent labelled steps kept per label.
-        solo: share of the environments in which one module acts alone, for methods that route. Each module gets the
-            same number of them. There it is paid 1 for its own outcome and -1 for another, by label.
+        solo: share of the environments in which one module acts alone, for methods that route; rounded down to the same
+            number for each module. There the module is paid 1 for its own outcome and -1 for another, by label.
 
     The other arguments are those of Stable-Baselines3. The episode statistics of its ``Monitor`` and ``VecMonitor``
     are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which no update uses.
@@ -211,6 +211,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         )
         hold = self.unfinished == "hold"
         self._players = self._new_players()
+        self.solo_envs = bool((self._players < len(self.overseer.modules)).any())
         self.buffer = EpisodeBuffer(
             self.n_steps, self.n_envs, *shapes, players=self._players, hold=hold, device=self.device
         )
@@ -298,14 +299,10 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         modules = len(self.overseer.modules)
         players = torch.full((self.n_envs,), modules, device=self.device)
         if self.overseer.method.routed:
-            alone = torch.arange(modules, device=self.device).repeat_interleave(int(self.solo * self.n_envs) // modules)
+            each = int(self.solo * self.n_envs + 1e-9) // modules  # 0.29 * 100 is below 29
+            alone = torch.arange(modules, device=self.device).repeat_interleave(each)
             players[: len(alone)] = alone
         return players
-
-    @property
-    def solo_envs(self) -> bool:
-        """Whether a module acts alone in some environment."""
-        return self.solo > 0 and self.overseer.method.routed
 
     @torch.no_grad()
     def _sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from routed_rl.rl.outcome_model import Endings, OutcomeModel
+from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
 from routed_rl.rl.overseer import LabelTable, Overseer
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import EpisodeBuffer, RolloutEnds
@@ -34,7 +34,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         """Return a new outcome model for an overseer that predicts, else None. No other random number changes."""
         if not self.overseer.predicts:
             return None
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]):
             torch.manual_seed(self._rng("outcome model"))
             return OutcomeModel(self.policy, len(self.overseer.outcomes))
 
@@ -86,21 +86,22 @@ class RoutedLabels(OnPolicyAlgorithm):
                 the log.
 
         Returns:
-            ``(N,)`` labels; an unseen episode keeps its label if the model abstains. Logged are the shares of unseen
-            episodes that got a label (``rollout/predicted``) and their true label (``eval/predicted_right``).
+            ``(N,)`` labels; an unseen episode keeps its label if the model abstains. The log has the share of unseen
+            episodes that got a label (``outcome_model/predicted``), and the share whose predicted label is right
+            (``outcome_model/right``).
         """
         step, env = ends.ended.to(self.device).nonzero(as_tuple=True)
         labelled, unseen = self.overseer.is_labelled(labels), labels == self.overseer.reached
         loss, predicted = 0.0, labels[unseen]
         if len(labels):
             final_obs = self.policy.observations.pack(ends.final_obs(), self.device)
-            endings = Endings(self.buffer.actions[self.n_steps + step, env], final_obs)
-            model.add(endings.of(labelled), labels[labelled])
+            last = FinalSteps(self.buffer.actions[self.n_steps + step, env], final_obs)
+            model.add(last.select(labelled), labels[labelled])
             if bool(model.count.any()):
                 loss = model.fit(FIT_STEPS, torch.Generator().manual_seed(self._rng("outcome model", "batches")))
-            predicted = model.predict(endings.of(unseen))
+            predicted = model.predict(last.select(unseen))
         true, episodes = ends.outcome[ends.ended].to(self.device)[unseen], max(len(predicted), 1)
-        self.logger.record("train/outcome_loss", loss)
-        self.logger.record("rollout/predicted", float((predicted >= 0).sum()) / episodes)
-        self.logger.record("eval/predicted_right", float((predicted == true).sum()) / episodes)
+        self.logger.record("outcome_model/loss", loss)
+        self.logger.record("outcome_model/predicted", float((predicted >= 0).sum()) / episodes)
+        self.logger.record("outcome_model/right", float((predicted == true).sum()) / episodes)
         return labels.masked_scatter(unseen, torch.where(predicted >= 0, predicted, self.overseer.reached))

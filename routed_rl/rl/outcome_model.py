@@ -5,6 +5,7 @@ Shapes: ``N`` episodes, ``K`` outcomes, ``C`` stored episodes per outcome.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,42 +19,41 @@ from routed_rl.rl.policies import RoutedActorCriticPolicy
 
 CAPACITY = 1024
 HELD_OUT = 5
-FEWEST = 3
+MIN_EPISODES = 3
 TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 7))
 
 
-class Endings(NamedTuple):
-    """How ``N`` episodes ended, as the outcome model sees it."""
+class FinalSteps(NamedTuple):
+    """The last steps of ``N`` episodes, as the outcome model sees them."""
 
     actions: Tensor  # (N, …) the last action
     final_obs: Tensor  # (N, …) the observation after it
 
-    def of(self, index: Tensor) -> Endings:
-        """Return the endings that an index or a mask chooses."""
-        return Endings(*(tensor[index] for tensor in self))
+    def select(self, index: Tensor) -> FinalSteps:
+        """Return the steps that an index or a mask chooses."""
+        return FinalSteps(*(tensor[index] for tensor in self))
 
 
 class OutcomeModel(nn.Module):
     """An ensemble of classifiers: last observation and last action of an episode → its outcome.
 
-    Each member has its own copy of the policy's encoder, and two hidden layers. Members differ in their first weights
-    and in the episodes that they draw. The prediction is the mean of their probabilities. Where members disagree, this
-    mean is low, and the model abstains.
+    Each member has an encoder of the policy's architecture, and two hidden layers. Members differ in their initial
+    weights and in the episodes that they draw. The prediction is the mean of their probabilities. Where members
+    disagree, this mean is low, and the model abstains.
 
     The newest 1,024 overseen episodes of each outcome are stored. All outcomes are drawn equally often, so a rare one
     is not overlooked. Every fifth episode is held out. On these the logits are divided by the temperature that gives
     the lowest cross-entropy (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). So among
-    predictions with probability p, about the share p is right, if outcomes are equally frequent.
+    predictions with probability p, about the share p is right, if outcomes are equally frequent. Predictions of a rare
+    outcome are right less often.
 
     Args:
-        policy: the policy whose encoder the members copy; its weights are not used.
+        policy: sets the architecture of the encoders; the members have weights of their own.
         n_outcomes: number of outcomes, ``K``.
         members: number of classifiers.
-        sure: abstain below this probability.
+        min_confidence: abstain below this probability.
         batch_size: episodes per gradient step and member.
     """
-
-    held_out: Tensor
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class OutcomeModel(nn.Module):
         n_outcomes: int,
         *,
         members: int = 3,
-        sure: float = 0.9,
+        min_confidence: float = 0.9,
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        self.sure, self.batch_size, self._features = sure, batch_size, policy._features
+        self.min_confidence, self.batch_size, self._features = min_confidence, batch_size, policy._features
         space = policy.action_space
         self._actions = int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space)
         discrete = isinstance(space, spaces.Discrete)
@@ -86,10 +86,10 @@ class OutcomeModel(nn.Module):
         weights = [*self.encoders.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=1.0)  # strong: labels may be few
 
-    def add(self, endings: Endings, labels: Tensor) -> None:
+    def add(self, endings: FinalSteps, labels: Tensor) -> None:
         """Store overseen episodes with their labels ``(N,)``, 0 … ``K`` - 1; they replace the oldest ones."""
         for label, count in enumerate(self.count.tolist()):
-            own = endings.of((labels == label).nonzero().squeeze(1)[-CAPACITY:])
+            own = endings.select((labels == label).nonzero().squeeze(1)[-CAPACITY:])
             slots = torch.arange(count, count + len(own.actions), device=labels.device) % CAPACITY
             self.actions[label, slots], self.final_obs[label, slots] = own
             self.count[label] += len(slots)
@@ -100,19 +100,27 @@ class OutcomeModel(nn.Module):
 
         An outcome that was never overseen is never predicted. Its episodes may get the label of another.
         """
-        return int((self.count >= FEWEST).sum()) >= min(2, len(self.count))
+        return int((self.count >= MIN_EPISODES).sum()) >= min(2, len(self.count))
 
     def fit(self, steps: int, generator: torch.Generator) -> float:
-        """Take gradient steps on stored episodes, then set the temperature; return the mean cross-entropy."""
+        """Take gradient steps on stored episodes, then set the temperature; return the mean cross-entropy.
+
+        Raises:
+            ValueError: if no episode is stored, or ``steps`` is below 1.
+        """
+        if steps < 1 or not bool(self.count.any()):
+            raise ValueError(f"fit() needs a stored episode and at least one step, got {steps} steps: call add() first")
+        self.train()
         losses = [self._step(generator) for _ in range(steps)]
         stored = self.count.clamp(max=CAPACITY)
         slots = torch.arange(HELD_OUT - 1, CAPACITY, HELD_OUT, device=stored.device)
         label, place = (slots < stored[:, None]).nonzero().T
         if len(label):
+            self.eval()
             with torch.no_grad():
                 logits = self._logits(self._stored(label, slots[place]))
                 weight = 1.0 / torch.bincount(label, minlength=len(stored)).clamp(min=1)
-                found = [F.nll_loss(_mean(logits / t).log(), label, weight) for t in TEMPERATURES]
+                found = [F.nll_loss(_log_mean(logits / t), label, weight) for t in TEMPERATURES]
             self.temperature.fill_(TEMPERATURES[int(torch.stack(found).argmin())])
         return float(torch.stack(losses).mean())
 
@@ -134,10 +142,10 @@ class OutcomeModel(nn.Module):
         self.optimizer.step()
         return loss.detach() / len(losses)
 
-    def _stored(self, label: Tensor, slot: Tensor) -> Endings:
-        return Endings(self.actions[label, slot], self.final_obs[label, slot])
+    def _stored(self, label: Tensor, slot: Tensor) -> FinalSteps:
+        return FinalSteps(self.actions[label, slot], self.final_obs[label, slot])
 
-    def _member(self, member: int, endings: Endings) -> Tensor:
+    def _member(self, member: int, endings: FinalSteps) -> Tensor:
         features = self._features(endings.final_obs, self.encoders[member])
         actions = endings.actions
         if not actions.is_floating_point():
@@ -145,22 +153,26 @@ class OutcomeModel(nn.Module):
         logits: Tensor = self.heads[member](torch.cat([features, actions.to(features.dtype)], dim=1))
         return logits
 
-    def _logits(self, endings: Endings) -> Tensor:
-        return torch.stack([self._member(member, endings) for member in range(len(self.heads))])
+    def _logits(self, endings: FinalSteps) -> Tensor:
+        """Return the logits ``(members, N, K)``, computed for at most ``batch_size`` episodes at a time."""
+        portions = torch.arange(len(endings.actions), device=self.count.device).split(self.batch_size)
+        members = range(len(self.heads))
+        return torch.stack([torch.cat([self._member(m, endings.select(rows)) for rows in portions]) for m in members])
 
     @torch.no_grad()
-    def probabilities(self, endings: Endings) -> Tensor:
+    def probabilities(self, endings: FinalSteps) -> Tensor:
         """Return the probability ``(N, K)`` of each outcome."""
-        return _mean(self._logits(endings) / self.temperature)
+        self.eval()
+        return _log_mean(self._logits(endings) / self.temperature).exp()
 
-    def predict(self, endings: Endings) -> Tensor:
+    def predict(self, endings: FinalSteps) -> Tensor:
         """Return the most probable outcome ``(N,)`` of each episode, and -1 where the model abstains."""
         if not self.ready or not len(endings.actions):
             return torch.full((len(endings.actions),), -1, device=self.count.device)
         probability, outcome = self.probabilities(endings).max(dim=1)
-        return torch.where(probability >= self.sure, outcome, -1)
+        return torch.where(probability >= self.min_confidence, outcome, -1)
 
 
-def _mean(logits: Tensor) -> Tensor:
-    """Return the mean probabilities ``(N, K)`` of members with these logits ``(members, N, K)``."""
-    return logits.softmax(dim=-1).mean(dim=0)
+def _log_mean(logits: Tensor) -> Tensor:
+    """Return the logarithm of the mean probabilities ``(N, K)`` of members with these logits ``(members, N, K)``."""
+    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))

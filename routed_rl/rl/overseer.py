@@ -1,7 +1,7 @@
 """The overseer: turns the outcomes of episodes into labels, and labels into rewards, route weights and loss weights.
 
-Only the overseer reads outcomes. Rewards, routes, losses and the logs about them are functions of the label. So the
-outcome of an episode that was not overseen cannot reach the learner.
+Only the overseer reads outcomes. Rewards, routes and losses are functions of the label. So the outcome of an episode
+that was not overseen cannot reach the learner. (One entry of the log compares predicted labels with unseen outcomes.)
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Overseer:
 
     With ``K`` outcomes, the label of an episode is
 
-    - the outcome's number 0 … K-1 if the outcome was overseen,
-    - ``K`` if an outcome was reached but not overseen,
+    - the outcome's number 0 … K-1 if the outcome was overseen, or predicted,
+    - ``K`` if an outcome was reached, but neither overseen nor predicted,
     - ``K + 1`` if no outcome was reached.
 
     The last two are called *unlabelled*: the supervisor does not know which outcome was reached.
@@ -198,9 +198,9 @@ class Overseer:
     def label_table(self, device: torch.device) -> LabelTable:
         """Return what each label does to the learner, as tensors on ``device``.
 
-        A module that acted alone learns from labelled episodes: its own outcome has the training reward 1, another
-        outcome -1. It learns nothing from an episode with an unseen outcome. Nobody else learns from its episodes, but
-        they are replayed as all labelled episodes are.
+        A module that acted alone is paid 1 for its own outcome, -1 for another, and 0 for none. It learns nothing from
+        an episode that reached an outcome without a label. No other module learns from its episodes, but if they have a
+        label, they are replayed, and the gate learns the label.
         """
         labels, modules = torch.arange(len(self.rewards)), len(self.modules)
         routes = self.route_weights(labels)[:, None].repeat(1, modules + 1, 1)

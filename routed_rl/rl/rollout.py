@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     log_probs: Tensor  # (N,) log-probabilities of the actions under the policy that took them
     advantages: Tensor  # (N,)
     returns: Tensor  # (N,) targets of the value network
-    outcome_returns: Tensor  # (N,) the return if the episode's end pays 1 and nothing else pays; 0 if it is not seen
+    outcome_returns: Tensor  # (N,) the return if the episode's end pays 1 and nothing else pays; 0 if it still runs
 
     @property
     def values(self) -> Tensor:
@@ -72,7 +72,7 @@ class RolloutEnds:
             self._final_obs.append(ends.final_obs)
 
     def columns(self, start: int, stop: int) -> RolloutEnds:
-        """Return the ends of the environments ``start`` … ``stop - 1``."""
+        """Return the ends of the environments ``start`` … ``stop - 1``, to read only."""
         part = copy.copy(self)
         for name in ("ended", "truncated", "overseen", "outcome"):
             setattr(part, name, getattr(self, name)[:, start:stop])
@@ -81,6 +81,7 @@ class RolloutEnds:
         else:
             own = [(start <= rows) & (rows < stop) for rows in self._rows]
             part._final_obs = [obs[mine] for obs, mine in zip(self._final_obs, own, strict=True)]
+            part._rows = [rows[mine] - start for rows, mine in zip(self._rows, own, strict=True)]
         return part
 
     def final_obs(self) -> Tensor | np.ndarray:
@@ -238,7 +239,8 @@ class EpisodeBuffer:
 class LabelReplay:
     """Holds the most recent labelled steps of each outcome, in ring buffers ``(K, capacity)``.
 
-    It stores only steps that the overseer labelled. So the learner can use the steps of a rare label many times.
+    It stores only steps of episodes with a label, seen or predicted. So the learner can use the steps of a rare label
+    many times.
     """
 
     def __init__(

@@ -89,9 +89,9 @@ def build(
     model._setup_model()
     for name, count in counters.items():
         setattr(model, name, count)
-    restore_tensors(
-        model, checkpoint.tensors, path, rollout=(model.n_envs, model.n_steps) == (n_envs, arguments.get("n_steps"))
-    )
+    # Steps that wait for their label need the same buffer, and the same module that acted.
+    same = (model.n_envs, model.n_steps, model.solo) == (n_envs, arguments.get("n_steps"), arguments.get("solo", 0.0))
+    restore_tensors(model, checkpoint.tensors, path, rollout=same)
     model.policy.set_steering(steering)
     if env is not None and not force_reset:
         _continue_in_environment(model, checkpoint.tensors, path)

@@ -227,8 +227,8 @@ def test_method_names_are_the_registry():
         ("undo --suppress maxnt", "got 'maxnt'; did you mean 'maxent'?"),
         ("era --validation x", "--validation must be None or FLOAT, got 'x'"),
         (
-            "oversight --world x",
-            "--world must be one of None, absent, corner, gridworld, minigrid, room, trap, got 'x'",
+            "oversight --preset x",
+            "--preset must be one of minigrid, paper, quick, got 'x'",
         ),
     ],
 )

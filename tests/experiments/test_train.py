@@ -157,15 +157,21 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
     assert result["method"] == "filtering" and set(result["policies"]) == {"unsteered"}
 
 
-@pytest.mark.parametrize(("world", "limit"), [("minigrid", ["--max-steps", "8"]), ("LavaGapS5", [])])
-def test_minigrid_trains_evaluates_and_resumes(world, limit, tmp_path):
+@pytest.mark.parametrize(
+    "options", [["--preset", "minigrid", "--max-steps", "8"], ["--world", "CartPole"]], ids=["minigrid", "CartPole"]
+)
+def test_other_worlds_train_evaluate_and_resume(options, tmp_path):
     """The same command on MiniGrid, and a kill, which the states of our own environments survive.
 
     The state of an environment of others is not known. A run in it starts again, and comes to the same bytes.
     """
-    small = ["--preset", "minigrid", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
-    small += ["--learner.replay-steps", "1", "--learner.hidden", "8", "--world", world, *limit]
-    options = {"steps": 512, "world": world, "small": small}  # 32 updates, a checkpoint in the middle
+    small = [*options, "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
+    small += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
+    options = {
+        "steps": 512,
+        "world": "minigrid" if "minigrid" in options else "CartPole",
+        "small": small,
+    }  # 32 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
     assert run(outs[0], **options) == 0
     assert run(outs[1], death=20, **options) == -signal.SIGKILL

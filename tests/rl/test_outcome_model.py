@@ -5,8 +5,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from routed_rl.rl import Endings, OutcomeModel, Overseer, RoutedActorCriticPolicy
-from routed_rl.rl.outcome_model import CAPACITY, HELD_OUT
+from routed_rl.rl import FinalSteps, OutcomeModel, Overseer, RoutedActorCriticPolicy
+from routed_rl.rl.outcome_model import CAPACITY, HELD_OUT, TEMPERATURES
 
 from .worlds import VALUES, small_model
 
@@ -27,7 +27,7 @@ def episodes(n, seed, wrong=0.0, kind="discrete"):
     actions = torch.from_numpy(rng.integers(0, 3, n)) if kind == "discrete" else torch.zeros(n, 2)
     labels = (final[:, 0] > 0).long()
     flipped = torch.from_numpy(rng.random(n) < wrong)
-    return Endings(actions, final), torch.where(flipped, 1 - labels, labels)
+    return FinalSteps(actions, final), torch.where(flipped, 1 - labels, labels)
 
 
 def fitted(model, endings, labels, steps=300):
@@ -48,20 +48,20 @@ def test_it_learns_which_outcome_an_ending_shows(kind):
 
 def test_the_action_counts_where_the_observation_says_nothing():
     endings, _ = episodes(300, 0)
-    blind = Endings(endings.actions, torch.zeros_like(endings.final_obs))
+    blind = FinalSteps(endings.actions, torch.zeros_like(endings.final_obs))
     model = fitted(new_model(), blind, (endings.actions == 2).long())
-    chosen = Endings(torch.tensor([0, 1, 2]), torch.zeros(3, 2))
+    chosen = FinalSteps(torch.tensor([0, 1, 2]), torch.zeros(3, 2))
     assert model.predict(chosen).tolist() == [0, 0, 1]
 
 
 def test_it_abstains_until_two_outcomes_were_overseen_a_few_times():
     endings, labels = episodes(200, 0)
-    model = fitted(new_model(), endings.of(labels == 0), labels[labels == 0])
+    model = fitted(new_model(), endings.select(labels == 0), labels[labels == 0])
     assert (model.predict(endings) == -1).all()
-    model.add(endings.of(labels == 1), labels[labels == 1])
+    model.add(endings.select(labels == 1), labels[labels == 1])
     model.fit(300, torch.Generator().manual_seed(0))
     assert (model.predict(endings) >= 0).any()
-    assert len(model.predict(endings.of(labels > 1))) == 0
+    assert len(model.predict(endings.select(labels > 1))) == 0
 
 
 def test_probabilities_of_labels_with_a_third_wrong_are_near_two_thirds():
@@ -79,7 +79,7 @@ def test_the_newest_episodes_of_each_outcome_are_kept_and_each_fifth_is_never_dr
     model, drawn = new_model(batch_size=64), []
     n = CAPACITY + 7
     final = torch.arange(2 * n, dtype=torch.float32).view(n, 2)
-    model.add(Endings(torch.zeros(n, dtype=torch.int64), final), torch.ones(n, dtype=torch.int64))
+    model.add(FinalSteps(torch.zeros(n, dtype=torch.int64), final), torch.ones(n, dtype=torch.int64))
     assert model.count.tolist() == [0, CAPACITY]
     assert torch.equal(model.final_obs[1].sort(dim=0).values, final[7:])
     assert not model.final_obs[0].any()
@@ -118,6 +118,33 @@ def test_a_predicted_label_does_what_the_overseers_label_does(method):
         model.learn(4 * 128)
     weights = [model.policy.state_dict() for model in models]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_an_encoder_with_dropout_predicts_the_same_twice():
+    model = new_model()
+    for member in range(len(model.encoders)):
+        model.encoders[member] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5))
+    endings, labels = episodes(100, 0)
+    fitted(model, endings, labels, steps=5)
+    state = torch.get_rng_state()
+    assert torch.equal(model.probabilities(endings), model.probabilities(endings))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_huge_observations_leave_the_model_unsure():
+    endings, labels = episodes(300, 0, wrong=1 / 3)
+    huge = FinalSteps(endings.actions, endings.final_obs * 1e8)
+    model = fitted(new_model(), huge, labels)
+    assert model.temperature == max(TEMPERATURES) and model.probabilities(huge).isfinite().all()
+
+
+@pytest.mark.parametrize(("steps", "stored"), [(0, 10), (5, 0)])
+def test_nothing_to_fit_is_refused(steps, stored):
+    endings, labels = episodes(10, 0)
+    model = new_model()
+    model.add(endings.select(labels[:stored] >= 0) if stored else endings.select(labels > 1), labels[:stored])
+    with pytest.raises(ValueError, match=r"fit\(\) needs a stored episode .* got"):
+        model.fit(steps, torch.Generator())
 
 
 def test_without_any_overseen_episode_training_goes_on():

@@ -22,6 +22,8 @@ def test_load_and_continue_equals_never_stopping(method, own, tmp_path):
     options = {**own, "learning_rate": LinearSchedule(1e-3, 1e-4, 1.0), "ent_coef": LinearSchedule(0.05, 0.01, 1.0)}
     unbroken = small_model(**options)
     unbroken.learn(8 * 128)
+    if unbroken.outcome_model is not None:
+        assert unbroken.outcome_model.ready
     broken = small_model(**options)
     total, callback = broken._setup_learn(8 * 128)
     for _ in range(3):

@@ -82,8 +82,8 @@ class Learner:
     replay_capacity: int = 4096
     """size of the replay buffer: environment steps per label"""
     solo: float = 0.0
-    """for methods that route: share of the environments in which one module acts alone. There it learns only from
-    labelled episodes, and is paid 1 for its own outcome and -1 for another"""
+    """for methods that route: share of the environments in which one module acts alone. There it is paid 1 for its own
+    outcome and -1 for another, by label. It learns nothing from an episode that reached an outcome without a label"""
 
 
 PresetName = Literal["quick", "paper", "minigrid"]
