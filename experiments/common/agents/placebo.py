@@ -23,7 +23,25 @@ class ChangedInfos(Sequence[dict[str, Any]]):
         return self._infos[index]
 
 
-class PlaceboVecEnv(VecEnvWrapper):
+class ChangedEnds(VecEnvWrapper):
+    """The base of wrappers that change only what is told of the ends of episodes (``infos.ends``)."""
+
+    def reset(self) -> np.ndarray:
+        obs = self.venv.reset()
+        assert isinstance(obs, np.ndarray)
+        return obs
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The state of the environment."""
+        state: dict[str, np.ndarray] = self.venv.get_state()  # type: ignore[attr-defined]
+        return state
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a state of :meth:`get_state`. Raises ValueError if the state does not fit."""
+        self.venv.set_state(state)  # type: ignore[attr-defined]
+
+
+class PlaceboVecEnv(ChangedEnds):
     """Replaces the outcome of an episode by the number of its start cell modulo the number of outcomes.
 
     With two outcomes this is the parity of the start cell. An episode that reaches no terminal state stays unchanged.
@@ -39,8 +57,7 @@ class PlaceboVecEnv(VecEnvWrapper):
         self._start = np.zeros(venv.num_envs, dtype=np.int64)
 
     def reset(self) -> np.ndarray:
-        obs = self.venv.reset()
-        assert isinstance(obs, np.ndarray)
+        obs = super().reset()
         self._start = self._cell(obs)
         return obs
 
@@ -53,12 +70,11 @@ class PlaceboVecEnv(VecEnvWrapper):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The state of the environment and the start cells of its players."""
-        return {**self.venv.get_state(), "start": self._start.copy()}  # type: ignore[attr-defined]
+        return {**super().get_state(), "start": self._start.copy()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a state of :meth:`get_state`. Raises ValueError if the state does not fit."""
-        rest = {name: array for name, array in state.items() if name != "start"}
-        self.venv.set_state(rest)  # type: ignore[attr-defined]
+        super().set_state({name: array for name, array in state.items() if name != "start"})
         self._start = np.array(state["start"])
 
     def _cell(self, obs: Any) -> np.ndarray:
