@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.experiments.common.agents.placebo import ChangedEnds, ChangedInfos
