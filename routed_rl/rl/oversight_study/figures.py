@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BEST_NAIVE = "optimum of the naive\ntraining reward (exact)"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
 FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": COLOURS["naive"]}
-OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict")
+OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict", "routing-predicted")
 
 
 def colour(label: str) -> Any:
