@@ -210,8 +210,8 @@ class PartialOversight(gym.Wrapper[Any, Any, Any, Any]):
 
     Args:
         env: any environment. To give episodes that ``TimeLimit`` cuts an outcome too, put ``TimeLimit`` inside.
-        outcome: name → predicate; the first that is true of the :class:`Ending` names the outcome, and it is None if
-            none is. Or one function of the :class:`Ending` that returns a name or None.
+        outcome: name → predicate of the :class:`Ending`. The first true predicate names the outcome. If all are false,
+            the outcome is None. Or one function of the :class:`Ending` that returns a name or None.
         outcomes: the names that the function can return; only for a function.
         probability: the probability that an episode is overseen. One number: one draw for each episode. Outcome →
             number: one draw for each outcome and episode. Or a function of the :class:`Ending` that returns a number.

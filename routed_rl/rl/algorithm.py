@@ -44,7 +44,6 @@ from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
 from routed_rl.rl.saving import Saveable, constructor_meta
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
-from routed_rl.runs import derive_seed
 from routed_rl.runs.files import StrPath
 
 
@@ -229,10 +228,6 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
     def _replays(self) -> bool:
         """Whether replay trains anything: the modules (if the method routes), or a learned gate."""
         return self.replay_steps > 0 and (self.overseer.method.routed or self.overseer.method.gate)
-
-    def _rng(self, *purpose: str) -> int:
-        """Return a seed that depends only on the run's seed, this update and a purpose: no generator state is saved."""
-        return derive_seed(self.seed, *purpose, self._n_updates)
 
     def _setup_learn(
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any

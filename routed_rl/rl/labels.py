@@ -11,6 +11,7 @@ from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
 from routed_rl.rl.overseer import LabelTable, Overseer
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.rollout import EpisodeBuffer, RolloutEnds
+from routed_rl.runs import derive_seed
 
 FIT_STEPS = 20
 """Gradient steps of the outcome model per rollout."""
@@ -28,7 +29,8 @@ class RoutedLabels(OnPolicyAlgorithm):
     _table: LabelTable
 
     def _rng(self, *purpose: str) -> int:
-        raise NotImplementedError
+        """Return a seed that depends only on the run's seed, this update and a purpose: no generator state is saved."""
+        return derive_seed(self.seed, *purpose, self._n_updates)
 
     def _new_outcome_model(self) -> OutcomeModel | None:
         """Return a new outcome model for an overseer that predicts, else None. No other random number changes."""
