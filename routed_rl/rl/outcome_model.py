@@ -18,8 +18,11 @@ from routed_rl.rl.networks import mlp
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 
 CAPACITY = 1024
+"""Stored episodes per outcome, ``C``."""
 HELD_OUT = 5
+"""One stored episode in so many is held out, to set the temperature."""
 MIN_EPISODES = 3
+"""Episodes of each of two outcomes that the model needs before it predicts."""
 TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 7))
 
 
@@ -125,6 +128,7 @@ class OutcomeModel(nn.Module):
         return float(torch.stack(losses).mean())
 
     def _step(self, generator: torch.Generator) -> Tensor:
+        """Take one gradient step with every member; return the mean cross-entropy."""
         labels = (self.count > 0).nonzero().squeeze(1)
         n = -(-self.batch_size // len(labels))
         stored = self.count[labels].clamp(max=CAPACITY)
