@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from routed_rl.errors import at_least, user_input
-from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, load_run, make_env
+from routed_rl.experiments.common.agents.worlds import load_run, task_of
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Evaluate
 from routed_rl.experiments.gridworld.steering import steer
@@ -23,9 +23,10 @@ def main(command: Evaluate) -> None:
     with user_input():
         model, config = load_run(command.directory)
         name = steer(model, command)
+    task = task_of(config)
     result = evaluate(
         model.policy,
-        make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1], test=True),
+        task.test_env(command.n_envs or task.fresh[1]),
         model.overseer.outcomes,
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,

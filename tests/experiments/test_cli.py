@@ -16,10 +16,11 @@ from PIL import Image
 from routed_rl.experiments.cli import MODULES, command_name, main, parse
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.grid import train_all
-from routed_rl.experiments.common.agents.options import MethodName
-from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, SAME_LEARNER
+from routed_rl.experiments.common.agents.worlds import FRESH_ENVS
 from routed_rl.experiments.gridworld import quickstart
+from routed_rl.options.oversight import MethodName
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl.oversight_study.recipe import SAME_LEARNER
 from tests.experiments.mistakes import python_names
 
 
@@ -228,7 +229,7 @@ def test_method_names_are_the_registry():
         ("era --validation x", "--validation must be None or FLOAT, got 'x'"),
         (
             "oversight --preset x",
-            "--preset must be one of minigrid, paper, quick, got 'x'",
+            "--preset must be one of None, minigrid, own, paper, quick, got 'x'",
         ),
     ],
 )

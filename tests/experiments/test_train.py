@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.agents import recipe
+from routed_rl.experiments.common.agents import worlds
 from routed_rl.runs.metrics import MetricsCSV
 
 SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
@@ -32,7 +32,7 @@ def train(out, arguments, world, death):
     """The command, with few environments in its final evaluation; SIGKILL after so many rows of metrics."""
     for descriptor in (1, 2):
         os.dup2(os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    recipe.FRESH_ENVS[world] = (2, 4)
+    worlds.FRESH_ENVS[world] = (2, 4)
     append = MetricsCSV.append
 
     def fatal(self, row):
@@ -147,7 +147,7 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
     status, _, refused = call(capsys, unbroken, "--oversight", "0.2")
     assert status == 2 and len(refused.splitlines()) == 1
     assert "oversight" in refused and "0.2" in refused and str(unbroken) in refused
-    monkeypatch.setitem(recipe.FRESH_ENVS, "gridworld", (4, 16))
+    monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (4, 16))
     out = tmp_path / "run"
     assert call(capsys, out, "--method", "naive", steps=256)[0] == 0
     old = (out / "evaluation.json").read_bytes()

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from routed_rl.options.oversight import EARLY_STOPPED
+from routed_rl.rl.oversight_study.methods import NOISE
 from routed_rl.runs import read_json, read_metrics, read_run
 from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean
 
@@ -36,8 +37,6 @@ MEANINGS = {
     "validation_labels": "number of labelled episodes that early stopping needed",
 }
 """What each column of ``results.csv`` means."""
-NOISE = re.compile(r"(miss|flip)-([01]|0?\.\d+|1\.0)(-hard)?")
-"""Names of methods with label noise: the kind of noise, its rate, and whether noise grows with the episode's length."""
 Limits = Callable[[float], dict[str, float]]
 """Exact returns of reference policies, by name, as a function of the oversight level."""
 SHOWN = {"steer": "routed", "contrast": "routed, contrastive", "sharpened": "routed, sharpened (control)"}
