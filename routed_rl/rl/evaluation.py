@@ -126,7 +126,7 @@ def evaluate_policies(
     """
     results = {}
     for name, steering in (policies or steerings(policy)).items():
-        with policy.steered(), policy.steered(**steering):
+        with policy.steered(**steering):
             sampled, greedy = (
                 evaluate(policy, env, outcomes, seed=seed, deterministic=deterministic, **options)
                 for deterministic in (False, True)
@@ -146,7 +146,7 @@ def true_returns(
     """Return the ``true_return`` of each policy with sampled actions; ``policies`` defaults to :func:`steerings`."""
     returns = {}
     for name, steering in (policies or steerings(policy)).items():
-        with policy.steered(), policy.steered(**steering):
+        with policy.steered(**steering):
             returns[name] = evaluate(policy, env, outcomes, seed=seed)["true_return"]
     return returns
 

@@ -250,7 +250,7 @@ def matching_temperature(
     low, high = -math.log(16), math.log(16)
     for _ in range(8):
         middle = (low + high) / 2
-        with policy.steered(), policy.steered(module, temperature=math.exp(middle)):
+        with policy.steered(module, temperature=math.exp(middle)):
             reached = evaluate(policy, env, outcomes, seed=seed)["entropy"]
         low, high = (middle, high) if reached < entropy else (low, middle)
     return math.exp((low + high) / 2)
