@@ -24,9 +24,9 @@ def main(command: Evaluate) -> None:
         model, config = load_run(command.directory)
         name = steer(model, command)
     result = evaluate(
-        model.policy,
+        model,
         make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1], test=True),
-        model.overseer.outcomes,
+        metric="paper",
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,
     )
@@ -38,7 +38,7 @@ def main(command: Evaluate) -> None:
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     measures = {
-        "true_return": "true return (discounted)",
+        "true_return": "true return (of the paper, 32 steps)",
         "episode_return": "episode return (not discounted)",
         "episode_length": "episode length (steps)",
         "entropy": "entropy of the policy (nats)",

@@ -213,17 +213,17 @@ def evaluate_model(model: RoutedAlgorithm, config: Mapping[str, Any], seed: int)
     env, outcomes = make_env(config, many, test=True), model.overseer.outcomes
     seed = derive_seed(seed, "evaluation")
     chosen = policies(model)
-    results = evaluate_policies(model.policy, env, outcomes, seed=seed, policies=chosen)
+    results = evaluate_policies(model, env, seed=seed, policies=chosen, metric="paper")
     for name in [name for name in chosen if name.startswith("contrast:")]:
         wanted = name.removeprefix("contrast:")
         search = make_env(config, fewer, test=True)
         temperature = matching_temperature(model.policy, wanted, results[name]["entropy"], search, outcomes, seed)
         control = {f"sharpened:{wanted}": {"choice": wanted, "temperature": temperature}}
         chosen |= control
-        results |= evaluate_policies(model.policy, env, outcomes, seed=seed, policies=control)
+        results |= evaluate_policies(model, env, seed=seed, policies=control, metric="paper")
         results[f"sharpened:{wanted}"]["temperature"] = temperature
     unwatched = make_env({**config, "oversight": 0.0, "spurious_oversight": 0.0}, many, test=True)
-    for name, value in true_returns(model.policy, unwatched, outcomes, seed=seed, policies=chosen).items():
+    for name, value in true_returns(model, unwatched, seed=seed, policies=chosen, metric="paper").items():
         results[name]["unwatched_return"] = value
     return results
 
@@ -251,7 +251,7 @@ def matching_temperature(
     for _ in range(8):
         middle = (low + high) / 2
         with policy.steered(module, temperature=math.exp(middle)):
-            reached = evaluate(policy, env, outcomes, seed=seed)["entropy"]
+            reached = evaluate(policy, env, outcomes, seed=seed, metric="paper")["entropy"]
         low, high = (middle, high) if reached < entropy else (low, middle)
     return math.exp((low + high) / 2)
 

@@ -250,13 +250,7 @@ class _RunCallback(BaseCallback):
         # The next update writes this row. The row describes the policy that played this rollout.
         updates = self.total // (self.model.n_envs * self.model.n_steps)
         if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
-            returns = true_returns(
-                self.model.policy,
-                self.env,
-                self.model.overseer.outcomes,
-                seed=self.seed,
-                policies=policies(self.model),
-            )
+            returns = true_returns(self.model, self.env, seed=self.seed, policies=policies(self.model), metric="paper")
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)
             if self.validation is not None:
@@ -267,7 +261,7 @@ class _RunCallback(BaseCallback):
         assert self.validation is not None
         values = self.model.overseer.values
         seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
-        shares = evaluate(self.model.policy, self.validation, tuple(values), seed=seed)["outcomes_overseen"]
+        shares = evaluate(self.model, self.validation, seed=seed, metric="paper")["outcomes_overseen"]
         labelled = sum(shares[name] for name in values)
         # If no episode was overseen, the policy gets the lowest score.
         score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
