@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.experiments.common.agents import limits
-from routed_rl.rl import Overseer, evaluate, evaluate_policies, true_returns
+from routed_rl.rl import Overseer, evaluate, evaluate_policies, evaluation, true_returns
 
 from .worlds import VALUES, TwoDoors, small_model
 
@@ -108,11 +108,11 @@ class Walk(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
     def __init__(self, length=40, outcome="good"):
-        self.length, self.outcome = length, outcome
+        self.length, self.outcome, self.episodes = length, outcome, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.steps = 0
+        self.steps, self.episodes = 0, self.episodes + 1
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
@@ -129,8 +129,8 @@ def test_a_return_is_that_of_whole_episodes_discounted_as_in_training():
     """The paper's metric sees 32 steps only, so it misses a reward at step 40."""
     model = small_model(Walk(), overseer=DOORS, gamma=0.9)
     results = [
-        evaluate(model, Walk()),
-        evaluate(model, DummyVecEnv([Walk] * 3)),
+        evaluate(model, Walk(), n_episodes=1),
+        evaluate(model, DummyVecEnv([Walk] * 3), n_episodes=4),
         evaluate(model.policy, Walk(), DOORS.outcomes, gamma=0.9, n_episodes=2),
     ]
     for result in results:
@@ -138,6 +138,8 @@ def test_a_return_is_that_of_whole_episodes_discounted_as_in_training():
         assert (result["episode_return"], result["episode_length"]) == (1, 40)
         assert result["outcomes"] == {"bad": 0, "good": 1, "none": 0}
     assert evaluate(model, Walk(), gamma=1, n_episodes=1)["true_return"] == 1
+    evaluate(model, quick := Walk(length=1))
+    assert quick.episodes == 100 + 1, "100 episodes, and the reset after the last one"
     assert evaluate(model, Walk(), metric="paper")["true_return"] == 0
     short = evaluate(model, DummyVecEnv([lambda: Walk(3)]), metric="paper")["true_return"]
     # 10 whole episodes, and 2 steps of one that does not pay.
@@ -165,9 +167,10 @@ def test_short_episodes_count_no_more_than_long_ones():
         (lambda m: evaluate(m, Walk(), metric="paper", gamma=0.9), "own episodes and gamma.*gamma=0.9"),
         (lambda m: evaluate(m, Walk(), n_episodes=0), "n_episodes must be an integer, at least 1, got 0"),
         (lambda m: evaluate(m, Walk(), gamma=1.5), "gamma must be .*1.5"),
-        (lambda m: evaluate(m, Walk(length=10**6), n_episodes=1), "did not end within 10000 steps; give.*step limit"),
+        (lambda m: evaluate(m, Walk(length=51), n_episodes=1), "did not end within 50 steps; give.*step limit"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(call, message):
+def test_what_cannot_be_evaluated_is_refused(call, message, monkeypatch):
+    monkeypatch.setattr(evaluation, "STEP_LIMIT", 50)
     with pytest.raises(ValueError, match=message):
         call(small_model(Walk(), overseer=DOORS))
