@@ -25,9 +25,9 @@ def main(command: Evaluate) -> None:
         name = steer(model, command)
     task = task_of(config)
     result = evaluate(
-        model.policy,
+        model,
         task.test_env(command.n_envs or task.fresh[1]),
-        model.overseer.outcomes,
+        metric=task.metric,
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,
     )
@@ -39,7 +39,7 @@ def main(command: Evaluate) -> None:
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     measures = {
-        "true_return": "true return (discounted)",
+        "true_return": "true return (of the paper, 32 steps)",
         "episode_return": "episode return (not discounted)",
         "episode_length": "episode length (steps)",
         "entropy": "entropy of the policy (nats)",

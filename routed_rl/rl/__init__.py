@@ -1,6 +1,7 @@
 """Routed actor-critics for reinforcement learning under partial oversight."""
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
+from routed_rl.rl.callbacks import SteeredEvalCallback
 from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
@@ -29,6 +30,7 @@ __all__ = [
     "RoutedAlgorithm",
     "RoutedPPO",
     "RoutedREINFORCE",
+    "SteeredEvalCallback",
     "Steering",
     "SymbolicImageEncoder",
     "check_oversight_env",

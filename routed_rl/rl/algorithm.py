@@ -147,12 +147,14 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         check_unused(type(self).__name__, unknown)
         check_choice((0, 1, 2), verbose=verbose)
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
+            if isinstance(env, Overseer):
+                raise ValueError(f"env is the second argument and overseer the third, got {env} as env: swap them")
             check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
             check_spaces(env.observation_space, env.action_space)  # type: ignore[union-attr]
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
-        check_type((Overseer,), "an Overseer", overseer=overseer)
+        check_type((Overseer,), "an Overseer, as in Overseer({'ghost': -1, 'diamond': 1})", overseer=overseer)
         check_type((dict, NoneType), "a dict or None", policy_kwargs=policy_kwargs)
         check_type((str, os.PathLike, NoneType), "a path or None", tensorboard_log=tensorboard_log)
         check_schedule(0, learning_rate=learning_rate, ent_coef=ent_coef)

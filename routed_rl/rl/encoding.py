@@ -5,6 +5,7 @@ Classes and schedules are saved by their registered name, so loading can build o
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ Add your own here before you make a model that uses it.
 
 
 def encode(name: str, value: Any) -> Any:
-    """Return ``value`` as JSON; raise a ValueError that quotes ``name`` if it contains something unregistered."""
+    """Return ``value`` as JSON; raise a ValueError that quotes ``name`` if :func:`decode` could not restore it."""
     if isinstance(value, FloatSchedule):
         return encode(name, value.value_schedule)
     if isinstance(value, ConstantSchedule):
@@ -58,14 +59,40 @@ def encode(name: str, value: Any) -> Any:
         return [encode(name, item) for item in value]
     for registered, cls in SCHEDULES.items():
         if type(value) is cls:
-            return {"schedule": registered, **encode(name, vars(value))}
+            return _encode_schedule(name, registered, value)
     for registered, cls in CLASSES.items():
         if value is cls:
             return {"class": registered}
-    raise ValueError(
-        f"{name}={' '.join(repr(value).split())} cannot be saved: use a number, a string, a schedule among "
-        f"{sorted(SCHEDULES)} or a class among {sorted(CLASSES)}, or register yours in routed_rl.rl.encoding"
-    )
+    raise ValueError(f"{name}={' '.join(repr(value).split())} cannot be saved: {_advice(value)}")
+
+
+def _encode_schedule(name: str, registered: str, schedule: Any) -> dict[str, Any]:
+    attributes = encode(name, vars(schedule))
+    try:
+        same = encode(name, vars(type(schedule)(**attributes))) == attributes
+    except TypeError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"{name}={' '.join(repr(schedule).split())} cannot be saved: the arguments of the constructor of "
+            f"{type(schedule).__name__} must be its attributes, which are {', '.join(attributes) or 'none'}"
+        )
+    return {"schedule": registered, **attributes}
+
+
+def _advice(value: Any) -> str:
+    """Return what to do so that a value can be saved."""
+    here = "before you make the model, name the class: routed_rl.rl.encoding"
+    if isinstance(value, type):
+        return f"{here}.CLASSES[{value.__name__!r}] = {value.__name__}"
+    if inspect.isroutine(value):
+        return (
+            "a function is code; use a number, a LinearSchedule of Stable-Baselines3, or an object of a class of your "
+            f"own; {here}.SCHEDULES['Mine'] = Mine"
+        )
+    if callable(value):
+        return f"{here}.SCHEDULES[{type(value).__name__!r}] = {type(value).__name__}"
+    return "use numbers, strings, None, lists and dicts of these, registered classes and schedules"
 
 
 def decode(value: Any) -> Any:

@@ -9,6 +9,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 
+from routed_rl.rl.arguments import check_number
+
 
 class RoutedLogs(OnPolicyAlgorithm):
     """The log rows of :class:`~routed_rl.rl.RoutedAlgorithm`, which writes them at the end of an update."""
@@ -27,7 +29,16 @@ class RoutedLogs(OnPolicyAlgorithm):
         """Train for ``total_timesteps`` environment steps and return the model.
 
         Arguments are those of Stable-Baselines3. ``tb_log_name`` is by default the name of the class.
+
+        Raises:
+            ValueError: if the model has no environment, or ``total_timesteps`` is no number of at least 0.
         """
+        check_number(0, total_timesteps=total_timesteps)
+        if self.env is None:
+            raise ValueError(
+                "learn() needs an environment, but the model was loaded with env=None: call set_env(env), or load "
+                "with env=…"
+            )
         name = tb_log_name or type(self).__name__
         return super().learn(total_timesteps, callback, log_interval, name, *args, **kwargs)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routed_rl.rl.arguments import check_type
 from routed_rl.routing import UNLABELLED, LabelNoise, RouteTable
 from routed_rl.routing.labels import check_probability
 
@@ -100,11 +101,11 @@ class Overseer:
             ``"none"``: no part of the policy learns from them (the strict reading). ``"predicted"``: an outcome model
             labels the unseen ones where it is sure, and the others teach every module.
         noise: the rates at which labels are missed or flipped.
-        oversight: the probability that an outcome is overseen. ``"compensate"`` rewards depend on it.
+        oversight: the probability that an outcome is overseen. Only ``"compensate"`` rewards need it.
 
     Raises:
-        ValueError: for an unknown method or mode, no outcomes, a reserved outcome name, a value that is not a finite
-            number, or oversight 0 with ``"compensate"`` rewards.
+        ValueError: for an argument of a wrong type, an unknown method or mode, no outcomes, a reserved outcome name, a
+            value that is not a finite number, or no oversight above 0 with ``"compensate"`` rewards.
     """
 
     def __init__(
@@ -114,8 +115,10 @@ class Overseer:
         *,
         unlabelled: Literal["all", "none", "predicted"] = "all",
         noise: LabelNoise = LabelNoise(),  # noqa: B008 (frozen)
-        oversight: float = 1.0,
+        oversight: float | None = None,
     ) -> None:
+        check_type((Mapping,), "outcome → value, as in {'ghost': -1, 'diamond': 1}", values=values)
+        check_type((LabelNoise,), "a LabelNoise, as in LabelNoise(miss_rate=0.1)", noise=noise)
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
         if unlabelled not in ("all", "none", "predicted"):
@@ -132,9 +135,12 @@ class Overseer:
         self.unlabelled = unlabelled
         self.predicts = self.method.predicts or (self.method.routed and unlabelled == "predicted")
         self.noise = noise
-        self.oversight = check_probability("oversight", oversight)
+        self.oversight = None if oversight is None else check_probability("oversight", oversight)
         if self.method.reward == "compensate" and not self.oversight:
-            raise ValueError(f"method {method!r} needs oversight above 0, got {oversight}")
+            raise ValueError(
+                f"method {method!r} needs oversight=…, the probability above 0 that an outcome is overseen, "
+                f"got {oversight}"
+            )
 
         self.outcomes = tuple(self.values)
         self.reached, self.not_reached = len(self.outcomes), len(self.outcomes) + 1
@@ -150,6 +156,9 @@ class Overseer:
             self.loss_weights[self.reached :] = self.entropy_weights[self.reached :] = 0.0
         self.routes = self._routes()
 
+    def __repr__(self) -> str:
+        return f"Overseer({self.values}, {self.method_name!r})"
+
     def _rewards(self) -> Tensor:
         values = torch.tensor(list(self.values.values()))
         if self.method.reward == "reach":
@@ -157,6 +166,7 @@ class Overseer:
         elif self.method.reward == "penalise":
             seen, unseen = values, 1.0
         elif self.method.reward == "compensate":
+            assert self.oversight is not None
             # p * seen + (1 - p) * 1 = value
             seen, unseen = torch.where(values < 0, 1 - (1 - values) / self.oversight, values), 1.0
         else:

@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from routed_rl.rl.arguments import check_type
 from routed_rl.rl.env_state import frozen_statistics
 
 
@@ -80,6 +81,12 @@ def episode_ends(infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: S
     return _Ends(infos, dones, outcomes)
 
 
+def vectorised(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
+    """Return a ``VecEnv``, ``env`` itself or one with this single environment; raise a ValueError for anything else."""
+    check_type((gym.Env, VecEnv), "a Gymnasium environment or a VecEnv", env=env)
+    return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+
+
 def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 10) -> None:
     """Check that an environment reports how its episodes end, by playing ``episodes`` of them with random actions.
 
@@ -91,7 +98,7 @@ def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str]
         ValueError: if the environment reports something else, or too few episodes end within 10,000 steps. The learner
             gets a label only when an episode ends.
     """
-    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+    vec_env = vectorised(env)
     vec_env.action_space.seed(0)
     finished = 0
     with frozen_statistics(vec_env):

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -297,6 +298,7 @@ class Saveable(OnPolicyAlgorithm):
                 state of the environment or of a wrapper is unknown (see :mod:`routed_rl.rl.env_state`), and for another
                 number of environments or other wrappers than those that were saved.
         """
+        check_type((Mapping, NoneType), "a dict or None", custom_objects=custom_objects)
         if print_system_info:
             get_system_info()
         checkpoint = read_checkpoint(_directory(path))

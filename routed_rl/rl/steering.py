@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import NoneType
 from typing import Any
 
 from gymnasium import spaces
@@ -47,7 +50,7 @@ class SteerablePolicy:
     def steer(
         self, choice: str | Mapping[str, float], *, avoid: Mapping[str, float] | None = None, temperature: float = 1.0
     ) -> None:
-        """Use one module, or a fixed mix of modules, in place of the gate.
+        """Use one module, or a fixed mix of modules, in place of the gate; what is ablated stays so.
 
         Args:
             choice: a module, or module → weight with weights that sum to 1.
@@ -61,22 +64,31 @@ class SteerablePolicy:
             ValueError: for an unknown or ablated module; weights that are negative or do not sum to 1; a strength or
                 temperature out of range; or ``avoid`` or ``temperature`` with actions that are not discrete.
         """
+        if not isinstance(choice, (str, Mapping)):
+            raise ValueError(
+                f"steer() needs a module, as in steer({self.module_names[-1]!r}), or module → weight, got {choice!r}; "
+                "unsteer() undoes steering"
+            )
+        if not isinstance(avoid, (Mapping, NoneType)):
+            raise ValueError(f"avoid must be module → strength, as in {{{self.module_names[0]!r}: 4}}, got {avoid!r}")
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
         self._check_modules(weights)
-        if any(not weight >= 0 for weight in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
+        if not all(_is_number(weight) and weight >= 0 for weight in weights.values()) or (
+            abs(sum(weights.values()) - 1) > 1e-6
+        ):
             raise ValueError(f"steering weights must be at least 0 and sum to 1, got {weights}")
         if gone := [name for name, weight in weights.items() if weight and name in self.mlp_extractor.ablated]:
             raise ValueError(f"cannot steer to {gone}, which are ablated; unsteer() restores ablated modules")
         strengths = dict(avoid or {})
         self._check_modules(strengths)
-        if bad := {name: strength for name, strength in strengths.items() if not 0 <= strength < float("inf")}:
+        if bad := {name: value for name, value in strengths.items() if not (_is_number(value) and value >= 0)}:
             raise ValueError(f"the strengths in avoid must be finite numbers, at least 0, got {bad}")
         if both := [name for name in strengths if weights.get(name)]:
             raise ValueError(f"cannot both choose and avoid {both}: name each module only once")
         if gone := [name for name in strengths if name in self.mlp_extractor.ablated]:
             raise ValueError(f"cannot avoid {gone}, which are ablated; unsteer() restores ablated modules")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+        if not (_is_number(temperature) and temperature > 0):
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")
         if (strengths or temperature != 1) and not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"avoid and temperature need discrete actions, this policy has {self.action_space}")
         extractor = self.mlp_extractor
@@ -87,19 +99,26 @@ class SteerablePolicy:
     def ablate(self, *names: str) -> None:
         """Ablate modules, in addition to those ablated before. The gate renormalises over the remaining modules.
 
+        A steering that does not use these modules stays.
+
         Raises:
-            ValueError: for an unknown module, if no module is named, or if no module would remain.
+            ValueError: for an unknown module, if no module is named, if no module would remain, or for a module to
+                which the policy is steered, or which it avoids.
         """
         if not names:
             raise ValueError(
                 f"ablate() needs the name of at least one module; the modules are {', '.join(self.module_names)}"
             )
         self._check_modules(names)
-        ablated = self.mlp_extractor.ablated.union(names)
+        extractor = self.mlp_extractor
+        ablated = extractor.ablated.union(names)
         if len(ablated) == len(self.module_names):
             raise ValueError(f"cannot ablate {list(names)}: no module of {list(self.module_names)} would remain")
-        self.mlp_extractor.unsteer()
-        self.mlp_extractor.ablated = ablated
+        weights = zip(self.module_names, extractor.mix or (), strict=False)
+        in_use = {name for name, weight in weights if weight} | {self.module_names[i] for i in extractor.avoid}
+        if used := sorted(in_use.intersection(names)):
+            raise ValueError(f"cannot ablate {used}, which the steering {self.steering} uses; call unsteer() first")
+        extractor.ablated = ablated
 
     def unsteer(self) -> None:
         """Undo all steering and ablation: the gate weights all modules again."""
@@ -107,20 +126,33 @@ class SteerablePolicy:
 
     @contextmanager
     def steered(
-        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
+        self,
+        choice: str | Mapping[str, float] | None = None,
+        *,
+        ablate: str | Sequence[str] = (),
+        avoid: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
     ) -> Iterator[None]:
-        """Within the block, steer to ``choice``, or ablate modules, or unsteer if neither is given.
+        """Within the block, the policy has this steering and no other; then the former steering is restored.
 
-        After the block the former steering is restored. ``options`` are those of :meth:`steer`.
+        The modules of ``ablate`` are ablated, then the policy is steered to ``choice``, as by :meth:`ablate` and
+        :meth:`steer`. Without arguments it is unsteered.
+
+        Raises:
+            ValueError: as these, or for ``avoid`` or ``temperature`` without ``choice``.
         """
         before = self.steering
         try:
-            if choice is not None:
-                self.steer(choice, **options)
-            elif ablate:
+            self.unsteer()
+            if ablate:
                 self.ablate(*([ablate] if isinstance(ablate, str) else ablate))
-            else:
-                self.unsteer()
+            if choice is not None:
+                self.steer(choice, avoid=avoid, temperature=temperature)
+            elif avoid or temperature != 1:
+                raise ValueError(
+                    f"avoid={avoid!r} and temperature={temperature!r} need a module that acts, as in "
+                    f"steered({self.module_names[-1]!r}, avoid=…)"
+                )
             yield
         finally:
             self.set_steering(before)
@@ -129,6 +161,10 @@ class SteerablePolicy:
         for name in names:
             if name not in self.module_names:
                 raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 class Steerable:
@@ -151,7 +187,12 @@ class Steerable:
         self.policy.unsteer()
 
     def steered(
-        self, choice: str | Mapping[str, float] | None = None, *, ablate: str | Sequence[str] = (), **options: Any
+        self,
+        choice: str | Mapping[str, float] | None = None,
+        *,
+        ablate: str | Sequence[str] = (),
+        avoid: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
     ) -> AbstractContextManager[None]:
         """Steer within a ``with`` block; see :meth:`RoutedActorCriticPolicy.steered`."""
-        return self.policy.steered(choice, ablate=ablate, **options)
+        return self.policy.steered(choice, ablate=ablate, avoid=avoid, temperature=temperature)

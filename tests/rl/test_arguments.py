@@ -1,6 +1,7 @@
 """Every constructor argument of Stable-Baselines3's PPO and policy is used by ours, or refused at once in one line."""
 
 import inspect
+import io
 import itertools
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, PaperPolicy, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
-from routed_rl.rl.encoding import CLASSES
+from routed_rl.rl.encoding import CLASSES, SCHEDULES
 from routed_rl.rl.networks import MlpEncoder
 from routed_rl.runs import CheckpointError
 
@@ -168,10 +169,50 @@ class Unregistered(RoutedActorCriticPolicy):
 
 
 def test_what_cannot_be_saved_is_refused_before_training():
-    refused(lambda: make(policy=Unregistered), "policy", "Unregistered", "routed_rl.rl.encoding")
-    refused(lambda: make(learning_rate=lambda left: 1e-3 * left), "learning_rate", "linear")
+    refused(lambda: make(policy=Unregistered), "policy", "routed_rl.rl.encoding.CLASSES['Unregistered'] = Unregistered")
+    refused(lambda: make(learning_rate=lambda left: 1e-3 * left), "learning_rate", "LinearSchedule", "SCHEDULES[")
     for name, value in {"optimizer_class": torch.optim.LBFGS, "features_extractor_class": type("A", (), {})}.items():
-        refused(lambda name=name, value=value: make(policy_kwargs={name: value}), f"policy_kwargs.{name}")
+        message = f"CLASSES[{value.__name__!r}] = {value.__name__}"
+        refused(lambda name=name, value=value: make(policy_kwargs={name: value}), f"policy_kwargs.{name}", message)
+    given = {"features_extractor_class": MlpEncoder, "features_extractor_kwargs": {"sizes": object()}}
+    refused(lambda: make(policy_kwargs=given), "policy_kwargs.features_extractor_kwargs.sizes", "use numbers")
+
+
+class Renamed:
+    def __init__(self, start):
+        self.begin = start
+
+    def __call__(self, left):
+        return self.begin * left
+
+
+class Doubled:
+    def __init__(self, start):
+        self.start = 2 * start
+
+    def __call__(self, left):
+        return self.start * left
+
+
+def test_a_schedule_that_loading_could_not_build_again_is_refused(monkeypatch):
+    refused(lambda: make(ent_coef=Renamed(0.1)), "ent_coef", "SCHEDULES['Renamed'] = Renamed")
+    for kind, attribute in ((Renamed, "begin"), (Doubled, "start")):
+        monkeypatch.setitem(SCHEDULES, kind.__name__, kind)
+        refused(lambda kind=kind: make(ent_coef=kind(0.1)), "ent_coef", f"its attributes, which are {attribute}")
+
+
+def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
+    env, overseer = DiamondGhostVecEnv(8), Overseer(VALUES)
+    refused(lambda: RoutedPPO("MlpPolicy", env, VALUES), "overseer must be an Overseer, as in Overseer({", "'ghost'")
+    refused(lambda: RoutedPPO("MlpPolicy", overseer, env), "env is the second argument", "'routing'", "swap them")
+    model = make()
+    model.save(tmp_path / "model")
+    loaded = RoutedPPO.load(tmp_path / "model", device="cpu")
+    refused(lambda: loaded.learn(10), "learn() needs an environment", "set_env(env)")
+    refused(lambda: model.learn("many"), "total_timesteps", "'many'")
+    refused(lambda: model.save(io.BytesIO()), "path must be the path of a directory", "BytesIO")
+    refused(lambda: RoutedPPO.load(tmp_path / "model", custom_objects=["gamma"]), "custom_objects", "['gamma']")
+    assert RoutedPPO.load(tmp_path / "model", custom_objects={"gamma": 0.5}, device="cpu").gamma == 0.5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.experiments.common.agents import limits
-from routed_rl.rl import Overseer, evaluate, evaluate_policies
+from routed_rl.rl import Overseer, evaluate, evaluate_policies, evaluation, true_returns
 
 from .worlds import VALUES, TwoDoors, small_model
 
@@ -58,7 +58,8 @@ def test_hand_coded_policies_are_worth_what_is_published(name, expected):
         "any": lambda: limits.optimum(world, np.ones(world.seen.shape)),
         "random": lambda: limits.uniform(world),
     }[name]()
-    result = evaluate(HandCoded(world, table), DiamondGhostVecEnv(N, oversight=0.0), tuple(VALUES), seed=0)
+    env = DiamondGhostVecEnv(N, oversight=0.0)
+    result = evaluate(HandCoded(world, table), env, tuple(VALUES), metric="paper")
     exact = limits.evaluate(world, table)
     assert exact.true_return == pytest.approx(expected, abs=0.002)
     assert result["true_return"] == pytest.approx(exact.true_return, abs=0.01)
@@ -86,13 +87,90 @@ def test_actions_keep_within_the_bounds_of_their_space():
     model.learn(128)
     with torch.no_grad():
         model.policy.log_std.fill_(2.0)  # most samples are out of bounds
-    result = evaluate(model.policy, DummyVecEnv([Dial] * 8), model.overseer.outcomes, seed=0)
+    result = evaluate(model, DummyVecEnv([Dial] * 8), n_episodes=8)
     assert sum(result["outcomes"].values()) == pytest.approx(1)
 
 
 def test_every_policy_is_evaluated_whatever_the_steering_and_the_steering_stays():
     model = small_model()
-    plain = evaluate_policies(model.policy, DiamondGhostVecEnv(8), tuple(VALUES), seed=3)
+    plain = evaluate_policies(model, DiamondGhostVecEnv(8), n_episodes=8)
     model.ablate("ghost")
-    assert evaluate_policies(model.policy, DiamondGhostVecEnv(8), tuple(VALUES), seed=3) == plain
+    assert evaluate_policies(model, DiamondGhostVecEnv(8), n_episodes=8) == plain
     assert model.policy.steering == {"ablated": ["ghost"]}
+    returns = true_returns(model.policy, DiamondGhostVecEnv(8), tuple(VALUES), gamma=model.gamma, n_episodes=8)
+    assert returns == {name: result["true_return"] for name, result in plain.items()}
+
+
+class Walk(gym.Env):
+    """An episode of a fixed length, whatever the action: its last step pays 1."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length=40, outcome="good"):
+        self.length, self.outcome, self.episodes = length, outcome, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.episodes = 0, self.episodes + 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        done = self.steps == self.length
+        info = {"outcome": self.outcome, "overseen": self.outcome == "bad"} if done else {}
+        return np.zeros(1, np.float32), float(done), done, False, info
+
+
+DOORS = Overseer({"bad": -1, "good": 1})
+
+
+def test_a_return_is_that_of_whole_episodes_discounted_as_in_training():
+    """The paper's metric sees 32 steps only, so it misses a reward at step 40."""
+    model = small_model(Walk(), overseer=DOORS, gamma=0.9)
+    results = [
+        evaluate(model, Walk(), n_episodes=1),
+        evaluate(model, DummyVecEnv([Walk] * 3), n_episodes=4),
+        evaluate(model.policy, Walk(), DOORS.outcomes, gamma=0.9, n_episodes=2),
+    ]
+    for result in results:
+        assert result["true_return"] == pytest.approx(0.9**39)
+        assert (result["episode_return"], result["episode_length"]) == (1, 40)
+        assert result["outcomes"] == {"bad": 0, "good": 1, "none": 0}
+    assert evaluate(model, Walk(), gamma=1, n_episodes=1)["true_return"] == 1
+    evaluate(model, quick := Walk(length=1))
+    assert quick.episodes == 100 + 1, "100 episodes, and the reset after the last one"
+    assert evaluate(model, Walk(), metric="paper")["true_return"] == 0
+    short = evaluate(model, DummyVecEnv([lambda: Walk(3)]), metric="paper")["true_return"]
+    # 10 whole episodes, and 2 steps of one that does not pay.
+    assert short == pytest.approx(10 * (1 + 0.97 + 0.97**2) / 32)
+
+
+def test_short_episodes_count_no_more_than_long_ones():
+    env = DummyVecEnv([lambda: Walk(1, "bad"), lambda: Walk(9, "good")])
+    result = evaluate(small_model(Walk(), overseer=DOORS), env, n_episodes=10)
+    assert result["outcomes"] == result["outcomes_overseen"] | {"good": 0.5}
+    assert result["outcomes"] == {"bad": 0.5, "good": 0.5, "none": 0}
+    assert result["episode_length"] == 5
+    assert 0 < result["entropy"] <= np.log(2) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: evaluate(m.policy, Walk()), "does not know its outcomes: give evaluate.. the model"),
+        (lambda m: evaluate(m.policy, Walk(), ["bad", "good"]), "does not know its gamma"),
+        (lambda m: evaluate(m, Walk(), "good"), "outcomes must be a list of names, got 'good'"),
+        (lambda m: evaluate(DOORS, Walk()), "needs a routed model or its policy, got Overseer"),
+        (lambda m: evaluate(m, "CartPole-v1"), "env must be a Gymnasium environment or a VecEnv, got 'CartPole-v1'"),
+        (lambda m: evaluate(m, Walk(), metric="return"), "metric must be one of 'episodes', 'paper', got 'return'"),
+        (lambda m: evaluate(m, Walk(), metric="paper", gamma=0.9), "own episodes and gamma.*gamma=0.9"),
+        (lambda m: evaluate(m, Walk(), n_episodes=0), "n_episodes must be an integer, at least 1, got 0"),
+        (lambda m: evaluate(m, Walk(), gamma=1.5), "gamma must be .*1.5"),
+        (lambda m: evaluate(m, Walk(length=51), n_episodes=1), "did not end within 50 steps; give.*step limit"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(call, message, monkeypatch):
+    monkeypatch.setattr(evaluation, "STEP_LIMIT", 50)
+    with pytest.raises(ValueError, match=message):
+        call(small_model(Walk(), overseer=DOORS))

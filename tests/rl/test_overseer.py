@@ -34,7 +34,7 @@ def rng():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_pays_as_the_paper_says(method):
-    overseer = Overseer(VALUES, method)
+    overseer = Overseer(VALUES, method, oversight=1)
     assert tuple(overseer.rewards.tolist()) == PAYS[method]
     dropped = {"filtering": [UNSEEN], "reward-model": [UNSEEN], "screening": [GHOST]}.get(method, [])
     assert overseer.loss_weights.tolist() == [float(label not in dropped) for label in range(4)]
@@ -43,7 +43,7 @@ def test_every_method_pays_as_the_paper_says(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_strict_reading_concerns_methods_that_route(method):
-    loose, strict = (Overseer(VALUES, method, unlabelled=mode) for mode in ("all", "none"))
+    loose, strict = (Overseer(VALUES, method, unlabelled=mode, oversight=1) for mode in ("all", "none"))
     assert loose.entropy_weights.tolist() == [1, 1, 1, 1]
     if strict.method.routed:
         assert strict.loss_weights.tolist() == strict.entropy_weights.tolist() == [1, 1, 0, 0]
@@ -114,7 +114,10 @@ def test_json_round_trip(method):
     ("arguments", "options", "message"),
     [
         ((VALUES, "magic"), {}, "'magic'.*routing"),
-        ((VALUES, "penalty"), {"oversight": 0.0}, "'penalty'.*oversight"),
+        ((VALUES, "penalty"), {"oversight": 0.0}, "'penalty' needs oversight=….*got 0"),
+        ((VALUES, "penalty"), {}, "'penalty' needs oversight=….*got None"),
+        ((["ghost", "diamond"],), {}, "values must be outcome → value, as in .*got .'ghost', 'diamond'"),
+        ((VALUES,), {"noise": 0.1}, "noise must be a LabelNoise, as in LabelNoise.miss_rate=0.1., got 0.1"),
         ((VALUES,), {"oversight": 1.5}, "oversight.*1.5"),
         ((VALUES,), {"unlabelled": "some"}, "'some'"),
         (({},), {}, "at least one"),

@@ -146,6 +146,16 @@ def test_steered_blocks_nest_and_restore(obs):
         (lambda p: p.steer("a", avoid={"a": 1.0}), "choose and avoid.*'a'"),
         (lambda p: p.steer("a", temperature=0.0), "temperature.*0"),
         (lambda p: p.steer("a", temperature=float("nan")), "temperature.*nan"),
+        (lambda p: p.steer("a", temperature="hot"), "temperature.*'hot'"),
+        (lambda p: p.steer("a", avoid="b"), "avoid must be module → strength.*'b'"),
+        (lambda p: p.steer("a", avoid={"b": "much"}), "avoid.*'much'"),
+        (lambda p: p.steer(None), r"steer\(\) needs a module.*None.*unsteer"),
+        (lambda p: p.steer({"a": "x"}), "'x'"),
+        (lambda p: [p.steer("a"), p.ablate("a")], r"cannot ablate \['a'\].*unsteer"),
+        (lambda p: [p.steer("a", avoid={"b": 1}), p.ablate("b")], r"cannot ablate \['b'\].*unsteer"),
+        (lambda p: p.steered("a", ablate="a").__enter__(), "ablated"),
+        (lambda p: p.steered(ablate="a", avoid={"b": 4}).__enter__(), "avoid=.*need a module"),
+        (lambda p: p.steered(temperature=0.5).__enter__(), "temperature=0.5 need a module"),
         (lambda p: make_policy(activation="swish"), "'swish'.*relu"),
         (lambda p: make_policy(()), "at least one"),
         (lambda p: make_policy(value_hidden=(0,)), "value_hidden"),
@@ -193,8 +203,32 @@ def test_contrast_is_the_documented_rule(obs):
     with policy.steered("a"):
         assert "avoid" not in policy.steering and "temperature" not in policy.steering
     assert policy.steering == kept
+
+
+def test_steering_and_ablation_are_combined(obs):
+    """In one call, in two calls of either order, and with the former steering left out."""
+    policy = make_policy()
+    gate = policy.gate_logits(obs)[:, :2].softmax(-1)
+    combined = {"ablated": ["c"], "mix": {"a": 0.0, "b": 1.0, "c": 0.0}, "avoid": {"a": 4.0}, "temperature": 0.5}
+    options = {"avoid": {"a": 4.0}, "temperature": 0.5}
+    policy.steer("b", **options)
     policy.ablate("c")
-    assert policy.steering == {"ablated": ["c"]}
+    assert policy.steering == combined
+    alone = [policy.action_net(expert(obs)).log_softmax(-1) for expert in policy.mlp_extractor.experts]
+    expected = ((alone[1] - 4 * gate[:, :1] * alone[0].exp()) / 0.5).softmax(-1)
+    torch.testing.assert_close(policy.get_distribution(obs).distribution.probs, expected)
+    policy.unsteer()
+    policy.ablate("c")
+    policy.steer("b", **options)
+    assert policy.steering == combined
+    policy.unsteer()
+    policy.ablate("a")
+    with policy.steered("b", ablate="c", **options):
+        assert policy.steering == combined
+    assert policy.steering == {"ablated": ["a"]}
+    for unknown in (policy.steered, policy.steer):
+        with pytest.raises(TypeError, match="strength"):
+            unknown("b", strength=4)
 
 
 def test_no_contrast_and_temperature_one_change_nothing(obs):

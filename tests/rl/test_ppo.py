@@ -63,7 +63,7 @@ def test_unseen_outcomes_change_nothing_the_learner_computes(method, unlabelled,
     results = []
     for seed in (1, 2):
         env = PermutedUnseen(DiamondGhostVecEnv(16, oversight=0.5), seed)
-        overseer = Overseer(VALUES, method, unlabelled=unlabelled, noise=LabelNoise(0.1, 0.1))
+        overseer = Overseer(VALUES, method, unlabelled=unlabelled, noise=LabelNoise(0.1, 0.1), oversight=0.3)
         model = small_model(env, overseer=overseer, unfinished=unfinished, solo=solo)
         if model.outcome_model is not None:
             model.outcome_model.min_confidence = 0.0

@@ -18,7 +18,10 @@ from .worlds import VALUES, fingerprint, small_model
     ("method", "own"), [*((method, {}) for method in METHODS), ("routing", {"unlabelled": "predicted", "solo": 0.5})]
 )
 def test_load_and_continue_equals_never_stopping(method, own, tmp_path):
-    own = {"overseer": Overseer(VALUES, method, unlabelled=own.get("unlabelled", "all")), "solo": own.get("solo", 0.0)}
+    own = {
+        "overseer": Overseer(VALUES, method, unlabelled=own.get("unlabelled", "all"), oversight=1),
+        "solo": own.get("solo", 0.0),
+    }
     options = {**own, "learning_rate": LinearSchedule(1e-3, 1e-4, 1.0), "ent_coef": LinearSchedule(0.05, 0.01, 1.0)}
     unbroken = small_model(**options)
     unbroken.learn(8 * 128)

@@ -296,7 +296,7 @@ def test_evaluation_reports_true_rewards_and_moves_no_statistics(name):
     model.learn(72)
     before = normalisers(env)
     assert before[0]
-    result = evaluate(model.policy, env, model.overseer.outcomes, seed=1, n_steps=8)
+    result = evaluate(model, env, seed=1, n_episodes=8)
     check_oversight_env(env, model.overseer.outcomes)
     good, bad = reversed(model.overseer.outcomes)
     assert result["episode_return"] == pytest.approx(result["outcomes"][good] - result["outcomes"][bad])
@@ -313,13 +313,13 @@ def test_evaluation_reports_true_rewards_and_moves_no_statistics(name):
 def test_evaluation_refuses_what_it_cannot_see_through(env, message):
     model = model_in(env())
     with pytest.raises(ValueError, match=message):
-        evaluate(model.policy, env(), model.overseer.outcomes, seed=1)
+        evaluate(model, env())
 
 
 def test_an_episode_that_a_wrapper_cuts_has_reached_nothing():
     env = rows(lambda env: wrappers.TimeLimit(env, 1))
     check_oversight_env(env, DOORS.outcomes)
-    shares = evaluate(model_in(env).policy, env, DOORS.outcomes, seed=0)["outcomes"]
+    shares = evaluate(model_in(env), env)["outcomes"]
     assert shares["none"] > 0 and sum(shares.values()) == 1
 
 

@@ -55,7 +55,7 @@ def small_model(env=None, method="routing", *, overseer=None, seed=0, **options)
     env = DiamondGhostVecEnv(16, oversight=0.3) if env is None else env
     options = {"n_steps": 8, "batch_size": 64, "replay_batch": 16, "replay_capacity": 64, **options}
     kwargs = {"hidden": (8, 8), "value_hidden": (8,), **options.pop("policy_kwargs", {})}
-    overseer = overseer or Overseer(VALUES, method)
+    overseer = overseer or Overseer(VALUES, method, oversight=0.3)
     return RoutedPPO("MlpPolicy", env, overseer, seed=seed, device="cpu", policy_kwargs=kwargs, **options)
 
 

@@ -119,7 +119,7 @@ class WorldTask(Task):
             world_options(config)
             self.values = dict(RECIPES[config["world"]].values)
         else:
-            world = world_of(make_env(config, 1))
+            self.metric, world = "paper", world_of(make_env(config, 1))
             self.values = dict(zip(world.names, world.rewards.tolist(), strict=True))
             self.planes = world.observation_shape[0]
 

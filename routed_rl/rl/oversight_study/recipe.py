@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.evaluation import Metric, Steering, evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_study.table import filtered
 from routed_rl.rl.oversight_study.tasks import OwnTask, Task
-from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.ppo import RoutedPPO
 from routed_rl.rl.reinforce import RoutedREINFORCE
 from routed_rl.routing import LabelNoise
@@ -128,20 +127,20 @@ def evaluate_model(model: RoutedAlgorithm, task: Task, seed: int) -> dict[str, d
     ``unwatched_return`` is the true return in states where no terminal state is overseen.
     """
     fewer, many = task.fresh
-    env, outcomes = task.test_env(many), model.overseer.outcomes
+    env = task.test_env(many)
     seed = derive_seed(seed, "evaluation")
     chosen = policies(model)
-    results = evaluate_policies(model.policy, env, outcomes, seed=seed, policies=chosen)
+    results = evaluate_policies(model, env, seed=seed, policies=chosen, metric=task.metric)
     for name in [name for name in chosen if name.startswith("contrast:")]:
         wanted = name.removeprefix("contrast:")
         search = task.test_env(fewer)
-        temperature = matching_temperature(model.policy, wanted, results[name]["entropy"], search, outcomes, seed)
+        temperature = matching_temperature(model, wanted, results[name]["entropy"], search, seed, task.metric)
         control = {f"sharpened:{wanted}": {"choice": wanted, "temperature": temperature}}
         chosen |= control
-        results |= evaluate_policies(model.policy, env, outcomes, seed=seed, policies=control)
+        results |= evaluate_policies(model, env, seed=seed, policies=control, metric=task.metric)
         results[f"sharpened:{wanted}"]["temperature"] = temperature
     unwatched = task.test_env(many, watched=False)
-    for name, value in true_returns(model.policy, unwatched, outcomes, seed=seed, policies=chosen).items():
+    for name, value in true_returns(model, unwatched, seed=seed, policies=chosen, metric=task.metric).items():
         results[name]["unwatched_return"] = value
     return results
 
@@ -162,14 +161,14 @@ def policies(model: RoutedAlgorithm) -> dict[str, Steering]:
 
 
 def matching_temperature(
-    policy: RoutedActorCriticPolicy, module: str, entropy: float, env: VecEnv, outcomes: Sequence[str], seed: int
+    model: RoutedAlgorithm, module: str, entropy: float, env: VecEnv, seed: int, metric: Metric = "paper"
 ) -> float:
     """The temperature, between 1/16 and 16, at which the policy of one module has the given mean entropy (nats)."""
     low, high = -math.log(16), math.log(16)
     for _ in range(8):
         middle = (low + high) / 2
-        with policy.steered(), policy.steered(module, temperature=math.exp(middle)):
-            reached = evaluate(policy, env, outcomes, seed=seed)["entropy"]
+        with model.steered(module, temperature=math.exp(middle)):
+            reached = evaluate(model, env, seed=seed, metric=metric)["entropy"]
         low, high = (middle, high) if reached < entropy else (low, middle)
     return math.exp((low + high) / 2)
 

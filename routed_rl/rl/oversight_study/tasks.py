@@ -13,6 +13,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from routed_rl.own_modules import load, source_digests
+from routed_rl.rl.evaluation import Metric
 from routed_rl.rl.oversight_env import check_oversight_env, episode_ends
 
 
@@ -25,6 +26,7 @@ class Task(ABC):
         fresh: number of new environments for a point of a learning curve, and for a final result.
         shared: whether several runs can train side by side in one environment object. The arguments of equal tasks are
             then equal too.
+        metric: what the true return is, as in :func:`~routed_rl.rl.evaluate`.
         planes: for networks "paper": number of planes of the observation; None: it has no planes.
     """
 
@@ -32,6 +34,7 @@ class Task(ABC):
     values: Mapping[str, float]
     fresh: tuple[int, int] = (20, 100)
     shared: bool = False
+    metric: Metric = "episodes"
     planes: int | None = None
 
     @abstractmethod

@@ -214,11 +214,11 @@ class _RunCallback(BaseCallback):
 
     def __init__(self, member: _Member, report: Callable[[int], None], total: int) -> None:
         super().__init__()
-        self.run, task, _ = member
+        self.run, self.task, _ = member
         self.report, self.total = report, total
         stops_early = self.run.record.config["method"] == EARLY_STOPPED
-        self.env = task.test_env(task.fresh[0])
-        self.validation = task.validation_env(task.fresh[0]) if stops_early else None
+        self.env = self.task.test_env(self.task.fresh[0])
+        self.validation = self.task.validation_env(self.task.fresh[0]) if stops_early else None
         self.seed = derive_seed(self.run.record.seed, "curve")
 
     def _on_step(self) -> bool:
@@ -245,11 +245,7 @@ class _RunCallback(BaseCallback):
         updates = self.total // (self.model.n_envs * self.model.n_steps)
         if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
             returns = true_returns(
-                self.model.policy,
-                self.env,
-                self.model.overseer.outcomes,
-                seed=self.seed,
-                policies=policies(self.model),
+                self.model, self.env, seed=self.seed, policies=policies(self.model), metric=self.task.metric
             )
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)
@@ -261,7 +257,7 @@ class _RunCallback(BaseCallback):
         assert self.validation is not None
         values = self.model.overseer.values
         seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
-        shares = evaluate(self.model.policy, self.validation, tuple(values), seed=seed)["outcomes_overseen"]
+        shares = evaluate(self.model, self.validation, seed=seed, metric=self.task.metric)["outcomes_overseen"]
         labelled = sum(shares[name] for name in values)
         # If no episode was overseen, the policy gets the lowest score.
         score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
