@@ -116,6 +116,10 @@ class Train:
     unlabelled: Literal["all", "none", "predicted"] = "all"
     """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them. "predicted": an outcome
     model learns from the labelled episodes, and labels the others where it is sure"""
+    reward: Literal["outcome", "environment"] = "outcome"
+    """what an episode without a label pays. "outcome": +1 at its end if it reached an outcome, or nothing with the
+    methods filtering, reward-model and oracle. "environment": what the environment pays, step by step; these three
+    methods do not change"""
     miss_rate: float = 0.0
     """label noise: probability that a label is lost"""
     flip_rate: float = 0.0
