@@ -54,7 +54,7 @@ class PublishedStudy(OversightGrid[Train]):
     @property
     def base(self) -> Train:
         preset = PRESETS[self.options.preset or "quick"]
-        mine = {name: getattr(self.options, name) for name in ("world", "total_steps", "device")}
+        mine = {name: getattr(self.options, name) for name in ("world", "total_steps", "device", "reward")}
         return replace(preset, **{name: value for name, value in mine.items() if value is not None})
 
     def _wanted(self) -> str:
@@ -72,7 +72,9 @@ class PublishedStudy(OversightGrid[Train]):
 
     def _identity(self) -> dict[str, Any]:
         """The options that all runs of a study share. Methods, levels and seeds may be added later."""
-        return {name: getattr(self.base, name) for name in ("preset", "total_steps", "world", "device")}
+        names = ("preset", "total_steps", "world", "device")
+        identity = {name: getattr(self.base, name) for name in names}
+        return identity if self.base.reward == "outcome" else {**identity, "reward": self.base.reward}
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs, also of earlier commands. None: no run is finished."""
