@@ -21,6 +21,7 @@ from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.recipe import own_task
 from routed_rl.rl.oversight_study.report import USUAL_FOCUS, OversightReport
 from routed_rl.rl.oversight_study.table import Limits
+from routed_rl.rl.oversight_study.tasks import values_of
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.wording import did_you_mean, option_names
@@ -182,6 +183,7 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
         if isinstance(outcomes, Mapping):
             outcomes = [f"{name}={value}" for name, value in outcomes.items()]
         with user_input():
+            outcomes = [f"{name}={value}" for name, value in values_of(outcomes).items()]
             env = name_of(env) if isinstance(env, FunctionType) else env
         OwnOptions.__init__(self, **conform(OwnOptions, {**given, "env": env, "outcomes": outcomes}))
         object.__setattr__(self, "out", Path(os.path.abspath(self.out)))
