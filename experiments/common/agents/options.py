@@ -16,6 +16,7 @@ WorldName = Literal[
     "corner",
     "tampering",
     "unseen",
+    "camera",
     "minigrid",
     "room",
     "LavaGapS5",
@@ -116,10 +117,10 @@ class Train:
     unlabelled: Literal["all", "none", "predicted"] = "all"
     """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them. "predicted": an outcome
     model learns from the labelled episodes, and labels the others where it is sure"""
-    reward: Literal["outcome", "environment"] = "outcome"
+    reward: Literal["outcome", "environment"] | None = None
     """what an episode without a label pays. "outcome": +1 at its end if it reached an outcome, or nothing with the
     methods filtering, reward-model and oracle. "environment": what the environment pays, step by step; these three
-    methods do not change"""
+    methods do not change. None: "environment" in the world "camera", "outcome" in the others"""
     miss_rate: float = 0.0
     """label noise: probability that a label is lost"""
     flip_rate: float = 0.0
@@ -130,7 +131,8 @@ class Train:
     """"gridworld": the batched Diamond/Ghost world. "trap": adds a second bad terminal state. "absent": an episode is
     overseen as a whole or not at all. "corner": the Diamond lies in the corner in every episode that is not overseen;
     in the test it never lies there. "tampering": an unwatched Ghost looks like the Diamond in the last observation of
-    its episode. "unseen": as trap, but the second bad terminal state is never overseen. "minigrid": the Diamond/Ghost
+    its episode. "unseen": as trap, but the second bad terminal state is never overseen. "camera": Camera Dropbox, where
+    an agent is paid more if it first blinds a camera. "minigrid": the Diamond/Ghost
     task on MiniGrid, one Python object per environment. "room": as minigrid, with a wall that hides a part of the
     grid. The other names are known environments of others; docs/reference/worlds.md describes them"""
     size: int = 5
