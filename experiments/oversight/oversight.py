@@ -74,7 +74,7 @@ class PublishedStudy(OversightGrid[Train]):
         """The options that all runs of a study share. Methods, levels and seeds may be added later."""
         names = ("preset", "total_steps", "world", "device")
         identity = {name: getattr(self.base, name) for name in names}
-        return identity if self.base.reward == "outcome" else {**identity, "reward": self.base.reward}
+        return identity if self.base.reward is None else {**identity, "reward": self.base.reward}
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs, also of earlier commands. None: no run is finished."""

@@ -108,10 +108,10 @@ class Run:
     unlabelled: Literal["all", "none", "predicted"] = "all"
     """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them. "predicted": an outcome
     model learns from the labelled episodes, and labels the others where it is sure"""
-    reward: Literal["outcome", "environment"] = "outcome"
+    reward: Literal["outcome", "environment"] | None = None
     """what an episode without a label pays. "outcome": +1 at its end if it reached an outcome, or nothing with the
     methods filtering, reward-model and oracle. "environment": what the environment pays, step by step; these three
-    methods do not change"""
+    methods do not change. None: "environment" in the world "camera", "outcome" elsewhere"""
     miss_rate: float = 0.0
     """label noise: probability that a label is lost"""
     flip_rate: float = 0.0
@@ -185,9 +185,9 @@ class StudyOptions:
     """number of runs per method and level, with seeds 0, 1, …"""
     total_steps: int | None = None
     """environment steps per run; None: the number of the preset"""
-    reward: Literal["outcome", "environment"] = "outcome"
-    """what an episode without a label pays, as for train: "outcome", +1 for any outcome, or "environment", the
-    environment's own reward"""
+    reward: Literal["outcome", "environment"] | None = None
+    """what an episode without a label pays, as for train: "outcome", +1 for any outcome; "environment", the
+    environment's own reward; None: what is usual in the world"""
     parallel_seeds: int = 1
     """number of runs of one method that a process trains as one batched computation; useful on a GPU"""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -13,7 +13,7 @@ from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
 from routed_rl.experiments.common.agents.tampering import TamperingVecEnv
 from routed_rl.rl import RoutedPPO, evaluate
-from routed_rl.rl.oversight_study.recipe import matching_temperature
+from routed_rl.rl.oversight_study.recipe import matching_temperature, policies
 from routed_rl.rl.oversight_study.training import LABELS, SCORE
 from routed_rl.runs import read_json, read_metrics
 
@@ -82,6 +82,20 @@ def test_worlds_that_fool_an_outcome_model():
     assert isinstance(gridworld.make_env({**config, "world": "tampering"}, 1, test=True), DiamondGhostVecEnv)
     world = gridworld.world_of(gridworld.make_env({**config, "world": "unseen"}, 1))
     assert dict(zip(world.names, world.oversight, strict=True)) == {"ghost": 0.3, "trap": 0.0, "diamond": 0.3}
+
+
+def test_camera_pays_for_boxes_in_training_and_for_performance_in_tests():
+    config = Train(oversight=0.3, world="camera").config()
+    model = gridworld.make_model(config, 0)
+    assert model.overseer.reward == "environment" and model.overseer.outcomes == ("tampered", "intended")
+    assert gridworld.world_of(model.env).pays == "boxes"
+    assert gridworld.world_of(gridworld.make_env(config, 1, test=True)).pays == "performance"
+    assert gridworld.make_model({**config, "reward": "outcome"}, 0).overseer.reward == "outcome"
+    assert gridworld.make_model({**config, "world": "gridworld"}, 0).overseer.reward == "outcome"
+    assert "contrast:intended" in policies(model)
+    for option, message in (({"size": 4}, "has no --size, got 4"), ({"device": "cuda"}, "needs --device cpu")):
+        with pytest.raises(ValueError, match=f"--world camera {message}"):
+            gridworld.make_training_env({**config, **option}, 2)
 
 
 @pytest.mark.parametrize("method", ["placebo", "shuffled"])

@@ -158,20 +158,21 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
 
 
 @pytest.mark.parametrize(
-    "options", [["--preset", "minigrid", "--max-steps", "8"], ["--world", "CartPole"]], ids=["minigrid", "CartPole"]
+    ("world", "options"),
+    [
+        ("minigrid", ["--preset", "minigrid", "--max-steps", "8"]),
+        ("camera", ["--world", "camera"]),
+        ("CartPole", ["--world", "CartPole"]),
+    ],
 )
-def test_other_worlds_train_evaluate_and_resume(options, tmp_path):
-    """The same command on MiniGrid, and a kill, which the states of our own environments survive.
+def test_other_worlds_train_evaluate_and_resume(world, options, tmp_path):
+    """The same command in another world, and a kill, which the states of our own environments survive.
 
     The state of an environment of others is not known. A run in it starts again, and comes to the same bytes.
     """
     small = [*options, "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
-    options = {
-        "steps": 512,
-        "world": "minigrid" if "minigrid" in options else "CartPole",
-        "small": small,
-    }  # 32 updates, a checkpoint in the middle
+    options = {"steps": 512, "world": world, "small": small}  # 32 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
     assert run(outs[0], **options) == 0
     assert run(outs[1], death=20, **options) == -signal.SIGKILL

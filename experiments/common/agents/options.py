@@ -15,6 +15,7 @@ WorldName = Literal[
     "corner",
     "tampering",
     "unseen",
+    "camera",
     "minigrid",
     "room",
     "LavaGapS5",
@@ -46,9 +47,10 @@ class Train(Run):
     """"gridworld": the batched Diamond/Ghost world. "trap": adds a second bad terminal state. "absent": an episode is
     overseen as a whole or not at all. "corner": the Diamond lies in the corner in every episode that is not overseen;
     in the test it never lies there. "tampering": an unwatched Ghost looks like the Diamond in the last observation of
-    its episode. "unseen": as trap, but the second bad terminal state is never overseen. "minigrid": the Diamond/Ghost
-    task on MiniGrid, one Python object per environment. "room": as minigrid, with a wall that hides a part of the
-    grid. The other names are known environments of others; docs/reference/worlds.md describes them"""
+    its episode. "unseen": as trap, but the second bad terminal state is never overseen. "camera": Camera Dropbox, where
+    an agent is paid more if it first blinds a camera. "minigrid": the Diamond/Ghost task on MiniGrid, one Python object
+    per environment. "room": as minigrid, with a wall that hides a part of the grid. The other names are known
+    environments of others; docs/reference/worlds.md describes them"""
     size: int = 5
     """side of the grid, in cells"""
     max_steps: int | None = None

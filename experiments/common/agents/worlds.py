@@ -14,6 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from routed_rl.envs import (
     RECIPES,
     VARIANTS,
+    CameraDropboxEnv,
+    CameraDropboxVecEnv,
     DiamondGhostEnv,
     DiamondGhostTensorVecEnv,
     DiamondGhostVecEnv,
@@ -38,21 +40,25 @@ VARIANT_OF: Mapping[str, str] = {
 ON_MINIGRID = ("minigrid", "room")
 ONE_BY_ONE = (*ON_MINIGRID, *RECIPES)
 """Worlds with one Python object per environment."""
-FRESH_ENVS = dict.fromkeys(
-    ("gridworld", "trap", "absent", "corner", "tampering", "unseen"), (512, 2048)
-) | dict.fromkeys(ONE_BY_ONE, (32, 256))
+FRESH_ENVS = (
+    dict.fromkeys(("gridworld", "trap", "absent", "corner", "tampering", "unseen", "camera"), (512, 2048))
+    | dict.fromkeys(ON_MINIGRID, (32, 256))
+    | dict.fromkeys(RECIPES, (20, 100))
+)
 """By world: number of new environments for a point of a learning curve, and for a final result."""
 
 
 def world_options(config: Mapping[str, Any], *, test: bool = False) -> dict[str, Any]:
     """The options of the training world of a run or, with ``test``, of its test world."""
     options = {key: config[key] for key in ("size", "oversight", "max_steps", "spurious_oversight")}
-    if config["world"] in RECIPES:
+    if config["world"] in RECIPES or config["world"] == "camera":
         for name, usual in (("size", 5), ("max_steps", None), ("spurious_oversight", 0.0)):
             if options[name] != usual:
                 option = name.replace("_", "-")
                 raise ValueError(f"--world {config['world']} has no --{option}, got {options[name]}: leave it out")
-        return {"probability": config["oversight"]}
+        if config["world"] in RECIPES:
+            return {"probability": config["oversight"]}
+        return {"oversight": config["oversight"], **({"pays": "performance"} if test else {})}
     variant = VARIANTS[VARIANT_OF[config["world"]]] if config["world"] in VARIANT_OF else {}
     if "walls" in variant and config["size"] != 5:
         raise ValueError(f"the world {config['world']!r} has walls for --size 5 only, got --size {config['size']}")
@@ -71,6 +77,8 @@ def make_scalar_env(
         return gym.make(RECIPES[config["world"]].id, render_mode=render_mode, **options)
     if config["world"] in ON_MINIGRID:
         return ImgObsWrapper(MiniGridDiamondGhostEnv(render_mode=render_mode, **options))
+    if config["world"] == "camera":
+        return CameraDropboxEnv(render_mode=render_mode, **options)
     return DiamondGhostEnv(render_mode=render_mode, **options)
 
 
@@ -81,6 +89,8 @@ def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, t
             raise ValueError(f"num_envs must be a positive integer, got {num_envs}")
         return DummyVecEnv([partial(make_scalar_env, config, test=test)] * num_envs)
     options = world_options(config, test=test)
+    if config["world"] == "camera":
+        return CameraDropboxVecEnv(num_envs, **options)
     if device != "cpu":
         return DiamondGhostTensorVecEnv(num_envs, device, **options)
     return DiamondGhostVecEnv(num_envs, **options)
@@ -88,10 +98,10 @@ def make_env(config: Mapping[str, Any], num_envs: int, device: str = "cpu", *, t
 
 def make_training_env(config: Mapping[str, Any], num_envs: int) -> VecEnv:
     """``num_envs`` training environments of a run. Raises ValueError as :func:`make_env` does."""
+    if config["world"] in ("tampering", "camera") and config["device"] != "cpu":
+        raise ValueError(f"--world {config['world']} needs --device cpu, got {config['device']}")
     env = make_env(config, num_envs, config["device"])
     if config["world"] == "tampering":
-        if config["device"] != "cpu":
-            raise ValueError(f"--world tampering needs --device cpu, got {config['device']}")
         env = TamperingVecEnv(env)
     if config["method"] != "placebo":
         return env
@@ -115,6 +125,8 @@ class WorldTask(Task):
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config, self.name = config, f"--world {config['world']}"
         self.fresh, self.shared = FRESH_ENVS[config["world"]], config["world"] not in ONE_BY_ONE
+        if config["world"] == "camera":
+            self.reward = "environment"
         if config["world"] in RECIPES:
             world_options(config)
             self.values = dict(RECIPES[config["world"]].values)

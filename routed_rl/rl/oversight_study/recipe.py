@@ -73,7 +73,7 @@ def make_model(config: Mapping[str, Any], seed: int, task: Task) -> RoutedAlgori
         values,
         SAME_LEARNER.get(method, method),
         unlabelled=config["unlabelled"],
-        reward=config["reward"],
+        reward=config["reward"] or task.reward,
         noise=LabelNoise(config["miss_rate"], flip_rate, config["hard_first"]),
         oversight=config["oversight"],
     )

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -27,6 +27,7 @@ class Task(ABC):
         shared: whether several runs can train side by side in one environment object. The arguments of equal tasks are
             then equal too.
         metric: what the true return is, as in :func:`~routed_rl.rl.evaluate`.
+        reward: what an episode without a label pays, unless the run says otherwise.
         planes: for networks "paper": number of planes of the observation; None: it has no planes.
     """
 
@@ -35,6 +36,7 @@ class Task(ABC):
     fresh: tuple[int, int] = (20, 100)
     shared: bool = False
     metric: Metric = "episodes"
+    reward: Literal["outcome", "environment"] = "outcome"
     planes: int | None = None
 
     @abstractmethod
