@@ -33,7 +33,8 @@ def main(command: Evaluate) -> None:
     if command.json:
         print(json.dumps({"policy": name, "greedy": command.greedy, **result}, indent=2))
     else:
-        show_table(f"{command.directory}, policy: {name}", ("measure", "value"), list(_rows(result)))
+        actions = "greedy" if command.greedy else "sampled"
+        show_table(f"{command.directory}, policy: {name}, {actions} actions", ("measure", "value"), list(_rows(result)))
 
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from routed_rl.experiments.common.agents import recipe as gridworld
 from routed_rl.experiments.common.agents.grid import arguments, train_all
 from routed_rl.experiments.common.agents.options import Learner, Train
 from routed_rl.experiments.oversight import oversight
+from routed_rl.experiments.oversight.figures import draw_arrows
 from routed_rl.rl import OversightStudy
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, tables, write_json
@@ -121,6 +122,8 @@ def test_a_study_has_every_run_table_and_figure(whole):
     assert len(of_given.grid()) == 2 * TRAINS and of_given.grid().finished.all()
     for name in figures - {"arrows"}:
         assert isinstance(of_given.figure(name), Figure)
+    title = draw_arrows(whole / "runs" / "routing" / "0.1-s1").get_suptitle()
+    assert title == "Policies of one run: routing, oversight level 10.0%, seed 1"
     with pytest.raises(ValueError, match="there is no figure 'arrows'; the figures are returns, methods"):
         of_given.figure("arrows")
 

@@ -160,6 +160,8 @@ def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:
     check_device(device)
     env = make_training_env(config, learner.pop("n_envs"))
     values, method = values_of(config), config["method"]
+    if not budget(config):
+        raise ValueError(f"method {method!r} trains for oversight x total steps: --oversight must be above 0")
     if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):
         raise ValueError("method 'shuffled' has its own flip rate; leave out --flip-rate and --hard-first")
     # A shuffled label says nothing: each of the labels has the same probability, whatever happened.
