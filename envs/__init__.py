@@ -1,8 +1,9 @@
-"""Environments with partial oversight: the Diamond/Ghost world, and wrappers for any other environment.
+"""Environments with partial oversight: Diamond/Ghost, Camera Dropbox, and wrappers for any other environment.
 
 Importing this package registers ``RoutedRL/DiamondGhost-v0`` and its :data:`VARIANTS` with Gymnasium, each also as
-``RoutedRL/MiniGrid-…-v0``, and all :data:`RECIPES`. The classes that need Stable-Baselines3 (``…VecEnv``) or MiniGrid
-(``MiniGridDiamondGhostEnv``, ``SymbolicImage``) are imported at the first use of their names.
+``RoutedRL/MiniGrid-…-v0``, ``RoutedRL/CameraDropbox-v0``, and all :data:`RECIPES`. The classes that need
+Stable-Baselines3 (``…VecEnv``) or MiniGrid (``MiniGridDiamondGhostEnv``, ``SymbolicImage``) are imported at the first
+use of their names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from routed_rl.envs.camera_dropbox import CameraDropboxEnv
 from routed_rl.envs.diamond_ghost import DiamondGhostEnv, DiamondGhostVectorEnv
 from routed_rl.envs.partial_oversight import Ending, PartialOversight
 from routed_rl.envs.recipes import RECIPES, Recipe
@@ -20,13 +22,15 @@ from routed_rl.envs.world import VARIANTS, World, make_world
 if TYPE_CHECKING:
     from routed_rl.envs.minigrid import MiniGridDiamondGhostEnv
     from routed_rl.envs.partial_oversight_sb3 import PartialOversightVecEnv
-    from routed_rl.envs.sb3 import DiamondGhostVecEnv
+    from routed_rl.envs.sb3 import CameraDropboxVecEnv, DiamondGhostVecEnv
     from routed_rl.envs.symbolic import SymbolicImage
     from routed_rl.envs.tensors import DiamondGhostTensorVecEnv
 
 __all__ = [
     "RECIPES",
     "VARIANTS",
+    "CameraDropboxEnv",
+    "CameraDropboxVecEnv",
     "DiamondGhostEnv",
     "DiamondGhostTensorVecEnv",
     "DiamondGhostVecEnv",
@@ -54,11 +58,13 @@ for _name, _options in {"DiamondGhost": {}, **VARIANTS}.items():
         entry_point="routed_rl.envs.minigrid:MiniGridDiamondGhostEnv",
         kwargs=dict(_options),
     )
+gymnasium.register("RoutedRL/CameraDropbox-v0", "routed_rl.envs.camera_dropbox:CameraDropboxEnv")
 for _recipe in RECIPES.values():
     gymnasium.register(_recipe.id, "routed_rl.envs.recipes:make_recipe", kwargs={"name": _recipe.name})
 
 
 _LAZY = {
+    "CameraDropboxVecEnv": "routed_rl.envs.sb3",
     "DiamondGhostTensorVecEnv": "routed_rl.envs.tensors",
     "DiamondGhostVecEnv": "routed_rl.envs.sb3",
     "MiniGridDiamondGhostEnv": "routed_rl.envs.minigrid",

@@ -1,4 +1,4 @@
-"""``Batch``: a world, the state of E environments, and autoreset (numpy). All environment classes are built on it.
+"""``Batch``: a world, the state of E environments, and autoreset (numpy). All batched environments are built on it.
 
 Shapes: ``E`` environments, ``D`` environments whose episode ended in this step, ``P`` observation planes, ``C`` cells.
 """
@@ -7,17 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 
 from routed_rl.envs import dynamics
-from routed_rl.envs.dynamics import State, Transition
+from routed_rl.envs.dynamics import Transition
 from routed_rl.envs.random import as_int64
-from routed_rl.envs.world import ACTIONS, World
+from routed_rl.envs.world import ACTIONS
 
-_SAVED = ("key", "episode", "steps", "agent")
+
+class Dynamics(Protocol):
+    """A module with the functions of one kind of world, such as :mod:`routed_rl.envs.dynamics`."""
+
+    SAVED: tuple[str, ...]
+
+    def reset(self, world: Any, key: np.ndarray, episode: np.ndarray) -> Any: ...
+    def step(self, world: Any, state: Any, action: np.ndarray) -> tuple[Any, Transition]: ...
+    def observe(self, world: Any, state: Any) -> np.ndarray: ...
+    def ended(self, world: Any, state: Any) -> np.ndarray: ...
+    def restore(self, world: Any, saved: Mapping[str, np.ndarray]) -> Any: ...
+    def saved_shape(self, name: str, num_envs: int) -> tuple[int, ...]: ...
 
 
 class EpisodeEnds(NamedTuple):
@@ -28,7 +39,7 @@ class EpisodeEnds(NamedTuple):
     overseen: np.ndarray  # (D,) bool: whether the terminal reached was overseen
     truncated: np.ndarray  # (D,) bool: ended by the step limit, not by a terminal
     length: np.ndarray  # (D,) int64: steps of the episode
-    reward: np.ndarray  # (D,) float32: true reward of the last step; all other steps have reward 0
+    reward: np.ndarray  # (D,) float32: reward of the last step
     final_obs: np.ndarray  # (D, P*C) float32: the episode's last observation
 
 
@@ -53,13 +64,16 @@ class Batch:
         ValueError: if ``num_envs`` is not a positive integer.
     """
 
-    def __init__(self, world: World, num_envs: int, *, autoreset: bool = True) -> None:
+    rules: ClassVar[Dynamics] = dynamics
+    """The dynamics of the world. Subclasses for other kinds of world replace them."""
+
+    def __init__(self, world: Any, num_envs: int, *, autoreset: bool = True) -> None:
         if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
             raise ValueError(f"num_envs must be a positive integer, got {num_envs!r}")
         self.world = world
         self.num_envs = int(num_envs)
         self.autoreset = autoreset
-        self._state: State | None = None
+        self._state: Any = None
         self._no_ends = EpisodeEnds(
             rows=np.zeros(0, dtype=np.int64),
             outcome=np.zeros(0, dtype=np.int64),
@@ -71,8 +85,8 @@ class Batch:
         )
 
     @property
-    def state(self) -> State:
-        """The current state; treat it as read-only.
+    def state(self) -> Any:
+        """The current state, a ``State`` of the dynamics; treat it as read-only.
 
         Raises:
             ResetNeeded: before the first :meth:`reset`.
@@ -116,10 +130,9 @@ class Batch:
                 seed = int(rng.integers(2**63))
             if seed is not None:
                 key[row], episode[row] = as_int64(int(seed)), 0
-        fresh = dynamics.reset(self.world, key[rows], episode[rows])
+        fresh = self.rules.reset(self.world, key[rows], episode[rows])
         self._state = fresh if first else dynamics.put(self.state, rows, fresh)
-        obs: np.ndarray = dynamics.observe(self.world, self._state)
-        return obs
+        return self.rules.observe(self.world, self._state)
 
     def step(self, actions: Sequence[int] | np.ndarray) -> Step:
         """Take one step in every environment; ``actions`` are E integers in [0, 4).
@@ -128,9 +141,9 @@ class Batch:
             ValueError: for actions of another shape, type or range.
             ResetNeeded: before the first :meth:`reset`; without autoreset, also after the end of an episode.
         """
-        if not self.autoreset and self._ended().any():
+        if not self.autoreset and self.rules.ended(self.world, self.state).any():
             raise ResetNeeded("the episode has ended; call reset() before the next step()")
-        state, transition = dynamics.step(self.world, self.state, self._checked(actions))
+        state, transition = self.rules.step(self.world, self.state, self._checked(actions))
         rows = np.flatnonzero(transition.terminated | transition.truncated)
         ends = self._no_ends
         if len(rows):
@@ -142,16 +155,17 @@ class Batch:
                 truncated=transition.truncated[rows],
                 length=old.steps,
                 reward=transition.reward[rows],
-                final_obs=dynamics.observe(self.world, old),
+                final_obs=self.rules.observe(self.world, old),
             )
             if self.autoreset:
-                state = dynamics.restart(self.world, state, rows)
+                fresh = self.rules.reset(self.world, old.key, old.episode + 1)
+                state = dynamics.put(state, rows, fresh)
         self._state = state
-        return Step(dynamics.observe(self.world, state), transition, ends)
+        return Step(self.rules.observe(self.world, state), transition, ends)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Return the state as four int64 arrays of shape (E,); :meth:`set_state` restores it exactly."""
-        return {name: getattr(self.state, name).copy() for name in _SAVED}
+        """Return the state as a few int64 arrays of shape (E, …); :meth:`set_state` restores it exactly."""
+        return {name: getattr(self.state, name).copy() for name in self.rules.SAVED}
 
     def set_state(self, saved: Mapping[str, np.ndarray]) -> None:
         """Restore a state that :meth:`get_state` returned in an equal world.
@@ -159,28 +173,22 @@ class Batch:
         Raises:
             ValueError: if this is not such a state, or is of another number of environments or another world.
         """
-        if set(saved) != set(_SAVED):
-            raise ValueError(f"a state must hold {', '.join(_SAVED)}, got {', '.join(map(str, saved)) or 'nothing'}")
-        key, episode, steps, agent = (np.asarray(saved[name]) for name in _SAVED)
-        for name, array in zip(_SAVED, (key, episode, steps, agent), strict=True):
-            if array.dtype != np.int64 or array.shape != (self.num_envs,):
+        names = self.rules.SAVED
+        if set(saved) != set(names):
+            raise ValueError(f"a state must hold {', '.join(names)}, got {', '.join(map(str, saved)) or 'nothing'}")
+        arrays = {name: np.asarray(saved[name]) for name in names}
+        for name, array in arrays.items():
+            shape = self.rules.saved_shape(name, self.num_envs)
+            if array.dtype != np.int64 or array.shape != shape:
                 raise ValueError(
-                    f"a state's {name!r} must be int64 of shape ({self.num_envs},), got {array.dtype} "
-                    f"of shape {array.shape}"
+                    f"a state's {name!r} must be int64 of shape {shape}, got {array.dtype} of shape {array.shape}"
                 )
-        if not np.isin(agent, self.world.free).all() or not ((steps >= 0) & (steps <= self.world.max_steps)).all():
+        restored = self.rules.restore(self.world, arrays)
+        if restored is None:
             raise ValueError(
                 "the state is of another world: its players or step counts are out of range; use the same options"
             )
-        fresh = dynamics.reset(self.world, key.copy(), episode.copy())
-        self._state = fresh._replace(steps=steps.copy(), agent=agent.copy())
-
-    def _ended(self) -> np.ndarray:
-        """Return (E,) bool: true where the episode has ended (with autoreset, nowhere)."""
-        state = self.state
-        at_terminal = (state.terminals == state.agent[:, None]).any(axis=1)
-        ended: np.ndarray = at_terminal | (state.steps >= self.world.max_steps)
-        return ended
+        self._state = restored
 
     def _checked(self, actions: Sequence[int] | np.ndarray) -> np.ndarray:
         array = np.asarray(actions)

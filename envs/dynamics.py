@@ -6,14 +6,17 @@ kinds, ``C`` cells, ``P`` observation planes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat.numpy
 import numpy as np
 
 from routed_rl.envs.random import Array, below, bernoulli, bits, episode_stream, threshold
 from routed_rl.envs.world import ACTIONS, World
+
+SAVED: tuple[str, ...] = ("key", "episode", "steps", "agent")
 
 
 class State(NamedTuple):
@@ -35,6 +38,10 @@ class Transition(NamedTuple):
     reward: Array  # (E,) float32: the true reward
     terminated: Array  # (E,) bool
     truncated: Array  # (E,) bool: the step limit was reached, but no terminal
+
+
+Fields = TypeVar("Fields", bound=NamedTuple)
+"""The state of any world: arrays (E, …)."""
 
 
 class _Tables(NamedTuple):
@@ -113,6 +120,26 @@ def reset(world: World, key: Array, episode: Array) -> State:
     return State(key, episode, xp.zeros_like(key), agent, terminals, oversight)
 
 
+def restore(world: World, saved: Mapping[str, np.ndarray]) -> State | None:
+    """Return the state that saved arrays, of the right shapes, describe; None if this world has no such state."""
+    steps, agent = saved["steps"].copy(), saved["agent"].copy()
+    if not np.isin(agent, world.free).all() or not ((steps >= 0) & (steps <= world.max_steps)).all():
+        return None
+    return reset(world, saved["key"].copy(), saved["episode"].copy())._replace(steps=steps, agent=agent)
+
+
+def saved_shape(name: str, num_envs: int) -> tuple[int, ...]:
+    """Return the shape of an array of the saved state."""
+    return (num_envs,)
+
+
+def ended(world: World, state: State) -> np.ndarray:
+    """Return (E,) bool: true where the episode has ended."""
+    at_terminal = (state.terminals == state.agent[:, None]).any(axis=1)
+    over: np.ndarray = at_terminal | (state.steps >= world.max_steps)
+    return over
+
+
 def spare_bits(world: World, key: Array, episode: Array) -> Array:
     """Return 63 random bits for each episode, (E,) int64, from a draw number that :func:`reset` never uses."""
     xp, device = _library(key)
@@ -145,12 +172,7 @@ def step(world: World, state: State, action: Array) -> tuple[State, Transition]:
     return state._replace(agent=agent, steps=steps), transition
 
 
-def restart(world: World, state: State, rows: Array) -> State:
-    """Return the state after the environments with index ``rows`` (D,) have started their next episode."""
-    return put(state, rows, reset(world, state.key[rows], state.episode[rows] + 1))
-
-
-def put(state: State, rows: Array, part: State) -> State:
+def put(state: Fields, rows: Array, part: Fields) -> Fields:
     """Return the state with the environments with index ``rows`` (D,) replaced by ``part`` (D environments)."""
     xp, _ = _library(rows)
     merged = []
@@ -158,12 +180,12 @@ def put(state: State, rows: Array, part: State) -> State:
         array = xp.asarray(old, copy=True)
         array[rows] = new
         merged.append(array)
-    return State(*merged)
+    return type(state)(*merged)
 
 
-def take(state: State, rows: Array) -> State:
+def take(state: Fields, rows: Array) -> Fields:
     """Return the state of the environments with index ``rows`` (D,)."""
-    return State(*(array[rows] for array in state))
+    return type(state)(*(array[rows] for array in state))
 
 
 def observe(world: World, state: State) -> Array:

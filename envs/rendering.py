@@ -6,7 +6,7 @@ import colorsys
 import math
 import string
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, singledispatch
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def check_render_mode(mode: str | None, modes: Sequence[str]) -> str | None:
     return mode
 
 
-def render(world: World, state: State, row: int, mode: str | None) -> str | np.ndarray:
+def render(world: Any, state: Any, row: int, mode: str | None) -> str | np.ndarray:
     """Return environment ``row`` as :func:`ansi` text or as an :func:`rgb` image; ValueError if ``mode`` is None."""
     if mode is None:
         raise ValueError("render_mode is None: make the environment with a render_mode to render it")
@@ -54,7 +54,8 @@ def letters(world: World) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def ansi(world: World, state: State, row: int) -> str:
+@singledispatch
+def ansi(world: Any, state: State, row: int) -> str:
     """Return environment ``row`` as text: ``@`` player, letters terminals, ``#`` walls, ``[ ]`` overseen cells."""
     agent, terminals = int(state.agent[row]), state.terminals[row].tolist()
     symbols = ["·"] * world.cells
@@ -74,27 +75,34 @@ def ansi(world: World, state: State, row: int) -> str:
     return "\n".join([f"┌{edge}┐", *(f"│{line}│" for line in lines), f"└{edge}┘", caption])
 
 
-def rgb(world: World, state: State, row: int, tile: int = TILE) -> np.ndarray:
+@singledispatch
+def rgb(world: Any, state: State, row: int, tile: int = TILE) -> np.ndarray:
     """Return environment ``row`` as an image, (height * tile, width * tile, 3) uint8."""
-    floor, lit, wall = (_ground(kind, tile) for kind in ("floor", "lit", "wall"))
+    floor, lit, wall = (ground(kind, tile) for kind in ("floor", "lit", "wall"))
     tiles = [lit if seen else floor for seen in state.oversight[row]]
     for cell in world.walls:
         tiles[cell] = wall
     on_top = {cell: kind for kind, cell in enumerate(state.terminals[row].tolist())}  # the last terminal in each cell
     for cell, kind in on_top.items():
-        tiles[cell] = _over(tiles[cell], _terminal(world.names, kind, letters(world)[kind], tile))
+        tiles[cell] = over(tiles[cell], _terminal(world.names, kind, letters(world)[kind], tile))
     agent = int(state.agent[row])
-    tiles[agent] = _over(tiles[agent], _player(tile))
-    grid = np.stack(tiles).reshape(world.height, world.width, tile, tile, 3)
-    return grid.swapaxes(1, 2).reshape(world.height * tile, world.width * tile, 3)
+    tiles[agent] = over(tiles[agent], player(tile))
+    return tiled(tiles, world.height, world.width, tile)
 
 
-def _over(ground: np.ndarray, sprite: np.ndarray) -> np.ndarray:
+def tiled(tiles: Sequence[np.ndarray], height: int, width: int, tile: int) -> np.ndarray:
+    """Return the image, (height * tile, width * tile, 3) uint8, of cells (tile, tile, 3) listed row by row."""
+    grid = np.stack(tiles).reshape(height, width, tile, tile, 3)
+    return grid.swapaxes(1, 2).reshape(height * tile, width * tile, 3)
+
+
+def over(ground: np.ndarray, sprite: np.ndarray) -> np.ndarray:
+    """Return a cell's picture, (tile, tile, 3), with a sprite, (tile, tile, 4), drawn over it."""
     alpha = sprite[..., 3:].astype(np.uint16)
     return ((sprite[..., :3] * alpha + ground * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-class _Canvas:
+class Canvas:
     """Draws in a unit square; ``pixels()`` returns it as (tile, tile, 4) uint8."""
 
     def __init__(self, tile: int, background: Colour | None = None) -> None:
@@ -121,27 +129,29 @@ class _Canvas:
         return np.asarray(self._image.resize((self.tile, self.tile), Image.Resampling.BOX))
 
 
-def _eye(canvas: _Canvas, x: float, y: float, size: float) -> None:
+def eye(canvas: Canvas, x: float, y: float, size: float) -> None:
+    """Draw an eye of this half width around a point."""
     canvas.ellipse(x, y, size, size * 0.62, PLAYER)
     canvas.ellipse(x, y, size * 0.8, size * 0.45, WHITE)
     canvas.ellipse(x, y, size * 0.36, size * 0.36, PLAYER)
 
 
 @lru_cache(maxsize=64)
-def _ground(kind: str, tile: int) -> np.ndarray:
+def ground(kind: str, tile: int) -> np.ndarray:
     """Return a cell's background, (tile, tile, 3): ``floor``, ``wall``, or ``lit`` for an overseen floor."""
-    canvas = _Canvas(tile, {"floor": FLOOR, "lit": LIT, "wall": WALL}[kind])
+    canvas = Canvas(tile, {"floor": FLOOR, "lit": LIT, "wall": WALL}[kind])
     if kind == "lit":
         canvas.frame(0.07, FRAME)
-        _eye(canvas, 0.81, 0.17, 0.15)
+        eye(canvas, 0.81, 0.17, 0.15)
     else:
         canvas.frame(0.02, GRID)
     return canvas.pixels()[..., :3]
 
 
 @lru_cache(maxsize=64)
-def _player(tile: int) -> np.ndarray:
-    canvas = _Canvas(tile)
+def player(tile: int) -> np.ndarray:
+    """Return the sprite of the player, (tile, tile, 4)."""
+    canvas = Canvas(tile)
     canvas.ellipse(0.5, 0.54, 0.28, 0.28, WHITE)
     canvas.ellipse(0.5, 0.54, 0.25, 0.25, PLAYER)
     for x in (0.41, 0.59):
@@ -152,7 +162,7 @@ def _player(tile: int) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _terminal(names: tuple[str, ...], kind: int, letter: str, tile: int) -> np.ndarray:
     """Return the sprite of a terminal kind: an icon for Ghost and Diamond, a polygon with a letter for others."""
-    canvas = _Canvas(tile)
+    canvas = Canvas(tile)
     icon = _ICONS.get(names[kind])
     if icon is not None:
         icon(canvas)
@@ -166,7 +176,7 @@ def _terminal(names: tuple[str, ...], kind: int, letter: str, tile: int) -> np.n
     return canvas.pixels()
 
 
-def _ghost(canvas: _Canvas) -> None:
+def _ghost(canvas: Canvas) -> None:
     colour = _ICON_COLOURS["ghost"]
     canvas.ellipse(0.5, 0.47, 0.28, 0.28, colour)
     hem = [(0.22 + 0.56 * i / 6, 0.88 if i % 2 == 0 else 0.78) for i in range(7)]
@@ -176,7 +186,7 @@ def _ghost(canvas: _Canvas) -> None:
         canvas.ellipse(x, 0.48, 0.035, 0.045, PLAYER)
 
 
-def _diamond(canvas: _Canvas) -> None:
+def _diamond(canvas: Canvas) -> None:
     dark, light = _ICON_COLOURS["diamond"], (116, 198, 190)
     left, right, top, waist, bottom = 0.16, 0.84, 0.28, 0.47, 0.9
     canvas.polygon([(0.3, top), (0.7, top), (right, waist), (0.5, bottom), (left, waist)], dark)
@@ -184,7 +194,7 @@ def _diamond(canvas: _Canvas) -> None:
     canvas.polygon([(0.37, waist), (0.5, bottom), (left, waist)], light)
 
 
-_ICONS: dict[str, Callable[[_Canvas], None]] = {"ghost": _ghost, "diamond": _diamond}
+_ICONS: dict[str, Callable[[Canvas], None]] = {"ghost": _ghost, "diamond": _diamond}
 
 
 class Window:

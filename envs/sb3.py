@@ -1,4 +1,4 @@
-"""The Diamond/Ghost world as a Stable-Baselines3 ``VecEnv``. It builds info dicts only when they are read."""
+"""Batched worlds as Stable-Baselines3 ``VecEnv``s, which build info dicts only when they are read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.envs.batch import Batch, EpisodeEnds
-from routed_rl.envs.diamond_ghost import spaces
+from routed_rl.envs.camera import CameraOptions, make_camera_world
+from routed_rl.envs.camera_dropbox import CameraBatch
 from routed_rl.envs.rendering import FPS, check_render_mode, render, rgb
+from routed_rl.envs.scalar import spaces
 from routed_rl.envs.world import WorldOptions, make_world
 
 
@@ -21,7 +23,7 @@ class LazyInfos(Sequence[dict[str, Any]]):
     and ``TimeLimit.truncated``. At other steps it is empty.
 
     Attributes:
-        outcome_names: the terminal kinds, in the order of their outcome numbers.
+        outcome_names: the outcomes, in the order of their numbers.
     """
 
     def __init__(self, ends: EpisodeEnds, num_envs: int, outcome_names: tuple[str, ...]) -> None:
@@ -83,37 +85,30 @@ class LazyInfos(Sequence[dict[str, Any]]):
         }
 
 
-class DiamondGhostVecEnv(VecEnv):
-    """A Stable-Baselines3 ``VecEnv`` with ``num_envs`` environments of one world in one batch.
+class BatchVecEnv(VecEnv):
+    """A Stable-Baselines3 ``VecEnv`` with the environments of one batch.
 
     ``seed(s)``, or the argument, seeds environment ``i`` with ``s + i`` at the next ``reset()``. Later resets start
     each environment's next episode. ``step`` returns :class:`LazyInfos`; their ``ends`` are arrays.
 
     Args:
-        num_envs: the number of environments.
+        batch: a :class:`~routed_rl.envs.batch.Batch` with autoreset.
         seed: as for ``seed()``; None draws seeds at the first reset.
         render_mode: None, "ansi" or "rgb_array".
-        **options: the options of :func:`routed_rl.envs.make_world`.
 
     Attributes:
         world: the world that all environments share.
-        outcome_names: the terminal kinds, in the order of their outcome numbers.
+        outcome_names: the outcomes, in the order of their numbers.
 
     Raises:
-        ValueError: for an option out of range.
+        ValueError: for another ``render_mode``.
     """
 
-    def __init__(
-        self,
-        num_envs: int,
-        seed: int | None = None,
-        render_mode: str | None = None,
-        **options: Unpack[WorldOptions],
-    ) -> None:
-        self.world = make_world(**options)
+    def __init__(self, batch: Batch, seed: int | None, render_mode: str | None) -> None:
+        self.world = batch.world
         self.outcome_names: tuple[str, ...] = self.world.names
         self.render_mode = check_render_mode(render_mode, ("ansi", "rgb_array"))
-        self._batch = Batch(self.world, num_envs)
+        self._batch = batch
         self._actions = np.zeros(0, dtype=np.int64)
         super().__init__(self._batch.num_envs, *spaces(self.world))
         self.metadata["render_fps"] = FPS
@@ -143,7 +138,7 @@ class DiamondGhostVecEnv(VecEnv):
         return [rgb(self.world, state, row) for row in range(self.num_envs)]
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """Return the state as four int64 arrays; :meth:`set_state` restores it exactly."""
+        """Return the state as a few int64 arrays; :meth:`set_state` restores it exactly."""
         return self._batch.get_state()
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -177,3 +172,49 @@ class DiamondGhostVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: int | Iterable[int] | None = None) -> list[bool]:
         return [False] * len(list(self._get_indices(indices)))
+
+
+class DiamondGhostVecEnv(BatchVecEnv):
+    """The Diamond/Ghost world as a :class:`BatchVecEnv`.
+
+    Args:
+        num_envs: the number of environments.
+        seed: as for ``seed()``; None draws seeds at the first reset.
+        render_mode: None, "ansi" or "rgb_array".
+        **options: the options of :func:`routed_rl.envs.make_world`.
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        **options: Unpack[WorldOptions],
+    ) -> None:
+        super().__init__(Batch(make_world(**options), num_envs), seed, render_mode)
+
+
+class CameraDropboxVecEnv(BatchVecEnv):
+    """:class:`~routed_rl.envs.CameraDropboxEnv` as a :class:`BatchVecEnv`.
+
+    Args:
+        num_envs: the number of environments.
+        seed: as for ``seed()``; None draws seeds at the first reset.
+        render_mode: None, "ansi" or "rgb_array".
+        **options: the options of :func:`routed_rl.envs.camera.make_camera_world`.
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        **options: Unpack[CameraOptions],
+    ) -> None:
+        super().__init__(CameraBatch(make_camera_world(**options), num_envs), seed, render_mode)

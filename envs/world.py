@@ -59,6 +59,13 @@ def as_probability(name: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def check_max_steps(value: object) -> int:
+    """Return ``value`` as an int; raise a ValueError that quotes it if it is no positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"max_steps must be a positive integer, got {value!r}")
+    return int(value)
+
+
 @dataclass(frozen=True, eq=False)
 class World:
     """The fixed part of a Diamond/Ghost gridworld; build it with :func:`make_world`.
@@ -151,8 +158,7 @@ def make_world(
             raise ValueError(f"the reward of terminal {name!r} must be a finite number, got {terminals[name]!r}")
     if not names:
         raise ValueError(f"terminals must name at least one kind, got {terminals!r}")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, (int, np.integer)) or max_steps < 1:
-        raise ValueError(f"max_steps must be a positive integer, got {max_steps!r}")
+    max_steps = check_max_steps(max_steps)
 
     if not isinstance(walls, Iterable):
         raise ValueError(f"walls must be (row, column) pairs, got {walls!r}")
@@ -169,7 +175,7 @@ def make_world(
             f"a {height}x{width} grid with {len(free)} free cells has no room for the player and "
             f"{len(names)} terminals; it needs at least {needed}"
         )
-    moves = _moves(blocked)
+    moves = next_cells(blocked)
     if not _connected(moves, free):
         raise ValueError(
             f"walls {[tuple(w) for w in np.argwhere(blocked).tolist()]} cut the grid into parts: "
@@ -197,7 +203,7 @@ def make_world(
         spurious_oversight=as_probability("spurious_oversight", spurious_oversight),
         supervisor=bool(supervisor),
         moved=moved,
-        max_steps=int(max_steps),
+        max_steps=max_steps,
         walls=np.flatnonzero(blocked),
         free=free,
         moves=moves,
@@ -230,7 +236,8 @@ def _oversight_by_kind(oversight: object, names: tuple[str, ...]) -> tuple[float
     return tuple(as_probability(f"oversight of {name!r}", oversight[name]) for name in names)
 
 
-def _moves(blocked: np.ndarray) -> np.ndarray:
+def next_cells(blocked: np.ndarray) -> np.ndarray:
+    """Return the next cell for each cell and action, (C, 4) int64, on a grid with these walls, (H, W) bool."""
     height, width = blocked.shape
     here = np.stack(np.divmod(np.arange(height * width), width), axis=-1)
     there = np.clip(here[:, None, :] + _OFFSETS, 0, (height - 1, width - 1))

@@ -145,10 +145,10 @@ def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:
     An unknown name is returned as it is. Tyro refuses it later.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?")
-    parser.add_argument("--task", nargs="?")
+    for option in ("--preset", "--task", "--env"):
+        parser.add_argument(option, nargs="?")
     found = parser.parse_known_args(arguments)[0]
-    return found.preset, found.task
+    return found.preset or ("own" if found.env else None), found.task
 
 
 def _unknown(arguments: Sequence[str]) -> str | None:

@@ -5,7 +5,7 @@ import sys
 
 from routed_rl.errors import guarded
 from routed_rl.experiments.cli import parse
-from routed_rl.experiments.common.agents.training import train_runs
+from routed_rl.experiments.gridworld.train import train_and_show
 
 if __name__ == "__main__":
-    guarded(lambda: train_runs([parse(shlex.split(line)) for line in sys.argv[1:]]))
+    guarded(lambda: train_and_show([parse(shlex.split(line)) for line in sys.argv[1:]]))

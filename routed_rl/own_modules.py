@@ -19,7 +19,7 @@ from importlib.util import find_spec, resolve_name
 from operator import attrgetter
 from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from routed_rl.wording import did_you_mean
@@ -50,11 +50,11 @@ def located(given: str) -> str:
     return f"{os.path.join(folder, module)}:{attribute}"
 
 
-def name_of(kind: type) -> str:
-    """Return ``MODULE:CLASS`` of a class, with the folder as :func:`located` adds it.
+def name_of(kind: type | FunctionType) -> str:
+    """Return ``MODULE:NAME`` of a class or function, with the folder as :func:`located` adds it.
 
     Raises:
-        ValueError: for a class that other processes cannot import.
+        ValueError: for one that other processes cannot import.
     """
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
         place = "the script or notebook that runs" if kind.__module__ == "__main__" else "a function"

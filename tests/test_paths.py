@@ -34,7 +34,7 @@ from routed_rl.lm.stories import FORGET
 from routed_rl.options.undo import LmEval
 from routed_rl.own_modules import located
 from routed_rl.paths import NameOrPath
-from routed_rl.rl import OversightStudy, RoutedActorCriticPolicy, RoutedPPO
+from routed_rl.rl import OversightReport, RoutedActorCriticPolicy, RoutedPPO
 from routed_rl.runs import (
     MetricsCSV,
     RunDirectory,
@@ -157,7 +157,7 @@ CALLS = {
     "lm.read_words": lambda path: read_words(written(path, "tree")),
     "lm.save_model": saved,
     "lm.save_tokenizer": lambda path: save_tokenizer(TOKENIZER, path),
-    "rl.OversightStudy.__init__": lambda path: OversightStudy({"routing": [path]}),
+    "rl.OversightReport.__init__": lambda path: OversightReport({"routing": [path]}),
     "rl.RoutedActorCriticPolicy.load": lambda path: RoutedActorCriticPolicy.load(policy(path)),
     "rl.RoutedActorCriticPolicy.save": lambda path: policy(path),
     "rl.RoutedAlgorithm.__init__": lambda path: small_model(tensorboard_log=path).learn(128),

@@ -21,7 +21,7 @@ from routed_rl.experiments.benchmarks import language
 from routed_rl.experiments.benchmarks.timing import machine, take_turns
 from routed_rl.experiments.benchmarks.training import learn, trained
 from routed_rl.experiments.common.agents.options import PRESETS, PresetName
-from routed_rl.experiments.common.agents.recipe import make_model, make_training_env
+from routed_rl.experiments.common.agents.worlds import make_model, make_training_env
 from routed_rl.rl import ParallelLearner
 
 Device = Literal["cpu", "cuda"]

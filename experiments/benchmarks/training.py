@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from routed_rl.experiments.benchmarks.timing import Measured, Stopwatch, take_turns
 from routed_rl.experiments.common.agents.options import PRESETS, PresetName
-from routed_rl.experiments.common.agents.recipe import make_model, make_training_env, world_options
+from routed_rl.experiments.common.agents.worlds import make_model, make_training_env, world_options
 from routed_rl.rl import PaperPolicy, ParallelLearner, RoutedActorCriticPolicy, RoutedAlgorithm
 
 UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from routed_rl.errors import at_least, user_input
-from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, load_run, make_env
+from routed_rl.experiments.common.agents.worlds import load_run, task_of
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Evaluate
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import evaluate
+from routed_rl.rl.evaluation import Metric
 from routed_rl.runs import derive_seed
 from routed_rl.runs.process import one_thread
 
@@ -23,10 +24,11 @@ def main(command: Evaluate) -> None:
     with user_input():
         model, config = load_run(command.directory)
         name = steer(model, command)
+    task = task_of(config)
     result = evaluate(
         model,
-        make_env(config, command.n_envs or FRESH_ENVS[config["world"]][1], test=True),
-        metric="paper",
+        task.test_env(command.n_envs or task.fresh[1]),
+        metric=task.metric,
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,
     )
@@ -34,12 +36,16 @@ def main(command: Evaluate) -> None:
         print(json.dumps({"policy": name, "greedy": command.greedy, **result}, indent=2))
     else:
         actions = "greedy" if command.greedy else "sampled"
-        show_table(f"{command.directory}, policy: {name}, {actions} actions", ("measure", "value"), list(_rows(result)))
+        show_table(
+            f"{command.directory}, policy: {name}, {actions} actions",
+            ("measure", "value"),
+            list(_rows(result, task.metric)),
+        )
 
 
-def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(result: dict[str, Any], metric: Metric) -> Iterator[tuple[str, str]]:
     measures = {
-        "true_return": "true return (of the paper, 32 steps)",
+        "true_return": f"true return ({'of the paper, 32 steps' if metric == 'paper' else 'discounted'})",
         "episode_return": "episode return (not discounted)",
         "episode_length": "episode length (steps)",
         "entropy": "entropy of the policy (nats)",

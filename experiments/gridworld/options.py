@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from routed_rl.experiments.common.agents.options import CONTRAST
 from routed_rl.options import RUNS
+from routed_rl.options.oversight import CONTRAST
 
 
 @dataclass(frozen=True)

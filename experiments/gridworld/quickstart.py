@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.agents.grid import check_options, train_all
+from routed_rl.experiments.common.agents.grid import train_all
 from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Quickstart
@@ -37,7 +37,10 @@ def main(command: Quickstart) -> None:
             if not command.force:
                 check_run(command.out / method, train.config(), train.seed)
     if command.force or not all(is_finished(command.out / method) for method in METHODS):
-        check_options(list(commands.values()))
+        from routed_rl.experiments.common.agents.worlds import task_of
+        from routed_rl.rl.oversight_study.grid import check_options
+
+        check_options(list(commands.values()), task_of)
     command.out.mkdir(parents=True, exist_ok=True)
     with locked(command.out, "quickstart"):
         _train_and_draw(command, commands)
@@ -110,7 +113,7 @@ def _show(rows: list[dict[str, Any]], oversight: float, steps: int) -> None:
 
 def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:
     from routed_rl.experiments.common.agents import figures
-    from routed_rl.experiments.common.agents.recipe import load_run, make_env, world_of
+    from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
     from routed_rl.rl.oversight_study.table import learning_curve
     from routed_rl.runs.figures import COLOURS, save, subplots
     from routed_rl.runs.process import one_thread

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from routed_rl.envs.rendering import PLAYER, WHITE
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.agents.recipe import ONE_BY_ONE, load_run, make_scalar_env
+from routed_rl.experiments.common.agents.worlds import ONE_BY_ONE, load_run, make_scalar_env
 from routed_rl.experiments.gridworld.options import Watch
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import RoutedAlgorithm

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from routed_rl.experiments.common.agents import figures
-from routed_rl.experiments.common.agents.options import CONTRAST
-from routed_rl.experiments.common.agents.recipe import load_run, make_env, world_of
+from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
+from routed_rl.options.oversight import CONTRAST
 from routed_rl.runs import read_run
 from routed_rl.runs.figures import subplots
 

@@ -7,7 +7,7 @@ from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
 from routed_rl.rl.overseer import METHODS, Method, Overseer
 from routed_rl.rl.oversight_env import EpisodeEnds, check_oversight_env
-from routed_rl.rl.oversight_study import OversightStudy
+from routed_rl.rl.oversight_study import OversightReport, OversightStudy
 from routed_rl.rl.paper_policy import PaperPolicy
 from routed_rl.rl.parallel import ParallelLearner
 from routed_rl.rl.policies import RoutedActorCriticPolicy
@@ -22,6 +22,7 @@ __all__ = [
     "Method",
     "OutcomeModel",
     "Overseer",
+    "OversightReport",
     "OversightStudy",
     "PaperPolicy",
     "ParallelLearner",

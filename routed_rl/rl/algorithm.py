@@ -77,7 +77,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             number for each module. There the module is paid 1 for its own outcome and -1 for another, by label.
 
     The other arguments are those of Stable-Baselines3. The episode statistics of its ``Monitor`` and ``VecMonitor``
-    are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which no update uses.
+    are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which updates use
+    only if the overseer pays them.
 
     Raises:
         ValueError: for an argument that is unknown, out of range or cannot be saved, or a space that cannot be learned.
@@ -215,7 +216,13 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         self._players = self._new_players()
         self.solo_envs = bool((self._players < len(self.overseer.modules)).any())
         self.buffer = EpisodeBuffer(
-            self.n_steps, self.n_envs, *shapes, players=self._players, hold=hold, device=self.device
+            self.n_steps,
+            self.n_envs,
+            *shapes,
+            players=self._players,
+            hold=hold,
+            paid=self.overseer.pays_environment,
+            device=self.device,
         )
         self._table = self.overseer.label_table(self.device)
         self._balance = LabelBalance(self.overseer, self.solo_envs)
@@ -263,6 +270,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
                 self.buffer.add(step, obs, actions, log_probs)
                 new_obs, rewards, dones, infos = env.step(actions if ends.on_device else self.policy.legal(actions))
                 self.num_timesteps += env.num_envs
+                self.buffer.add_rewards(step, rewards)
                 ends.add(step, dones, episode_ends(infos, dones, self.overseer.outcomes))
                 if not hasattr(infos, "ends"):  # the array channel has no statistics of Stable-Baselines3's Monitor
                     self._update_info_buffer(infos, dones)

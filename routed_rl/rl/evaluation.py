@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EPISODES = 100
 STEP_LIMIT = 10_000
+Metric = Literal["episodes", "paper"]
+"""What ``true_return`` is: see :func:`evaluate`."""
 PAPER_STEPS, PAPER_GAMMA = 32, 0.97
 
 
@@ -36,7 +38,7 @@ def evaluate(
     deterministic: bool = False,
     n_episodes: int | None = None,
     gamma: float | None = None,
-    metric: Literal["episodes", "paper"] = "episodes",
+    metric: Metric = "episodes",
 ) -> dict[str, Any]:
     """Return statistics of fresh episodes, played by an agent with its current steering.
 

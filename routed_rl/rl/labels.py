@@ -73,7 +73,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         if self.outcome_model is not None:
             labels[ended] = self._predicted(self.outcome_model, labels[ended], ends)
         self.buffer.labels[new] = labels
-        self.buffer.rewards[new] = self._table.rewards[labels, self.buffer.players] * ended
+        self.buffer.pay(self._table.rewards, self._table.shares, self.overseer.not_reached)
         episodes = max(sum(counts), 1)
         names = (*self.overseer.outcomes, "unseen", "none")
         self.logger.record("rollout/episodes", sum(counts))

@@ -65,6 +65,6 @@ def _must_agree(model: RoutedAlgorithm) -> dict[str, Any]:
         "policy": model.policy_class.__name__,
         "device": str(model.device),
         **{name: _comparable(getattr(model, name)) for name in model.saved_arguments if name != "seed"},
-        **{name: overseer[name] for name in ("values", "method", "unlabelled")},
+        **{name: overseer[name] for name in ("values", "method", "unlabelled", "reward")},
         **{name: getattr(model, name) for name in ("n_envs", "observation_space", "action_space", "num_timesteps")},
     }

@@ -5,7 +5,6 @@ Shapes: ``N`` episodes, ``K`` outcomes, ``C`` stored episodes per outcome.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -19,11 +18,12 @@ from routed_rl.rl.policies import RoutedActorCriticPolicy
 
 CAPACITY = 1024
 """Stored episodes per outcome, ``C``."""
-HELD_OUT = 5
-"""One stored episode in so many is held out, to set the temperature."""
-MIN_EPISODES = 3
-"""Episodes of each of two outcomes that the model needs before it predicts."""
-TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(-4, 7))
+FOLDS = 5
+"""Each member holds out one stored episode in so many, to set the temperature."""
+MIN_EPISODES = 5
+"""Episodes of each of two outcomes that the model needs before it predicts: each member then holds out one of each."""
+TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(9))
+"""Never below 1: by chance, the few episodes held out at first can all be right."""
 
 
 class FinalSteps(NamedTuple):
@@ -45,10 +45,10 @@ class OutcomeModel(nn.Module):
     disagree, this mean is low, and the model abstains.
 
     The newest 1,024 overseen episodes of each outcome are stored. All outcomes are drawn equally often, so a rare one
-    is not overlooked. Every fifth episode is held out. On these the logits are divided by the temperature that gives
-    the lowest cross-entropy (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). So among
-    predictions with probability p, about the share p is right, if outcomes are equally frequent. Predictions of a rare
-    outcome are right less often.
+    is not overlooked. Each member holds out a fifth of the episodes, each another fifth. On these its logits are
+    divided by the temperature, the same for all members, that gives the lowest cross-entropy (Guo et al. 2017, "On
+    calibration of modern neural networks", section 4.2). So among predictions with probability p, about the share p or
+    more is right, if outcomes are equally frequent. Predictions of a rare outcome are right less often.
 
     Args:
         policy: sets the architecture of the encoders; the members have weights of their own.
@@ -115,29 +115,35 @@ class OutcomeModel(nn.Module):
             raise ValueError(f"fit() needs a stored episode and at least one step, got {steps} steps: call add() first")
         self.train()
         losses = [self._step(generator) for _ in range(steps)]
-        stored = self.count.clamp(max=CAPACITY)
-        slots = torch.arange(HELD_OUT - 1, CAPACITY, HELD_OUT, device=stored.device)
-        label, place = (slots < stored[:, None]).nonzero().T
-        if len(label):
-            self.eval()
-            with torch.no_grad():
-                logits = self._logits(self._stored(label, slots[place]))
-                weight = 1.0 / torch.bincount(label, minlength=len(stored)).clamp(min=1)
-                found = [F.nll_loss(_log_mean(logits / t), label, weight) for t in TEMPERATURES]
-            self.temperature.fill_(TEMPERATURES[int(torch.stack(found).argmin())])
+        self._set_temperature()
         return float(torch.stack(losses).mean())
+
+    @torch.no_grad()
+    def _set_temperature(self) -> None:
+        """Set the temperature on the episodes that each member holds out; without any, leave it."""
+        self.eval()
+        slots, losses = torch.arange(CAPACITY, device=self.count.device), []
+        for member in range(len(self.heads)):
+            apart = (slots % FOLDS == _fold(member)) & (slots < self.count[:, None])
+            label, place = apart.nonzero().T
+            if len(label):
+                logits = self._portions(member, self._stored(label, place))
+                weight = 1.0 / torch.bincount(label, minlength=len(self.count)).clamp(min=1)
+                losses.append(torch.stack([F.cross_entropy(logits / t, label, weight) for t in TEMPERATURES]))
+        if losses:
+            self.temperature.fill_(TEMPERATURES[int(torch.stack(losses).mean(dim=0).argmin())])
 
     def _step(self, generator: torch.Generator) -> Tensor:
         """Take one gradient step with every member; return the mean cross-entropy."""
         labels = (self.count > 0).nonzero().squeeze(1)
         n = -(-self.batch_size // len(labels))
-        stored = self.count[labels].clamp(max=CAPACITY)
-        # Slots 0 … 3, 5 … 8 and so on: each fifth is held out.
-        shown = (stored - stored // HELD_OUT)[:, None]
+        stored = self.count[labels].clamp(max=CAPACITY)[:, None]
         losses = []
         for member in range(len(self.heads)):
+            fold = _fold(member)
+            shown = stored - (stored + FOLDS - 1 - fold) // FOLDS
             drawn = (torch.rand(len(labels), n, generator=generator).to(shown.device) * shown).long().flatten()
-            slots = drawn + drawn // (HELD_OUT - 1)
+            slots = drawn + (drawn + FOLDS - 1 - fold) // (FOLDS - 1)  # every slot but those of the fold
             label = labels.repeat_interleave(n)
             losses.append(F.cross_entropy(self._member(member, self._stored(label, slots)), label))
         loss = torch.stack(losses).sum()
@@ -157,17 +163,17 @@ class OutcomeModel(nn.Module):
         logits: Tensor = self.heads[member](torch.cat([features, actions.to(features.dtype)], dim=1))
         return logits
 
-    def _logits(self, endings: FinalSteps) -> Tensor:
-        """Return the logits ``(members, N, K)``, computed for at most ``batch_size`` episodes at a time."""
+    def _portions(self, member: int, endings: FinalSteps) -> Tensor:
+        """Return the logits ``(N, K)`` of a member, computed for at most ``batch_size`` episodes at a time."""
         portions = torch.arange(len(endings.actions), device=self.count.device).split(self.batch_size)
-        members = range(len(self.heads))
-        return torch.stack([torch.cat([self._member(m, endings.select(rows)) for rows in portions]) for m in members])
+        return torch.cat([self._member(member, endings.select(rows)) for rows in portions])
 
     @torch.no_grad()
     def probabilities(self, endings: FinalSteps) -> Tensor:
         """Return the probability ``(N, K)`` of each outcome."""
         self.eval()
-        return _log_mean(self._logits(endings) / self.temperature).exp()
+        logits = torch.stack([self._portions(member, endings) for member in range(len(self.heads))])
+        return (logits / self.temperature).softmax(dim=-1).mean(dim=0)
 
     def predict(self, endings: FinalSteps) -> Tensor:
         """Return the most probable outcome ``(N,)`` of each episode, and -1 where the model abstains."""
@@ -177,6 +183,6 @@ class OutcomeModel(nn.Module):
         return torch.where(probability >= self.min_confidence, outcome, -1)
 
 
-def _log_mean(logits: Tensor) -> Tensor:
-    """Return the logarithm of the mean probabilities ``(N, K)`` of members with these logits ``(members, N, K)``."""
-    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
+def _fold(member: int) -> int:
+    """Return which slots a member holds out: those with this remainder. It is not 0, so the first is always shown."""
+    return FOLDS - 1 - member % (FOLDS - 1)

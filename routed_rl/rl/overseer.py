@@ -80,7 +80,8 @@ class LabelTable(NamedTuple):
     routes: Tensor  # (K + 2, M + 1, M + 1) gradient weights of the modules and, last, the gate
     loss: Tensor  # (K + 2, M + 1) weight of the policy loss
     entropy: Tensor  # (K + 2, M + 1) weight of the entropy bonus
-    rewards: Tensor  # (K + 2, M + 1) training reward
+    rewards: Tensor  # (K + 2, M + 1) training reward at the end of an episode
+    shares: Tensor  # (K + 2, M + 1) weight of the environment's own reward, at every step
 
 
 class Overseer:
@@ -94,12 +95,30 @@ class Overseer:
 
     The last two are called *unlabelled*: the supervisor does not know which outcome was reached.
 
+    **The environment's own reward.** With ``reward="environment"``, unlabelled episodes pay what the environment pays,
+    step by step, in place of +1 for any outcome. What a labelled episode pays depends on the method's reward:
+
+    - ``"reach"`` (all methods that route, their ablations, and screening): also the environment's reward. Labels only
+      choose who learns.
+    - ``"penalise"`` (naive): the outcome's value at the end. The environment's reward is withheld.
+    - ``"compensate"`` (penalty): the same for a good outcome. For a bad outcome with value ``v`` and oversight ``p``,
+      each reward ``r`` of the environment becomes ``-r (1 - p) / p``, and the end pays ``v / p``. Averaged over
+      overseen and unseen episodes, this outcome then pays ``v`` at its end and nothing else.
+    - ``"value"`` (filtering, reward-model, oracle): nothing changes. They use values only.
+
+    A step that is learned before its episode has ended counts as unlabelled. A module that acts alone (``solo``) keeps
+    its reward by label. The learner then sees every reward of the environment, and a reward may tell the outcome. So
+    choose this only if the developer would train on the environment's reward anyway. Unseen outcomes themselves still
+    do not reach the learner.
+
     Args:
         values: outcome → its value to the supervisor, e.g. ``{"ghost": -1, "diamond": 1}``.
         method: a name in :data:`METHODS`.
         unlabelled: for methods that route. ``"all"``: unlabelled episodes teach every module (the paper).
             ``"none"``: no part of the policy learns from them (the strict reading). ``"predicted"``: an outcome model
             labels the unseen ones where it is sure, and the others teach every module.
+        reward: what an unlabelled episode pays. ``"outcome"``: +1 at its end if it reached an outcome (the paper), or
+            nothing if the method uses values. ``"environment"``: what the environment pays (see above).
         noise: the rates at which labels are missed or flipped.
         oversight: the probability that an outcome is overseen. Only ``"compensate"`` rewards need it.
 
@@ -114,6 +133,7 @@ class Overseer:
         method: str = "routing",
         *,
         unlabelled: Literal["all", "none", "predicted"] = "all",
+        reward: Literal["outcome", "environment"] = "outcome",
         noise: LabelNoise = LabelNoise(),  # noqa: B008 (frozen)
         oversight: float | None = None,
     ) -> None:
@@ -123,6 +143,8 @@ class Overseer:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
         if unlabelled not in ("all", "none", "predicted"):
             raise ValueError(f"unlabelled must be 'all', 'none' or 'predicted', got {unlabelled!r}")
+        if reward not in ("outcome", "environment"):
+            raise ValueError(f"reward must be 'outcome' or 'environment', got {reward!r}")
         if not values:
             raise ValueError(f"values must name at least one outcome, got {values!r}")
         for outcome, value in values.items():
@@ -134,6 +156,8 @@ class Overseer:
         self.method_name, self.method = method, METHODS[method]
         self.unlabelled = unlabelled
         self.predicts = self.method.predicts or (self.method.routed and unlabelled == "predicted")
+        self.pays_environment = reward == "environment" and self.method.reward != "value"
+        self.reward = reward
         self.noise = noise
         self.oversight = None if oversight is None else check_probability("oversight", oversight)
         if self.method.reward == "compensate" and not self.oversight:
@@ -145,7 +169,7 @@ class Overseer:
         self.outcomes = tuple(self.values)
         self.reached, self.not_reached = len(self.outcomes), len(self.outcomes) + 1
         self.modules = self.outcomes if self.method.modular else (SINGLE_MODULE,)
-        self.rewards = self._rewards()
+        self.rewards, self.shares = self._environment_rewards() if self.pays_environment else self._outcome_rewards()
         self.loss_weights = torch.ones(len(self.outcomes) + 2)
         if not self.method.keep_unseen:
             self.loss_weights[self.reached] = 0.0
@@ -159,7 +183,8 @@ class Overseer:
     def __repr__(self) -> str:
         return f"Overseer({self.values}, {self.method_name!r})"
 
-    def _rewards(self) -> Tensor:
+    def _outcome_rewards(self) -> tuple[Tensor, Tensor]:
+        """Return, by label, the reward at an episode's end, and the weight 0 of the environment's reward."""
         values = torch.tensor(list(self.values.values()))
         if self.method.reward == "reach":
             seen, unseen = torch.ones_like(values), 1.0
@@ -171,7 +196,22 @@ class Overseer:
             seen, unseen = torch.where(values < 0, 1 - (1 - values) / self.oversight, values), 1.0
         else:
             seen, unseen = values, 0.0
-        return torch.cat([seen, torch.tensor([unseen, 0.0])])
+        rewards = torch.cat([seen, torch.tensor([unseen, 0.0])])
+        return rewards, torch.zeros_like(rewards)
+
+    def _environment_rewards(self) -> tuple[Tensor, Tensor]:
+        """Return, by label, the reward at an episode's end, and the weight of the environment's reward at each step."""
+        values = torch.tensor(list(self.values.values()))
+        if self.method.reward == "reach":
+            seen, share = torch.zeros_like(values), torch.ones_like(values)
+        elif self.method.reward == "penalise":
+            seen, share = values, torch.zeros_like(values)
+        else:
+            assert self.oversight is not None  # checked by the constructor
+            # p * seen + (1 - p) * 0 = value, and p * share + (1 - p) * 1 = 0
+            seen = torch.where(values < 0, values / self.oversight, values)
+            share = torch.where(values < 0, 1 - 1 / self.oversight, 0.0)
+        return torch.cat([seen, torch.zeros(2)]), torch.cat([share, torch.ones(2)])
 
     def _routes(self) -> RouteTable:
         columns = (*self.modules, GATE)
@@ -214,16 +254,16 @@ class Overseer:
         """
         labels, modules = torch.arange(len(self.rewards)), len(self.modules)
         routes = self.route_weights(labels)[:, None].repeat(1, modules + 1, 1)
-        loss, entropy, rewards = (
-            column[:, None].repeat(1, modules + 1) for column in (self.loss_weights, self.entropy_weights, self.rewards)
-        )
+        columns = (self.loss_weights, self.entropy_weights, self.rewards, self.shares)
+        loss, entropy, rewards, shares = (column[:, None].repeat(1, modules + 1) for column in columns)
         if self.method.routed:
             own = torch.eye(modules)
             rewards[: self.reached, :-1] = 2 * own - 1
+            shares[:, :-1] = 0.0
             rewards[self.reached, :-1] = loss[self.reached, :-1] = entropy[self.reached, :-1] = 0.0
             routes[:, :-1] = 0.0
             routes[:, :-1, :-1] = own * loss[:, :-1, None]
-        return LabelTable(*(column.to(device) for column in (routes, loss, entropy, rewards)))
+        return LabelTable(*(column.to(device) for column in (routes, loss, entropy, rewards, shares)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constructor arguments as JSON; :meth:`from_dict` builds an equal overseer from them."""
@@ -231,6 +271,7 @@ class Overseer:
             "values": [list(pair) for pair in self.values.items()],  # JSON objects do not keep their order
             "method": self.method_name,
             "unlabelled": self.unlabelled,
+            "reward": self.reward,
             "noise": asdict(self.noise),
             "oversight": self.oversight,
         }

@@ -155,16 +155,20 @@ class ParallelLearner:
             on_device = getattr(model.env, "speaks_tensors", False)
             model._last_obs, model._last_episode_starts = (t if on_device else t.cpu().numpy() for t in (obs, done))
 
-    def _step_envs(self, actions: Tensor, on_device: bool) -> tuple[Tensor, Tensor, list[Any]]:
-        """Step the joint environments; return observations ``(K E, …)``, dones ``(K E,)`` and their episode ends."""
+    def _step_envs(self, actions: Tensor, on_device: bool) -> tuple[Tensor, Tensor, Tensor, list[Any]]:
+        """Step the joint environments.
+
+        Returns:
+            Observations ``(K E, …)``, rewards ``(K E,)``, dones ``(K E,)``, and the episode ends of each environment.
+        """
         outcomes = self.template.overseer.outcomes
         rows = actions.split([env.num_envs for env in self.envs])
         legal = self.template.policy.legal
         stepped = [env.step(a if on_device else legal(a)) for env, a in zip(self.envs, rows, strict=True)]
-        obs, dones = (
-            torch.cat([torch.as_tensor(step[i], device=self.template.device) for step in stepped]) for i in (0, 2)
+        obs, rewards, dones = (
+            torch.cat([torch.as_tensor(step[i], device=self.template.device) for step in stepped]) for i in range(3)
         )
-        return obs, dones, [episode_ends(infos, done, outcomes) for _, _, done, infos in stepped]
+        return obs, rewards, dones, [episode_ends(infos, done, outcomes) for _, _, done, infos in stepped]
 
     def _collect(self, callbacks: Sequence[BaseCallback]) -> bool:
         """Play one rollout with every member; return False if a callback stopped it."""
@@ -180,7 +184,8 @@ class ParallelLearner:
         for step in range(first.n_steps):
             actions, log_probs = self._sample(self._obs.unflatten(0, (members, -1)), generators)
             self.buffer.add(step, self._obs, actions.flatten(), log_probs.flatten())
-            self._obs, dones, ended = self._step_envs(actions.flatten(), device is not None)
+            self._obs, rewards, dones, ended = self._step_envs(actions.flatten(), device is not None)
+            self.buffer.add_rewards(step, rewards)
             start = 0
             for env, part, end in zip(self.envs, ends, ended, strict=True):
                 part.add(step, dones[start : (start := start + env.num_envs)], end)

@@ -21,8 +21,8 @@ class RoutedPPO(RoutedAlgorithm):
     """Trains a routed actor-critic under partial oversight (Cloud et al. 2024, 4.3) by PPO (Schulman et al. 2017).
 
     Works on any Stable-Baselines3 ``VecEnv`` whose infos tell how episodes end (see
-    :func:`~routed_rl.rl.check_oversight_env`). The learner ignores the environment's reward: the overseer sets the
-    training reward of each label.
+    :func:`~routed_rl.rl.check_oversight_env`). The overseer sets the training reward of each label. The learner
+    ignores the environment's reward, unless the overseer has ``reward="environment"``.
 
     As in the paper, advantages are not normalised. A method that drops most of its data has small advantages. Dividing
     by their standard deviation would scale them up, while the entropy bonus stays the same (docs/results/log.md).

@@ -107,6 +107,8 @@ class EpisodeBuffer:
       paper. The value network estimates the return after the cut.
     - True (``unfinished="hold"``): their steps wait until the next rollout, and then get their true label. Steps that
       have waited for a whole rollout are released as above, so memory is bounded.
+
+    ``paid`` decides whether the environment's own rewards are kept, for an overseer that pays them.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class EpisodeBuffer:
         *,
         players: Tensor,
         hold: bool,
+        paid: bool = False,
         device: torch.device,
     ) -> None:
         self.n_steps, self.hold, self.players = n_steps, hold, players
@@ -133,6 +136,7 @@ class EpisodeBuffer:
         self.ended = torch.zeros(shape, dtype=torch.bool, device=device)
         self.labels = torch.zeros(shape, dtype=torch.int64, device=device)  # valid where ended
         self.waiting = torch.zeros(shape, dtype=torch.bool, device=device)  # not learned yet
+        self.paid = torch.zeros(shape, device=device) if paid else None  # the environment's own rewards
         self.discard()
 
     @classmethod
@@ -163,7 +167,7 @@ class EpisodeBuffer:
             "labels",
             "waiting",
         )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, *(() if self.paid is None else ("paid",)))}
 
     def start_rollout(self) -> None:
         """Move the last rollout back by ``T`` rows and make room for the next."""
@@ -182,6 +186,28 @@ class EpisodeBuffer:
         """Store step ``step`` (0 … T-1) of the current rollout, each tensor ``(E, …)``."""
         row = self.n_steps + step
         self.obs[row], self.actions[row], self.log_probs[row] = obs, actions, log_probs
+
+    def add_rewards(self, step: int, rewards: Tensor | np.ndarray) -> None:
+        """Keep the environment's rewards ``(E,)`` for step ``step`` (0 … T-1), if the buffer keeps any."""
+        if self.paid is not None:
+            self.paid[self.n_steps + step] = torch.as_tensor(rewards)
+
+    def pay(self, ends: Tensor, shares: Tensor, not_reached: int) -> None:
+        """Set the training rewards of all steps, by the labels of their episodes.
+
+        Args:
+            ends: ``(K + 2, M + 1)`` reward at the end of an episode, by label and player.
+            shares: ``(K + 2, M + 1)`` weight of the environment's reward at each step, by label and player.
+            not_reached: the label of steps whose episode still runs.
+        """
+        # With hold, steps of the previous rollout may get their label, and so their share, only now.
+        rows = slice(self.n_steps if self.paid is None else 0, None)
+        self.rewards[rows] = ends[self.labels[rows], self.players] * self.ended[rows]
+        if self.paid is not None:
+            step = torch.arange(len(self.ended), device=self.ended.device)[:, None]
+            end = torch.where(self.ended, step, len(step)).flip(0).cummin(dim=0).values.flip(0)
+            labels = torch.cat([self.labels, torch.full_like(self.labels[:1], not_reached)]).gather(0, end)
+            self.rewards += shares[labels, self.players] * self.paid
 
     def lengths(self) -> Tensor:
         """Return ``(T, E)``: the length, at most ``2 T``, of an episode that ends at this step of the rollout."""

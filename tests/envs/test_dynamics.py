@@ -10,6 +10,11 @@ from tests.envs.worlds import OPTIONS, WORLDS, assert_same, random_actions
 MASK = 2**64 - 1
 
 
+def restarted(world, state, rows):
+    """The state after the environments with index ``rows`` have started their next episode."""
+    return dynamics.put(state, rows, dynamics.reset(world, state.key[rows], state.episode[rows] + 1))
+
+
 class SlowWorld:
     """One environment in plain Python integers and lists, written only from the documented rules."""
 
@@ -118,7 +123,7 @@ def test_against_plain_python(name):
         for row in ended:
             slow[row].begin()
         if len(ended):
-            state = dynamics.restart(world, state, ended)
+            state = restarted(world, state, ended)
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -132,7 +137,7 @@ def test_torch_and_numpy_agree_draw_for_draw(name):
         theirs, other = dynamics.step(world, theirs, torch.from_numpy(actions))
         ended = np.flatnonzero(mine.terminated | mine.truncated)
         ended_episodes += len(ended)
-        ours, theirs = dynamics.restart(world, ours, ended), dynamics.restart(world, theirs, torch.from_numpy(ended))
+        ours, theirs = restarted(world, ours, ended), restarted(world, theirs, torch.from_numpy(ended))
         pairs = zip((*ours, *mine), (*theirs, *other), strict=True)
         for a, b in (*pairs, (dynamics.observe(world, ours), dynamics.observe(world, theirs))):
             assert_same(a, b.numpy())
@@ -144,7 +149,7 @@ def test_functions_leave_their_arguments_alone():
     state = dynamics.reset(world, np.arange(20), np.zeros(20, np.int64))
     before = [array.copy() for array in state]
     dynamics.step(world, state, np.zeros(20, np.int64))
-    dynamics.restart(world, state, np.arange(5))
+    restarted(world, state, np.arange(5))
     dynamics.observe(world, state)
     dynamics.take(state, np.arange(3))
     assert_same(list(state), before)

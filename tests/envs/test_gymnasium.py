@@ -201,7 +201,7 @@ heavy = {"torch", "stable_baselines3", "matplotlib", "minigrid", "pygame"} & set
 assert not heavy, heavy
 from routed_rl import envs
 faces = {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "MiniGridDiamondGhostEnv"}
-faces.add("DiamondGhostTensorVecEnv")
+faces |= {"DiamondGhostTensorVecEnv", "CameraDropboxEnv", "CameraDropboxVecEnv"}
 any_env = {"Ending", "PartialOversight", "PartialOversightVecEnv", "RECIPES", "Recipe", "SymbolicImage"}
 assert set(envs.__all__) <= set(dir(envs))
 assert set(envs.__all__) == {*faces, *any_env, "VARIANTS", "World", "make_world"}

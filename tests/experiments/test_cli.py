@@ -21,12 +21,13 @@ from routed_rl.envs.rendering import TILE
 from routed_rl.experiments.cli import MODULES, command_name, main, parse
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.grid import train_all
-from routed_rl.experiments.common.agents.options import MethodName
-from routed_rl.experiments.common.agents.recipe import FRESH_ENVS, SAME_LEARNER
+from routed_rl.experiments.common.agents.worlds import FRESH_ENVS
 from routed_rl.experiments.gridworld import quickstart
 from routed_rl.experiments.gridworld.options import Watch
 from routed_rl.experiments.gridworld.watch import _play
+from routed_rl.options.oversight import MethodName
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl.oversight_study.recipe import SAME_LEARNER
 from tests.experiments.mistakes import python_names
 
 
@@ -251,7 +252,7 @@ def test_method_names_are_the_registry():
         ("era --validation x", "--validation must be None or FLOAT, got 'x'"),
         (
             "oversight --preset x",
-            "--preset must be one of minigrid, paper, quick, got 'x'",
+            "--preset must be one of None, minigrid, own, paper, quick, got 'x'",
         ),
     ],
 )

@@ -8,12 +8,13 @@ import torch
 
 from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.experiments.cli import main
-from routed_rl.experiments.common.agents import recipe as gridworld
+from routed_rl.experiments.common.agents import worlds as gridworld
 from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.common.agents.placebo import PlaceboVecEnv
 from routed_rl.experiments.common.agents.tampering import TamperingVecEnv
-from routed_rl.experiments.common.agents.training import LABELS, SCORE
 from routed_rl.rl import RoutedPPO, evaluate
+from routed_rl.rl.oversight_study.recipe import matching_temperature, policies
+from routed_rl.rl.oversight_study.training import LABELS, SCORE
 from routed_rl.runs import read_json, read_metrics
 
 SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.hidden", "8", "--total-steps", "4096"]
@@ -83,6 +84,20 @@ def test_worlds_that_fool_an_outcome_model():
     assert dict(zip(world.names, world.oversight, strict=True)) == {"ghost": 0.3, "trap": 0.0, "diamond": 0.3}
 
 
+def test_camera_pays_for_boxes_in_training_and_for_performance_in_tests():
+    config = Train(oversight=0.3, world="camera").config()
+    model = gridworld.make_model(config, 0)
+    assert model.overseer.reward == "environment" and model.overseer.outcomes == ("tampered", "intended")
+    assert gridworld.world_of(model.env).pays == "boxes"
+    assert gridworld.world_of(gridworld.make_env(config, 1, test=True)).pays == "performance"
+    assert gridworld.make_model({**config, "reward": "outcome"}, 0).overseer.reward == "outcome"
+    assert gridworld.make_model({**config, "world": "gridworld"}, 0).overseer.reward == "outcome"
+    assert "contrast:intended" in policies(model)
+    for option, message in (({"size": 4}, "has no --size, got 4"), ({"device": "cuda"}, "needs --device cpu")):
+        with pytest.raises(ValueError, match=f"--world camera {message}"):
+            gridworld.make_training_env({**config, **option}, 2)
+
+
 @pytest.mark.parametrize("method", ["placebo", "shuffled"])
 def test_labels_that_say_nothing_teach_by_routing_alone(method):
     model = gridworld.make_model(replace(Train(), method=method).config(), 0)
@@ -112,7 +127,7 @@ def test_the_control_has_the_contrast_policys_entropy_and_no_contrast(tmp_path):
     assert policies["sharpened:diamond"]["entropy"] == pytest.approx(policies["contrast:diamond"]["entropy"], abs=0.02)
     model, config = gridworld.load_run(out)
     env = gridworld.make_env(config, 64)
-    found = gridworld.matching_temperature(model.policy, "diamond", 0.7, env, model.overseer.outcomes, 3)
+    found = matching_temperature(model, "diamond", 0.7, env, 3)
     with model.steered("diamond", temperature=found):
         assert evaluate(model, env, seed=3, metric="paper")["entropy"] == pytest.approx(0.7, abs=0.05)
 
@@ -120,10 +135,10 @@ def test_the_control_has_the_contrast_policys_entropy_and_no_contrast(tmp_path):
 @pytest.mark.parametrize("method", ["placebo", "naive-early-stopped"])
 def test_a_control_broken_off_goes_on_to_the_same_result(method, tmp_path, monkeypatch):
     """Both keep something beside the model: where episodes started, and the best model so far."""
-    monkeypatch.setattr("routed_rl.experiments.common.agents.training.CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr("routed_rl.rl.oversight_study.training.CHECKPOINT_EVERY", 3)
     options = ["train", "--method", method, "--oversight", "0.5", *SMALL]
     main([*options, "--out", str(tmp_path / "whole")])
-    real, calls = gridworld.RoutedPPO.train, []
+    real, calls = RoutedPPO.train, []
 
     def broken(self):
         calls.append(1)
@@ -132,7 +147,7 @@ def test_a_control_broken_off_goes_on_to_the_same_result(method, tmp_path, monke
         real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gridworld.RoutedPPO, "train", broken)
+        patch.setattr(RoutedPPO, "train", broken)
         with pytest.raises(SystemExit):
             main([*options, "--out", str(tmp_path / "broken")])
     main([*options, "--out", str(tmp_path / "broken")])

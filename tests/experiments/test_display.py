@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.agents import recipe
+from routed_rl.experiments.common.agents import worlds
 from routed_rl.experiments.common.characters import print_in_any_encoding
 from routed_rl.experiments.common.display import show_markdown, show_table
 from routed_rl.runs.progress import progress_display
@@ -105,7 +105,7 @@ def folder(tmp_path_factory):
     """A folder with a name of an odd kind, and in it a trained agent of such a name."""
     folder = tmp_path_factory.mktemp("odd")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(recipe.FRESH_ENVS, "gridworld", (4, 8))
+        patch.setitem(worlds.FRESH_ENVS, "gridworld", (4, 8))
         small = ["--total-steps", "512", "--learner.n-envs", "8", "--learner.hidden", "8"]
         cli.main(["train", *small, "--out", str(folder / ODD)])
     texts = (f"[bold]{text}[/] ship {number} ±" for number in range(40) for text in ("the tree", "the [/b]"))
@@ -129,7 +129,7 @@ COMMANDS = {
 @pytest.mark.parametrize("of", ["pipe", "ASCII"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_print_on_every_terminal(name, of, folder, monkeypatch):
-    monkeypatch.setitem(recipe.FRESH_ENVS, "gridworld", (4, 8))
+    monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (4, 8))
     monkeypatch.chdir(folder)
     words, wanted = COMMANDS[name]
     run = str(folder / ODD)

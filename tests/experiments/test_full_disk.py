@@ -14,10 +14,11 @@ import torch
 
 from routed_rl.errors import guarded
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.agents import recipe, training
+from routed_rl.experiments.common.agents import worlds
 from routed_rl.lm import build_corpus, find_topic, generate_stories, save_model, save_tokenizer, stories_tokenizer
 from routed_rl.lm.own import saved_model
 from routed_rl.lm.stories import FORGET
+from routed_rl.rl.oversight_study import training
 from routed_rl.runs import MetricsCSV, write_checkpoint, write_json
 from routed_rl.runs.figures import save, subplots
 from routed_rl.runs.tables import write_table
@@ -98,7 +99,7 @@ COMMANDS = {
 @pytest.mark.parametrize(("name", "size"), [(name, size) for name, (_, sizes) in COMMANDS.items() for size in sizes])
 def test_a_command_ends_in_one_line_and_goes_on_where_there_is_room(name, size, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setitem(recipe.FRESH_ENVS, "gridworld", (8, 8))
+    monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (8, 8))
     line = [*COMMANDS[name][0].split(), str(tmp_path / "run")]
     with full(size):
         said = complaints(capsys, lambda: cli.main(line))

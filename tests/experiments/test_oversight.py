@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from routed_rl.experiments import cli
 from routed_rl.experiments.cli import commands as all_commands
 from routed_rl.experiments.common.agents import options as commands
-from routed_rl.experiments.common.agents import recipe as gridworld
+from routed_rl.experiments.common.agents import worlds as gridworld
 from routed_rl.experiments.common.agents.grid import arguments, train_all
-from routed_rl.experiments.common.agents.options import Learner, Train
-from routed_rl.experiments.oversight import oversight
+from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.oversight.figures import draw_arrows
-from routed_rl.rl import OversightStudy
+from routed_rl.options.oversight import Learner
+from routed_rl.rl import OversightReport
+from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.table import KEYS
-from routed_rl.runs import grid, tables, write_json
+from routed_rl.runs import grid, read_run, tables, write_json
 from tests.experiments.described import assert_described
 
 QUICK, FRESH_ENVS = commands.PRESETS["quick"], gridworld.FRESH_ENVS["gridworld"]
@@ -111,13 +112,13 @@ def test_a_study_has_every_run_table_and_figure(whole):
         ("final", "greedy"),
         ("peak", "sampled"),
     }
-    result = gridworld.read_run(whole / "runs" / "routing" / "0.1-s1")
+    result = read_run(whole / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (whole / "summary.md").read_text()
     assert "routed, contrastive" in text and "Labels used by early stopping" in text and "Label noise" in text
 
     given = {name: [run for run in (whole / "runs" / name).iterdir() if run.is_dir()] for name in frame.method}
-    of_given = OversightStudy(given, methods=NAMES)
+    of_given = OversightReport(given, methods=NAMES)
     pd.testing.assert_frame_equal(of_given.results(), frame, check_dtype=False)
     assert len(of_given.grid()) == 2 * TRAINS and of_given.grid().finished.all()
     for name in figures - {"arrows"}:
@@ -284,8 +285,8 @@ def test_intervals_and_quantiles():
 
 def test_an_unknown_variant_lists_the_known():
     with pytest.raises(ValueError, match=r"'x'.*routing.*strict.*flip-RATE"):
-        oversight.variant("x", Train())
+        variant("x", Train())
     learner = replace(Learner(), solo=1.0)
     predicted = {"method": "routing", "unlabelled": "predicted", "learner": learner}
-    assert oversight.variant("routing-predicted", Train()) == predicted
-    assert oversight.variant("flip-0.2-hard", Train()) == {"method": "routing", "flip_rate": 0.2, "hard_first": True}
+    assert variant("routing-predicted", Train()) == predicted
+    assert variant("flip-0.2-hard", Train()) == {"method": "routing", "flip_rate": 0.2, "hard_first": True}

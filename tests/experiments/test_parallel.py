@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from routed_rl.experiments.cli import main, parse
-from routed_rl.experiments.common.agents import recipe as gridworld
-from routed_rl.experiments.common.agents import training
-from routed_rl.experiments.common.agents.grid import _batches, _command, train_all
-from routed_rl.experiments.common.agents.options import PRESETS, Learner
+from routed_rl.experiments.common.agents import worlds as gridworld
+from routed_rl.experiments.common.agents.grid import train_all, train_command
+from routed_rl.experiments.common.agents.options import PRESETS
+from routed_rl.experiments.gridworld.train import train_and_show
+from routed_rl.options.oversight import Learner
 from routed_rl.rl import ParallelLearner
+from routed_rl.rl.oversight_study import training
+from routed_rl.rl.oversight_study.grid import _batches
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.grid import FAILED
 
@@ -37,7 +40,7 @@ def small():
 def whole(small, tmp_path_factory):
     """Two runs with routing, never interrupted."""
     out = tmp_path_factory.mktemp("parallel")
-    training.train_runs(runs(out))
+    train_and_show(runs(out))
     return out
 
 
@@ -79,12 +82,12 @@ def test_the_command_trains_one_run_for_each_seed(tmp_path, small):
 def test_broken_off_and_continued_is_the_same(method, whole, tmp_path, monkeypatch):
     if method != "routing":
         whole = tmp_path / "whole"
-        training.train_runs(runs(whole, method=method))
+        train_and_show(runs(whole, method=method))
     with monkeypatch.context() as patch:
         break_at(patch, 6)
         with pytest.raises(KeyboardInterrupt):
-            training.train_runs(runs(tmp_path / "broken", method=method))
-    training.train_runs(runs(tmp_path / "broken", method=method))
+            train_and_show(runs(tmp_path / "broken", method=method))
+    train_and_show(runs(tmp_path / "broken", method=method))
     assert_same(whole, tmp_path / "broken")
 
 
@@ -101,8 +104,8 @@ def test_killed_while_it_saves_a_batch_comes_to_the_same_bytes(whole, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(training.RunDirectory, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
-            training.train_runs(runs(tmp_path / "broken"))
-    training.train_runs(runs(tmp_path / "broken"))
+            train_and_show(runs(tmp_path / "broken"))
+    train_and_show(runs(tmp_path / "broken"))
     assert_same(whole, tmp_path / "broken")
 
 
@@ -110,17 +113,17 @@ def test_new_seeds_join_a_batch_that_was_broken_off(tmp_path, small, monkeypatch
     with monkeypatch.context() as patch:
         break_at(patch, 6)
         with pytest.raises(KeyboardInterrupt):
-            training.train_runs(runs(tmp_path))
-    training.train_runs(runs(tmp_path, 3))
+            train_and_show(runs(tmp_path))
+    train_and_show(runs(tmp_path, 3))
     for run in runs(tmp_path, 3):
         assert read_json(run.out / "evaluation.json")["env_steps"] == 1280
         assert len(read_metrics(run.out / "metrics.csv")) == 10
 
 
 def test_a_directory_that_cannot_be_used_stops_no_other(tmp_path, small, capsys):
-    training.train_runs([replace(TINY, seed=9, out=tmp_path / "s1", total_steps=128)])
+    train_and_show([replace(TINY, seed=9, out=tmp_path / "s1", total_steps=128)])
     with pytest.raises(training.UserError, match="1 of 3 runs failed"):
-        training.train_runs(runs(tmp_path, 3))
+        train_and_show(runs(tmp_path, 3))
     assert f"{FAILED}{tmp_path / 's1'}: " in capsys.readouterr().err
     assert [read_json(run.out / "evaluation.json")["seed"] for run in runs(tmp_path, 3)] == [0, 9, 2]
 
@@ -138,7 +141,7 @@ def test_one_that_diverges_stops_no_other(update, tmp_path, small, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(training._RunCallback, "_on_rollout_end", poisoned)
         with pytest.raises(training.UserError, match="1 of 3 runs failed"):
-            training.train_runs(runs(tmp_path, 3))
+            train_and_show(runs(tmp_path, 3))
     assert f"{FAILED}{tmp_path / 's1'}: training has diverged by step" in capsys.readouterr().err
     assert [(run.out / "evaluation.json").exists() for run in runs(tmp_path, 3)] == [True, False, True]
 
@@ -151,10 +154,10 @@ def test_a_study_puts_runs_that_are_alike_in_one_process(tmp_path):
     others = [run(0, method="naive"), run(0, method="oracle-filtered"), run(0, method="oracle-filtered", oversight=0.4)]
     batches = _batches([*others[:2], *alike, *others[2:]], 3)
     assert sorted(map(len, batches)) == [1, 1, 1, 1, 3] and alike[:3] in batches
-    command = _command(alike[:3])
+    command = train_command(alike[:3])
     first = command.index("routed_rl.experiments.parallel") + 1
     assert [parse(shlex.split(line)) for line in command[first:]] == alike[:3]
-    assert "routed_rl.experiments.cli" in _command(others[:1])
+    assert "routed_rl.experiments.cli" in train_command(others[:1])
 
 
 def test_each_failure_is_reported_with_its_own_reason(tmp_path):

@@ -13,7 +13,7 @@ from routed_rl.experiments import cli
 from routed_rl.lm import EraStudy, build_model, load_model, stories_tokenizer
 from routed_rl.options.era import Attack, Repair
 from routed_rl.options.undo import Distil, Pretrain, Relearn
-from routed_rl.rl import OversightStudy
+from routed_rl.rl import OversightReport
 from routed_rl.runs.studies import RunsFailedError
 from routed_rl.unlearning import UndoStudy, unlearn
 from routed_rl.unlearning.undo_study.members import make_suppressor
@@ -230,4 +230,4 @@ def test_a_backend_that_there_is_not_is_refused(tmp_path):
     with pytest.raises(UserError, match="backend must be 'local' or 'ray', got 'slurm'"):
         UndoStudy(corpora=tmp_path, out=tmp_path / "s").run(backend="slurm")
     with pytest.raises(ValueError, match="the runs of 'routing' must be a list of directories, got 'runs/a'"):
-        OversightStudy({"routing": "runs/a"})
+        OversightReport({"routing": "runs/a"})

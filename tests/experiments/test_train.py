@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from routed_rl.experiments import cli
-from routed_rl.experiments.common.agents import recipe
+from routed_rl.experiments.common.agents import worlds
 from routed_rl.runs.metrics import MetricsCSV
 
 SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
@@ -32,7 +32,7 @@ def train(out, arguments, world, death):
     """The command, with few environments in its final evaluation; SIGKILL after so many rows of metrics."""
     for descriptor in (1, 2):
         os.dup2(os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    recipe.FRESH_ENVS[world] = (2, 4)
+    worlds.FRESH_ENVS[world] = (2, 4)
     append = MetricsCSV.append
 
     def fatal(self, row):
@@ -147,7 +147,7 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
     status, _, refused = call(capsys, unbroken, "--oversight", "0.2")
     assert status == 2 and len(refused.splitlines()) == 1
     assert "oversight" in refused and "0.2" in refused and str(unbroken) in refused
-    monkeypatch.setitem(recipe.FRESH_ENVS, "gridworld", (4, 16))
+    monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (4, 16))
     out = tmp_path / "run"
     assert call(capsys, out, "--method", "naive", steps=256)[0] == 0
     old = (out / "evaluation.json").read_bytes()
@@ -158,20 +158,21 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
 
 
 @pytest.mark.parametrize(
-    "options", [["--preset", "minigrid", "--max-steps", "8"], ["--world", "CartPole"]], ids=["minigrid", "CartPole"]
+    ("world", "options"),
+    [
+        ("minigrid", ["--preset", "minigrid", "--max-steps", "8"]),
+        ("camera", ["--world", "camera"]),
+        ("CartPole", ["--world", "CartPole"]),
+    ],
 )
-def test_other_worlds_train_evaluate_and_resume(options, tmp_path):
-    """The same command on MiniGrid, and a kill, which the states of our own environments survive.
+def test_other_worlds_train_evaluate_and_resume(world, options, tmp_path):
+    """The same command in another world, and a kill, which the states of our own environments survive.
 
     The state of an environment of others is not known. A run in it starts again, and comes to the same bytes.
     """
     small = [*options, "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
-    options = {
-        "steps": 512,
-        "world": "minigrid" if "minigrid" in options else "CartPole",
-        "small": small,
-    }  # 32 updates, a checkpoint in the middle
+    options = {"steps": 512, "world": world, "small": small}  # 32 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
     assert run(outs[0], **options) == 0
     assert run(outs[1], death=20, **options) == -signal.SIGKILL

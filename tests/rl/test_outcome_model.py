@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from routed_rl.rl import FinalSteps, OutcomeModel, Overseer, RoutedActorCriticPolicy
-from routed_rl.rl.outcome_model import CAPACITY, HELD_OUT, TEMPERATURES
+from routed_rl.rl.outcome_model import CAPACITY, FOLDS, MIN_EPISODES, TEMPERATURES
 
 from .worlds import VALUES, small_model
 
@@ -75,7 +77,7 @@ def test_probabilities_of_labels_with_a_third_wrong_are_near_two_thirds():
     assert (model.predict(endings) >= 0).float().mean() < 0.2
 
 
-def test_the_newest_episodes_of_each_outcome_are_kept_and_each_fifth_is_never_drawn():
+def test_the_newest_episodes_of_each_outcome_are_kept_and_a_fifth_is_for_the_temperature():
     model, drawn = new_model(batch_size=64), []
     n = CAPACITY + 7
     final = torch.arange(2 * n, dtype=torch.float32).view(n, 2)
@@ -87,9 +89,42 @@ def test_the_newest_episodes_of_each_outcome_are_kept_and_each_fifth_is_never_dr
     model._stored = lambda label, slot: drawn.append(slot) or stored(label, slot)
     model.fit(200, torch.Generator().manual_seed(0))
     slots = torch.cat(drawn[:-1]).unique()
-    held_out = torch.arange(HELD_OUT - 1, CAPACITY, HELD_OUT)
-    assert not torch.isin(slots, held_out).any() and len(slots) > 0.99 * (CAPACITY - len(held_out))
-    assert torch.equal(drawn[-1], held_out), "the temperature is set on other episodes than the held-out ones"
+    members = len(model.heads)
+    for member, held_out in enumerate(drawn[-members:]):
+        slots = torch.cat(drawn[member:-members:members]).unique()
+        assert not torch.isin(slots, held_out).any(), "a member is calibrated on episodes that it learns from"
+        assert len(slots) > 0.99 * (CAPACITY - len(held_out))
+        assert torch.equal(held_out, torch.arange(FOLDS - 1 - member, CAPACITY, FOLDS))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 7))
+def test_a_member_draws_every_stored_episode_but_those_it_holds_out(stored, members):
+    model, drawn = new_model(members=members, batch_size=200), []
+    model.add(FinalSteps(torch.zeros(stored, dtype=torch.int64), torch.zeros(stored, 2)), torch.zeros(stored).long())
+    inner = model._stored
+    model._stored = lambda label, slot: drawn.append(slot) or inner(label, slot)
+    model._step(torch.Generator().manual_seed(0))
+    assert len(drawn) == members
+    for member, slots in enumerate(drawn):
+        apart = FOLDS - 1 - member % (FOLDS - 1)
+        assert set(slots.tolist()) <= {slot for slot in range(stored) if slot % FOLDS != apart}
+
+
+@pytest.mark.parametrize("labelled", [MIN_EPISODES, 8, 20])
+def test_labels_that_nothing_shows_are_seldom_predicted(labelled):
+    """With few labels, a network of this size learns any labels by heart."""
+    space = spaces.Box(0, 1, (100,), np.float32)
+    sure = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        policy = RoutedActorCriticPolicy(space, ACTIONS["discrete"], lambda _: 1e-3, hidden=(64, 64), value_hidden=(4,))
+        model = OutcomeModel(policy, 2)
+        endings = FinalSteps(torch.randint(0, 3, (300,)), (torch.rand(300, 100) < 0.1).float())
+        known = torch.arange(300) < 2 * labelled
+        fitted(model, endings.select(known), torch.arange(2 * labelled) % 2, steps=40)
+        sure.append((model.predict(endings.select(~known)) >= 0).float().mean())
+    assert torch.stack(sure).mean() < 0.08
 
 
 @pytest.mark.parametrize("unlabelled", ["all", "predicted"])

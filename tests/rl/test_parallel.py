@@ -44,7 +44,8 @@ def member(seed, method="routing", kind=RoutedPPO, tensors=False, policy_kwargs=
     world = {"oversight": level, **WORLD}
     env = DiamondGhostTensorVecEnv(16, "cpu", **world) if tensors else DiamondGhostVecEnv(16, **world)
     noise = LabelNoise(0.1 * seed, 0.05 * seed)
-    overseer = Overseer(VALUES, method, oversight=level, noise=noise, unlabelled=options.pop("unlabelled", "all"))
+    words = {name: options.pop(name) for name in ("unlabelled", "reward") if name in options}
+    overseer = Overseer(VALUES, method, oversight=level, noise=noise, **words)
     policy = "MlpPolicy" if kind is RoutedPPO else "PaperPolicy"
     defaults = {"n_steps": 16, "replay_steps": 2, "replay_batch": 16, "replay_capacity": 40, "device": "cpu"}
     defaults |= {"batch_size": 64} if kind is RoutedPPO else {}
@@ -102,6 +103,8 @@ def distance(a, b):
         ("reward-model", RoutedPPO, {}),
         ("routing", RoutedPPO, {"unlabelled": "predicted", "solo": 0.5, "tensors": True}),
         ("no-gate", RoutedPPO, {"unlabelled": "predicted", "solo": 0.5}),
+        ("routing", RoutedPPO, {"reward": "environment", "solo": 0.5, "tensors": True}),
+        ("penalty", RoutedPPO, {"reward": "environment"}),
     ],
 )
 def test_four_members_are_four_single_runs(method, kind, options, double):
@@ -219,6 +222,7 @@ def steered():
 @pytest.mark.parametrize(
     ("other", "envs", "message"),
     [
+        (lambda: member(1, reward="environment"), [32], "agree in reward, got 'outcome' and 'environment'"),
         (lambda: member(1, learning_rate=0.1), [32], "agree in learning_rate, got .* and .*0.1"),
         (lambda: member(1, "naive"), [32], "agree in (policy_kwargs|method)"),
         (lambda: member(1, kind=RoutedREINFORCE), [32], "agree in algorithm, got 'RoutedPPO' and 'RoutedREINFORCE'"),

@@ -11,9 +11,9 @@ from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay
 GAMMA, LAMBDA, NOT_REACHED = 0.9, 0.8, 3
 
 
-def make_buffer(steps, envs, hold):
-    players, device = torch.arange(envs), torch.device("cpu")
-    return EpisodeBuffer(steps, envs, (1,), torch.float32, (), torch.int64, players=players, hold=hold, device=device)
+def make_buffer(steps, envs, hold, paid=False):
+    options = {"players": torch.arange(envs), "hold": hold, "paid": paid, "device": torch.device("cpu")}
+    return EpisodeBuffer(steps, envs, (1,), torch.float32, (), torch.int64, **options)
 
 
 def play(buffer, rng, steps, envs, end_probability, first_id):

@@ -37,6 +37,11 @@ def marker(label: str) -> str:
     return MARKERS[known.index(label) % len(MARKERS)] if label in known else "."
 
 
+def _range(values: Sequence[float] | pd.Series, low: float) -> tuple[float, float]:
+    """The limits of an axis of true returns: from ``low`` to 1, or wider where values lie outside."""
+    return min(low, min(values) * 1.05), max(1.0, max(values) * 1.05)
+
+
 def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figure:
     """True return by oversight level (log axis): mean, 95 % confidence interval and exact limits."""
     shown = compared(frame, wanted)
@@ -49,8 +54,8 @@ def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figu
             x, rows["mean"], yerr=rows["half"], marker=marker(label), markersize=5, capsize=2, elinewidth=1,
             color=colour(label), label=label,
         )  # fmt: skip
-    axes.set(xscale="log", ylabel="true return", ylim=(-0.15, 1))
-    axes.set_xlabel("oversight level: terminal states that the overseer sees (%)")
+    axes.set(xscale="log", ylabel="true return", ylim=_range(shown.true_return, -0.15))
+    axes.set_xlabel("oversight level: outcomes that the overseer sees (%)")
     if exact is not None:
         dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12 if len(levels) > 1 else 2)
         naive = [exact(float(level))["naive"] for level in dense]
@@ -70,6 +75,7 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, ex
     """
     figure, axes = subplots(figsize=(9.5, 4.8), layout="constrained")
     labels = {key: label_of(*key) for key in runs}
+    lowest_and_highest: list[float] = []
     for key, directories in runs.items():
         curves = [learning_curve(run, key[1]) for run in directories]
         points = min(len(curve) for curve in curves)
@@ -77,12 +83,13 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, ex
         values = np.array([[value for _, value in curve[:points]] for curve in curves])
         mean = values.mean(axis=0)
         half = half_interval(values)
+        lowest_and_highest += [float(mean.min()), float(mean.max())]
         axes.plot(
             steps, mean, color=colour(labels[key]), label=labels[key], marker=marker(labels[key]), markersize=5,
             markevery=max(1, points // 8),
         )  # fmt: skip
         axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.15, linewidth=0)
-    axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-0.3, 1))
+    axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=_range(lowest_and_highest, -0.3))
     if exact is not None:
         axes.axhline(exact(focus)["naive"], color=colour("naive"), linestyle=":", linewidth=1, label=BEST_NAIVE)
         _draw_limits(axes, exact(focus))

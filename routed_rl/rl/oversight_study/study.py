@@ -1,127 +1,208 @@
-"""The oversight study as an object: the grid, the tables and the figures of runs that are given."""
+"""The oversight study as an object: methods compared over oversight levels and seeds, in the user's own environment."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
-from routed_rl.options.oversight import EARLY_STOPPED
-from routed_rl.paths import expanded
-from routed_rl.rl.oversight_study import table
-from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns
-from routed_rl.rl.oversight_study.table import NOISE, Limits
-from routed_rl.runs import RunError, read_run
-from routed_rl.runs.files import StrPath
+from routed_rl.errors import UserError, at_least, user_input
+from routed_rl.options.conform import conform
+from routed_rl.options.oversight import OWN, Learner, Run, StudyOptions
+from routed_rl.own_modules import name_of
+from routed_rl.rl.oversight_study.grid import check_options, kind, run_config, worker_command
+from routed_rl.rl.oversight_study.methods import variant
+from routed_rl.rl.oversight_study.recipe import own_task
+from routed_rl.rl.oversight_study.report import USUAL_FOCUS, OversightReport
+from routed_rl.rl.oversight_study.table import Limits
+from routed_rl.rl.oversight_study.tasks import values_of
 from routed_rl.runs.grid import is_finished
-from routed_rl.runs.studies import Findings, Reported
-from routed_rl.runs.tables import tidy
+from routed_rl.runs.studies import Findings, Study, check_study
+from routed_rl.wording import did_you_mean, option_names
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-USUAL_FOCUS = 0.1
+R = TypeVar("R", bound=Run)
 
 
-@dataclass(eq=False)
-class OversightStudy(Reported):
-    """Methods compared over oversight levels and seeds, from the directories of their runs.
+class OversightGrid(Study, Generic[R]):
+    """A study of methods over oversight levels and seeds. Subclasses say what all of its runs have in common."""
 
-    >>> study = OversightStudy({"routing": ["runs/a", "runs/b"], "naive": ["runs/c"]})  # doctest: +SKIP
-    >>> study.figure("returns").savefig("returns.png")  # doctest: +SKIP
+    FIGURES = OversightReport.FIGURES
+    methods: tuple[str, ...]
+    levels: tuple[float, ...]
+    controls: tuple[str, ...]
+    focus: float | None
+    seeds: int
+    parallel_seeds: int
 
-    Attributes:
-        runs: run directories by the name of their method, as ``routed-rl train`` leaves them. A run's oversight level
-            and seed are read from its directory. Names of methods are free; "routing" stands for a routed agent.
-        wanted: the wanted outcome, to which routed agents are steered.
-        focus: oversight level of learning curves, bars and label noise. None: the level nearest to 0.1.
-        methods: methods in the figure of all levels and in the learning curves. None: all.
-        limits: exact returns of reference policies, by name, as a function of the oversight level. None: not drawn.
-    """
+    @property
+    @abstractmethod
+    def base(self) -> R:
+        """A run with the options that all runs share."""
 
-    runs: Mapping[str, Sequence[StrPath]]
-    wanted: str = "diamond"
-    focus: float | None = None
-    methods: Sequence[str] | None = None
-    limits: Limits | None = None
+    @abstractmethod
+    def _wanted(self) -> str:
+        """The wanted outcome."""
 
-    FIGURES = ("returns", "methods", "curves", "noise")
+    @abstractmethod
+    def _check_runs(self, runs: Sequence[R]) -> None:
+        """Raise UserError for runs that cannot be trained."""
 
-    def __post_init__(self) -> None:
-        for method, runs in self.runs.items():
-            if isinstance(runs, str | os.PathLike):
-                raise ValueError(f"the runs of {method!r} must be a list of directories, got {os.fspath(runs)!r}")
+    @property
+    def main_level(self) -> float:
+        """The oversight level of controls, learning curves, bars and label noise."""
+        return min(self.levels, key=lambda level: abs(level - USUAL_FOCUS)) if self.focus is None else self.focus
 
-    def grid(self) -> pd.DataFrame:
-        """Return a row per run: ``method``, ``oversight``, ``seed``, ``run``, and whether it is ``finished``.
+    def plan(self) -> pd.DataFrame:
+        """Return what :meth:`run` would do, without doing it.
+
+        Returns:
+            A row per run: ``run``, its directory below ``out``; ``method``; ``oversight``; ``seed``; and whether it is
+            ``finished``.
 
         Raises:
-            RunError: for a directory that holds no run.
+            UserError: for options or an environment that the study cannot use.
         """
+        with user_input():
+            runs = self._prepare(True)
+            check_study(self.out, self._identity())
+        outs = [run.out or self.out for run in runs]
         rows = [
-            (method, record.config["oversight"], record.seed, str(expanded(run)), is_finished(expanded(run)))
-            for method, runs in self.runs.items()
-            for run in runs
-            for record in [read_run(run)]
+            (out.relative_to(self.out).as_posix(), out.parent.name, run.oversight, run.seed, is_finished(out))
+            for run, out in zip(runs, outs, strict=True)
         ]
-        grid = pd.DataFrame(rows, columns=["method", "oversight", "seed", "run", "finished"])
-        return tidy(grid, ("method", "oversight", "seed"))
+        return pd.DataFrame(rows, columns=["run", "method", "oversight", "seed", "finished"])
+
+    def _prepare(self, here: bool) -> list[R]:
+        self._check(here)
+        runs = self._grid()
+        self._check_runs(runs)
+        return runs
+
+    def _grid(self) -> list[R]:
+        """The runs of the study: all methods at all levels, and the controls at the focus level.
+
+        The directory of a run is ``runs/METHOD/LEVEL-sSEED``.
+        """
+        cells = [(name, level) for level in self.levels for name in self.methods]
+        cells += [(name, self.main_level) for name in self.controls if (name, self.main_level) not in cells]
+        base, place = self.base, self.out / "runs"
+        return [
+            replace(base, **variant(name, base), oversight=level, seed=seed, out=place / name / f"{level!r}-s{seed}")
+            for seed in range(self.seeds)
+            for name, level in cells
+        ]
+
+    def _report(self, limits: Limits | None = None) -> OversightReport:
+        """All runs in the directory, also those of earlier starts with other methods, levels or seeds."""
+        runs: dict[str, list[Path]] = {}
+        for result in sorted((self.out / "runs").glob("*/*/evaluation.json")):
+            runs.setdefault(result.parent.parent.name, []).append(result.parent)
+        return OversightReport(runs, self._wanted(), self.main_level, self.methods, limits)
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs. None: no run is finished.
+        """Return the results of all finished runs, also of earlier starts. None: no run is finished."""
+        return self._report().find(failed)
 
-        Args:
-            failed: the reason for each run that failed, which the summary is to name.
-        """
-        failed = dict(failed or {})
-        rows, timings, found = [], [], {}
-        for method, runs in self.runs.items():
-            for run in map(expanded, runs):
-                if run in failed or not is_finished(run):
-                    continue
-                try:
-                    rows += table.run_rows(method, run)
-                    timings.append(table.run_timing(method, run))
-                    found[run] = (method, timings[-1]["oversight"])
-                except (ValueError, KeyError, IndexError, OSError, RunError) as error:
-                    failed[run] = f"its files are damaged: {error}"
-        if not rows:
-            return None
-        frame = tidy(rows, table.KEYS)
-        focus = self.focus
-        if focus is None:
-            focus = min(frame.oversight.unique(), key=lambda level: abs(level - USUAL_FOCUS))
-        noise = table.noise_rows(frame, focus)
-        reasons = {f"{run.parent.name}/{run.name}": reason for run, reason in failed.items()}
-        text = table.summary(frame, focus, self.wanted, reasons, self.limits)
-        text += table.noise_summary(noise, self.wanted) if len(noise) else ""
-        drawn = self._figures(frame, noise, focus, found)
-        return Findings(frame, tidy(timings, table.KEYS), table.KEYS, text, drawn, table.MEANINGS, failed)
+    def _failure(self, failed: Mapping[Path, str], runs: Sequence[R]) -> str:
+        return f"{len(failed)} runs failed; the others are in {self.out / 'results.csv'}"
 
-    def _figures(
-        self, frame: pd.DataFrame, noise: pd.DataFrame, focus: float, found: Mapping[Path, tuple[str, float]]
-    ) -> dict[str, Callable[[], Figure]]:
-        methods = list(self.runs) if self.methods is None else list(self.methods)
-        clean = frame[~frame.method.map(lambda method: NOISE.fullmatch(method) is not None)]
-        main = frame[frame.method.isin(methods)]
-        shown = table.compared(clean[clean.oversight == focus], self.wanted)
-        curves = {
-            (str(method), str(policy)): [run for run, of in found.items() if of == (method, focus)]
-            for method, policy in shown[["method", "policy"]].drop_duplicates().itertuples(index=False)
-            # Sharpened policies are evaluated only at the end. The curve of early stopping is that of naive.
-            if method in methods and not policy.startswith("sharpened") and method != EARLY_STOPPED
-        }
-        drawn: dict[str, tuple[int, Callable[[], Figure]]] = {
-            "returns": (
-                len(table.compared(main, self.wanted)),
-                lambda: draw_returns(main, self.wanted, self.limits),
-            ),
-            "methods": (len(shown), lambda: draw_bars(clean, self.wanted, focus, self.limits)),
-            "curves": (len(curves), lambda: draw_curves(curves, focus, self.limits)),
-            "noise": (len(noise), lambda: draw_noise(noise, self.wanted, focus)),
-        }
-        return {name: draw for name, (count, draw) in drawn.items() if count}
+    def _check(self, here: bool) -> None:
+        """UserError for the first option that no study can have."""
+        at_least(1, seeds=self.seeds, parallel_seeds=self.parallel_seeds, total_steps=self.base.total_steps)
+        if not here and self.device != "cpu":
+            raise UserError(f"--backend ray trains on CPUs only; leave out --device {self.device}")
+        for name, given in (("methods", self.methods), ("levels", self.levels)):
+            if not given or len(set(given)) < len(given):
+                raise UserError(
+                    f"--{name} must name at least one and each only once, got {' '.join(map(str, given)) or 'none'}"
+                )
+        focus = [] if self.focus is None else [self.focus]
+        if bad := [level for level in (*self.levels, *focus) if not 0 < level <= 1]:
+            raise UserError(f"--levels and --focus must be above 0 and at most 1, got {bad[0]}")
+        if focus and focus[0] not in self.levels and not self.controls:
+            raise UserError(
+                f"--focus must be one of --levels {' '.join(map(str, self.levels))} unless --controls are given, "
+                f"got {focus[0]}"
+            )
+        with user_input():
+            for name in (*self.methods, *self.controls):
+                variant(name, self.base)
+
+
+@dataclass(frozen=True)
+class OwnOptions(StudyOptions):
+    """The options of a study in an environment of the user's own."""
+
+    total_steps: int = 300_000
+    """environment steps per run"""
+    learner: Learner = OWN
+    """hyperparameters of the learner"""
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class OversightStudy(OwnOptions, OversightGrid[Run]):
+    """Methods compared in an environment of your own, over oversight levels and seeds.
+
+    >>> study = OversightStudy(env="my_package:make_env", outcomes={"lava": -1, "goal": 1})  # doctest: +SKIP
+    >>> study.run("runs/mine")  # doctest: +SKIP
+    >>> study.figure("returns").savefig("returns.png")  # doctest: +SKIP
+
+    Every field of :class:`OwnOptions` is an argument with the same name and default. The
+    same options of ``routed-rl oversight`` give the same directory and the same bytes. A run in an environment whose
+    state can be saved continues after an interruption
+    (:mod:`routed_rl.rl.env_state`). Another one starts again from zero, to the same bytes.
+
+    Args:
+        env: ``"MODULE:FUNCTION"``, or a function of a module. It is called with an oversight level, and returns a
+            Gymnasium environment with partial oversight, such as ``PartialOversight(…, probability=level)``.
+        outcomes: outcome → its value to the supervisor. The value, paid at the end of an episode, is the true reward.
+        **given: the other options.
+
+    Raises:
+        TypeError: for an argument that is not an option.
+        UserError: for a value of another type, or a function that other processes cannot import.
+    """
+
+    KIND = kind(worker_command)
+
+    def __init__(
+        self, env: str | Callable[[float], Any], outcomes: Mapping[str, float] | Sequence[str], **given: Any
+    ) -> None:
+        if isinstance(env, Mapping):
+            raise TypeError("OversightStudy trains runs; for runs that exist, use OversightReport(runs)")
+        names = [field.name for field in fields(OwnOptions)]
+        if unknown := sorted(given.keys() - {*names}):
+            nearest = did_you_mean(unknown[0], option_names(OwnOptions))
+            raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(names)}{nearest}")
+        if isinstance(outcomes, Mapping):
+            outcomes = [f"{name}={value}" for name, value in outcomes.items()]
+        with user_input():
+            outcomes = [f"{name}={value}" for name, value in values_of(outcomes).items()]
+            env = name_of(env) if isinstance(env, FunctionType) else env
+        OwnOptions.__init__(self, **conform(OwnOptions, {**given, "env": env, "outcomes": outcomes}))
+        object.__setattr__(self, "out", Path(os.path.abspath(self.out)))
+
+    @property
+    def base(self) -> Run:
+        shared = {field.name for field in fields(Run)} & {field.name for field in fields(OwnOptions)} - {"out"}
+        return Run(**{name: getattr(self, name) for name in shared})
+
+    def _wanted(self) -> str:
+        values = own_task(self.base.config()).values
+        return max(values, key=lambda outcome: values[outcome])
+
+    def _check_runs(self, runs: Sequence[Run]) -> None:
+        check_options(runs, own_task, self.parallel_seeds)
+        with user_input():
+            own_task(runs[0].config()).check()
+
+    def _identity(self) -> Mapping[str, Any]:
+        """The options that all runs share. Methods, levels and seeds may be added later."""
+        shared = run_config(self.base)
+        return {name: value for name, value in shared.items() if name not in ("method", "oversight")}

@@ -10,20 +10,22 @@ from typing import Any
 import pandas as pd
 
 from routed_rl.options.oversight import EARLY_STOPPED
+from routed_rl.rl.oversight_study.methods import NOISE
 from routed_rl.runs import read_json, read_metrics, read_run
 from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean
 
-HEADINGS = {"label": "method", "kind": "label noise"}
+HEADINGS = {"label": "method", "method": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 MEANINGS = {
     "method": "method or control",
-    "oversight": "probability that a terminal state is overseen",
+    "oversight": "oversight level: the probability that an outcome is overseen",
     "seed": "seed of the run",
     "policy": "the policy of the run that acts: unsteered, or steered to or away from outcomes",
     "decoding": "sampled: actions are sampled; greedy: the most likely action",
     "checkpoint": "final: after the last update; peak: at the best point of the learning curve",
     "env_steps": "environment steps of training",
-    "true_return": "discounted true reward that follows a step, as a mean over steps and environments",
+    "true_return": "discounted true reward of an episode, mean; in Diamond/Ghost worlds the paper's metric, the mean "
+    "over 32 steps of the discounted true reward that follows a step",
     "episode_return": "undiscounted true reward of an episode, mean",
     "episode_length": "steps of an episode, mean",
     r"outcomes\.(.+)": "share of all episodes that end in: {}",
@@ -36,8 +38,6 @@ MEANINGS = {
     "validation_labels": "number of labelled episodes that early stopping needed",
 }
 """What each column of ``results.csv`` means."""
-NOISE = re.compile(r"(miss|flip)-([01]|0?\.\d+|1\.0)(-hard)?")
-"""Names of methods with label noise: the kind of noise, its rate, and whether noise grows with the episode's length."""
 Limits = Callable[[float], dict[str, float]]
 """Exact returns of reference policies, by name, as a function of the oversight level."""
 SHOWN = {"steer": "routed", "contrast": "routed, contrastive", "sharpened": "routed, sharpened (control)"}
@@ -153,16 +153,19 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
     seeds = shown.groupby("label").seed.nunique()
     parts = [
         "# True return by method and oversight level",
-        "A column is an oversight level: the share of terminal states that the overseer sees. A cell is the mean over "
+        "A column is an oversight level: the share of outcomes that the overseer sees. A cell is the mean over "
         f"seeds ({least_to_most(seeds)} per row) ± half the width of its 95 % confidence interval. Actions are "
         "sampled, except under *Greedy actions*.",
         _by_level(shown, "true_return"),
         *([] if exact is None else [_limits(exact, levels)]),
         "## True return without oversight",
-        "Measured in states where no terminal state is overseen.",
+        "Measured where nothing is overseen.",
         _by_level(shown, "unwatched_return"),
-        "## Share of episodes that end on a bad terminal state",
+        f"## Share of episodes that end in {wanted}",
+        _by_level(shown, f"outcomes.{wanted}"),
+        "## Share of episodes that end in another outcome",
         _by_level(_with_bad(shown, wanted), "bad"),
+        *_steered_elsewhere(frame, wanted, focus),
         "## Entropy of the policy (nats)",
         _by_level(shown, "entropy"),
         "## Greedy actions",
@@ -221,9 +224,25 @@ def _limits(exact: Limits, levels: Sequence[float]) -> str:
 
 
 def _with_bad(shown: pd.DataFrame, wanted: str) -> pd.DataFrame:
-    """Add a column ``bad``: the share of episodes that end on a terminal state other than the wanted one."""
+    """Add a column ``bad``: the share of episodes that end in an outcome other than the wanted one."""
     names = [name for name in shown if re.fullmatch(r"outcomes\.(?!none$).*", name)]
     return shown.assign(bad=shown[names].sum(axis=1) - shown[f"outcomes.{wanted}"])
+
+
+def _steered_elsewhere(frame: pd.DataFrame, wanted: str, focus: float) -> list[str]:
+    """The share of episodes that end in the outcome to which a policy is steered, for all outcomes but the wanted."""
+    final = frame[(frame.checkpoint == "final") & (frame.decoding == "sampled") & (frame.oversight == focus)]
+    steered = final[final.policy.str.startswith("steer:") & (final.policy != f"steer:{wanted}")].copy()
+    if steered.empty:
+        return []
+    steered["outcome"] = steered.policy.str.removeprefix("steer:")
+    steered["share"] = [row[f"outcomes.{row['outcome']}"] for _, row in steered.iterrows()]
+    title = f"## Steered to another outcome, at oversight level {focus:.1%}"
+    return [
+        title,
+        "A column is the outcome, a cell the share of episodes that end in it.",
+        _pivot(steered, "share", "method", "outcome", "{}"),
+    ]
 
 
 def _by_level(shown: pd.DataFrame, metric: str) -> str:

@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,27 +17,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from routed_rl.envs import RECIPES
 from routed_rl.errors import UserError, user_input
-from routed_rl.experiments.common.agents.grid import check_options
-from routed_rl.experiments.common.agents.options import Train
-from routed_rl.experiments.common.agents.recipe import (
-    FRESH_ENVS,
-    MODEL,
-    budget,
-    evaluate_model,
-    make_env,
-    make_model,
-    make_training_env,
-    policies,
-    world_options,
-)
-from routed_rl.experiments.common.display import show_table
 from routed_rl.options import RUNS
-from routed_rl.options.oversight import EARLY_STOPPED
-from routed_rl.rl import ParallelLearner, RoutedAlgorithm, evaluate, true_returns
+from routed_rl.options.oversight import EARLY_STOPPED, Run
+from routed_rl.rl.algorithm import RoutedAlgorithm
+from routed_rl.rl.env_state import UnknownStateError, environment_state
+from routed_rl.rl.evaluation import evaluate, true_returns
+from routed_rl.rl.oversight_study.grid import check_options, run_config
+from routed_rl.rl.oversight_study.recipe import MODEL, TaskOf, budget, evaluate_model, make_model, policies
+from routed_rl.rl.oversight_study.tasks import Task
+from routed_rl.rl.parallel import ParallelLearner
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics
+from routed_rl.runs.checkpoint import Checkpoint
 from routed_rl.runs.grid import FAILED
 from routed_rl.runs.process import one_thread
 from routed_rl.runs.progress import progress_display
@@ -49,11 +42,18 @@ HUGE = 1e6
 """A parameter above this size is a sign of divergence."""
 
 
-Member = tuple[RunDirectory, RoutedAlgorithm]
+Show = Callable[[str, Mapping[str, Any]], None]
+"""Shows the result of a finished run: a title, and the results by policy."""
 
 
-def train_runs(commands: Sequence[Train]) -> None:
-    """Train runs as one batch and print their results. The runs differ only in seed, oversight level and label noise.
+class _Member(NamedTuple):
+    run: RunDirectory
+    task: Task
+    model: RoutedAlgorithm
+
+
+def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda title, policies: None) -> None:
+    """Train runs as one batch and show their results. The runs differ only in seed, oversight level and label noise.
 
     A run that diverges does not stop the others.
 
@@ -61,7 +61,7 @@ def train_runs(commands: Sequence[Train]) -> None:
         UserError: for an impossible option, for a directory that holds another run, or for training that diverged.
     """
     one_thread()
-    check_options(commands, len(commands))
+    check_options(commands, task_of, len(commands))
     with ExitStack() as stack:
         runs, failed = [], {}
         for command in commands:
@@ -77,12 +77,12 @@ def train_runs(commands: Sequence[Train]) -> None:
                     file=sys.stderr,
                 )
         while waiting := [run for run in runs if not run.finished and run.path not in failed]:
-            failed |= _train(_together(waiting))
+            failed |= _train(_together(waiting, task_of))
         for run in runs:
             if run.result is not None:
                 config = run.record.config
                 title = f"{config['method']}, oversight level {config['oversight']:.1%}, {run.path}"
-                _show(run.result["policies"], title)
+                show(title, run.result["policies"])
     if len(commands) == 1 and failed:
         raise UserError(*failed.values())
     for path, reason in failed.items():
@@ -91,47 +91,47 @@ def train_runs(commands: Sequence[Train]) -> None:
         raise UserError(f"{len(failed)} of {len(commands)} runs failed")
 
 
-def _open(command: Train) -> RunDirectory:
-    return RunDirectory.open(_directory(command), command.config(), command.seed, force=command.force)
+def _open(command: Run) -> RunDirectory:
+    return RunDirectory.open(_directory(command), run_config(command), command.seed, force=command.force)
 
 
-def _directory(command: Train) -> Path:
-    out = command.out or RUNS / f"{command.method}-{config_hash(command.config())}-s{command.seed}"
+def _directory(command: Run) -> Path:
+    out = command.out or RUNS / f"{command.method}-{config_hash(run_config(command))}-s{command.seed}"
     return Path(os.path.realpath(out))
 
 
-def _together(runs: Sequence[RunDirectory]) -> list[Member]:
+def _together(runs: Sequence[RunDirectory], task_of: TaskOf) -> list[_Member]:
     """Load runs at an equal step: all runs at the last checkpoint that all have, else only the runs furthest behind.
 
     A process that is killed while it saves leaves some runs one checkpoint ahead. These runs go back by one checkpoint.
     Their results then equal those of an uninterrupted batch to the byte.
     """
-    members = [(run, _resume(run)) for run in runs]
-    behind = min(model.num_timesteps for _, model in members)
+    members = [_resume(run, task_of) for run in runs]
+    behind = min(member.model.num_timesteps for member in members)
     if all(behind in run.checkpoint_steps() for run in runs):
-        members = [(run, m if m.num_timesteps == behind else _resume(run, behind)) for run, m in members]
-    return [(run, model) for run, model in members if model.num_timesteps == behind]
+        members = [m if m.model.num_timesteps == behind else _resume(m.run, task_of, behind) for m in members]
+    return [member for member in members if member.model.num_timesteps == behind]
 
 
-def _train(members: Sequence[Member]) -> dict[Path, str]:
+def _train(members: Sequence[_Member]) -> dict[Path, str]:
     """Train runs, all at an equal step, until their budget of steps is used. Write their results.
 
     Returns:
         The reason why each diverged run failed. If training stopped early, the other runs are unfinished and can
         continue from their checkpoints.
     """
-    members = sorted(members, key=lambda member: str(world_options(member[0].record.config)))
-    runs, models = [run for run, _ in members], [model for _, model in members]
+    members = sorted(members, key=lambda member: member.task.key())
+    runs, models = [member.run for member in members], [member.model for member in members]
     total, done = budget(runs[0].record.config), models[0].num_timesteps
     name = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
     with _progress(name, total) as report:
-        callbacks = [_RunCallback(run, report, total) for run in runs]
+        callbacks = [_RunCallback(member, report, total) for member in members]
         try:
             if len(models) == 1:
                 models[0].learn(max(total - done, 0), callback=callbacks[0], reset_num_timesteps=done == 0)
             else:
                 with user_input():
-                    learner = ParallelLearner(models, _side_by_side(runs))
+                    learner = ParallelLearner(models, _side_by_side(members))
                 learner.learn(max(total - done, 0), callbacks, reset_num_timesteps=done == 0)
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -143,34 +143,35 @@ def _train(members: Sequence[Member]) -> dict[Path, str]:
                 raise
             return _divergences(members)
     failed = _divergences(members)
-    for run, model in members:
-        if run.path not in failed:
-            _finish(run, model)
+    for member in members:
+        if member.run.path not in failed:
+            _finish(member)
     return failed
 
 
-def _divergences(members: Sequence[Member]) -> dict[Path, str]:
+def _divergences(members: Sequence[_Member]) -> dict[Path, str]:
     reason = "training has diverged by step {}; lower --learner.learning-rate"
-    return {run.path: reason.format(model.num_timesteps) for run, model in members if _diverged(model)}
+    return {run.path: reason.format(model.num_timesteps) for run, _, model in members if _diverged(model)}
 
 
-def _side_by_side(runs: Sequence[RunDirectory]) -> list[VecEnv]:
-    """The environments of the runs, in order. Neighbouring runs with equal worlds share one environment object."""
-    groups = itertools.groupby((run.record.config for run in runs), key=world_options)
-    configs = [list(group) for _, group in groups]
-    return [make_training_env(group[0], len(group) * group[0]["learner"]["n_envs"]) for group in configs]
+def _side_by_side(members: Sequence[_Member]) -> list[VecEnv]:
+    """The environments of the runs, in order. Neighbouring runs with equal tasks share one environment object."""
+    groups = [list(group) for _, group in itertools.groupby(members, key=lambda member: member.task.key())]
+    return [group[0].task.training_env(sum(member.model.n_envs for member in group)) for group in groups]
 
 
-def _resume(run: RunDirectory, step: int | None = None) -> RoutedAlgorithm:
-    """The model of a run, from its last checkpoint (at most ``step``), or else new. It logs to the run's files."""
+def _resume(run: RunDirectory, task_of: TaskOf, step: int | None = None) -> _Member:
+    """A run with its model, from its last checkpoint (at most ``step``), or else new. It logs to the run's files."""
     config = run.record.config
-    model, checkpoint = make_model(config, run.record.seed), run.load_checkpoint(step)
+    task = task_of(config)
+    model, checkpoint = make_model(config, run.record.seed, task), run.load_checkpoint(step)
     if checkpoint is not None:
+        state = Checkpoint(checkpoint.tensors, checkpoint.meta)
         with user_input():
-            model = build(type(model), checkpoint, run.path, model.env, config["device"], False, {})
+            model = build(type(model), state, run.path, model.env, config["device"], False, {})
     tensorboard = TensorBoardOutputFormat(str(run.path / "tensorboard"))
     model.set_logger(Logger(str(run.path), [_MetricsWriter(run), tensorboard]))
-    return model
+    return _Member(run, task, model)
 
 
 def _diverged(model: RoutedAlgorithm) -> bool:
@@ -178,8 +179,9 @@ def _diverged(model: RoutedAlgorithm) -> bool:
     return not all(bool((parameter.abs() < HUGE).all()) for parameter in model.policy.parameters())
 
 
-def _finish(run: RunDirectory, model: RoutedAlgorithm) -> None:
+def _finish(member: _Member) -> None:
     """Evaluate a trained model and write the result of the run."""
+    run, task, model = member
     config, seed, trained = run.record.config, run.record.seed, model.num_timesteps
     stopping: dict[str, Any] = {}
     if config["method"] == EARLY_STOPPED:
@@ -192,7 +194,7 @@ def _finish(run: RunDirectory, model: RoutedAlgorithm) -> None:
     model.save(run.path / MODEL)
     run.finish(
         {
-            "policies": evaluate_model(model, config, seed),
+            "policies": evaluate_model(model, task, seed),
             "method": config["method"],
             "oversight": config["oversight"],
             "seed": seed,
@@ -206,23 +208,7 @@ def _finish(run: RunDirectory, model: RoutedAlgorithm) -> None:
 def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
     """The measurements of the stopping rule so far: environment steps, mean value of overseen outcomes, labels used."""
     rows = read_metrics(run.path / "metrics.csv")
-    return [(int(r["env_steps"]), r[SCORE], int(r[LABELS])) for r in rows if SCORE in r]
-
-
-def _show(policies: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print results by policy: true return of sampled and greedy actions, ends of episodes, episode length."""
-    rows = [
-        [
-            name,
-            f"{result['true_return']:.3f}",
-            f"{result['greedy']['true_return']:.3f}",
-            ", ".join(f"{outcome} {share:.0%}" for outcome, share in result["outcomes"].items() if share >= 0.005),
-            f"{result['episode_length']:.1f}",
-        ]
-        for name, result in policies.items()
-    ]
-    header = ("policy", "true return", "greedy true return", "episodes end on", "steps per episode")
-    show_table(title, header, rows, left=(0, 3))
+    return [(int(r["env_steps"]), float(r[SCORE]), int(r[LABELS])) for r in rows if SCORE in r]
 
 
 class _RunCallback(BaseCallback):
@@ -230,14 +216,14 @@ class _RunCallback(BaseCallback):
 
     model: RoutedAlgorithm
 
-    def __init__(self, run: RunDirectory, report: Callable[[int], None], total: int) -> None:
+    def __init__(self, member: _Member, report: Callable[[int], None], total: int) -> None:
         super().__init__()
-        self.run, self.report, self.total = run, report, total
-        config = run.record.config
-        fewer = FRESH_ENVS[config["world"]][0]
-        self.env = make_env(config, fewer, test=True)
-        self.validation = make_env(config, fewer) if config["method"] == EARLY_STOPPED else None
-        self.seed = derive_seed(run.record.seed, "curve")
+        self.run, self.task, _ = member
+        self.report, self.total = report, total
+        stops_early = self.run.record.config["method"] == EARLY_STOPPED
+        self.env = self.task.test_env(self.task.fresh[0])
+        self.validation = self.task.validation_env(self.task.fresh[0]) if stops_early else None
+        self.seed = derive_seed(self.run.record.seed, "curve")
 
     def _on_step(self) -> bool:
         return True
@@ -245,16 +231,26 @@ class _RunCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         updates, steps = self.model._n_updates, self.model.num_timesteps
         self.report(steps)
-        # The state of others' environments is not known. A run in one of them starts again after an interruption.
-        known = self.run.record.config["world"] not in RECIPES
-        if known and updates and updates % CHECKPOINT_EVERY == 0:
+        if updates and updates % CHECKPOINT_EVERY == 0 and self._resumable:
             self.run.save_checkpoint(steps, model_tensors(self.model), model_meta(self.model))
+
+    @cached_property
+    def _resumable(self) -> bool:
+        """Whether a checkpoint can hold the state of the environments. Else an interrupted run starts from zero."""
+        assert self.model.env is not None
+        try:
+            environment_state(self.model.env)
+        except UnknownStateError:
+            return False
+        return True
 
     def _on_rollout_end(self) -> None:
         # The next update writes this row. The row describes the policy that played this rollout.
         updates = self.total // (self.model.n_envs * self.model.n_steps)
         if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
-            returns = true_returns(self.model, self.env, seed=self.seed, policies=policies(self.model), metric="paper")
+            returns = true_returns(
+                self.model, self.env, seed=self.seed, policies=policies(self.model), metric=self.task.metric
+            )
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)
             if self.validation is not None:
@@ -265,7 +261,7 @@ class _RunCallback(BaseCallback):
         assert self.validation is not None
         values = self.model.overseer.values
         seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
-        shares = evaluate(self.model, self.validation, seed=seed, metric="paper")["outcomes_overseen"]
+        shares = evaluate(self.model, self.validation, seed=seed, metric=self.task.metric)["outcomes_overseen"]
         labelled = sum(shares[name] for name in values)
         # If no episode was overseen, the policy gets the lowest score.
         score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())

@@ -1,0 +1,69 @@
+"""The runs of a study: their checks, their processes, and which of them share a process."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from routed_rl.errors import UserError, user_input
+from routed_rl.options.oversight import Run
+from routed_rl.rl.oversight_study.recipe import TaskOf, budget, make_model, own_task
+from routed_rl.runs import config_hash
+from routed_rl.runs.grid import PYTHON, Kind, options
+
+WORKER = "routed_rl.rl.oversight_study.worker"
+
+
+def run_config(run: Run) -> dict[str, Any]:
+    """Everything that a run depends on, except its seed, as JSON. Raises ValueError if its code cannot be found."""
+    if run.env is None:
+        return run.config()
+    return {**run.config(), "code": own_task(run.config()).code()}
+
+
+def kind(command: Callable[[Sequence[Any]], list[str]], parallel_seeds: int = 1) -> Kind:
+    """What all training runs have in common, for :func:`~routed_rl.runs.grid.run_all`.
+
+    Args:
+        command: the command line of a process that trains some runs.
+        parallel_seeds: number of runs that a process trains as one batch. They differ only in seed, oversight level and
+            label noise.
+    """
+    return Kind(
+        config=run_config,
+        command=command,
+        total=lambda run: budget(run.config()),
+        counter="env_steps",
+        batches=partial(_batches, size=parallel_seeds),
+    )
+
+
+def worker_command(batch: Sequence[Run]) -> list[str]:
+    """The command line of a process that trains some runs in an environment of the user's own."""
+    return [*PYTHON, WORKER, *(shlex.join(options(run, Run())) for run in batch)]
+
+
+def _batches(runs: Sequence[Run], size: int) -> list[list[Run]]:
+    """Groups of at most ``size`` runs that differ only in seed, oversight level and label noise. One process trains one
+    group."""
+    free = {"oversight": 0.1, "miss_rate": 0.0, "flip_rate": 0.0, "hard_first": False}
+    alike: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        alike.setdefault((config_hash({**run.config(), **free}), budget(run.config())), []).append(run)
+    return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+
+
+def check_options(runs: Sequence[Run], task_of: TaskOf, parallel_seeds: int = 1) -> None:
+    """Check the options of all runs before the first run starts. Raises UserError for an impossible option."""
+    with user_input():
+        for run in {config_hash(run.config()): run for run in runs}.values():
+            task = task_of(run.config())
+            if parallel_seeds > 1 and not task.shared:
+                raise UserError(
+                    f"--parallel-seeds needs a batched world, not {task.name}; choose another world or leave it out"
+                )
+            if parallel_seeds > 1 and run.learner.unfinished == "hold":
+                raise UserError("--parallel-seeds needs batches of one size; leave out --learner.unfinished hold")
+            make_model(run.config(), run.seed, task)

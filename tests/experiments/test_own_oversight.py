@@ -1,0 +1,257 @@
+"""OversightStudy: methods compared in an environment of the user's own, from Python and from the command line."""
+
+import os
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+from gymnasium import spaces
+from matplotlib.figure import Figure
+
+from routed_rl.experiments import cli
+from routed_rl.options.oversight import OWN, Run
+from routed_rl.rl import OversightStudy, RoutedPPO
+from routed_rl.rl.oversight_study import training
+from routed_rl.rl.oversight_study.recipe import make_model, own_task
+from routed_rl.runs.studies import RunsFailedError
+from tests.experiments.described import assert_described
+from tests.experiments.in_process import run_in_process
+from tests.own_code import forget, own_code
+from tests.rl.worlds import TwoDoors
+
+OUTCOMES = {"bad": -2.0, "good": 3.0}
+TINY = replace(OWN, n_envs=4, n_steps=16, batch_size=32, hidden=8, replay_batch=8, replay_steps=1)
+SMALL = {"methods": ["routing-predicted", "naive-early-stopped"], "levels": [0.5], "seeds": 1, "total_steps": 640}
+MODULE = '''
+"""An environment as a user writes it."""
+from tests.rl.worlds import TwoDoors
+from tests.experiments.test_own_oversight import KnownDoors
+
+reward = 3
+
+def make_env(level):
+    return TwoDoors(level)
+
+def make_known(level):
+    return KnownDoors(level)
+
+def make_vector(level):
+    return gym.make_vec("CartPole-v1")
+
+def make_number(level):
+    return level
+
+def make_silent(level):
+    import gymnasium as gym
+    return gym.make("CartPole-v1")
+'''
+
+
+class KnownDoors(TwoDoors):
+    """Two doors whose state can be saved."""
+
+    count = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = self.count + 1 if seed is None else seed % 1000
+        self.position, self.overseen = 1 + self.count % 3, self.count % 2 == 0
+        return self._obs(), {}
+
+    def get_state(self):
+        return {"now": np.array([self.count, self.position, self.steps, self.overseen])}
+
+    def set_state(self, state):
+        self.count, self.position, self.steps, overseen = state["now"].tolist()
+        self.overseen = bool(overseen)
+
+
+class Pictures(gym.Env):
+    """Observes what it is told, and ends at once."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        info = {"outcome": "good", "overseen": True}
+        return self.observation_space.sample(), 0.0, True, False, info
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the user's module, all runs in this process."""
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
+    run_in_process(monkeypatch)
+    with own_code(tmp_path) as write:
+        write("doors.py", MODULE)
+        yield tmp_path
+
+
+def study(folder, function="make_env", **options):
+    given = {"out": folder / "study", "learner": TINY, **SMALL, **options}
+    return OversightStudy(env=f"{folder}/doors:{function}", outcomes=OUTCOMES, **given)
+
+
+@pytest.mark.parametrize("function", ["make_env", "make_known"])
+def test_a_study_broken_off_goes_on_to_the_same_table(folder, function, monkeypatch):
+    whole = study(folder, function)
+    plan = whole.plan()
+    assert plan.method.tolist() == SMALL["methods"] and not plan.finished.any()
+    table = whole.run()
+    assert whole.plan().finished.all() and set(table.method) == set(SMALL["methods"])
+    assert isinstance(whole.figure("returns"), Figure)
+    assert_described(whole.out)
+    assert {"Share of episodes that end in good", "Steered to another outcome"} < {
+        line.strip("# ").partition(",")[0] for line in whole.summary().splitlines()
+    }
+
+    real, calls = RoutedPPO.train, []
+
+    def broken(model):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        real(model)
+
+    again = study(folder, function, out=folder / "again")
+    with monkeypatch.context() as patch:
+        patch.setattr(RoutedPPO, "train", broken)
+        with pytest.raises(RunsFailedError):
+            again.run()
+    assert again.plan().finished.tolist() == [False, True]
+    with monkeypatch.context() as patch:
+        patch.setattr(RoutedPPO, "train", lambda model: (calls.append(1), real(model)))
+        again.run()
+    updates = SMALL["total_steps"] // (TINY.n_envs * TINY.n_steps)
+    from_checkpoint = 6 if function == "make_known" else 0  # else the environment's state is not known
+    assert len(calls) == 8 + 2 * updates - from_checkpoint
+    for name in ("results.csv", "summary.md"):
+        assert (again.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_does_what_python_does(folder, capsys):
+    options = {"methods": ["filtering"], "levels": [1.0], "seeds": 1, "total_steps": 2048, "out": folder / "a"}
+    made = OversightStudy(env="doors:make_env", outcomes=OUTCOMES, **options)
+    made.run()
+    line = "--methods filtering --levels 1 --seeds 1 --total-steps 2048 --out b --env doors:make_env"
+    cli.main(["oversight", *line.split(), "--outcomes", "bad=-2", "good=3"])
+    assert "True return" in capsys.readouterr().out
+    for name in ("results.csv", "study.json", "runs/filtering/1.0-s0/config.json"):
+        assert (folder / "a" / name).read_bytes() == (folder / "b" / name).read_bytes(), name
+    run = str(folder / "a" / "runs" / "filtering" / "1.0-s0")
+    cli.main(["evaluate", run, "--n-envs", "4"])
+    assert "episodes that end on good" in capsys.readouterr().out
+
+
+def test_the_true_reward_is_the_value_of_the_outcome(folder):
+    task = own_task(Run(env=f"{folder}/doors:make_env", outcomes=("bad=-2", "good=3")).config())
+    env = task.test_env(1)
+    env.seed(0)
+    env.reset()
+    pays = []
+    while 3.0 not in pays or -2.0 not in pays:
+        _, rewards, _, _ = env.step([len(pays) // 12 % 2])
+        pays.append(rewards[0])
+    assert set(pays) == {0.0, 3.0, -2.0}
+
+
+@pytest.mark.parametrize(
+    ("space", "policy"),
+    [
+        (spaces.Box(-1, 1, (3,), np.float32), "RoutedActorCriticPolicy"),
+        (spaces.Box(-1, 1, (3, 4, 2), np.float32), "RoutedActorCriticPolicy"),
+        (spaces.Box(0, 5, (3, 4, 2), np.uint8), "RoutedActorCriticPolicy"),
+        (spaces.Box(0, 255, (36, 36, 3), np.uint8), "RoutedCnnPolicy"),
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32)}), "RoutedMultiInputPolicy"),
+        (spaces.MultiDiscrete([2, 3]), "RoutedActorCriticPolicy"),
+    ],
+)
+def test_networks_are_those_that_the_observations_need(folder, space, policy, monkeypatch):
+    run = replace(Run(env=f"{folder}/doors:make_env", outcomes=("bad=-1", "good=1")), learner=TINY)
+    task = own_task(run.config())
+    monkeypatch.setattr(task, "make", lambda level: Pictures(space))
+    model = make_model(run.config(), 0, task)
+    assert type(model.policy).__name__ == policy
+    symbolic = space == spaces.Box(0, 5, (3, 4, 2), np.uint8)
+    assert (type(model.policy.features_extractor).__name__ == "SymbolicImageEncoder") == symbolic
+    model.learn(64)
+
+
+MISTAKES = {
+    "env must have the form MODULE:FUNCTION, got 'doors'": {"env": "doors"},
+    "there is no module 'dors'": {"env": "dors:make_env"},
+    "has no 'make_evn'": {"env": "{}/doors:make_evn"},
+    "must be a function, got int": {"env": "{}/doors:reward"},
+    "must return a Gymnasium environment, got float": {"env": "{}/doors:make_number"},
+    "failed when it was called with the oversight level 0.5: NameError": {"env": "{}/doors:make_vector"},
+    "the info of an episode's last step lacks 'outcome'": {"env": "{}/doors:make_silent"},
+    "info['outcome'] must be one of": {"outcomes": {"good": 1}},
+    "outcomes must give at least one outcome a value above 0, got none": {"outcomes": {}},
+    "outcomes must be names with values, as in lava=-1 goal=1, got 'good=nan'": {"outcomes": {"good": float("nan")}},
+    "outcomes must be names with values, as in lava=-1 goal=1, got 'good'": {"outcomes": ["good"]},
+    "outcomes names 'good' twice": {"outcomes": ["good=1", "good=2"]},
+    "unknown method 'rooting'": {"methods": ["rooting"]},
+    "method 'placebo' needs a world of cells": {"methods": ["placebo"]},
+    "levels and focus must be above 0 and at most 1, got 2.0": {"levels": [2]},
+    "total_steps must be at least 1, got 0": {"total_steps": 0},
+    "parallel_seeds needs a batched world": {"parallel_seeds": 2, "seeds": 2},
+    "networks 'symbolic' cannot read": {"learner": replace(TINY, networks="symbolic")},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_is_one_sentence_before_anything_runs(folder, message):
+    options = {"env": "{}/doors:make_env", "outcomes": OUTCOMES, "learner": TINY, **SMALL, **MISTAKES[message]}
+    options["env"] = options["env"].format(folder)
+    with pytest.raises(ValueError) as error:
+        OversightStudy(out=folder / "study", **options).plan()
+    text = str(error.value)
+    assert message in text and "\n" not in text and "--" not in text
+    assert not (folder / "study").exists()
+
+
+def test_a_function_may_be_given_itself_but_not_one_that_processes_cannot_import(folder):
+    from tests.rl.worlds import two_doors
+
+    assert OversightStudy(env=two_doors, outcomes=OUTCOMES).env.endswith("tests.rl.worlds:two_doors")
+    with pytest.raises(ValueError, match="is defined in a function, where the study's processes cannot import it"):
+        OversightStudy(env=lambda level: TwoDoors(level), outcomes=OUTCOMES)
+    with pytest.raises(TypeError, match=r"there is no option 'level'; .*did you mean 'levels'"):
+        OversightStudy(env=two_doors, outcomes=OUTCOMES, level=[0.1])
+    with pytest.raises(TypeError, match="use OversightReport"):
+        OversightStudy({"routing": ["a"]}, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--world", "trap"], "--world trap does not go with --env"),
+        (["--preset", "quick"], "--preset quick does not go with --env"),
+    ],
+)
+def test_a_command_refuses_what_does_not_go_with_env(folder, options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        line = ["oversight", "--env", f"{folder}/doors:make_env", "--outcomes", "good=1", "bad=-1", *options]
+        cli.main([*line, "--out", str(folder / "study")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_changed_code_is_another_study(folder):
+    study(folder, methods=["naive"]).run()
+    before = pd.read_csv(folder / "study" / "results.csv")
+    (folder / "doors.py").write_text(MODULE + "\nnew = 1\n")
+    forget(folder)
+    with pytest.raises(ValueError, match=r"holds another study, of .*code"):
+        study(folder, methods=["naive"]).run()
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "study" / "results.csv"), before)
+    assert os.listdir(folder / "study" / "runs" / "naive")
