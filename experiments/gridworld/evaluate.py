@@ -12,6 +12,7 @@ from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Evaluate
 from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import evaluate
+from routed_rl.rl.evaluation import Metric
 from routed_rl.runs import derive_seed
 from routed_rl.runs.process import one_thread
 
@@ -34,12 +35,17 @@ def main(command: Evaluate) -> None:
     if command.json:
         print(json.dumps({"policy": name, "greedy": command.greedy, **result}, indent=2))
     else:
-        show_table(f"{command.directory}, policy: {name}", ("measure", "value"), list(_rows(result)))
+        actions = "greedy" if command.greedy else "sampled"
+        show_table(
+            f"{command.directory}, policy: {name}, {actions} actions",
+            ("measure", "value"),
+            list(_rows(result, task.metric)),
+        )
 
 
-def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(result: dict[str, Any], metric: Metric) -> Iterator[tuple[str, str]]:
     measures = {
-        "true_return": "true return (of the paper, 32 steps)",
+        "true_return": f"true return ({'of the paper, 32 steps' if metric == 'paper' else 'discounted'})",
         "episode_return": "episode return (not discounted)",
         "episode_length": "episode length (steps)",
         "entropy": "entropy of the policy (nats)",

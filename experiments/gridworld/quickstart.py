@@ -106,7 +106,8 @@ def _show(rows: list[dict[str, Any]], oversight: float, steps: int) -> None:
     ]
     show_table(title, ("policy", "true return", "reference", "ends on Ghost", "unseen"), cells)
     print("true return: discounted return of the true reward")
-    print("reference: exact true return of a reference policy; it is no ceiling")
+    print("reference: exact true return of a reference policy; it is no ceiling. For naive: an asymptote, to which the")
+    print("return falls in long training")
     print("ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen")
 
 
@@ -136,7 +137,9 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
     )
     for row, (_, colour) in zip(rows, shown.values(), strict=True):
         curves.axhline(row["reference"], color=colour, linestyle=":", linewidth=1)
-    curves.set_title(f"Learning curves, oversight level {oversight:.1%} (dotted: reference policies)", fontsize=9)
+    curves.set_title(
+        f"Learning curves, oversight level {oversight:.1%} (dotted: reference policies, asymptotes)", fontsize=9
+    )
     for axes, choice, title in zip(
         plots,
         (None, "diamond", "ghost"),

@@ -7,12 +7,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from routed_rl.envs.rendering import PLAYER, WHITE
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.experiments.common.agents.worlds import ONE_BY_ONE, load_run, make_scalar_env
 from routed_rl.experiments.gridworld.options import Watch
@@ -20,6 +22,11 @@ from routed_rl.experiments.gridworld.steering import steer
 from routed_rl.rl import RoutedAlgorithm
 from routed_rl.runs import derive_seed, write_bytes
 from routed_rl.runs.process import one_thread
+
+PAUSE = 4
+"""Frames for which the end of an episode is shown."""
+TEXT = 12
+"""Height of a caption's letters, in pixels."""
 
 
 def main(command: Watch) -> None:
@@ -35,25 +42,37 @@ def main(command: Watch) -> None:
     if command.gif is None and config["world"] in ONE_BY_ONE:
         raise UserError(f"the world {config['world']!r} cannot be shown as text; name a file with --gif")
     env = make_scalar_env(config, "rgb_array" if command.gif else "ansi", test=True)
-    if command.gif is None:
+    frames: list[tuple[np.ndarray, str, float]] = []
 
-        def show(caption: str) -> None:
+    def show(caption: str, last: bool) -> None:
+        seconds = (PAUSE if last else 1) / command.fps
+        if command.gif is None:
             print(f"{name}, {caption}\n{env.render()}\n", flush=True)
-            time.sleep(1 / command.fps)
+            time.sleep(seconds)
+        else:
+            frames.append((env.render(), f"{name}\n{caption}", seconds))
 
-        _play(model, env, command, show)
-        return
-    frames: list[Image.Image] = []
-    _play(model, env, command, lambda caption: frames.append(Image.fromarray(env.render())))
-    with user_input():
-        write_bytes(command.gif, _animation(frames, 1 / command.fps))
-    print(f"Wrote {len(frames)} frames of {command.episodes} episodes (policy: {name}) to {command.gif}")
+    _play(model, env, command, show)
+    if command.gif is not None:
+        with user_input():
+            write_bytes(command.gif, _animation(frames))
+        print(f"Wrote {len(frames)} frames of {command.episodes} episodes (policy: {name}) to {command.gif}")
 
 
-def _animation(frames: list[Image.Image], seconds: float) -> bytes:
+def _animation(frames: list[tuple[np.ndarray, str, float]]) -> bytes:
+    """A GIF of images with a caption of two lines below, and seconds."""
+    font = ImageFont.load_default(TEXT)
+    widths = [font.getlength(line) for _, caption, _ in frames for line in caption.splitlines()]
+    width = max(frames[0][0].shape[1], int(max(widths)) + TEXT)
+    images = []
+    for frame, caption, _ in frames:
+        image = Image.new("RGB", (width, len(frame) + 3 * TEXT), WHITE)
+        image.paste(Image.fromarray(frame), ((width - frame.shape[1]) // 2, 0))
+        ImageDraw.Draw(image).text((TEXT // 2, len(frame) + TEXT // 3), caption, fill=PLAYER, font=font)
+        images.append(image)
     gif = io.BytesIO()
-    durations = [round(1000 * seconds)] * len(frames)
-    frames[0].save(gif, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    durations = [round(1000 * seconds) for *_, seconds in frames]
+    images[0].save(gif, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return gif.getvalue()
 
 
@@ -64,15 +83,24 @@ def _check_writable(gif: Path) -> None:
         raise ValueError(f"--gif {str(gif)!r} cannot be written: its folder must exist and be writable")
 
 
-def _play(model: RoutedAlgorithm, env: gym.Env, command: Watch, show: Callable[[str], None]) -> None:
+def _play(model: RoutedAlgorithm, env: gym.Env, command: Watch, show: Callable[[str, bool], None]) -> None:
+    """Play episodes. ``show`` is called after each step with a caption, and whether it was the last one."""
     torch.manual_seed(derive_seed(command.seed, "watch"))
     for episode in range(command.episodes):
         obs, _ = env.reset(seed=derive_seed(command.seed, "watch", episode))
-        show(f"episode {episode + 1}")
+        show(f"episode {episode + 1}", False)
         done, steps, info = False, 0, {}
         while not done:
             action, _ = model.predict(obs, deterministic=command.greedy)
             obs, _, terminated, truncated, info = env.step(int(np.asarray(action)))
             done, steps = terminated or truncated, steps + 1
-            end = f": {info['outcome'] or 'step limit reached'}" if done else ""
-            show(f"episode {episode + 1}, step {steps}{end}")
+            show(f"episode {episode + 1}, step {steps}{_end(info) if done else ''}", done)
+
+
+def _end(info: dict[str, Any]) -> str:
+    outcome = info.get("outcome")  # a wrapper that cuts an episode knows none
+    return (
+        ": step limit reached"
+        if outcome is None
+        else f": {outcome}, {'overseen' if info['overseen'] else 'not overseen'}"
+    )

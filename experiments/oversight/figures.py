@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
 from routed_rl.options.oversight import CONTRAST
+from routed_rl.runs import read_run
 from routed_rl.runs.figures import subplots
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def draw_arrows(run: Path) -> Figure:
         with model.steered(**steering):
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
         axes.set_title(title, fontsize=9)
-    figure.suptitle(f"Policies of one routed run, oversight level {config['oversight']:.1%}", fontsize=10)
+    figure.suptitle(
+        f"Policies of one run: {config['method']}, oversight level {config['oversight']:.1%}, "
+        f"seed {read_run(run).seed}",
+        fontsize=10,
+    )
     figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid", fontsize=8)
     return figure

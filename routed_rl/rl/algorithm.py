@@ -32,6 +32,7 @@ from routed_rl.rl.arguments import (
     check_unused,
     check_whole,
 )
+from routed_rl.rl.balance import LabelBalance
 from routed_rl.rl.labels import RoutedLabels
 from routed_rl.rl.logs import RoutedLogs
 from routed_rl.rl.losses import RoutedLosses
@@ -224,6 +225,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             device=self.device,
         )
         self._table = self.overseer.label_table(self.device)
+        self._balance = LabelBalance(self.overseer, self.solo_envs)
         # A small network on a GPU spends its time on launching operations. Compiling leaves fewer of them.
         compiled: Callable[..., Any] = torch.compile if self.device.type == "cuda" else lambda function: function
         self._act, self._evaluate = compiled(self._sample), compiled(self.policy.evaluate_routed)

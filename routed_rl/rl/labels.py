@@ -7,6 +7,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
+from routed_rl.rl.balance import LabelBalance
 from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
 from routed_rl.rl.overseer import LabelTable, Overseer
 from routed_rl.rl.policies import RoutedActorCriticPolicy
@@ -27,6 +28,7 @@ class RoutedLabels(OnPolicyAlgorithm):
     bootstrap: bool
     batch_size: int | None
     _table: LabelTable
+    _balance: LabelBalance
 
     def _rng(self, *purpose: str) -> int:
         """Return a seed that depends only on the run's seed, this update and a purpose: no generator state is saved."""
@@ -67,6 +69,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         arrays = [tensor.cpu().numpy() for tensor in (ends.outcome, ends.overseen, self.buffer.lengths())]
         labels = torch.from_numpy(self.overseer.label(arrays[0], arrays[1], rng, arrays[2])).to(self.device)
         counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
+        self._balance.add(counts[: len(self.overseer.outcomes)])
         if self.outcome_model is not None:
             labels[ended] = self._predicted(self.outcome_model, labels[ended], ends)
         self.buffer.labels[new] = labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from routed_rl.rl.arguments import check_type
+from routed_rl.rl.arguments import check_type, check_whole
 from routed_rl.rl.env_state import frozen_statistics
 
 
@@ -87,29 +88,61 @@ def vectorised(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
     return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
 
 
-def check_oversight_env(env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 10) -> None:
+def check_oversight_env(
+    env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 100
+) -> dict[str, dict[str, int]]:
     """Check that an environment reports how its episodes end, by playing ``episodes`` of them with random actions.
 
     At the last step of an episode, ``info["outcome"]`` must be one of ``outcomes`` or None, and ``info["overseen"]``
     must be a bool. If an episode is truncated and its info has neither, as by Gymnasium's ``TimeLimit``, nothing was
-    reached. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead.
+    reached. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead. More episodes
+    are played until one has reached an outcome and was overseen, but at most 10,000 steps in each environment.
+
+    Returns:
+        The number of episodes by outcome, as ``{"ghost": {"overseen": 4, "unseen": 38}, …}``; ``"none"`` counts those
+        that reached no outcome.
 
     Raises:
-        ValueError: if the environment reports something else, or too few episodes end within 10,000 steps. The learner
-            gets a label only when an episode ends.
+        ValueError: if the environment reports something else, if too few episodes end, or if all outcomes are None.
+            The learner gets a label only when an episode ends on an outcome.
+
+    Warns:
+        UserWarning: if no episode that reached an outcome was overseen.
     """
+    check_whole(1, episodes=episodes)
     vec_env = vectorised(env)
     vec_env.action_space.seed(0)
-    finished = 0
+    vec_env.seed(0)
+    counts = {name: {"overseen": 0, "unseen": 0} for name in (*outcomes, "none")}
+    finished = overseen = 0
     with frozen_statistics(vec_env):
         vec_env.reset()
         for _ in range(10_000):
             actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
             _, _, dones, infos = vec_env.step(actions)
-            finished += len(episode_ends(infos, dones, outcomes).rows)
-            if finished >= episodes:
-                return
-    raise ValueError(
-        f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come only at the end of an "
-        "episode, so give the environment a step limit"
-    )
+            ends = episode_ends(infos, dones, outcomes)
+            for number, seen in zip(ends.outcome.tolist(), ends.overseen.tolist(), strict=True):
+                name = outcomes[number] if number >= 0 else "none"
+                counts[name]["overseen" if seen and number >= 0 else "unseen"] += 1
+                overseen += seen and number >= 0
+            finished += len(ends.rows)
+            if finished >= episodes and overseen:
+                return counts
+    if finished < min(episodes, 10):
+        raise ValueError(
+            f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come only at the end of "
+            "an episode, so give the environment a step limit"
+        )
+    reached = finished - counts["none"]["unseen"]
+    if not reached:
+        raise ValueError(
+            f"info['outcome'] was None in all of {finished} random episodes, so there is nothing to learn from: set it "
+            f"to one of {list(outcomes)} where an episode reaches one, or start episodes nearer to them"
+        )
+    if not overseen:
+        warnings.warn(
+            f"info['overseen'] was False in all of {reached} random episodes that reached an outcome, so no label "
+            "would come from them: oversee more, or check more environments at once if that is rare",
+            stacklevel=2,
+        )
+    return counts

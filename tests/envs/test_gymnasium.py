@@ -203,6 +203,7 @@ from routed_rl import envs
 faces = {"DiamondGhostEnv", "DiamondGhostVecEnv", "DiamondGhostVectorEnv", "MiniGridDiamondGhostEnv"}
 faces |= {"DiamondGhostTensorVecEnv", "CameraDropboxEnv", "CameraDropboxVecEnv"}
 any_env = {"Ending", "PartialOversight", "PartialOversightVecEnv", "RECIPES", "Recipe", "SymbolicImage"}
+assert set(envs.__all__) <= set(dir(envs))
 assert set(envs.__all__) == {*faces, *any_env, "VARIANTS", "World", "make_world"}
 assert all(getattr(envs, name) for name in envs.__all__) and "stable_baselines3" in sys.modules
 try:

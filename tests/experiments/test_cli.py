@@ -2,22 +2,29 @@
 
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
+from routed_rl.envs import DiamondGhostEnv
+from routed_rl.envs.rendering import TILE
 from routed_rl.experiments.cli import MODULES, command_name, main, parse
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.grid import train_all
 from routed_rl.experiments.common.agents.worlds import FRESH_ENVS
 from routed_rl.experiments.gridworld import quickstart
+from routed_rl.experiments.gridworld.options import Watch
+from routed_rl.experiments.gridworld.watch import _play
 from routed_rl.options.oversight import MethodName
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
 from routed_rl.rl.oversight_study.recipe import SAME_LEARNER
@@ -59,6 +66,7 @@ def trained(tmp_path_factory):
         (["train", "--miss-rate", "2"], "2"),
         (["train", "--flip-rate", "nan"], "nan"),
         (["train", "--unlabelled", "some"], "some"),
+        (["train", "--method", "oracle-filtered", "--oversight", "0"], "--oversight must be above 0"),
         (["train", "--preset", "slow"], "slow"),
         (["train", "--learner.batch-size", "0"], "--learner.batch-size"),
         (["train", "--learner.entropy", "0.1", "-1"], "-1"),
@@ -179,8 +187,9 @@ def test_evaluate_prints_a_table_or_json(capsys, trained):
     assert status == 0 and result["policy"] == "steer:diamond" and -1 <= result["true_return"] <= 1
     ablated = json.loads(call(capsys, "evaluate", trained, "--ablate", "ghost", "--n-envs", "32", "--json")[1])
     assert {**ablated, "policy": "steer:diamond"} == result, "of two modules, ablating one is choosing the other"
-    status, out, _ = call(capsys, "evaluate", trained, "--greedy", "--n-envs", "32")
-    assert status == 0 and "true return" in out and "ghost" in out
+    for greedy, actions in (["--greedy"], "greedy actions"), ([], "sampled actions"):
+        status, out, _ = call(capsys, "evaluate", trained, *greedy, "--n-envs", "32")
+        assert status == 0 and "true return" in out and "ghost" in out and actions in out.splitlines()[0]
 
 
 def test_watch_in_the_terminal_and_as_gif(capsys, trained, tmp_path):
@@ -190,7 +199,21 @@ def test_watch_in_the_terminal_and_as_gif(capsys, trained, tmp_path):
     status, out, _ = call(capsys, "watch", trained, "--steer", "ghost", "--episodes", "2", "--gif", gif)
     assert status == 0 and str(gif) in out
     with Image.open(gif) as film:
-        assert film.n_frames > 2
+        durations = [image.info["duration"] for image in ImageSequence.Iterator(film)]
+        assert film.height > 5 * TILE and film.width >= 5 * TILE, "the caption is below the grid"
+    assert len(durations) > 2 and durations.count(1000) == 2 and set(durations) == {250, 1000}, "a pause at each end"
+
+
+def test_captions_say_what_happened():
+    told = []
+    command = Watch(Path("run"), episodes=2, greedy=True)
+    model = SimpleNamespace(predict=lambda obs, deterministic: (1, None))
+    _play(model, DiamondGhostEnv(size=(1, 3), oversight=1.0), command, lambda *shown: told.append(shown))
+    starts = [caption for caption, last in told if not caption.count("step")]
+    assert starts == ["episode 1", "episode 2"]
+    ends = [caption for caption, last in told if last]
+    end = r"episode \d, step \d+: (step limit reached|(ghost|diamond), overseen)"
+    assert len(ends) == 2 and all(re.fullmatch(end, caption) for caption in ends), ends
 
 
 def test_an_animation_that_fails_leaves_the_old_one(capsys, trained, tmp_path, monkeypatch):

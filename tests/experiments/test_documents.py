@@ -2,6 +2,8 @@
 
 import doctest
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,14 @@ def test_readme_names_every_command_and_links_exist():
     for document in DOCUMENTS:
         for link in re.findall(r"\]\(([^)#:]+)[)#]", document.read_text()):
             assert (document.parent / link).exists(), f"{document}: {link}"
+
+
+def test_the_readme_says_how_to_get_the_command_and_the_classifiers_say_on_which_python():
+    for words in ("source .venv/bin/activate", "make venv", "pip install .", "oversight is **visible**"):
+        assert words in README
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"Programming Language :: Python :: {sys.version_info[0]}.{sys.version_info[1]}" in project["classifiers"]
+    assert "Programming Language :: Python :: 3.13" in project["classifiers"]
 
 
 def test_the_index_names_every_document():

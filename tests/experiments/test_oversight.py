@@ -16,6 +16,7 @@ from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents import worlds as gridworld
 from routed_rl.experiments.common.agents.grid import arguments, train_all
 from routed_rl.experiments.common.agents.options import Train
+from routed_rl.experiments.oversight.figures import draw_arrows
 from routed_rl.options.oversight import Learner
 from routed_rl.rl import OversightReport
 from routed_rl.rl.oversight_study.methods import variant
@@ -122,6 +123,8 @@ def test_a_study_has_every_run_table_and_figure(whole):
     assert len(of_given.grid()) == 2 * TRAINS and of_given.grid().finished.all()
     for name in figures - {"arrows"}:
         assert isinstance(of_given.figure(name), Figure)
+    title = draw_arrows(whole / "runs" / "routing" / "0.1-s1").get_suptitle()
+    assert title == "Policies of one run: routing, oversight level 10.0%, seed 1"
     with pytest.raises(ValueError, match="there is no figure 'arrows'; the figures are returns, methods"):
         of_given.figure("arrows")
 

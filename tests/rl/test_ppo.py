@@ -308,10 +308,22 @@ def test_checker_and_learner_say_what_an_environment_lacks(change, message):
 
 
 def test_checker_passes_good_environments_and_knows_wrong_outcomes():
-    check_oversight_env(TwoDoors(), ["bad", "good"])
-    check_oversight_env(DiamondGhostVecEnv(4), ["ghost", "diamond"])
+    counts = check_oversight_env(TwoDoors(), ["bad", "good"])
+    assert list(counts) == ["bad", "good", "none"] and counts["none"]["overseen"] == 0
+    assert sum(sum(kinds.values()) for kinds in counts.values()) == 100
+    assert all(count > 5 for name in ("bad", "good") for count in counts[name].values())
+    counts = check_oversight_env(DiamondGhostVecEnv(4, oversight={"ghost": 0.0, "diamond": 1.0}), ["ghost", "diamond"])
+    assert counts["ghost"]["overseen"] == counts["diamond"]["unseen"] == 0
     with pytest.raises(ValueError, match=r"fire.*'ghost'"):
         check_oversight_env(DiamondGhostVecEnv(4, seed=0), ["fire", "diamond"])
+
+
+def test_checker_says_that_no_label_will_come():
+    with pytest.raises(ValueError, match=r"'outcome'.* was None in all of \d+ random episodes.*'bad', 'good'"):
+        check_oversight_env(Broken(lambda info: info.update(outcome=None)), ["bad", "good"], episodes=10)
+    with pytest.warns(UserWarning, match=r"'overseen'.* was False in all of \d\d+ random episodes.*oversee more"):
+        counts = check_oversight_env(TwoDoors(oversight=0.0), ["bad", "good"], episodes=10)
+    assert counts["good"]["unseen"] > 0
 
 
 def test_outcomes_are_matched_by_name_whatever_their_order():

@@ -54,6 +54,7 @@ def test_saving_twice_gives_the_same_bytes_and_steering_is_kept(tmp_path):
     assert loaded.policy.steering == {"mix": {"ghost": 0.2, "diamond": 0.8}}
     obs = np.random.default_rng(0).random((50, 100), dtype=np.float32)
     assert (loaded.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
+    model.unsteer()
     model.ablate("ghost")
     model.save(tmp_path / "c")
     assert RoutedPPO.load(tmp_path / "c", device="cpu").policy.steering == {"ablated": ["ghost"]}

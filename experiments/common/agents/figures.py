@@ -46,7 +46,7 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
         length = 0.47 * probabilities[:, action]
         axes.quiver(
             columns, rows, x * length, -y * length, angles="xy", scale_units="xy", scale=1,
-            width=0.014, headwidth=3.4, headlength=3.4, headaxislength=3.0, color="#264653", zorder=3,
+            width=0.009, headwidth=3.2, headlength=2.6, headaxislength=2.6, color="#264653", zorder=3,
         )  # fmt: skip
     for name, cell in cells.items():
         row, column = divmod(cell, world.width)

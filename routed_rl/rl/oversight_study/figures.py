@@ -18,7 +18,7 @@ from routed_rl.runs.tables import aggregate, half_interval
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BEST_NAIVE = "optimum of the naive\ntraining reward (exact)"
+BEST_NAIVE = "asymptote of naive: optimum\nof its training reward (exact)"
 ROUTED = ("#2a9d8f", "#1d3557", "#8ab17d")
 FIXED = dict(zip(SHOWN.values(), ROUTED, strict=True)) | {"naive": COLOURS["naive"]}
 OTHERS = (*(name for name in get_args(MethodName) if name not in ("routing", "naive")), "strict", "routing-predicted")

@@ -63,6 +63,8 @@ def make_model(config: Mapping[str, Any], seed: int, task: Task) -> RoutedAlgori
     """A new learner in its training world. Raises ValueError for an option out of range or a missing device."""
     learner, device = dict(config["learner"]), config["device"]
     check_device(device)
+    if not budget(config):
+        raise ValueError(f"method {config['method']!r} trains for oversight x total steps: --oversight must be above 0")
     env = task.training_env(learner.pop("n_envs"))
     values, method = task.values, config["method"]
     if method == "shuffled" and (config["flip_rate"] or config["hard_first"]):

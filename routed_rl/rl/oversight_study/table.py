@@ -219,7 +219,8 @@ def _limits(exact: Limits, levels: Sequence[float]) -> str:
     first = exact(levels[0])
     fixed = "\n".join(f"- {title}: {first[name]:.3f}" for name, title in REFERENCES.items())
     naive = ", ".join(f"{exact(level)['naive']:.3f} at {level:.1%}" for level in levels)
-    return f"Exact true returns of reference policies:\n\n{fixed}\n- optimum of the naive training reward: {naive}"
+    asymptote = "optimum of the naive training reward (asymptote of long naive training)"
+    return f"Exact true returns of reference policies:\n\n{fixed}\n- {asymptote}: {naive}"
 
 
 def _with_bad(shown: pd.DataFrame, wanted: str) -> pd.DataFrame:

@@ -71,7 +71,11 @@ def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda tit
                 failed[_directory(command)] = str(error)
         for run in runs:
             if run.finished:
-                print(f"{run.path} is finished; its result follows (--force starts again from zero)", file=sys.stderr)
+                print(
+                    f"{run.path} is finished; its result follows (--force starts again from zero; for a longer run, "
+                    "give more --total-steps and another --out)",
+                    file=sys.stderr,
+                )
         while waiting := [run for run in runs if not run.finished and run.path not in failed]:
             failed |= _train(_together(waiting, task_of))
         for run in runs:
