@@ -18,7 +18,16 @@ from routed_rl.options.oversight import StudyOptions
 from routed_rl.rl import OversightStudy
 from routed_rl.rl.oversight_study.grid import check_options, kind
 from routed_rl.rl.oversight_study.study import OversightGrid
+from routed_rl.rl.oversight_study.table import NAIVE
 from routed_rl.runs.studies import Findings, Study
+
+TITLES = {
+    "optimal": "optimal policy",
+    "diamond": "shortest path to Diamond, blind to Ghost",
+    "any": "shortest path to the nearest terminal state",
+    "naive": NAIVE,
+}
+"""The reference policies that figures and summaries name, with their titles."""
 
 
 def main(command: Oversight) -> None:
@@ -49,6 +58,7 @@ class PublishedStudy(OversightGrid[Train]):
         self.focus, self.seeds, self.parallel_seeds = command.focus, command.seeds, command.parallel_seeds
         self.out = Path(os.path.abspath(command.out))  # processes in other working directories need an absolute path
         self.device = command.device
+        self.limits = _limits if self.base.world == "gridworld" else None
         self.KIND = kind(train_command, command.parallel_seeds)
 
     @property
@@ -78,11 +88,10 @@ class PublishedStudy(OversightGrid[Train]):
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs, also of earlier commands. None: no run is finished."""
-        from routed_rl.experiments.common.agents.limits import limits
         from routed_rl.experiments.oversight.figures import draw_arrows, load_run
 
         gridworld = self.base.world == "gridworld"
-        report = self._report(limits if gridworld else None)
+        report = self._report()
         found = report.find(failed)
         routed = map(Path, report.runs.get("routing", ()))
         at_focus = [run for run in routed if run.name.startswith(f"{self.main_level!r}-s")]
@@ -95,3 +104,11 @@ class PublishedStudy(OversightGrid[Train]):
             else:
                 found.figures = {**found.figures, "arrows": lambda: draw_arrows(sound[0])}
         return found
+
+
+def _limits(level: float) -> dict[str, float]:
+    """Exact returns in the default world, by title."""
+    from routed_rl.experiments.common.agents.limits import limits
+
+    found = limits(level)
+    return {title: found[name] for name, title in TITLES.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from routed_rl.options.oversight import MethodName
-from routed_rl.rl.oversight_study.table import REFERENCES, SHOWN, Limits, compared, label_of, learning_curve
+from routed_rl.rl.oversight_study.table import NAIVE, SHOWN, Limits, compared, label_of, learning_curve
 from routed_rl.runs.figures import COLOURS, MARKERS, colormap, ranked, subplots
 from routed_rl.runs.tables import aggregate, half_interval
 
@@ -57,9 +58,10 @@ def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figu
     axes.set(xscale="log", ylabel="true return", ylim=_range(shown.true_return, -0.15))
     axes.set_xlabel("oversight level: outcomes that the overseer sees (%)")
     if exact is not None:
-        dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12 if len(levels) > 1 else 2)
-        naive = [exact(float(level))["naive"] for level in dense]
-        axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label=BEST_NAIVE)
+        if NAIVE in exact(levels[0]):
+            dense = np.geomspace(levels[0], max(levels[-1], levels[0] * 1.01), 12 if len(levels) > 1 else 2)
+            naive = [exact(float(level))[NAIVE] for level in dense]
+            axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label=BEST_NAIVE)
         _draw_limits(axes, exact(levels[0]))
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
     axes.minorticks_off()
@@ -91,7 +93,8 @@ def draw_curves(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, ex
         axes.fill_between(steps, mean - half, mean + half, color=colour(labels[key]), alpha=0.15, linewidth=0)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=_range(lowest_and_highest, -0.3))
     if exact is not None:
-        axes.axhline(exact(focus)["naive"], color=colour("naive"), linestyle=":", linewidth=1, label=BEST_NAIVE)
+        if NAIVE in exact(focus):
+            axes.axhline(exact(focus)[NAIVE], color=colour("naive"), linestyle=":", linewidth=1, label=BEST_NAIVE)
         _draw_limits(axes, exact(focus))
     _finish(
         figure, axes, f"Learning curves at oversight level {focus:.1%}: mean and 95 % confidence interval over seeds"
@@ -111,13 +114,13 @@ def draw_bars(frame: pd.DataFrame, wanted: str, focus: float, exact: Limits | No
         values = shown[shown.label == label].true_return
         axes.scatter(values, np.full(len(values), place), s=9, color="#264653", zorder=3)
     if exact is not None:
-        axes.axvline(exact(focus)["diamond"], color="#6c757d", linestyle=":", linewidth=1)
+        for style, title, value in _fixed(exact(focus)):
+            axes.axvline(value, color="#6c757d", linestyle=style, linewidth=1, label=f"{title} (exact)")
+        figure.legend(frameon=False, fontsize=7, loc="outside lower right")
     axes.axvline(0, color="#adb5bd", linewidth=0.8)
     axes.set_yticks(places, rows.label, fontsize=8)
     axes.set_xlabel("true return")
     title = f"Oversight level {focus:.1%}: mean (bar), 95 % confidence interval (line), seeds (dots)"
-    if exact is not None:
-        title += f"\ndotted line: exact return of the {REFERENCES['diamond']}"
     axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -145,10 +148,16 @@ def draw_noise(noise: pd.DataFrame, wanted: str, focus: float) -> Figure:
 
 def _draw_limits(axes: Any, exact: Mapping[str, float]) -> None:
     """Draw the exact limits as horizontal lines, with their names at the right edge."""
-    for name, style in zip(REFERENCES, ("--", "-.", ":"), strict=True):
-        axes.axhline(exact[name], color="#6c757d", linestyle=style, linewidth=1, zorder=1)
-        title, place = textwrap.fill(f"{REFERENCES[name]} (exact)", 24), axes.get_yaxis_transform()
-        axes.text(1.01, exact[name], title, transform=place, va="center", fontsize=7, color="#495057")
+    for style, title, value in _fixed(exact):
+        axes.axhline(value, color="#6c757d", linestyle=style, linewidth=1, zorder=1)
+        text, place = textwrap.fill(f"{title} (exact)", 24), axes.get_yaxis_transform()
+        axes.text(1.01, value, text, transform=place, va="center", fontsize=7, color="#495057")
+
+
+def _fixed(exact: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """The style, title and value of each limit that does not depend on the oversight level."""
+    fixed = [(title, value) for title, value in exact.items() if title != NAIVE]
+    return [(style, *limit) for style, limit in zip(itertools.cycle(("--", "-.", ":")), fixed, strict=False)]
 
 
 def _finish(figure: Any, axes: Any, title: str) -> None:

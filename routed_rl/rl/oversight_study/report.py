@@ -41,7 +41,7 @@ class OversightReport(Reported):
         wanted: the wanted outcome, to which routed agents are steered.
         focus: oversight level of learning curves, bars and label noise. None: the level nearest to 0.1.
         methods: methods in the figure of all levels and in the learning curves. None: all.
-        limits: exact returns of reference policies, by name, as a function of the oversight level. None: not drawn.
+        limits: exact returns of reference policies, by title, as a function of the oversight level. None: not drawn.
     """
 
     runs: Mapping[str, Sequence[StrPath]]

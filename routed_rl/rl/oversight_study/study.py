@@ -39,6 +39,7 @@ class OversightGrid(Study, Generic[R]):
     focus: float | None
     seeds: int
     parallel_seeds: int
+    limits: Limits | None = None
 
     @property
     @abstractmethod
@@ -98,12 +99,12 @@ class OversightGrid(Study, Generic[R]):
             for name, level in cells
         ]
 
-    def _report(self, limits: Limits | None = None) -> OversightReport:
+    def _report(self) -> OversightReport:
         """All runs in the directory, also those of earlier starts with other methods, levels or seeds."""
         runs: dict[str, list[Path]] = {}
         for result in sorted((self.out / "runs").glob("*/*/evaluation.json")):
             runs.setdefault(result.parent.parent.name, []).append(result.parent)
-        return OversightReport(runs, self._wanted(), self.main_level, self.methods, limits)
+        return OversightReport(runs, self._wanted(), self.main_level, self.methods, self.limits)
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs, also of earlier starts. None: no run is finished."""
@@ -162,6 +163,8 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
         env: ``"MODULE:FUNCTION"``, or a function of a module. It is called with an oversight level, and returns a
             Gymnasium environment with partial oversight, such as ``PartialOversight(…, probability=level)``.
         outcomes: outcome → its value to the supervisor. The value, paid at the end of an episode, is the true reward.
+        limits: known true returns of reference policies, by title, as a function of the oversight level, to be drawn
+            and printed, such as ``lambda level: {"shortest path": 0.9}``. None: there are none.
         **given: the other options.
 
     Raises:
@@ -172,7 +175,12 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
     KIND = kind(worker_command)
 
     def __init__(
-        self, env: str | Callable[[float], Any], outcomes: Mapping[str, float] | Sequence[str], **given: Any
+        self,
+        env: str | Callable[[float], Any],
+        outcomes: Mapping[str, float] | Sequence[str],
+        *,
+        limits: Limits | None = None,
+        **given: Any,
     ) -> None:
         if isinstance(env, Mapping):
             raise TypeError("OversightStudy trains runs; for runs that exist, use OversightReport(runs)")
@@ -187,6 +195,7 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
             env = name_of(env) if isinstance(env, FunctionType) else env
         OwnOptions.__init__(self, **conform(OwnOptions, {**given, "env": env, "outcomes": outcomes}))
         object.__setattr__(self, "out", Path(os.path.abspath(self.out)))
+        object.__setattr__(self, "limits", limits)
 
     @property
     def base(self) -> Run:

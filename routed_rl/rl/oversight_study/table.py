@@ -38,16 +38,12 @@ MEANINGS = {
     "validation_labels": "number of labelled episodes that early stopping needed",
 }
 """What each column of ``results.csv`` means."""
-Limits = Callable[[float], dict[str, float]]
-"""Exact returns of reference policies, by name, as a function of the oversight level."""
+Limits = Callable[[float], Mapping[str, float]]
+"""Exact returns of reference policies, by title, as a function of the oversight level. Only "naive" depends on it."""
+NAIVE = "naive"
+"""Title of the optimum of the naive training reward."""
 SHOWN = {"steer": "routed", "contrast": "routed, contrastive", "sharpened": "routed, sharpened (control)"}
 """Labels of the policies of a routed run in comparisons. The label of any other run is the name of its method."""
-REFERENCES = {
-    "optimal": "optimal policy",
-    "diamond": "shortest path to Diamond, blind to Ghost",
-    "any": "shortest path to the nearest terminal state",
-}
-"""Names of reference policies whose return does not depend on oversight, with their titles."""
 
 
 def filtered(config: Mapping[str, Any]) -> float:
@@ -217,10 +213,11 @@ def noise_summary(noise: pd.DataFrame, wanted: str) -> str:
 
 def _limits(exact: Limits, levels: Sequence[float]) -> str:
     first = exact(levels[0])
-    fixed = "\n".join(f"- {title}: {first[name]:.3f}" for name, title in REFERENCES.items())
-    naive = ", ".join(f"{exact(level)['naive']:.3f} at {level:.1%}" for level in levels)
-    asymptote = "optimum of the naive training reward (asymptote of long naive training)"
-    return f"Exact true returns of reference policies:\n\n{fixed}\n- {asymptote}: {naive}"
+    lines = [f"- {title}: {value:.3f}" for title, value in first.items() if title != NAIVE]
+    if NAIVE in first:
+        values = ", ".join(f"{exact(level)[NAIVE]:.3f} at {level:.1%}" for level in levels)
+        lines.append(f"- optimum of the naive training reward (asymptote of long naive training): {values}")
+    return "\n".join(["Exact true returns of reference policies:", "", *lines])
 
 
 def _with_bad(shown: pd.DataFrame, wanted: str) -> pd.DataFrame:
