@@ -66,6 +66,24 @@ def test_it_abstains_until_two_outcomes_were_overseen_a_few_times():
     assert len(model.predict(endings.select(labels > 1))) == 0
 
 
+@pytest.mark.parametrize("kind", ACTIONS)
+@pytest.mark.parametrize(
+    ("labels", "outcome"),
+    [([1, 1, 1], -1), ([1, 1, 1, 1], 1), ([1, 1, 1, 1, 0], -1), ([1] * 20 + [0], 1), ([0] * 20 + [1], 0)],
+)
+def test_four_equal_endings_with_equal_labels_are_enough(kind, labels, outcome):
+    """Also while only one outcome was overseen. (m + 1/2) / (n + 1) must be at least 0.9."""
+    model = new_model(ACTIONS[kind])
+    endings, _ = episodes(2, 0, kind=kind)
+    other = endings.select(torch.tensor([0]))._replace(actions=endings.actions[:1] + 1)
+    model.add(endings.select(torch.zeros(len(labels), dtype=torch.int64)), torch.tensor(labels))
+    if min(labels) == max(labels):
+        assert not model.ready
+        assert model.predict(endings).tolist() == [outcome, -1]
+        assert model.predict(other).tolist() == [-1], "the action is a part of the ending"
+    assert model._sure(model._matched(endings)).tolist() == [outcome, -1]
+
+
 def test_probabilities_of_labels_with_a_third_wrong_are_near_two_thirds():
     """Without the temperature they are near 1, because two layers learn the wrong labels by heart."""
     model = fitted(new_model(), *episodes(300, 0, wrong=1 / 3), steps=1500)
