@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from routed_rl.errors import at_least, user_input
-from routed_rl.experiments.common.agents.worlds import load_run, task_of
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Evaluate
-from routed_rl.experiments.gridworld.steering import steer
+from routed_rl.experiments.gridworld.steering import open_agent, steer
 from routed_rl.rl import evaluate
 from routed_rl.rl.evaluation import Metric
 from routed_rl.runs import derive_seed
@@ -22,9 +21,8 @@ def main(command: Evaluate) -> None:
     if command.n_envs is not None:
         at_least(1, n_envs=command.n_envs)
     with user_input():
-        model, config = load_run(command.directory)
+        model, task, _ = open_agent(command)
         name = steer(model, command)
-    task = task_of(config)
     result = evaluate(
         model,
         task.test_env(command.n_envs or task.fresh[1]),

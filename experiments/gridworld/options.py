@@ -9,8 +9,10 @@ from typing import Annotated
 
 import tyro
 
+from routed_rl.experiments.common.agents.options import WorldName
 from routed_rl.options import RUNS
 from routed_rl.options.oversight import CONTRAST
+from routed_rl.plugins import PluginName
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,11 @@ class Steered:
     """A trained agent, and how to steer it."""
 
     directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
-    """run directory of the trained agent"""
+    """run directory of the trained agent, or a folder that model.save() has made"""
+    world: WorldName | None = None
+    """for a folder of model.save(): the world to act in; None: the world gridworld"""
+    env: PluginName | None = None
+    """for a folder of model.save(): an environment of your own to act in, as for train"""
     steer: str | None = None
     """act with this module only; None: the gate mixes the modules"""
     ablate: str | None = None
@@ -38,7 +44,7 @@ class Evaluate(Steered):
     seed: int = 0
     """random seed of the environments and the actions"""
     n_envs: int | None = None
-    """number of new environments; None: 2048, or 256 on MiniGrid"""
+    """number of new environments; None: 2048; 256 on MiniGrid; 100 in environments of others"""
     json: bool = False
     """print JSON instead of a table"""
 

@@ -1,9 +1,56 @@
-"""Steer a loaded agent as the command line asks."""
+"""Load an agent, and steer it as the command line asks."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from routed_rl.experiments.common.agents.options import PRESETS
+from routed_rl.experiments.common.agents.worlds import load_run, task_of
 from routed_rl.experiments.gridworld.options import Steered
-from routed_rl.rl import RoutedAlgorithm
+from routed_rl.rl import RoutedAlgorithm, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl.oversight_study.tasks import Task
+from routed_rl.runs.checkpoint import MANIFEST, read_checkpoint
+
+
+def open_agent(command: Steered) -> tuple[RoutedAlgorithm, Task, dict[str, Any]]:
+    """Return a model, where it is tested, and the configuration of the run: of a run, or of a folder of ``model.save``.
+
+    Raises:
+        RunError, CheckpointError: as :func:`~routed_rl.rl.oversight_study.recipe.load_run`.
+        ValueError: if the model cannot act in the world or environment.
+    """
+    directory = command.directory
+    if not (directory / MANIFEST).is_file():
+        if command.world is not None or command.env is not None:
+            option = f"--world {command.world}" if command.env is None else f"--env {command.env}"
+            raise ValueError(f"{option} is for a folder that model.save() has made, got the run {str(directory)!r}")
+        model, config = load_run(directory)
+        return model, task_of(config), config
+    model = _load(directory)
+    outcomes = tuple(f"{name}={value}" for name, value in model.overseer.values.items())
+    given = {"world": command.world or "gridworld", "env": command.env, "outcomes": outcomes if command.env else ()}
+    config = replace(PRESETS["quick"], **given).config()
+    task = task_of(config)
+    env = task.test_env(1)
+    for space in ("observation_space", "action_space"):
+        if getattr(env, space) != getattr(model, space):
+            raise ValueError(
+                f"the model {str(directory)!r} has the {space} {getattr(model, space)}, but {task.name} has "
+                f"{getattr(env, space)}: name its world with --world, or its environment with --env"
+            )
+    if set(task.values) != set(model.overseer.outcomes):
+        raise ValueError(
+            f"the model {str(directory)!r} knows the outcomes {', '.join(model.overseer.outcomes)}, "
+            f"but {task.name} has {', '.join(task.values)}"
+        )
+    return model, task, config
+
+
+def _load(directory: Path) -> RoutedAlgorithm:
+    kind = RoutedREINFORCE if read_checkpoint(directory).meta.get("algorithm") == "RoutedREINFORCE" else RoutedPPO
+    return kind.load(directory, device="cpu")
 
 
 def steer(model: RoutedAlgorithm, command: Steered) -> str:

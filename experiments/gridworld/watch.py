@@ -12,14 +12,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from PIL import Image, ImageDraw, ImageFont
 
 from routed_rl.envs.rendering import PLAYER, WHITE
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.agents.worlds import ONE_BY_ONE, load_run, make_scalar_env
+from routed_rl.experiments.common.agents.worlds import ONE_BY_ONE, make_scalar_env
 from routed_rl.experiments.gridworld.options import Watch
-from routed_rl.experiments.gridworld.steering import steer
+from routed_rl.experiments.gridworld.steering import open_agent, steer
 from routed_rl.rl import RoutedAlgorithm
+from routed_rl.rl.oversight_study.tasks import OwnTask
 from routed_rl.runs import derive_seed, write_bytes
 from routed_rl.runs.process import one_thread
 
@@ -35,13 +37,19 @@ def main(command: Watch) -> None:
     if not command.fps >= 0.1:
         raise UserError(f"--fps must be at least 0.1, got {command.fps}")
     with user_input():
-        model, config = load_run(command.directory)
+        model, task, config = open_agent(command)
         name = steer(model, command)
         if command.gif is not None:
             _check_writable(command.gif)
-    if command.gif is None and config["world"] in ONE_BY_ONE:
+    mode = "rgb_array" if command.gif else "ansi"
+    if isinstance(task, OwnTask):
+        env = task.make(task.level)
+        if env.render_mode != mode:
+            raise UserError(f"--env {task.name} cannot be shown: let it return one with render_mode={mode!r}")
+    elif command.gif is None and config["world"] in ONE_BY_ONE:
         raise UserError(f"the world {config['world']!r} cannot be shown as text; name a file with --gif")
-    env = make_scalar_env(config, "rgb_array" if command.gif else "ansi", test=True)
+    else:
+        env = make_scalar_env(config, mode, test=True)
     frames: list[tuple[np.ndarray, str, float]] = []
 
     def show(caption: str, last: bool) -> None:
@@ -92,7 +100,9 @@ def _play(model: RoutedAlgorithm, env: gym.Env, command: Watch, show: Callable[[
         done, steps, info = False, 0, {}
         while not done:
             action, _ = model.predict(obs, deterministic=command.greedy)
-            obs, _, terminated, truncated, info = env.step(int(np.asarray(action)))
+            obs, _, terminated, truncated, info = env.step(
+                action.item() if isinstance(env.action_space, Discrete) else action
+            )
             done, steps = terminated or truncated, steps + 1
             show(f"episode {episode + 1}, step {steps}{_end(info) if done else ''}", done)
 

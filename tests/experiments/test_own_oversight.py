@@ -12,20 +12,21 @@ from matplotlib.figure import Figure
 
 from routed_rl.experiments import cli
 from routed_rl.options.oversight import OWN, Run
-from routed_rl.rl import OversightStudy, RoutedPPO
+from routed_rl.rl import Overseer, OversightStudy, RoutedPPO
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.recipe import make_model, own_task
 from routed_rl.runs.studies import RunsFailedError
 from tests.experiments.described import assert_described
 from tests.experiments.in_process import run_in_process
 from tests.own_code import forget, own_code
-from tests.rl.worlds import TwoDoors
+from tests.rl.worlds import TwoDoors, small_model, two_doors
 
 OUTCOMES = {"bad": -2.0, "good": 3.0}
 TINY = replace(OWN, n_envs=4, n_steps=16, batch_size=32, hidden=8, replay_batch=8, replay_steps=1)
 SMALL = {"methods": ["routing-predicted", "naive-early-stopped"], "levels": [0.5], "seeds": 1, "total_steps": 640}
 MODULE = '''
 """An environment as a user writes it."""
+import numpy as np
 from tests.rl.worlds import TwoDoors
 from tests.experiments.test_own_oversight import KnownDoors
 
@@ -39,6 +40,11 @@ def make_known(level):
 
 def make_vector(level):
     return gym.make_vec("CartPole-v1")
+
+def make_seen(level):
+    made = TwoDoors(level)
+    made.render_mode, made.render = "rgb_array", lambda: np.zeros((8, 8, 3), np.uint8)
+    return made
 
 def make_number(level):
     return level
@@ -220,8 +226,6 @@ def test_a_mistake_is_one_sentence_before_anything_runs(folder, message):
 
 
 def test_a_function_may_be_given_itself_but_not_one_that_processes_cannot_import(folder):
-    from tests.rl.worlds import two_doors
-
     assert OversightStudy(env=two_doors, outcomes=OUTCOMES).env.endswith("tests.rl.worlds:two_doors")
     with pytest.raises(ValueError, match="is defined in a function, where the study's processes cannot import it"):
         OversightStudy(env=lambda level: TwoDoors(level), outcomes=OUTCOMES)
@@ -255,3 +259,31 @@ def test_changed_code_is_another_study(folder):
         study(folder, methods=["naive"]).run()
     pd.testing.assert_frame_equal(pd.read_csv(folder / "study" / "results.csv"), before)
     assert os.listdir(folder / "study" / "runs" / "naive")
+
+
+def test_a_folder_of_model_save_is_evaluated_and_watched_like_a_run(folder, capsys):
+    """In the user's environment, or in a world of this project."""
+    model = RoutedPPO("MlpPolicy", two_doors(2), Overseer({"bad": -1, "good": 1}), n_steps=8, seed=0)
+    model.save("mine")
+    env = ["--env", "doors:make_seen"]
+    cli.main(["evaluate", "mine", *env, "--n-envs", "4", "--steer", "good"])
+    assert "episodes that end on good" in capsys.readouterr().out
+    cli.main(["watch", "mine", *env, "--episodes", "1", "--gif", "film.gif"])
+    assert (folder / "film.gif").stat().st_size
+    small_model().save("ghosts")
+    cli.main(["evaluate", "ghosts", "--n-envs", "4"])
+    assert "episodes that end on ghost" in capsys.readouterr().out
+    capsys.readouterr()
+    for line, message in (
+        (["evaluate", "mine"], "has the observation_space Box(0.0, 1.0, (6,), float32), but --world gridworld has"),
+        (
+            ["evaluate", "ghosts", "--world", "corner"],
+            "knows the outcomes ghost, diamond, but --world corner",
+        ),
+        (["evaluate", "ghosts", *env], "has the observation_space Box"),
+        (["watch", "mine", "--env", "doors:make_env"], "cannot be shown: let it return one with render_mode='ansi'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(line)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and message in error and error.count("\n") == 1, error
