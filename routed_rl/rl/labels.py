@@ -91,7 +91,8 @@ class RoutedLabels(OnPolicyAlgorithm):
                 the log.
 
         Returns:
-            ``(N,)`` labels; an unseen episode keeps its label if the model abstains. The log has the share of unseen
+            ``(N,)`` labels. If the model abstains, an unseen episode keeps its label, or is labelled as novel where the
+            model labels at least the share ``min_confidence`` of the unseen episodes. The log has the share of unseen
             episodes that got a label (``outcome_model/predicted``), and the share whose predicted label is right
             (``outcome_model/right``).
         """
@@ -109,4 +110,7 @@ class RoutedLabels(OnPolicyAlgorithm):
         self.logger.record("outcome_model/loss", loss)
         self.logger.record("outcome_model/predicted", float((predicted >= 0).sum()) / episodes)
         self.logger.record("outcome_model/right", float((predicted == true).sum()) / episodes)
-        return labels.masked_scatter(unseen, torch.where(predicted >= 0, predicted, self.overseer.reached))
+        # Where nearly all ends are explained, one that is not is probably that of an outcome which was never labelled.
+        explained = (predicted >= 0).float().mean() >= model.min_confidence
+        other = self.overseer.novel if explained else self.overseer.reached
+        return labels.masked_scatter(unseen, torch.where(predicted >= 0, predicted, other))

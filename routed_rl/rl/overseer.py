@@ -72,16 +72,16 @@ METHODS: Mapping[str, Method] = {
 
 
 class LabelTable(NamedTuple):
-    """What each of the ``K + 2`` labels does to the learner, by player: index with a batch's labels and players.
+    """What each of the ``K + 3`` labels does to the learner, by player: index with a batch's labels and players.
 
     Player 0 … M-1 is a module that acted alone, and player ``M`` the gate, which weights all modules.
     """
 
-    routes: Tensor  # (K + 2, M + 1, M + 1) gradient weights of the modules and, last, the gate
-    loss: Tensor  # (K + 2, M + 1) weight of the policy loss
-    entropy: Tensor  # (K + 2, M + 1) weight of the entropy bonus
-    rewards: Tensor  # (K + 2, M + 1) training reward at the end of an episode
-    shares: Tensor  # (K + 2, M + 1) weight of the environment's own reward, at every step
+    routes: Tensor  # (K + 3, M + 1, M + 1) gradient weights of the modules and, last, the gate
+    loss: Tensor  # (K + 3, M + 1) weight of the policy loss
+    entropy: Tensor  # (K + 3, M + 1) weight of the entropy bonus
+    rewards: Tensor  # (K + 3, M + 1) training reward at the end of an episode
+    shares: Tensor  # (K + 3, M + 1) weight of the environment's own reward, at every step
 
 
 class Overseer:
@@ -91,9 +91,11 @@ class Overseer:
 
     - the outcome's number 0 … K-1 if the outcome was overseen, or predicted,
     - ``K`` if an outcome was reached, but neither overseen nor predicted,
-    - ``K + 1`` if no outcome was reached.
+    - ``K + 1`` if no outcome was reached,
+    - ``K + 2`` if an outcome was reached whose end is *novel*: the outcome model cannot label it, although it labels
+      nearly all others. Only a module that acts alone learns something else from it than from label ``K``.
 
-    The last two are called *unlabelled*: the supervisor does not know which outcome was reached.
+    The last three are called *unlabelled*: the supervisor does not know which outcome was reached.
 
     **The environment's own reward.** With ``reward="environment"``, unlabelled episodes pay what the environment pays,
     step by step, in place of +1 for any outcome. What a labelled episode pays depends on the method's reward:
@@ -167,7 +169,7 @@ class Overseer:
             )
 
         self.outcomes = tuple(self.values)
-        self.reached, self.not_reached = len(self.outcomes), len(self.outcomes) + 1
+        self.reached, self.not_reached, self.novel = (len(self.outcomes) + unlabelled for unlabelled in range(3))
         self.modules = self.outcomes if self.method.modular else (SINGLE_MODULE,)
         self.rewards, self.shares = self._environment_rewards() if self.pays_environment else self._outcome_rewards()
         self.loss_weights = torch.ones(len(self.outcomes) + 2)
@@ -249,17 +251,18 @@ class Overseer:
         """Return what each label does to the learner, as tensors on ``device``.
 
         A module that acted alone is paid 1 for its own outcome, -1 for another, and 0 for none. It learns nothing from
-        an episode that reached an outcome without a label. No other module learns from its episodes, but if they have a
-        label, they are replayed, and the gate learns the label.
+        an episode that reached an outcome without a label, unless its end is novel: then it is paid 1. No other module
+        learns from its episodes, but if they have a label, they are replayed, and the gate learns the label.
         """
-        labels, modules = torch.arange(len(self.rewards)), len(self.modules)
+        labels, modules = torch.tensor([*range(self.novel), self.reached]), len(self.modules)
         routes = self.route_weights(labels)[:, None].repeat(1, modules + 1, 1)
         columns = (self.loss_weights, self.entropy_weights, self.rewards, self.shares)
-        loss, entropy, rewards, shares = (column[:, None].repeat(1, modules + 1) for column in columns)
+        loss, entropy, rewards, shares = (column[labels, None].repeat(1, modules + 1) for column in columns)
         if self.method.routed:
             own = torch.eye(modules)
             rewards[: self.reached, :-1] = 2 * own - 1
             shares[:, :-1] = 0.0
+            rewards[self.novel, :-1] = 1.0
             rewards[self.reached, :-1] = loss[self.reached, :-1] = entropy[self.reached, :-1] = 0.0
             routes[:, :-1] = 0.0
             routes[:, :-1, :-1] = own * loss[:, :-1, None]

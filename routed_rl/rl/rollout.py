@@ -196,8 +196,8 @@ class EpisodeBuffer:
         """Set the training rewards of all steps, by the labels of their episodes.
 
         Args:
-            ends: ``(K + 2, M + 1)`` reward at the end of an episode, by label and player.
-            shares: ``(K + 2, M + 1)`` weight of the environment's reward at each step, by label and player.
+            ends: ``(K + 3, M + 1)`` reward at the end of an episode, by label and player.
+            shares: ``(K + 3, M + 1)`` weight of the environment's reward at each step, by label and player.
             not_reached: the label of steps whose episode still runs.
         """
         # With hold, steps of the previous rollout may get their label, and so their share, only now.

@@ -72,7 +72,7 @@ def test_a_penalty_pays_the_value_on_average(oversight):
 def test_a_module_that_acts_alone_is_paid_by_label():
     table, usual = (Overseer(VALUES, reward=r).label_table(torch.device("cpu")) for r in ("environment", "outcome"))
     assert torch.equal(table.rewards[:, :-1], usual.rewards[:, :-1])
-    assert table.shares.tolist() == [[0.0, 0.0, 1.0]] * 4
+    assert table.shares.tolist() == [[0.0, 0.0, 1.0]] * 5
 
 
 @pytest.mark.parametrize("hold", [False, True])

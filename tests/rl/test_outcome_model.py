@@ -1,11 +1,14 @@
 """OutcomeModel: learns from overseen episodes alone, abstains where it is not sure, and is calibrated."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common.logger import Logger
 
 from routed_rl.rl import FinalSteps, OutcomeModel, Overseer, RoutedActorCriticPolicy
 from routed_rl.rl.outcome_model import CAPACITY, FOLDS, MIN_EPISODES, TEMPERATURES
@@ -171,6 +174,21 @@ def test_a_predicted_label_does_what_the_overseers_label_does(method):
         model.learn(4 * 128)
     weights = [model.policy.state_dict() for model in models]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize(("sure", "label"), [(9, 4), (8, 2)])
+def test_what_is_not_explained_is_novel_where_nine_in_ten_are(sure, label):
+    """Among ten unseen episodes; labelled ones and those without an outcome keep their label."""
+    model = small_model(overseer=Overseer(VALUES, unlabelled="predicted"), solo=1.0)
+    model.set_logger(Logger(None, []))
+    ended = torch.zeros(8, 16, dtype=torch.bool)
+    ended[0, :12] = True
+    labels = torch.tensor([2] * 10 + [1, 3])
+    ends = SimpleNamespace(ended=ended, outcome=torch.zeros(8, 16, dtype=torch.int64), final_obs=lambda: obs)
+    obs = np.stack([model.observation_space.sample() for _ in range(12)])
+    model.outcome_model.predict = lambda endings: torch.tensor([0] * sure + [-1] * (10 - sure))
+    found = model._predicted(model.outcome_model, labels, ends)
+    assert found.tolist() == [0] * sure + [label] * (10 - sure) + [1, 3]
 
 
 def test_an_encoder_with_dropout_predicts_the_same_twice():

@@ -53,6 +53,9 @@ def test_a_solo_module_acts_as_if_steered_to():
         (GHOST, DIAMOND, -1, 1),
         (2, GHOST, 0, 0),  # an outcome that nobody saw
         (3, GHOST, 0, 1),  # no outcome
+        (4, GHOST, 1, 1),  # an outcome that nobody saw, with a novel end
+        (4, DIAMOND, 1, 1),
+        (4, GATE, 1, 1),
         (GHOST, GATE, 1, 1),
         (2, GATE, 1, 1),
     ],
