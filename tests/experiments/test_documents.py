@@ -14,8 +14,11 @@ import routed_rl.routing.table
 from routed_rl.experiments.reference import pages
 from routed_rl.lm import split_by_words
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from routed_rl.rl.oversight_study.tasks import OwnTask
 from tests.experiments import killed_studies, killed_undo
+from tests.experiments.in_process import run_in_process
 from tests.lm.tiny_models import tiny_model
+from tests.own_code import own_code
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -42,7 +45,7 @@ EXAMPLES = [
     for path in DOCUMENTS
     if path.name == "README.md" or path.parent.name in ("tutorials", "how-to")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-    if code not in OWN
+    if code not in OWN and "OversightStudy" not in code
 ]
 
 
@@ -119,6 +122,29 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
     torch.set_flush_denormal(False)
     assert len(found["results"]) == (4 if "UndoStudy" in code else 3) and found["results"].retain.notna().all()
     assert [path.suffix for path in tmp_path.iterdir()].count(".png") == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/run_an_oversight_study.md"])
+def test_examples_of_an_oversight_study_run(page, tmp_path, monkeypatch):
+    """In the environment that the guide shows, in this process, with few steps. An example has at most 15 lines."""
+    run_in_process(monkeypatch)
+    monkeypatch.setattr(OwnTask, "fresh", (2, 4))
+    guide = (ROOT / "docs" / "how-to" / "run_an_oversight_study.md").read_text()
+    (module,) = re.findall(r"```python\n# my_world.py\n(.*?)```", guide, re.DOTALL)
+    (code,) = (
+        code
+        for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        if "OversightStudy" in code
+    )
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    few = "Learner(n_envs=2, n_steps=16, batch_size=32, networks='auto', hidden=8)"
+    code = f"from routed_rl.options.oversight import Learner\n{code}".replace("100_000", "64")
+    code = code.replace("seeds=3", f"seeds=1, {'total_steps=64, ' if page == 'README.md' else ''}learner={few}")
+    with own_code(tmp_path) as write:
+        write("my_world.py", module)
+        found = run(code)
+    assert found["study"].results().true_return.notna().all()
+    assert (tmp_path / "methods.png").stat().st_size
 
 
 def test_pages_show_the_examples_of_their_guides():

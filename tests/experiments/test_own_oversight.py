@@ -15,6 +15,7 @@ from routed_rl.options.oversight import OWN, Run
 from routed_rl.rl import Overseer, OversightStudy, RoutedPPO
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.recipe import make_model, own_task
+from routed_rl.rl.oversight_study.tasks import OwnTask
 from routed_rl.runs.studies import RunsFailedError
 from tests.experiments.described import assert_described
 from tests.experiments.in_process import run_in_process
@@ -95,6 +96,7 @@ class Pictures(gym.Env):
 def folder(tmp_path, monkeypatch):
     """A folder with the user's module, all runs in this process."""
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr(OwnTask, "fresh", (4, 16))
     run_in_process(monkeypatch)
     with own_code(tmp_path) as write:
         write("doors.py", MODULE)
