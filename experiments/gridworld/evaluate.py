@@ -23,10 +23,11 @@ def main(command: Evaluate) -> None:
     with user_input():
         model, task, _ = open_agent(command)
         name = steer(model, command)
+    env = task.test_env(command.n_envs or task.fresh[1])
     result = evaluate(
         model,
-        task.test_env(command.n_envs or task.fresh[1]),
-        metric=task.metric,
+        env,
+        **task.measure(env),
         seed=derive_seed(command.seed, "evaluation"),
         deterministic=command.greedy,
     )

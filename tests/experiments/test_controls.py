@@ -127,7 +127,7 @@ def test_the_control_has_the_contrast_policys_entropy_and_no_contrast(tmp_path):
     assert policies["sharpened:diamond"]["entropy"] == pytest.approx(policies["contrast:diamond"]["entropy"], abs=0.02)
     model, config = gridworld.load_run(out)
     env = gridworld.make_env(config, 64)
-    found = matching_temperature(model, "diamond", 0.7, env, 3)
+    found = matching_temperature(model, "diamond", 0.7, env, 3, metric="paper")
     with model.steered("diamond", temperature=found):
         assert evaluate(model, env, seed=3, metric="paper")["entropy"] == pytest.approx(0.7, abs=0.05)
 

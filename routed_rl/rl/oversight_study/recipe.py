@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.evaluation import Metric, Steering, evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_study.table import filtered
@@ -133,17 +133,19 @@ def evaluate_model(model: RoutedAlgorithm, task: Task, seed: int) -> dict[str, d
     env = task.test_env(many)
     seed = derive_seed(seed, "evaluation")
     chosen = policies(model)
-    results = evaluate_policies(model, env, seed=seed, policies=chosen, metric=task.metric)
+    results = evaluate_policies(model, env, seed=seed, policies=chosen, **task.measure(env))
     for name in [name for name in chosen if name.startswith("contrast:")]:
         wanted = name.removeprefix("contrast:")
         search = task.test_env(fewer)
-        temperature = matching_temperature(model, wanted, results[name]["entropy"], search, seed, task.metric)
+        temperature = matching_temperature(
+            model, wanted, results[name]["entropy"], search, seed, **task.measure(search)
+        )
         control = {f"sharpened:{wanted}": {"choice": wanted, "temperature": temperature}}
         chosen |= control
-        results |= evaluate_policies(model, env, seed=seed, policies=control, metric=task.metric)
+        results |= evaluate_policies(model, env, seed=seed, policies=control, **task.measure(env))
         results[f"sharpened:{wanted}"]["temperature"] = temperature
     unwatched = task.test_env(many, watched=False)
-    for name, value in true_returns(model, unwatched, seed=seed, policies=chosen, metric=task.metric).items():
+    for name, value in true_returns(model, unwatched, seed=seed, policies=chosen, **task.measure(env)).items():
         results[name]["unwatched_return"] = value
     return results
 
@@ -164,14 +166,14 @@ def policies(model: RoutedAlgorithm) -> dict[str, Steering]:
 
 
 def matching_temperature(
-    model: RoutedAlgorithm, module: str, entropy: float, env: VecEnv, seed: int, metric: Metric = "paper"
+    model: RoutedAlgorithm, module: str, entropy: float, env: VecEnv, seed: int, **measure: Any
 ) -> float:
     """The temperature, between 1/16 and 16, at which the policy of one module has the given mean entropy (nats)."""
     low, high = -math.log(16), math.log(16)
     for _ in range(8):
         middle = (low + high) / 2
         with model.steered(module, temperature=math.exp(middle)):
-            reached = evaluate(model, env, seed=seed, metric=metric)["entropy"]
+            reached = evaluate(model, env, seed=seed, **measure)["entropy"]
         low, high = (middle, high) if reached < entropy else (low, middle)
     return math.exp((low + high) / 2)
 

@@ -51,6 +51,10 @@ class Task(ABC):
         """Return environments as a supervisor has them while a run trains, whose overseen outcomes stop it early."""
         return self.test_env(num_envs)
 
+    def measure(self, env: VecEnv) -> dict[str, Any]:
+        """Return the arguments of :func:`~routed_rl.rl.evaluate` in ``env``: one episode in each environment."""
+        return {"metric": "paper"} if self.metric == "paper" else {"metric": "episodes", "n_episodes": env.num_envs}
+
     def key(self) -> str:
         """Return a text that is equal for tasks which can share an environment object."""
         return self.name

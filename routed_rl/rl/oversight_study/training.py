@@ -249,7 +249,7 @@ class _RunCallback(BaseCallback):
         updates = self.total // (self.model.n_envs * self.model.n_steps)
         if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
             returns = true_returns(
-                self.model, self.env, seed=self.seed, policies=policies(self.model), metric=self.task.metric
+                self.model, self.env, seed=self.seed, policies=policies(self.model), **self.task.measure(self.env)
             )
             for name, value in returns.items():
                 self.logger.record(f"eval/{name}", value)
@@ -261,7 +261,9 @@ class _RunCallback(BaseCallback):
         assert self.validation is not None
         values = self.model.overseer.values
         seed = derive_seed(self.run.record.seed, "validation", self.model._n_updates)
-        shares = evaluate(self.model, self.validation, seed=seed, metric=self.task.metric)["outcomes_overseen"]
+        shares = evaluate(self.model, self.validation, seed=seed, **self.task.measure(self.validation))[
+            "outcomes_overseen"
+        ]
         labelled = sum(shares[name] for name in values)
         # If no episode was overseen, the policy gets the lowest score.
         score = sum(v * shares[name] for name, v in values.items()) / labelled if labelled else min(values.values())
