@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 import threading
@@ -47,6 +49,7 @@ def at_least(low: int, **options: int) -> None:
 
 def guarded(run: Callable[[], None]) -> None:
     """Run a command. A user's mistake ends the process with one line on standard error and exit status 2."""
+    atexit.register(gc.freeze)  # at its end, a process with torch would look for garbage for up to a second
     with command_line(), _quiet_threads():
         _guarded(run)
 

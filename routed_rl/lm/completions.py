@@ -78,7 +78,8 @@ def completion_accuracy(
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    rows = [(encode_prompt(tokenizer, prompt), prompt.answer) for prompt in prompts]
+    answers = [prompt.answer for prompt in prompts]
+    rows = list(zip(encode_prompts(tokenizer, prompts), answers, strict=True))
     right = 0
     for length, group in groupby(sorted(rows, key=lambda row: len(row[0])), key=lambda row: len(row[0])):
         same = list(group)  # prompts of the same length need no padding
@@ -98,9 +99,17 @@ def completion_accuracy(
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt's text, after the token that begins every document, if there is one."""
-    first, tokens = first_token(tokenizer), tokenizer.encode(prompt.text, add_special_tokens=False)
-    begun = tokens[:1] == [first] and first != unknown_id(tokenizer)
-    return tokens if first is None or begun else [first, *tokens]
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the tokens of each prompt, as :func:`encode_prompt` does, in a fraction of the time."""
+    first, unknown = first_token(tokenizer), unknown_id(tokenizer)
+    texts = tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]
+    return [
+        tokens if first is None or (tokens[:1] == [first] and first != unknown) else [first, *tokens]
+        for tokens in texts
+    ]
 
 
 def _is_right(written: str, answer: str) -> bool:

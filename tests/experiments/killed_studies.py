@@ -1,10 +1,5 @@
-"""A small study of ``routed-rl era`` that is killed: ``python -m tests.experiments.killed_studies FOLDER``.
+"""A small study of ``routed-rl era`` that is killed. It forks; no GPU may be visible."""
 
-Leaves FOLDER/unbroken, and FOLDER/killed, which was killed (SIGKILL) again and again, between runs and within them,
-until it was done; FOLDER/kills says how often. It forks, after everything was imported once; no GPU may be visible.
-"""
-
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -44,17 +39,19 @@ def study(out: Path, corpora: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    """Leave FOLDER/unbroken, and FOLDER/killed, which was killed (SIGKILL) again and again, between runs and within
+    them, until it was done; FOLDER/kills says how often."""
+    process.one_thread()
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        patch.setattr(EraStudy, "FIGURES", ())
+        kill(folder)
+
+
+def kill(folder: Path) -> None:
     work = partial(study, corpora=folder / "corpora")
     study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
     calls = forked(partial(work, folder / "unbroken"), count=True)
     shares = (0.1, 0.4, 0.55)  # a quarter is gone before the first step
     kills = kill_until_done(partial(work, folder / "killed"), calls, shares)
     (folder / "kills").write_text(str(kills))
-
-
-if __name__ == "__main__":
-    process.one_thread()
-    with pytest.MonkeyPatch.context() as patch:
-        make_small(patch)
-        patch.setattr(EraStudy, "FIGURES", ())
-        main(Path(sys.argv[1]))

@@ -1,20 +1,20 @@
-"""A small pipeline of ``routed-rl undo`` that is killed: ``python -m tests.experiments.killed_undo FOLDER``.
+"""A small pipeline of ``routed-rl undo`` that is killed. It forks; no GPU may be visible."""
 
-Leaves FOLDER/unbroken, and FOLDER/killed, which was killed (SIGKILL) again and again, in stages and between stages,
-until it was done; FOLDER/kills says how often. It forks, after everything was imported once; no GPU may be visible.
-"""
-
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tyro
 
 from routed_rl.experiments import cli
 from routed_rl.lm import models
 from routed_rl.runs import process
 from routed_rl.unlearning import MaxEnt, UndoStudy
+from routed_rl.unlearning.undo_study import worker
+from routed_rl.unlearning.undo_study.worker import Stages
 from tests.experiments.in_process import run_in_process
 from tests.lm.killed_training import forked, kill_until_done
 
@@ -31,7 +31,19 @@ OPTIONS = SMALL.split()
 def make_small(patch: pytest.MonkeyPatch) -> list[list[str]]:
     """Let the models be tiny indeed, and every stage be done in this process; gives their command lines."""
     patch.setitem(models.PRESETS, "gemma2-tiny", models._gemma2(width=16, layers=1, heads=4, head_width=4))
+    patch.setattr(worker, "tyro", SimpleNamespace(cli=_parse))
     return run_in_process(patch)
+
+
+def _parse(of: type[Stages], args: Sequence[str]) -> Stages:
+    """As ``tyro.cli``, which takes longer than a stage. The stages of a study have the same options."""
+    names, options = args.index("--only") + 1, args.index("--together")
+    return replace(_options(of, tuple(args[options:])), only=tuple(args[names:options]))
+
+
+@cache
+def _options(of: type[Stages], args: tuple[str, ...]) -> Stages:
+    return tyro.cli(of, args=args)
 
 
 def study(out: Path, corpora: Path) -> None:
@@ -39,18 +51,20 @@ def study(out: Path, corpora: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    """Leave FOLDER/unbroken, and FOLDER/killed, which was killed (SIGKILL) again and again, in stages and between
+    stages, until it was done; FOLDER/kills says how often."""
+    process.one_thread()
+    with pytest.MonkeyPatch.context() as patch:
+        make_small(patch)
+        patch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, steps=6))
+        patch.setattr(UndoStudy, "FIGURES", ())
+        kill(folder)
+
+
+def kill(folder: Path) -> None:
     work = partial(study, corpora=folder / "corpora")
     study(folder / "first", folder / "corpora")  # torch and transformers import much when it is first needed
     calls = forked(partial(work, folder / "unbroken"), count=True)
     shares = (0.05, 0.1, 0.15, 0.2)
     kills = kill_until_done(partial(work, folder / "killed"), calls, shares)
     (folder / "kills").write_text(str(kills))
-
-
-if __name__ == "__main__":
-    process.one_thread()
-    with pytest.MonkeyPatch.context() as patch:
-        make_small(patch)
-        patch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, steps=6))
-        patch.setattr(UndoStudy, "FIGURES", ())
-        main(Path(sys.argv[1]))

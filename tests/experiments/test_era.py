@@ -1,8 +1,6 @@
 """``routed-rl era``: every method finishes, and the same results however often killed; mistakes end in one line."""
 
 import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -21,6 +19,8 @@ from routed_rl.lm.era_study.study import AFTER, VARIANTS
 from routed_rl.lm.inputs import open_text
 from routed_rl.options.era import Attack, EraMethod, Unlearn
 from routed_rl.runs import read_json, write_json
+from tests import forks
+from tests.experiments import killed_studies
 from tests.experiments.described import assert_described
 from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
 from tests.experiments.mistakes import complaints
@@ -183,10 +183,7 @@ def test_another_study_in_its_place_is_refused(study, small, capsys, tmp_path):
 
 
 def test_killed_between_and_within_runs(tmp_path):
-    command = [sys.executable, "-P", "-m", "tests.experiments.killed_studies", tmp_path]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
+    assert forks.run(tmp_path / "log", killed_studies.main, tmp_path) == 0, (tmp_path / "log").read_text()
     unbroken = contents(tmp_path / "unbroken")
     runs = {f"runs/{method}/0.5-s0/{file}" for method in METHODS for file in ("evaluation.json", "metrics.csv")}
     assert {"results.csv", "summary.md", "runs/era/0.5-s0/model/model.safetensors", *runs} <= set(unbroken)

@@ -44,8 +44,14 @@ from routed_rl.experiments.cli import main
 
 for command in sys.argv[1:]:
     if os.fork() == 0:
-        main(command.split())
-        os._exit(0)
+        status = 0
+        try:
+            main(command.split())
+        except SystemExit as stop:
+            status = stop.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # an exit by way of Python takes long where torch is imported
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 """Runs each command in a process of its own, in which only the command line and what needs no extra are imported

@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import pytest
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import worlds
 from routed_rl.runs.metrics import MetricsCSV
+from tests import forks
 
 SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
 SMALL += ["--learner.replay-steps", "1"]
@@ -23,15 +23,8 @@ POLICIES = {"steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sh
 MAY_DIFFER = {"timings.csv", "tensorboard"}
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", "routed_rl.experiments.gridworld.train"])
-"""A process that has imported what takes longer than these trainings, and forks for each."""
-
-
-def train(out, arguments, world, death):
+def train(arguments, world, death):
     """The command, with few environments in its final evaluation; SIGKILL after so many rows of metrics."""
-    for descriptor in (1, 2):
-        os.dup2(os.open(f"{out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     worlds.FRESH_ENVS[world] = (2, 4)
     append = MetricsCSV.append
 
@@ -47,9 +40,7 @@ def train(out, arguments, world, death):
 def start(out, *options, steps=STEPS, world="gridworld", small=SMALL, death=None):
     """The command in a process of its own."""
     arguments = ["train", "--total-steps", str(steps), "--out", str(out), *small, *options]
-    process = FORKS.Process(target=train, args=(out, arguments, world, death))
-    process.start()
-    return process
+    return forks.start(f"{out}.log", train, arguments, world, death)
 
 
 def run(out, *options, **keywords):

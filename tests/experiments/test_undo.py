@@ -25,6 +25,8 @@ from routed_rl.runs import read_json
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.members import make_suppressor
+from tests import forks
+from tests.experiments import killed_undo
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import KILLS, OPTIONS
 from tests.experiments.small_undo import refused, run
@@ -260,10 +262,7 @@ def test_a_stage_edited_by_hand_is_refused(small, begun, capsys):
 
 
 def test_killed_ten_times_or_more_anywhere(tmp_path):
-    command = [sys.executable, "-P", "-m", "tests.experiments.killed_undo", tmp_path]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
+    assert forks.run(tmp_path / "log", killed_undo.main, tmp_path) == 0, (tmp_path / "log").read_text()
     unbroken = contents(tmp_path / "unbroken")
     assert len([name for name in unbroken if name.endswith("evaluation.json")]) == 20 and "results.csv" in unbroken
     assert contents(tmp_path / "first") == unbroken

@@ -1,9 +1,6 @@
-"""Trainings that are killed: ``python -m tests.lm.killed_training FOLDER``.
+"""Trainings that are killed, in processes that are forked after all imports.
 
-Writes FOLDER/unbroken, and FOLDER/killed-1 … killed-10. Training k is killed (SIGKILL) after k elevenths of its
-function calls, and resumed. Every second one is killed again while it resumes.
-
-The processes are forked after all imports. No GPU may be visible, because torch's GPU threads do not survive a fork.
+No GPU may be visible, because torch's GPU threads do not survive a fork.
 """
 
 import os
@@ -101,6 +98,22 @@ def kill_until_done(work: Callable[[], object], calls: int, shares: Sequence[flo
 
 
 def main(folder: Path) -> None:
+    """Write FOLDER/unbroken, and FOLDER/killed-1 … killed-10.
+
+    Training k is killed (SIGKILL) after k elevenths of its function calls, and resumed. Every second one is killed
+    again while it resumes.
+    """
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LOG_EVERY", 2)
+        patch.setattr(training, "CHECKPOINT_EVERY", 2)
+        patch.setattr(throughput, "SECONDS", 0.0)
+        patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
+        patch.setattr(os, "fsync", lambda descriptor: None)  # a kill loses no written data, unlike a failed disk
+        kill_all(folder)
+
+
+def kill_all(folder: Path) -> None:
     batches = make_batches(make_corpus(folder / "corpus"))
     train(make_model(), batches, Training(steps=1))  # torch and transformers import much when it is first needed
     calls = forked(partial(train_in, folder / "unbroken", batches), count=True)
@@ -109,14 +122,3 @@ def main(folder: Path) -> None:
         assert forked(work, kill * calls // (KILLS + 1)) is None
         assert kill % 2 == 0 or forked(work, calls // KILLS) is None
         forked(work)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "LOG_EVERY", 2)
-        patch.setattr(training, "CHECKPOINT_EVERY", 2)
-        patch.setattr(throughput, "SECONDS", 0.0)
-        patch.setattr(rundir, "versions", lambda: {"python": "any"})  # asking git many times is slow
-        patch.setattr(os, "fsync", lambda descriptor: None)  # a kill loses no written data, unlike a failed disk
-        main(Path(sys.argv[1]))

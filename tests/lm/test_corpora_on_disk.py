@@ -1,11 +1,10 @@
 """Corpora as directories: when they are opened again or refused, and what is left if writing fails."""
 
 import errno
+import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from routed_rl.lm.corpora import build_corpus, open_corpus
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import find_pattern, find_topic, find_words
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from tests import forks
 from tests.lm.texts import DOCUMENTS, WAR, build, random_documents, texts_of
 
 # --- the same corpus, or another ----------------------------------------------------------------
@@ -189,23 +189,19 @@ def test_whatever_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
+def build_and_die(path: Path) -> None:
+    def documents() -> Iterator[Document]:
+        yield from generate_stories(2500, 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    build_corpus(path, documents(), stories_tokenizer(), find_topic("forest"))
+
+
 def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    code = """
-import os, signal, sys
-from pathlib import Path
-from routed_rl.lm import corpora, finders, stories
-
-def documents():
-    yield from stories.generate_stories(2500, 0)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-tokenizer = stories.stories_tokenizer()
-corpora.build_corpus(Path(sys.argv[1]), documents(), tokenizer, finders.find_topic("forest"))
-"""
-    path = tmp_path / "corpus"
-    killed = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (left,) = tmp_path.iterdir()
+    path = tmp_path / "a" / "corpus"
+    log = tmp_path / "log"
+    assert forks.run(log, build_and_die, path) == -signal.SIGKILL, log.read_text()
+    (left,) = path.parent.iterdir()
     assert left != path and any(file.stat().st_size for file in left.iterdir())
     for place in (path, left):
         with pytest.raises(ValueError, match="no complete corpus"):

@@ -1,14 +1,10 @@
 """Training that is killed (SIGKILL) at different moments and resumed ends with the same bytes as without a kill."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from routed_rl.runs import read_metrics
-from tests.lm.killed_training import KILLS, STEPS
-
-ROOT = Path(__file__).parents[2]
+from tests import forks
+from tests.lm.killed_training import KILLS, STEPS, main
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -18,8 +14,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def test_killed_and_resumed_to_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.lm.killed_training", tmp_path]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert forks.run(tmp_path / "log", main, tmp_path) == 0, (tmp_path / "log").read_text()
     unbroken = contents(tmp_path / "unbroken")
     last = f"checkpoints/step-{STEPS:012d}"
     assert {"metrics.csv", f"{last}/tensors.safetensors", f"{last}/manifest.json"} <= set(unbroken)

@@ -8,13 +8,13 @@ from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from routed_rl.routing import GradientRouter, RouteTable, Site
+from tests import forks
 from tests.routing.routed_models import MODES, SITES, TABLE, assert_equal, batch, grads, make_model
 
 
@@ -236,6 +236,7 @@ def in_a_process(rank, port, folder):
         train(model, run, GradientRouter(model, SITES, TABLE, mode), x[rank::2], labels[rank::2], scale=2 / 12)
         if rank == 0:
             save_file(model.state_dict(), folder / mode)
+    del run  # whose end waits for gloo's threads, which may wait for Python's lock, if it ends the group
     torch.distributed.destroy_process_group()
 
 
@@ -249,7 +250,7 @@ def some_taught_by_one():
 def test_two_processes_are_one(tmp_path):
     x, labels = some_taught_by_one()
     assert (labels[::2] != 0).any()
-    mp.start_processes(in_a_process, (free_port(), tmp_path), nprocs=2, start_method="spawn")
+    forks.spawn(in_a_process, (free_port(), tmp_path), nprocs=2)
     for mode in MODES:
         alone = make_model()
         train(alone, alone, GradientRouter(alone, SITES, TABLE, mode), x, labels, scale=1 / 12)

@@ -13,10 +13,10 @@ from routed_rl.lm import (
     PRESETS,
     Prompt,
     build_model,
-    encode_prompt,
     read_prompts,
     word_problem_prompts,
 )
+from routed_rl.lm.completions import encode_prompts
 from routed_rl.lm.folders import outline
 from routed_rl.lm.inputs import TEXT_SEED, Text, text_identity
 from routed_rl.options.undo import UndoOptions
@@ -190,13 +190,13 @@ def _prompts(command: UndoOptions, tokenizer: Any, count: int) -> list[Prompt]:
         prompts = word_problem_prompts(count, TEXT_SEED)
     else:
         raise ValueError("--metric completions needs --prompts, except with --corpus word-problems")
-    for prompt in prompts:
-        answer = len(tokenizer.encode(f" {prompt.answer.strip()}", add_special_tokens=False))
-        if answer > command.answer:
+    answers = tokenizer([f" {prompt.answer.strip()}" for prompt in prompts], add_special_tokens=False)["input_ids"]
+    for prompt, answer, text in zip(prompts, answers, encode_prompts(tokenizer, prompts), strict=True):
+        if len(answer) > command.answer:
             raise ValueError(
-                f"--answer {command.answer} is too small: the answer {prompt.answer!r} has {answer} tokens"
+                f"--answer {command.answer} is too small: the answer {prompt.answer!r} has {len(answer)} tokens"
             )
-        length = len(encode_prompt(tokenizer, prompt)) + command.answer
+        length = len(text) + command.answer
         if length > command.length:
             raise ValueError(
                 f"--length {command.length} is too small: a prompt with its answer has {length} tokens: "
