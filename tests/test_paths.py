@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import get_type_hints
@@ -34,7 +35,7 @@ from routed_rl.lm.stories import FORGET
 from routed_rl.options.undo import LmEval
 from routed_rl.own_modules import located
 from routed_rl.paths import NameOrPath
-from routed_rl.rl import OversightReport, RoutedActorCriticPolicy, RoutedPPO
+from routed_rl.rl import OversightReport, OversightStudy, RoutedActorCriticPolicy, RoutedPPO
 from routed_rl.runs import (
     MetricsCSV,
     RunDirectory,
@@ -116,7 +117,7 @@ def opened(path):
 
 def study(kind, path):
     """Start a study that is refused at once, after it has learned of its directory."""
-    made = kind(seeds=0)
+    made = kind()
     with pytest.raises(UserError, match="seeds"):
         made.run(path)
     assert made.out == Path(os.path.expanduser(path))
@@ -145,7 +146,7 @@ def numbers(path):
 
 
 CALLS = {
-    "lm.EraStudy.run": lambda path: study(EraStudy, path),
+    "lm.EraStudy.run": lambda path: study(partial(EraStudy, seeds=0), path),
     "lm.build_corpus": build,
     "lm.load_model": lambda path: load_model(saved(path)),
     "lm.load_tokenizer": lambda path: load_tokenizer(saved(path)),
@@ -181,7 +182,8 @@ CALLS = {
     "runs.write_checkpoint": checkpoint,
     "runs.write_json": numbers,
     "unlearning.TeacherCache.__init__": lambda path: cached(path) and TeacherCache(path),
-    "unlearning.UndoStudy.run": lambda path: study(UndoStudy, path),
+    "rl.OversightStudy.run": lambda path: study(partial(OversightStudy, "doors:make_env", ["good=1"], seeds=0), path),
+    "unlearning.UndoStudy.run": lambda path: study(partial(UndoStudy, seeds=0), path),
     "unlearning.cache_teacher": lambda path: cached(path),
 }
 """A call with a path that does not exist yet, for every public function that takes one."""

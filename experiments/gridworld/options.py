@@ -26,7 +26,7 @@ class Steered:
     env: PluginName | None = None
     """for a folder of model.save(): an environment of your own to act in, as for train"""
     steer: str | None = None
-    """act with this module only; None: the gate mixes the modules"""
+    """act with this module only; None: as the model was saved, which is unsteered after training"""
     ablate: str | None = None
     """delete this module and act with the others; None: delete none"""
     avoid: str | None = None

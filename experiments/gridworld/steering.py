@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,4 +71,6 @@ def steer(model: RoutedAlgorithm, command: Steered) -> str:
     if ablate is not None:
         model.ablate(ablate)
         return f"ablate:{ablate}"
+    if model.policy.steering:
+        return f"as saved: {json.dumps(model.policy.steering)}"
     return "unsteered"

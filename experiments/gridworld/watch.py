@@ -100,9 +100,8 @@ def _play(model: RoutedAlgorithm, env: gym.Env, command: Watch, show: Callable[[
         done, steps, info = False, 0, {}
         while not done:
             action, _ = model.predict(obs, deterministic=command.greedy)
-            obs, _, terminated, truncated, info = env.step(
-                action.item() if isinstance(env.action_space, Discrete) else action
-            )
+            taken = int(np.asarray(action)) if isinstance(env.action_space, Discrete) else action
+            obs, _, terminated, truncated, info = env.step(taken)
             done, steps = terminated or truncated, steps + 1
             show(f"episode {episode + 1}, step {steps}{_end(info) if done else ''}", done)
 

@@ -82,7 +82,8 @@ class Learner:
     """size of the replay buffer: environment steps per label"""
     solo: float = 0.0
     """for methods that route: share of the environments in which one module acts alone. There it is paid 1 for its own
-    outcome and -1 for another, by label. It learns nothing from an episode that reached an outcome without a label"""
+    outcome and -1 for another, by label. From an episode that reached an outcome without a label, it learns only if the
+    end is novel to the outcome model"""
 
 
 NOT_IDENTITY = ("seed", "out", "force", "parallel_seeds")

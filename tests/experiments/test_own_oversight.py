@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from routed_rl.experiments import cli
 from routed_rl.options.oversight import OWN, Run
-from routed_rl.rl import Overseer, OversightStudy, RoutedPPO
+from routed_rl.rl import Overseer, OversightReport, OversightStudy, RoutedPPO
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.recipe import make_model, own_task
 from routed_rl.rl.oversight_study.tasks import OwnTask
@@ -46,6 +46,10 @@ def make_seen(level):
     made = TwoDoors(level)
     made.render_mode, made.render = "rgb_array", lambda: np.zeros((8, 8, 3), np.uint8)
     return made
+
+def make_watched(level):
+    assert level > 0
+    return TwoDoors(level)
 
 def make_number(level):
     return level
@@ -116,6 +120,10 @@ def test_a_study_broken_off_goes_on_to_the_same_table(folder, function, monkeypa
     table = whole.run()
     assert whole.plan().finished.all() and set(table.method) == set(SMALL["methods"])
     assert isinstance(whole.figure("returns"), Figure)
+    given = {"naive-early-stopped": [whole.out / "runs" / "naive-early-stopped" / "0.5-s0"]}
+    assert len(OversightReport(given, wanted="good").results()) < len(table)
+    with pytest.raises(ValueError, match="wanted must be the outcome to steer to, one of bad, good, got 'diamond'"):
+        OversightReport(given).summary()
     assert_described(whole.out)
     assert {"Share of episodes that end in good", "Steered to another outcome"} < {
         line.strip("# ").partition(",")[0] for line in whole.summary().splitlines()
@@ -201,6 +209,7 @@ MISTAKES = {
     "must be a function, got int": {"env": "{}/doors:reward"},
     "must return a Gymnasium environment, got float": {"env": "{}/doors:make_number"},
     "failed when it was called with the oversight level 0.5: NameError": {"env": "{}/doors:make_vector"},
+    "failed when it was called with the oversight level 0.0: AssertionError": {"env": "{}/doors:make_watched"},
     "the info of an episode's last step lacks 'outcome'": {"env": "{}/doors:make_silent"},
     "info['outcome'] must be one of": {"outcomes": {"good": 1}},
     "outcomes must give at least one outcome a value above 0, got none": {"outcomes": {}},
@@ -276,6 +285,10 @@ def test_a_folder_of_model_save_is_evaluated_and_watched_like_a_run(folder, caps
     cli.main(["evaluate", "ghosts", "--n-envs", "4"])
     assert "episodes that end on ghost" in capsys.readouterr().out
     capsys.readouterr()
+    model.ablate("bad")
+    model.save("ablated")
+    cli.main(["evaluate", "ablated", *env, "--n-envs", "4"])
+    assert 'policy: as saved: {"ablated": ["bad"]}' in capsys.readouterr().out
     for line, message in (
         (["evaluate", "mine"], "has the observation_space Box(0.0, 1.0, (6,), float32), but --world gridworld has"),
         (

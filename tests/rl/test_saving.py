@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from routed_rl.envs import DiamondGhostVecEnv
-from routed_rl.rl import METHODS, Overseer, RoutedPPO
+from routed_rl.rl import METHODS, Overseer, RoutedPPO, outcome_model
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space
 from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint
 
@@ -17,7 +17,8 @@ from .worlds import VALUES, fingerprint, small_model
 @pytest.mark.parametrize(
     ("method", "own"), [*((method, {}) for method in METHODS), ("routing", {"unlabelled": "predicted", "solo": 0.5})]
 )
-def test_load_and_continue_equals_never_stopping(method, own, tmp_path):
+def test_load_and_continue_equals_never_stopping(method, own, tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome_model, "MIN_EPISODES", 2)
     own = {
         "overseer": Overseer(VALUES, method, unlabelled=own.get("unlabelled", "all"), oversight=1),
         "solo": own.get("solo", 0.0),

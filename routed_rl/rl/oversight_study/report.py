@@ -93,6 +93,12 @@ class OversightReport(Reported):
         if not rows:
             return None
         frame = tidy(rows, table.KEYS)
+        columns = [name.removeprefix("outcomes.") for name in frame if name.startswith("outcomes.")]
+        outcomes = [name for name in columns if name != "none"]
+        if self.wanted not in outcomes:
+            raise ValueError(
+                f"wanted must be the outcome to steer to, one of {', '.join(outcomes)}, got {self.wanted!r}"
+            )
         focus = self.focus
         if focus is None:
             focus = min(frame.oversight.unique(), key=lambda level: abs(level - USUAL_FOCUS))

@@ -271,7 +271,7 @@ def _peaks(frame: pd.DataFrame, shown: pd.DataFrame, focus: float) -> str:
         [
             label,
             f"{group.true_return.mean():.3f}",
-            f"{group.env_steps.mean() / 1e6:.2f}",
+            f"{group.env_steps.mean() / 1e6:.3g}",
             f"{ends[ends.label == label].true_return.mean():.3f}",
         ]
         for label, group in peaks.groupby("label")

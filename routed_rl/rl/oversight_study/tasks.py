@@ -65,8 +65,8 @@ class OwnTask(Task):
 
     Args:
         env: the function's name, ``MODULE:FUNCTION``. It is called with an oversight level, the probability that an
-            episode is overseen, and returns a Gymnasium environment whose infos report ``outcome`` and ``overseen``,
-            such as ``PartialOversight``.
+            episode is overseen (also 0, in tests). It returns a Gymnasium environment whose infos report ``outcome``
+            and ``overseen``, such as ``PartialOversight``.
         outcomes: outcomes and their values, such as ``["lava=-1", "goal=1"]``.
         level: the oversight level.
 
@@ -96,7 +96,11 @@ class OwnTask(Task):
         return env
 
     def check(self) -> None:
-        """Play a few episodes with random actions; ValueError if they do not report outcomes and oversight."""
+        """Play a few episodes with random actions; ValueError if they do not report outcomes and oversight.
+
+        Also make an environment in which nothing is overseen, because the tests after training need one.
+        """
+        self.make(0.0)
         try:
             check_oversight_env(self.make(self.level), tuple(self.values))
         except ValueError as error:
