@@ -107,15 +107,17 @@ def draw_bars(frame: pd.DataFrame, wanted: str, focus: float, exact: Limits | No
     shown = compared(frame, wanted)
     shown = shown[shown.oversight == focus]
     rows = aggregate(shown, "true_return", ["label"]).sort_values("mean")
-    figure, axes = subplots(figsize=(7.5, 0.6 + 0.34 * len(rows)), layout="constrained")
+    fixed = [] if exact is None else _fixed(exact(focus))
+    height = 0.9 + 0.34 * len(rows) + 0.18 * len(fixed)  # inches; the legend has a line for each limit
+    figure, axes = subplots(figsize=(7.5, height), layout="constrained")
     places = np.arange(len(rows))
     axes.barh(places, rows["mean"], xerr=rows["half"], color=[colour(label) for label in rows.label], alpha=0.75)
     for place, label in enumerate(rows.label):
         values = shown[shown.label == label].true_return
         axes.scatter(values, np.full(len(values), place), s=9, color="#264653", zorder=3)
-    if exact is not None:
-        for style, title, value in _fixed(exact(focus)):
-            axes.axvline(value, color="#6c757d", linestyle=style, linewidth=1, label=f"{title} (exact)")
+    for style, title, value in fixed:
+        axes.axvline(value, color="#6c757d", linestyle=style, linewidth=1, label=f"{title} (exact)")
+    if fixed:
         figure.legend(frameon=False, fontsize=7, loc="outside lower right")
     axes.axvline(0, color="#adb5bd", linewidth=0.8)
     axes.set_yticks(places, rows.label, fontsize=8)
