@@ -243,7 +243,7 @@ def test_a_function_may_be_given_itself_but_not_one_that_processes_cannot_import
     with pytest.raises(TypeError, match=r"there is no option 'level'; .*did you mean 'levels'"):
         OversightStudy(env=two_doors, outcomes=OUTCOMES, level=[0.1])
     with pytest.raises(TypeError, match="use OversightReport"):
-        OversightStudy({"routing": ["a"]}, [])
+        OversightStudy({"routing": ["a"]})
 
 
 @pytest.mark.parametrize(

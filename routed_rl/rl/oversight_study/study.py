@@ -154,10 +154,9 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
     >>> study.run("runs/mine")  # doctest: +SKIP
     >>> study.figure("returns").savefig("returns.png")  # doctest: +SKIP
 
-    Every field of :class:`OwnOptions` is an argument with the same name and default. The
-    same options of ``routed-rl oversight`` give the same directory and the same bytes. A run in an environment whose
-    state can be saved continues after an interruption
-    (:mod:`routed_rl.rl.env_state`). Another one starts again from zero, to the same bytes.
+    Every field of :class:`OwnOptions` is an argument with the same name and default. The same options of ``routed-rl
+    oversight`` give the same directory and the same bytes. After an interruption, a run continues if the state of its
+    environment can be saved (:mod:`routed_rl.rl.env_state`). Otherwise it starts again from zero, to the same bytes.
 
     Args:
         env: ``"MODULE:FUNCTION"``, or a function of a module. It is called with an oversight level, and returns a
@@ -177,7 +176,7 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
     def __init__(
         self,
         env: str | Callable[[float], Any],
-        outcomes: Mapping[str, float] | Sequence[str],
+        outcomes: Mapping[str, float] | Sequence[str] = (),
         *,
         limits: Limits | None = None,
         **given: Any,
