@@ -17,7 +17,6 @@ from routed_rl.lm.corpora import open_corpus
 from routed_rl.lm.processes import launch, make_ready, process_group, processes, rank
 from routed_rl.lm.training import train
 from routed_rl.runs import read_checkpoint, read_metrics, write_checkpoint
-from tests import forks
 from tests.lm.cases import CASES, LOGGED, STEPS, Stopped, log_often, make_batches, make_corpus, open_run, stop
 from tests.lm.test_trainer import SETTINGS, routed
 from tests.lm.two_processes import do_all
@@ -26,7 +25,6 @@ from tests.unlearning.distillations import distil_again, make_teacher
 from tests.unlearning.stages_together import do_study
 
 LAYOUTS = ("replicated", "sharded")
-PROCESSES = importlib.import_module("routed_rl.lm.processes")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +49,7 @@ def trained(tmp_path_factory):
         for name, weights in call_all(teacher, corpus).items():
             write_checkpoint(folder / "alone" / f"{name} of 0", weights, {})
     shutil.copytree(folder / "replicated", folder / "sharded")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PROCESSES, "spawn", forks.spawn)
-        launch(partial(do_all, folder), 2)
+    launch(partial(do_all, folder), 2)
     return folder, alone, distilled
 
 
@@ -128,7 +124,7 @@ def test_if_one_process_fails_its_exit_status_is_that_of_all(monkeypatch):
     def spawn(*given):
         raise ProcessExitedException("one process ended", 0, 1, exit_code=2)
 
-    monkeypatch.setattr(PROCESSES, "spawn", spawn)
+    monkeypatch.setattr(importlib.import_module("routed_rl.lm.processes"), "spawn", spawn)
     with pytest.raises(SystemExit) as ended:
         launch(print, 2)
     assert ended.value.code == 2
