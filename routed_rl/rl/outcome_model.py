@@ -51,9 +51,10 @@ class OutcomeModel(nn.Module):
     calibration of modern neural networks", section 4.2). So among predictions with probability p, about the share p or
     more is right, if outcomes are equally frequent. Predictions of a rare outcome are right less often.
 
-    An ending that is equal to labelled ones, bit for bit, needs no network. With n such labels, of which m name an
-    outcome, the outcome has the probability (m + 1/2) / (n + K/2), the posterior mean under Jeffreys' prior. So with
-    two outcomes, four equal labels are enough for 0.9. This also works while only one outcome was overseen.
+    An ending that is equal to labelled ones, bit for bit, needs no network. Let n equal endings have labels, and m of
+    these labels name an outcome. Then this outcome has the probability (m + 1/2) / (n + K/2), the posterior mean under
+    Jeffreys' prior. So with two outcomes, four equal labels are enough for 0.9. This also works while only one outcome
+    was overseen.
 
     Args:
         policy: sets the architecture of the encoders; the members have weights of their own.

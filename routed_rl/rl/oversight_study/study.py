@@ -163,7 +163,7 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
             Gymnasium environment with partial oversight, such as ``PartialOversight(…, probability=level)``.
         outcomes: outcome → its value to the supervisor. The value, paid at the end of an episode, is the true reward.
         limits: known true returns of reference policies, by title, as a function of the oversight level, to be drawn
-            and printed, such as ``lambda level: {"shortest path": 0.9}``. None: there are none.
+            and printed, such as ``lambda level: {"shortest path": 0.9}``. None: nothing is drawn.
         **given: the other options.
 
     Raises:
