@@ -49,7 +49,9 @@ def _conform(hint: Any, value: Any, name: str) -> Any:
             return None
         if value == "None":  # which a study's processes would read as None
             raise UserError(f"{name} must not be the text 'None': give None for no value, or another text")
-        (hint,) = (argument for argument in arguments if argument is not type(None))
+        *choices, hint = (argument for argument in arguments if argument is not type(None))
+        if any(value in get_args(choice) for choice in choices):
+            return value
         return _conform(hint, value, name)
     if origin is Literal:
         if value not in arguments:

@@ -94,8 +94,9 @@ NOT_IDENTITY = ("seed", "out", "force", "parallel_seeds")
 class Run:
     """Train one agent under partial oversight and evaluate it. An interrupted run continues."""
 
-    method: MethodName = "routing"
-    """method that uses the partial oversight; docs/oversight.md explains each method"""
+    method: MethodName | PluginName = "routing"
+    """method that uses the partial oversight; docs/oversight.md explains each method. MODULE:NAME is a Method of your
+    own"""
     oversight: float = 0.05
     """oversight level: probability that a terminal state is overseen"""
     seed: int = 0
@@ -162,7 +163,7 @@ class StudyOptions:
     level, and returns a Gymnasium environment with partial oversight"""
     outcomes: tuple[str, ...] = ()
     """for --env: the outcomes and their values to the supervisor, as in lava=-1 goal=1"""
-    methods: tuple[str, ...] = (
+    methods: tuple[PluginName, ...] = (
         "routing",
         "routing-predicted",
         "naive",
@@ -174,10 +175,10 @@ class StudyOptions:
     """methods to compare at every oversight level: the methods of train; "routing-predicted": routing with
     --unlabelled predicted --learner.solo 1; "strict": routing with --unlabelled none; "miss-RATE", "flip-RATE":
     routing with this rate of lost or wrong labels; with "-hard" at the end, as in "flip-0.3-hard", the noise grows
-    with the length of the episode"""
+    with the length of the episode. MODULE:NAME is a Method of your own"""
     levels: tuple[float, ...] = (0.01, 0.03, 0.1, 0.4)
     """oversight levels: probabilities that a terminal state is overseen"""
-    controls: tuple[str, ...] = ()
+    controls: tuple[PluginName, ...] = ()
     """more methods, trained at the --focus level only"""
     focus: float | None = None
     """oversight level of the controls, the learning curves, the bars and the arrows; None: the level nearest

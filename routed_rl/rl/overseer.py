@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from routed_rl.routing.labels import check_probability
 
 GATE = "gate"
 SINGLE_MODULE = "policy"
+Reward = Literal["reach", "penalise", "compensate", "value"]
 RESERVED = (GATE, "none", UNLABELLED, "unseen")
 
 
@@ -28,7 +29,8 @@ RESERVED = (GATE, "none", UNLABELLED, "unseen")
 class Method:
     """A training method under partial oversight (Cloud et al. 2024, sections 4.3 and F, and controls): eight switches.
 
-    An *unseen* outcome is one that was reached but not overseen.
+    :data:`METHODS` has the usual ones. Any other combination is a method of your own. An *unseen* outcome is one that
+    was reached but not overseen.
 
     Attributes:
         reward: the training reward at the end of an episode.
@@ -45,9 +47,12 @@ class Method:
         sees_all: every outcome is overseen. This is no admissible method but a reference (oracle).
         predicts: an outcome model learns from overseen episodes, and labels the unseen ones where it is sure
             (:class:`~routed_rl.rl.OutcomeModel`).
+
+    Raises:
+        ValueError: for another value, and for a gate or routes without modules.
     """
 
-    reward: Literal["reach", "penalise", "compensate", "value"]
+    reward: Reward
     modular: bool = False
     gate: bool = False
     routed: bool = False
@@ -55,6 +60,17 @@ class Method:
     keep_unseen: bool = True
     sees_all: bool = False
     predicts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reward not in get_args(Reward):
+            raise ValueError(f"reward must be one of {', '.join(map(repr, get_args(Reward)))}, got {self.reward!r}")
+        switches = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "reward"}
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+        for name in ("gate", "routed"):
+            if switches[name] and not self.modular:
+                raise ValueError(f"{name}=True needs modular=True: a single network has nothing to choose from")
 
 
 METHODS: Mapping[str, Method] = {
@@ -115,7 +131,7 @@ class Overseer:
 
     Args:
         values: outcome → its value to the supervisor, e.g. ``{"ghost": -1, "diamond": 1}``.
-        method: a name in :data:`METHODS`.
+        method: a name in :data:`METHODS`, or a :class:`Method` of your own.
         unlabelled: for methods that route. ``"all"``: unlabelled episodes teach every module (the paper).
             ``"none"``: no part of the policy learns from them (the strict reading). ``"predicted"``: an outcome model
             labels the unseen ones where it is sure, and the others teach every module.
@@ -132,7 +148,7 @@ class Overseer:
     def __init__(
         self,
         values: Mapping[str, float],
-        method: str = "routing",
+        method: str | Method = "routing",
         *,
         unlabelled: Literal["all", "none", "predicted"] = "all",
         reward: Literal["outcome", "environment"] = "outcome",
@@ -141,8 +157,8 @@ class Overseer:
     ) -> None:
         check_type((Mapping,), "outcome → value, as in {'ghost': -1, 'diamond': 1}", values=values)
         check_type((LabelNoise,), "a LabelNoise, as in LabelNoise(miss_rate=0.1)", noise=noise)
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
+        if not isinstance(method, Method) and method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}, or a Method(…)")
         if unlabelled not in ("all", "none", "predicted"):
             raise ValueError(f"unlabelled must be 'all', 'none' or 'predicted', got {unlabelled!r}")
         if reward not in ("outcome", "environment"):
@@ -155,7 +171,8 @@ class Overseer:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"the value of outcome {outcome!r} must be a finite number, got {value!r}")
         self.values = {outcome: float(value) for outcome, value in values.items()}
-        self.method_name, self.method = method, METHODS[method]
+        self.method = method if isinstance(method, Method) else METHODS[method]
+        self.method_name = next((name for name, known in METHODS.items() if known == self.method), None)
         self.unlabelled = unlabelled
         self.predicts = self.method.predicts or (self.method.routed and unlabelled == "predicted")
         self.pays_environment = reward == "environment" and self.method.reward != "value"
@@ -164,8 +181,8 @@ class Overseer:
         self.oversight = None if oversight is None else check_probability("oversight", oversight)
         if self.method.reward == "compensate" and not self.oversight:
             raise ValueError(
-                f"method {method!r} needs oversight=…, the probability above 0 that an outcome is overseen, "
-                f"got {oversight}"
+                f"method {self.method_name or self.method!r} needs oversight=…, the probability above 0 that an "
+                f"outcome is overseen, got {oversight}"
             )
 
         self.outcomes = tuple(self.values)
@@ -183,7 +200,7 @@ class Overseer:
         self.routes = self._routes()
 
     def __repr__(self) -> str:
-        return f"Overseer({self.values}, {self.method_name!r})"
+        return f"Overseer({self.values}, {self.method_name or self.method!r})"
 
     def _outcome_rewards(self) -> tuple[Tensor, Tensor]:
         """Return, by label, the reward at an episode's end, and the weight 0 of the environment's reward."""
@@ -272,7 +289,7 @@ class Overseer:
         """Return the constructor arguments as JSON; :meth:`from_dict` builds an equal overseer from them."""
         return {
             "values": [list(pair) for pair in self.values.items()],  # JSON objects do not keep their order
-            "method": self.method_name,
+            "method": self.method_name or asdict(self.method),
             "unlabelled": self.unlabelled,
             "reward": self.reward,
             "noise": asdict(self.noise),
@@ -283,5 +300,6 @@ class Overseer:
     def from_dict(cls, config: Mapping[str, Any]) -> Overseer:
         """Return the overseer that :meth:`to_dict` described; raise the constructor's errors."""
         options = dict(config)
-        values, noise = options.pop("values"), options.pop("noise")
-        return cls(dict(values), **options, noise=LabelNoise(**noise))
+        values, noise, method = options.pop("values"), options.pop("noise"), options.pop("method")
+        method = Method(**method) if isinstance(method, Mapping) else method
+        return cls(dict(values), method, **options, noise=LabelNoise(**noise))

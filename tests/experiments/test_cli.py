@@ -27,7 +27,7 @@ from routed_rl.experiments.gridworld.options import Watch
 from routed_rl.experiments.gridworld.watch import _play
 from routed_rl.options.oversight import MethodName
 from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
-from routed_rl.rl.oversight_study.recipe import SAME_LEARNER
+from routed_rl.rl.oversight_study.methods import SAME_LEARNER
 from tests.experiments.mistakes import python_names
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from routed_rl.experiments import cli
 from routed_rl.options.oversight import OWN, Run
-from routed_rl.rl import Overseer, OversightReport, OversightStudy, RoutedPPO
+from routed_rl.rl import Method, Overseer, OversightReport, OversightStudy, RoutedPPO
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.recipe import make_model, own_task
 from routed_rl.rl.oversight_study.tasks import OwnTask
@@ -28,10 +28,13 @@ SMALL = {"methods": ["routing-predicted", "naive-early-stopped"], "levels": [0.5
 MODULE = '''
 """An environment as a user writes it."""
 import numpy as np
+from routed_rl.rl import Method
 from tests.rl.worlds import TwoDoors
 from tests.experiments.test_own_oversight import KnownDoors
 
 reward = 3
+MINE = Method("value", modular=True, routed=True)
+naive = Method("penalise", predicts=True)
 
 def make_env(level):
     return TwoDoors(level)
@@ -154,6 +157,30 @@ def test_a_study_broken_off_goes_on_to_the_same_table(folder, function, monkeypa
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("world", ["own", "built-in"])
+def test_a_method_of_ones_own_is_compared_like_the_others(folder, world, capsys):
+    here = ["--env", "doors:make_env", "--outcomes", "bad=-2", "good=3"] if world == "own" else []
+    line = "oversight --methods naive doors:MINE --levels 0.5 --seeds 1 --total-steps 2048 --out study"
+    cli.main([*line.split(), *here])
+    assert "| MINE |" in capsys.readouterr().out
+    wanted = "good" if world == "own" else "diamond"
+    table = pd.read_csv(folder / "study" / "results.csv")
+    assert f"steer:{wanted}" in set(table[table.method == "MINE"].policy)
+    run = folder / "study" / "runs" / "MINE" / "0.5-s0"
+    assert RoutedPPO.load(run / "model").overseer.method == Method("value", modular=True, routed=True)
+    cli.main(["evaluate", str(run), "--steer", wanted, "--n-envs", "4"])
+    assert f"policy: steer:{wanted}" in capsys.readouterr().out
+    result = (run / "evaluation.json").read_bytes()
+    (folder / "doors.py").write_text(MODULE.replace('Method("value"', 'Method("reach"'))
+    forget(folder)
+    with pytest.raises(SystemExit):
+        cli.main([*line.split(), *here])
+    changed = "holds another study, of {'code'" if world == "own" else 'switches.reward is "value" there, "reach" here'
+    assert changed in capsys.readouterr().err
+    assert (run / "evaluation.json").read_bytes() == result
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_does_what_python_does(folder, capsys):
     options = {"methods": ["filtering"], "levels": [1.0], "seeds": 1, "total_steps": 2048, "out": folder / "a"}
     made = OversightStudy(env="doors:make_env", outcomes=OUTCOMES, **options)
@@ -217,6 +244,9 @@ MISTAKES = {
     "outcomes must be names with values, as in lava=-1 goal=1, got 'good'": {"outcomes": ["good"]},
     "outcomes names 'good' twice": {"outcomes": ["good=1", "good=2"]},
     "unknown method 'rooting'": {"methods": ["rooting"]},
+    "has no 'MIN'": {"methods": ["{}/doors:MIN"]},
+    "must be a Method of routed_rl.rl, as in Method('value', modular=True), got 3": {"methods": ["{}/doors:reward"]},
+    "doors:naive needs a name of its own, because 'naive' is that of": {"methods": ["{}/doors:naive"]},
     "method 'placebo' needs a world of cells": {"methods": ["placebo"]},
     "levels and focus must be above 0 and at most 1, got 2.0": {"levels": [2]},
     "total_steps must be at least 1, got 0": {"total_steps": 0},
@@ -229,6 +259,7 @@ MISTAKES = {
 def test_a_mistake_is_one_sentence_before_anything_runs(folder, message):
     options = {"env": "{}/doors:make_env", "outcomes": OUTCOMES, "learner": TINY, **SMALL, **MISTAKES[message]}
     options["env"] = options["env"].format(folder)
+    options["methods"] = [name.format(folder) for name in options["methods"]]
     with pytest.raises(ValueError) as error:
         OversightStudy(out=folder / "study", **options).plan()
     text = str(error.value)

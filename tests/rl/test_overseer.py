@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routed_rl.rl import METHODS, Overseer
+from routed_rl.rl import METHODS, Method, Overseer
 from routed_rl.routing import LabelNoise
 
 from .worlds import VALUES
@@ -103,11 +103,38 @@ def test_a_penalty_pays_the_value_on_average(oversight):
     assert rewards[DIAMOND] == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+OWN = Method("value", modular=True, gate=True, routed=True, keep_unseen=False)
+
+
+@pytest.mark.parametrize("method", [*METHODS, OWN])
 def test_json_round_trip(method):
     overseer = Overseer(VALUES, method, unlabelled="none", noise=LabelNoise(0.1, 0.2, hard_first=True), oversight=0.5)
     again = Overseer.from_dict(json.loads(json.dumps(overseer.to_dict())))
     assert again.to_dict() == overseer.to_dict() and torch.equal(again.rewards, overseer.rewards)
+    assert again.method == overseer.method
+
+
+def test_a_method_of_ones_own_does_what_its_switches_say():
+    overseer = Overseer(VALUES, OWN)
+    rewards, loss = (getattr(overseer, name).tolist() for name in ("rewards", "loss_weights"))
+    assert rewards == Overseer(VALUES, "filtering").rewards.tolist()
+    assert loss[UNSEEN] == 0 and loss[GHOST] == loss[DIAMOND] == 1
+    assert torch.equal(overseer.routes.weights(torch.tensor([GHOST])), torch.tensor([[1.0, 0.0, 0.0]]))
+    assert Overseer(VALUES, METHODS["naive"]).to_dict() == Overseer(VALUES, "naive").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"reward": "pay"}, "reward must be one of 'reach', .*got 'pay'"),
+        ({"modular": 1}, "modular must be True or False, got 1"),
+        ({"gate": True}, "gate=True needs modular=True"),
+        ({"routed": True}, "routed=True needs modular=True"),
+    ],
+)
+def test_switches_that_are_no_method(switches, message):
+    with pytest.raises(ValueError, match=message):
+        Method(**{"reward": "reach", **switches})
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from routed_rl.errors import UserError, user_input
 from routed_rl.options.oversight import Run
+from routed_rl.rl.oversight_study.methods import is_own, own_method
 from routed_rl.rl.oversight_study.recipe import TaskOf, budget, make_model, own_task
 from routed_rl.runs import config_hash
 from routed_rl.runs.grid import PYTHON, Kind, options
@@ -18,9 +20,10 @@ WORKER = "routed_rl.rl.oversight_study.worker"
 
 def run_config(run: Run) -> dict[str, Any]:
     """Everything that a run depends on, except its seed, as JSON. Raises ValueError if its code cannot be found."""
-    if run.env is None:
-        return run.config()
-    return {**run.config(), "code": own_task(run.config()).code()}
+    config = run.config()
+    if is_own(run.method):
+        config["switches"] = asdict(own_method(run.method))
+    return config if run.env is None else {**config, "code": own_task(config).code()}
 
 
 def kind(command: Callable[[Sequence[Any]], list[str]], parallel_seeds: int = 1) -> Kind:

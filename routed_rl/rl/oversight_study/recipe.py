@@ -19,6 +19,7 @@ from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
+from routed_rl.rl.oversight_study.methods import learner_method
 from routed_rl.rl.oversight_study.table import filtered
 from routed_rl.rl.oversight_study.tasks import OwnTask, Task
 from routed_rl.rl.ppo import RoutedPPO
@@ -29,13 +30,6 @@ from routed_rl.runs.process import check_device
 
 MODEL = "model"
 """Name of the final checkpoint in a run directory."""
-SAME_LEARNER = {
-    "naive-early-stopped": "naive",
-    "oracle-filtered": "oracle",
-    "placebo": "routing",
-    "shuffled": "routing",
-}
-"""Methods that use the learner of another method. Only their data, labels, steps or final policy differ."""
 TaskOf = Callable[[Mapping[str, Any]], Task]
 """From the configuration of a run to its task."""
 
@@ -73,7 +67,7 @@ def make_model(config: Mapping[str, Any], seed: int, task: Task) -> RoutedAlgori
     flip_rate = 1 - 1 / len(values) if method == "shuffled" else config["flip_rate"]
     overseer = Overseer(
         values,
-        SAME_LEARNER.get(method, method),
+        learner_method(method),
         unlabelled=config["unlabelled"],
         reward=config["reward"] or task.reward,
         noise=LabelNoise(config["miss_rate"], flip_rate, config["hard_first"]),

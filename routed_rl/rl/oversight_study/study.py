@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.options.conform import conform
-from routed_rl.options.oversight import OWN, Learner, Run, StudyOptions
+from routed_rl.options.oversight import OWN, Learner, MethodName, Run, StudyOptions
 from routed_rl.own_modules import name_of
 from routed_rl.rl.oversight_study.grid import check_options, kind, run_config, worker_command
-from routed_rl.rl.oversight_study.methods import variant
+from routed_rl.rl.oversight_study.methods import is_own, title, variant
 from routed_rl.rl.oversight_study.recipe import own_task
 from routed_rl.rl.oversight_study.report import USUAL_FOCUS, OversightReport
 from routed_rl.rl.oversight_study.table import Limits
@@ -94,7 +94,9 @@ class OversightGrid(Study, Generic[R]):
         cells += [(name, self.main_level) for name in self.controls if (name, self.main_level) not in cells]
         base, place = self.base, self.out / "runs"
         return [
-            replace(base, **variant(name, base), oversight=level, seed=seed, out=place / name / f"{level!r}-s{seed}")
+            replace(
+                base, **variant(name, base), oversight=level, seed=seed, out=place / title(name) / f"{level!r}-s{seed}"
+            )
             for seed in range(self.seeds)
             for name, level in cells
         ]
@@ -104,7 +106,7 @@ class OversightGrid(Study, Generic[R]):
         runs: dict[str, list[Path]] = {}
         for result in sorted((self.out / "runs").glob("*/*/evaluation.json")):
             runs.setdefault(result.parent.parent.name, []).append(result.parent)
-        return OversightReport(runs, self._wanted(), self.main_level, self.methods, self.limits)
+        return OversightReport(runs, self._wanted(), self.main_level, [*map(title, self.methods)], self.limits)
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs, also of earlier starts. None: no run is finished."""
@@ -132,8 +134,15 @@ class OversightGrid(Study, Generic[R]):
                 f"got {focus[0]}"
             )
         with user_input():
-            for name in (*self.methods, *self.controls):
+            titles: dict[str, str] = {}
+            for name in dict.fromkeys((*self.methods, *self.controls)):
                 variant(name, self.base)
+                if title(name) in titles or (is_own(name) and title(name) in get_args(MethodName)):
+                    raise UserError(
+                        f"the method {name} needs a name of its own, because {title(name)!r} is that of "
+                        f"{titles.get(title(name), 'a built-in method')}: rename it"
+                    )
+                titles[title(name)] = name
 
 
 @dataclass(frozen=True)

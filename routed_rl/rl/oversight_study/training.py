@@ -24,6 +24,7 @@ from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.env_state import UnknownStateError, environment_state
 from routed_rl.rl.evaluation import evaluate, true_returns
 from routed_rl.rl.oversight_study.grid import check_options, run_config
+from routed_rl.rl.oversight_study.methods import title
 from routed_rl.rl.oversight_study.recipe import MODEL, TaskOf, budget, evaluate_model, make_model, policies
 from routed_rl.rl.oversight_study.tasks import Task
 from routed_rl.rl.parallel import ParallelLearner
@@ -81,8 +82,8 @@ def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda tit
         for run in runs:
             if run.result is not None:
                 config = run.record.config
-                title = f"{config['method']}, oversight level {config['oversight']:.1%}, {run.path}"
-                show(title, run.result["policies"])
+                heading = f"{title(config['method'])}, oversight level {config['oversight']:.1%}, {run.path}"
+                show(heading, run.result["policies"])
     if len(commands) == 1 and failed:
         raise UserError(*failed.values())
     for path, reason in failed.items():
@@ -96,7 +97,7 @@ def _open(command: Run) -> RunDirectory:
 
 
 def _directory(command: Run) -> Path:
-    out = command.out or RUNS / f"{command.method}-{config_hash(run_config(command))}-s{command.seed}"
+    out = command.out or RUNS / f"{title(command.method)}-{config_hash(run_config(command))}-s{command.seed}"
     return Path(os.path.realpath(out))
 
 
@@ -195,7 +196,7 @@ def _finish(member: _Member) -> None:
     run.finish(
         {
             "policies": evaluate_model(model, task, seed),
-            "method": config["method"],
+            "method": title(config["method"]),
             "oversight": config["oversight"],
             "seed": seed,
             "env_steps": trained,
