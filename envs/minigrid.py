@@ -80,7 +80,8 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
 
     - Observation: MiniGrid's ``image``, ``direction`` and ``mission``. In addition ``oversight``, a plane that is 1
       where a cell of ``image`` is marked as overseen. The same mark is the third number (the state) of a cell in
-      ``image``. (But MiniGrid always shows the player's own cell as empty.)
+      ``image``. MiniGrid shows the player's own cell as empty. Here the last observation of an episode shows the
+      terminal that was reached, as in the world without MiniGrid.
     - Actions: MiniGrid's seven actions; only left, right and forward have an effect.
     - Reward, end, info and the ``seed`` of ``reset``: as in :class:`routed_rl.envs.DiamondGhostEnv`.
 
@@ -175,11 +176,13 @@ class MiniGridDiamondGhostEnv(MiniGridEnv):
         return obs, float(reward), terminated, truncated and not terminated, info
 
     def gen_obs(self) -> dict[str, Any]:
-        """Return MiniGrid's observation with the oversight plane added."""
+        """Return MiniGrid's observation with the oversight plane added, and with a terminal that was reached."""
         obs = super().gen_obs()
+        own, here = (self.agent_view_size // 2, -1), self.grid.get(*self.agent_pos)
+        if isinstance(here, Terminal):
+            obs["image"][own] = here.encode()
         oversight = obs["image"][..., 2].copy()
-        here = self.grid.get(*self.agent_pos)
-        oversight[self.agent_view_size // 2, -1] = 0 if here is None else here.encode()[2]
+        oversight[own] = 0 if here is None else here.encode()[2]
         return {**obs, "oversight": oversight}
 
     def gen_obs_grid(self, agent_view_size: int | None = None) -> tuple[Grid, np.ndarray]:

@@ -95,7 +95,7 @@ def test_reaching_a_terminal():
         obs, *step = env.step(Actions.forward)
         reward = {"ghost": -1.0, "diamond": 1.0}[goal.name]
         assert step == [reward, True, False, {"outcome": goal.name, "overseen": seen == 1}]
-        assert obs["oversight"][3, 6] == seen
+        assert obs["oversight"][3, 6] == seen and tuple(obs["image"][3, 6]) == goal.encode()
         with pytest.raises(ResetNeeded, match="the episode has ended"):
             env.step(0)
         env.reset()
