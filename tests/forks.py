@@ -7,9 +7,7 @@ from functools import partial
 from torch.multiprocessing import start_processes
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch._dynamo", "routed_rl.experiments.gridworld.train", "tests.lm.killed_training", "routed_rl.unlearning"]
-)
+FORKS.set_forkserver_preload(["tests.preloaded"])
 
 spawn = partial(start_processes, start_method="forkserver")
 """As :func:`torch.multiprocessing.spawn`, but for how processes are started."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,9 @@ from routed_rl.lm.batches import Batch
 from routed_rl.lm.processes import processes
 from routed_rl.lm.throughput import matmul_rate, training_flops
 from routed_rl.runs import RunDirectory
+
+_rate = cache(matmul_rate)
+"""A process that trains many models measures its machine once."""
 
 
 class TrainingLog:
@@ -30,7 +34,7 @@ class TrainingLog:
             from torch.utils.tensorboard import SummaryWriter
 
             dtype = torch.bfloat16 if precision == "bf16" else weight.dtype
-            self._rate = matmul_rate(weight.device, dtype) * processes()
+            self._rate = _rate(weight.device, dtype) * processes()
             self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start)
         self._since = time.perf_counter()
 

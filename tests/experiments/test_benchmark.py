@@ -48,7 +48,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(language, "SHAPES", {preset: (2, length) for preset, (_, length) in language.SHAPES.items()})
     for name, size in (("ROWS", 2), ("LENGTH", 64), ("WIDTH", 16), ("LAYERS", 1), ("VOCABULARY", 4096)):
         monkeypatch.setattr(distillation, name, size)
-    for name, size in (("WIDTH", 16), ("LAYERS", 2), ("VOCABULARY", 256), ("ROWS", 2), ("LENGTH", 16)):
+    for name, size in (("WIDTH", 16), ("LAYERS", 1), ("VOCABULARY", 256), ("ROWS", 2), ("LENGTH", 16)):
         monkeypatch.setattr(memory, name, size)
 
 

@@ -153,13 +153,13 @@ def study():
     return Study(digits(), "0,1,2,3,4", replace(RECIPES["digits", "quick"], epochs=60), "cpu")
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.slow)])
 def test_routing_splits_digits_and_its_absence_does_not(study, seed):
     gaps = {setting: gap(study.run(setting, seed, lambda: None)["rows"]) for setting in ("1", "10")}
     assert gaps["1"] > 0.03 and abs(gaps["10"]) < 0.015
 
 
-@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("seed", [11, pytest.param(12, marks=pytest.mark.slow)])
 def test_the_largest_latent_names_the_digit(study, seed):
     rows = study.run("ten-way", seed, lambda: None)["rows"]
     assert next(row["accuracy"] for row in rows if row["group"] == "all") > 0.85

@@ -343,7 +343,8 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
     (tmp_path / "web.txt").write_text("\n\n".join(f"the cat sat on mat {i}" for i in range(40)))
     words = ("--task", "custom", "--model", "gemma2-tiny", "--corpus", "word-problems", "--also", tmp_path / "web.txt")
     words = (*words, *OPTIONS[2:], "--metric", "completions", "--answer", "4", "--alphas", "0.5", "--length", "120",
-             "--distil.no-relative", "--settings", "maxent.steps=2")  # fmt: skip
+             "--distil.no-relative", "--distil.every", "6", "--distil.documents", "8", "--relearn.measured", "3",
+             "--relearn.learning-rates", "1e-3", "--settings", "maxent.steps=2")  # fmt: skip
     run(small, *words, "--out", tmp_path / "s")
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(frame) == 4 and frame[["retain", "forget", "forget_3"]].isin([i / 16 for i in range(17)]).all().all()

@@ -20,6 +20,7 @@ def do_study(out: Path) -> UndoStudy:
         study = UndoStudy(
             task="languages",
             documents=200,
+            filtered=None,
             pretrain=Pretrain(steps=6, warmup=2),
             distil=Distil(steps=6, warmup=2, every=2, documents=4),
             relearn=Relearn(learning_rates=(1e-2,), steps=2, measured=(1, 2), batch_size=4, rank=2),
