@@ -208,7 +208,7 @@ class OutcomeModel(nn.Module):
 
     def _keys(self, endings: FinalSteps) -> Tensor:
         """Return a hash ``(N,)`` int64 of each ending, a random linear function of its bytes."""
-        rows = [tensor.view(len(tensor), math.prod(tensor.shape[1:])) for tensor in endings]
+        rows = [tensor.reshape(len(tensor), math.prod(tensor.shape[1:])) for tensor in endings]
         codes = torch.cat([row.contiguous().view(torch.uint8) for row in rows], dim=1)
         generator = torch.Generator().manual_seed(0)
         weights = torch.randint(-(2**63), 2**63 - 1, (codes.shape[1],), generator=generator).to(codes.device)
