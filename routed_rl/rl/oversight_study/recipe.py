@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_study.methods import learner_method
@@ -24,6 +24,7 @@ from routed_rl.rl.oversight_study.table import filtered
 from routed_rl.rl.oversight_study.tasks import OwnTask, Task
 from routed_rl.rl.ppo import RoutedPPO
 from routed_rl.rl.reinforce import RoutedREINFORCE
+from routed_rl.rl.steering import Steering
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import RunError, derive_seed, read_run
 from routed_rl.runs.process import check_device
