@@ -20,13 +20,13 @@ from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true
 from routed_rl.rl.networks import SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_study.methods import learner_method
-from routed_rl.rl.oversight_study.table import filtered
+from routed_rl.rl.oversight_study.table import filtered, read_agent
 from routed_rl.rl.oversight_study.tasks import OwnTask, Task
 from routed_rl.rl.ppo import RoutedPPO
 from routed_rl.rl.reinforce import RoutedREINFORCE
 from routed_rl.rl.steering import Steering
 from routed_rl.routing import LabelNoise
-from routed_rl.runs import RunError, derive_seed, read_run
+from routed_rl.runs import RunError, derive_seed
 from routed_rl.runs.process import check_device
 from routed_rl.wording import written
 
@@ -184,7 +184,7 @@ def load_run(directory: Path, task_of: TaskOf) -> tuple[RoutedAlgorithm, dict[st
         RunError: if the directory is not a finished run, or if the model belongs to another run.
         CheckpointError: if the model file is damaged.
     """
-    config = read_run(directory).config
+    config = read_agent(directory).config
     if not (directory / MODEL).is_dir():
         raise RunError(f"the run {str(directory)!r} is not finished; start its train command again to continue it")
     model = algorithm(config).load(directory / MODEL, device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import pandas as pd
 
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.rl.oversight_study.methods import NOISE
-from routed_rl.runs import read_json, read_metrics, read_run
+from routed_rl.runs import RunError, RunRecord, read_json, read_metrics, read_run
+from routed_rl.runs.files import StrPath
 from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean
 
 HEADINGS = {"label": "method", "method": "method", "kind": "label noise"}
@@ -55,6 +57,14 @@ def filtered(config: Mapping[str, Any]) -> float:
     return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
 
 
+def read_agent(path: StrPath) -> RunRecord:
+    """Return the record of a run that trained an agent; RunError if there is none, or a run of something else."""
+    record = read_run(path)
+    if "learner" not in record.config:
+        raise RunError(f"the run {os.fspath(path)!r} trained no agent: name one of train, oversight or quickstart")
+    return record
+
+
 def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
     """Points (environment steps, true return) of the learning curve of a run, which may be unfinished.
 
@@ -67,7 +77,7 @@ def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, fl
     Raises:
         RunError: if there is no run. ValueError: if the run has no such policy, or no point yet.
     """
-    config = read_run(run).config
+    config = read_agent(run).config
     rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
     known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
     if not known:
