@@ -19,6 +19,7 @@ from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.oversight.figures import draw_arrows
 from routed_rl.options.oversight import Learner
 from routed_rl.rl import OversightReport
+from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, read_run, tables, write_json
@@ -61,6 +62,7 @@ def in_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(commands.PRESETS, "quick", TINY)
         patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        patch.setattr(training, "FEWEST_POINTS", 1)
         ran = []
         patch.setattr(grid, "run_commands", pool_in_process(ran))
         yield ran

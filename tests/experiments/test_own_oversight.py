@@ -105,6 +105,7 @@ class Pictures(gym.Env):
 def folder(tmp_path, monkeypatch):
     """A folder with the user's module, all runs in this process."""
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr(training, "FEWEST_POINTS", 1)
     monkeypatch.setattr(OwnTask, "fresh", (4, 16))
     run_in_process(monkeypatch)
     with own_code(tmp_path) as write:
