@@ -65,8 +65,8 @@ def evaluate(
         - ``true_return``: see ``metric``;
         - ``episode_return``, ``episode_length``: means over the episodes. The return is not discounted;
         - ``outcomes``: the share of episodes that ended in each outcome, or in ``"none"``;
-        - ``outcomes_overseen``, ``outcomes_unoverseen``: the share of all episodes that ended in each outcome and were
-          overseen, or were not;
+        - ``outcomes_overseen``, ``outcomes_unoverseen``: the share of all episodes that ended in each outcome, overseen
+          or unseen;
         - ``entropy``: mean entropy of the policy in nats, over the steps of the episodes (or the paper's 32 steps).
 
     The statistics of normalising wrappers stay as they are, and rewards are taken before ``VecNormalize``.

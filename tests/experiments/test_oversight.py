@@ -117,7 +117,8 @@ def test_a_study_has_every_run_table_and_figure(whole):
     result = read_run(whole / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (whole / "summary.md").read_text()
-    assert "routed, contrastive" in text and "Labels used by early stopping" in text and "Label noise" in text
+    assert "*routed* is the method `routing`, steered to diamond; *routed, contrastive* and *routed, sharpened" in text
+    assert "Labels used by early stopping" in text and "Label noise" in text
 
     given = {name: [run for run in (whole / "runs" / name).iterdir() if run.is_dir()] for name in frame.method}
     of_given = OversightReport(given, methods=NAMES)

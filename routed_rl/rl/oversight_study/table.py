@@ -19,7 +19,7 @@ from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, s
 HEADINGS = {"label": "method", "method": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 MEANINGS = {
-    "method": "method or control",
+    "method": "method or control; in summaries and figures, `routing` steered to the wanted outcome is called routed",
     "oversight": "oversight level: the probability that an outcome is overseen",
     "seed": "seed of the run",
     "policy": "the policy of the run that acts: unsteered, or steered to or away from outcomes",
@@ -32,8 +32,8 @@ MEANINGS = {
     "episode_length": "steps of an episode, mean",
     r"outcomes\.(.+)": "share of all episodes that end in: {}",
     r"outcomes_overseen\.(.+)": "share of all episodes that are overseen and end in: {}",
-    r"outcomes_unoverseen\.(.+)": "share of all episodes that are not overseen and end in: {}",
-    "unwatched_return": "true return in environments in which nothing is overseen",
+    r"outcomes_unoverseen\.(.+)": "share of all episodes that are unseen, that is not overseen, and end in: {}",
+    "unwatched_return": "true return without oversight: in environments in which every episode is unseen",
     "temperature": "temperature at which `sharpened` has the entropy of the contrastive policy",
     "entropy": "entropy of the policy in nats, mean over steps",
     "stopped_at": "environment steps at which early stopping took the policy",
@@ -161,11 +161,11 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
         "# True return by method and oversight level",
         "A column is an oversight level: the share of outcomes that the overseer sees. A cell is the mean over "
         f"seeds ({least_to_most(seeds)} per row) ± half the width of its 95 % confidence interval. Actions are "
-        "sampled, except under *Greedy actions*.",
+        f"sampled, except under *Greedy actions*.{_routed(shown, wanted)}",
         _by_level(shown, "true_return"),
         *([] if exact is None else [_limits(exact, levels)]),
         "## True return without oversight",
-        "Measured where nothing is overseen.",
+        "Measured in environments in which every episode is unseen, that is not overseen.",
         _by_level(shown, "unwatched_return"),
         f"## Share of episodes that end in {wanted}",
         _by_level(shown, f"outcomes.{wanted}"),
@@ -196,6 +196,15 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
     if failed:
         parts += ["## Failed runs", *(f"- {escaped(run)}: {escaped(reason)}" for run, reason in failed.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _routed(shown: pd.DataFrame, wanted: str) -> str:
+    """Return what *routed* means, if there are such rows."""
+    if SHOWN["steer"] not in set(shown.label):
+        return ""
+    others = " and ".join(f"*{label}*" for label in list(SHOWN.values())[1:] if label in set(shown.label))
+    more = f"; {others} are the same agents, steered in another way" if others else ""
+    return f" *{SHOWN['steer']}* is the method `routing`, steered to {escaped(wanted)}{more}."
 
 
 def noise_rows(frame: pd.DataFrame, focus: float) -> pd.DataFrame:
