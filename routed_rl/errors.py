@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from routed_rl.extras import MissingExtraError
-from routed_rl.wording import command_line, spoken
+from routed_rl.wording import again, command_line, spoken
 
 ERROR = "routed-rl: error: "
 """How a process begins the line about what has ended it."""
@@ -78,7 +78,7 @@ def _guarded(run: Callable[[], None]) -> None:
         _drop_output()
         sys.exit(fail(_said(error)))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted; start the same command again to continue", status=130))
+        sys.exit(fail(f"interrupted; {again()} to continue", status=130))
     except Exception as error:
         if not _is_of_memory(error):
             raise
@@ -87,7 +87,7 @@ def _guarded(run: Callable[[], None]) -> None:
 
 def _said(error: Exception) -> str:
     full = isinstance(error, OSError) and error.errno in FULL
-    return f"{error}; make room, and start the same command again to continue" if full else str(error)
+    return f"{error}; make room, and {again()} to continue" if full else str(error)
 
 
 def _drop_output() -> None:

@@ -56,6 +56,8 @@ def name_of(kind: type | FunctionType) -> str:
     Raises:
         ValueError: for one that other processes cannot import.
     """
+    if kind.__qualname__ == "<lambda>":
+        raise ValueError("a lambda has no name by which the study's processes could import it: write it with def")
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
         place = "the script or notebook that runs" if kind.__module__ == "__main__" else "a function"
         raise ValueError(

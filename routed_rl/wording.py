@@ -47,6 +47,25 @@ def spoken(text: str) -> str:
     return _FIRST.sub(lambda match: names.get(match[0], match[0]), text)
 
 
+def shown(value: object) -> str:
+    """Return a value as the reader writes it: ``0.1 0.4`` on the command line, ``[0.1, 0.4]`` in Python."""
+    if _spoken is None:
+        return repr(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, Mapping):
+        value = [f"{name}={each}" for name, each in value.items()]
+    return (" ".join(map(str, value)) or "none") if isinstance(value, (list, tuple)) else str(value)
+
+
+def written(option: str, value: object) -> str:
+    """Return an option with its value as the reader writes it: ``--levels 0.1 0.4``, or ``levels=[0.1, 0.4]``."""
+    return f"{spoken(option)}={shown(value)}" if _spoken is None else f"{option} {shown(value)}"
+
+
+def again() -> str:
+    """Return how the reader starts again what was interrupted."""
+    return "run it again" if _spoken is None else "start the same command again"
+
+
 def _as_field(option: str) -> str:
     *groups, name = option.replace("-", "_").split(".")
     value = "=False" if name.startswith("no_") else ""

@@ -1,10 +1,15 @@
 """Errors name options as the reader writes them, and the nearest known names."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
+import routed_rl
 from routed_rl.errors import UserError, guarded
 from routed_rl.options.undo import UndoOptions
-from routed_rl.wording import did_you_mean, speak_of
+from routed_rl.wording import command_line, did_you_mean, speak_of, written
 
 TEXTS = [
     ("--batch-size must be 2, not --suppress-rows", "batch_size must be 2, not suppress_rows"),
@@ -51,6 +56,47 @@ def test_fields_are_options_in_commands_and_stay_fields_in_python(text, option, 
     assert said(text, capsys) == option
     if not option.startswith("--settings"):
         assert str(UserError(text)) == text
+
+
+VALUES = [
+    ("--levels", (0.1, 0.4), "--levels 0.1 0.4", "levels=[0.1, 0.4]"),
+    ("--relearn.measured", (), "--relearn.measured none", "relearn.measured=[]"),
+    ("--outcomes", {"lava": -1, "goal": 1}, "--outcomes lava=-1 goal=1", "outcomes={'lava': -1, 'goal': 1}"),
+    ("--device", "cuda", "--device cuda", "device='cuda'"),
+    ("--batch-size", 3, "--batch-size 3", "batch_size=3"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "shell", "python"), VALUES)
+def test_an_option_with_its_value_is_written_as_the_reader_writes_it(option, value, shell, python):
+    assert written(option, value) == str(UserError(written(option, value))) == python
+    with command_line():
+        assert written(option, value) == str(UserError(written(option, value))) == shell
+
+
+LIBRARY = [path for path in Path(routed_rl.__file__).parent.rglob("*.py") if "experiments" not in path.parts]
+
+
+def test_what_errors_of_the_library_quote_is_in_the_readers_language():
+    """No list is quoted as the command line writes it, and no option with its value."""
+    values = "cpu|cuda|ray|hold|auto|None|new|loss|token|answers|forward|0"
+    others = "settings|only|no-deps|lm-eval.include"  # the first has the same form in Python
+    quoted = re.compile(rf"--(?!{others})[a-z.-]+ ({{(?!shown\(|error}})|[a-z]+=|({values})\b)")
+    assert len(LIBRARY) > 150
+    for path in LIBRARY:
+        texts = list(_messages(path))
+        assert not [text for text in texts if quoted.search(text) or re.search(r"' '\.join\((map\(|words)", text)], path
+
+
+def _messages(path):
+    """Yield the texts of all errors that a file raises: ``{EXPRESSION}`` stands for a value."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise):
+            for part in ast.walk(node):
+                if isinstance(part, ast.JoinedStr):
+                    yield ast.unparse(part)
+                elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.value
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def _show(rows: list[dict[str, Any]], oversight: float, steps: int) -> None:
     print("true return: discounted return of the true reward")
     print("reference: exact true return of a reference policy; it is no ceiling. For naive: an asymptote, to which the")
     print("return falls in long training")
-    print("ends on Ghost: share of all episodes; unseen: the same share of the episodes whose end is not overseen")
+    print("ends on Ghost: share of all episodes; unseen: the same share of the episodes that are not overseen")
 
 
 def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:

@@ -48,6 +48,7 @@ from routed_rl.lm.word_problems import generate_word_problems
 from routed_rl.options.text import CorpusOptions
 from routed_rl.runs import config_hash, derive_seed
 from routed_rl.runs.files import move_in, temporary_beside
+from routed_rl.wording import written
 
 TEXT_SEED = 0
 """Seed of generated texts, which are the same in every study. Other seeds are those of models and labels."""
@@ -145,16 +146,17 @@ def open_text(options: CorpusOptions) -> Text:
     if options.text_field != CorpusOptions.text_field:
         about["text_field"] = options.text_field
     if options.also_documents is not None and options.also is None:
-        raise ValueError(f"--also-documents {options.also_documents} needs --also, which is not given")
+        raise ValueError(f"{written('--also-documents', options.also_documents)} needs --also, which is not given")
     if options.also is not None:
         if options.words or options.pattern is not None or options.tokens:
             raise ValueError(
-                f"--also {options.also} is part of the retain set, so --words, --pattern and --tokens do not apply: "
-                "define the forget set by --forget or a generated --corpus"
+                f"{written('--also', options.also)} is part of the retain set, so --words, --pattern and --tokens do "
+                "not apply: define the forget set by --forget or a generated --corpus"
             )
         if of["also"] == of.get("forget"):
             raise ValueError(
-                f"--also {options.also} and --forget {options.forget} are the same text: name different texts"
+                f"{written('--also', options.also)} and {written('--forget', options.forget)} are the same text: name "
+                "different texts"
             )
         about |= dict(zip(("also_source", "also_content"), of["also"], strict=True))
         about["also_documents"] = options.also_documents
@@ -162,7 +164,8 @@ def open_text(options: CorpusOptions) -> Text:
         about |= dict(zip(("forget_source", "forget_content"), of["forget"], strict=True))
         if of["forget"] == of["corpus"]:
             raise ValueError(
-                f"--corpus {options.corpus} and --forget {options.forget} are the same text: the retain set is empty"
+                f"{written('--corpus', options.corpus)} and {written('--forget', options.forget)} are the same text: "
+                "the retain set is empty"
             )
     how: dict[str, Any] = {
         "per": options.per,
@@ -237,7 +240,9 @@ def check_fits(options: CorpusOptions, tokenizer: Any, model: nn.Module, name: s
     """Raise ValueError if a model has too few positions for the rows, or too few tokens for the tokenizer."""
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
     if options.length > limit:
-        raise ValueError(f"--length {options.length} is more than the {limit} positions of the model {name!r}")
+        raise ValueError(
+            f"{written('--length', options.length)} is more than the {limit} positions of the model {name!r}"
+        )
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     unused = {*tokenizer.all_special_ids} - {
         tokenizer.bos_token_id,
@@ -305,7 +310,7 @@ def _to_forget(options: CorpusOptions) -> Iterator[Document]:
         none = False
         yield replace(document, topic=FORGOTTEN)
     if none:
-        raise ValueError(f"--forget {options.forget} has no documents")
+        raise ValueError(f"{written('--forget', options.forget)} has no documents")
 
 
 def _identity(source: str) -> tuple[str | None, str | None]:
@@ -323,7 +328,7 @@ def _finder(options: CorpusOptions) -> tuple[Finder | None, str | None]:
         words = listed("words", options.words)
         if options.corpus == "stories" and not {word.lower() for word in words} & STORY_WORDS:
             topics = "; ".join(f"{' '.join(own[:3])} … ({topic})" for topic, own in TOPICS.items())
-            raise ValueError(f"--words {' '.join(words)}: generated stories have other words: {topics}")
+            raise ValueError(f"{written('--words', tuple(words))}: generated stories have other words: {topics}")
         phrases = any(len(word.split()) > 1 for word in words)  # so that a phrase is not taken for its words
         return find_words(words), f"words {sorted(words) if phrases else ' '.join(sorted(words))}"
     if options.pattern is not None:

@@ -2,7 +2,7 @@
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
 from routed_rl.rl.callbacks import SteeredEvalCallback
-from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import ACTIVATIONS, SymbolicImageEncoder
 from routed_rl.rl.outcome_model import FinalSteps, OutcomeModel
 from routed_rl.rl.overseer import METHODS, Method, Overseer
@@ -13,6 +13,7 @@ from routed_rl.rl.parallel import ParallelLearner
 from routed_rl.rl.policies import RoutedActorCriticPolicy
 from routed_rl.rl.ppo import RoutedPPO
 from routed_rl.rl.reinforce import RoutedREINFORCE
+from routed_rl.rl.steering import Steering
 
 __all__ = [
     "ACTIVATIONS",

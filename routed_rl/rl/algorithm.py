@@ -8,7 +8,6 @@ from functools import partial
 from types import NoneType
 from typing import Any, ClassVar, Literal
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -33,6 +32,7 @@ from routed_rl.rl.arguments import (
     check_whole,
 )
 from routed_rl.rl.balance import LabelBalance
+from routed_rl.rl.environments import check_env
 from routed_rl.rl.labels import RoutedLabels
 from routed_rl.rl.logs import RoutedLogs
 from routed_rl.rl.losses import RoutedLosses
@@ -146,16 +146,17 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
-        check_unused(type(self).__name__, unknown)
+        check_unused(type(self).__name__, unknown, type(self), RoutedAlgorithm)
         check_choice((0, 1, 2), verbose=verbose)
+        if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
+            check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later
             if isinstance(env, Overseer):
                 raise ValueError(f"env is the second argument and overseer the third, got {env} as env: swap them")
-            check_type((str, gym.Env, VecEnv), "a Gymnasium environment, its id, or a VecEnv", env=env)
+            if not isinstance(env, str):
+                check_env("a Gymnasium environment, its id, or a VecEnv", env=env)
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
             check_spaces(env.observation_space, env.action_space)  # type: ignore[union-attr]
-        if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
-            check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         check_type((Overseer,), "an Overseer, as in Overseer({'ghost': -1, 'diamond': 1})", overseer=overseer)
         check_type((dict, NoneType), "a dict or None", policy_kwargs=policy_kwargs)
         check_type((str, os.PathLike, NoneType), "a path or None", tensorboard_log=tensorboard_log)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
+
+from routed_rl.wording import did_you_mean
 
 UNUSED: dict[str, Any] = {
     "use_sde": False,
@@ -17,11 +20,51 @@ UNUSED: dict[str, Any] = {
 """Argument of Stable-Baselines3's algorithms that ours do not have → the only value that it may be given."""
 
 
-def check_unused(owner: str, given: Mapping[str, object]) -> None:
-    """Raise a ValueError that names the first argument that ``owner`` does not have, except for :data:`UNUSED` ones."""
+def check_unused(owner: str, given: Mapping[str, object], *takers: Callable[..., Any]) -> None:
+    """Raise a ValueError that names the first argument that ``owner`` does not have, except for :data:`UNUSED` ones.
+
+    Args:
+        owner: what got the arguments.
+        given: arguments that none of ``takers`` takes.
+        takers: functions or classes, of whose arguments the error names the nearest.
+    """
     for name, value in given.items():
-        if name not in UNUSED or value != UNUSED[name]:
-            raise ValueError(f"{owner} has no argument {name}, got {value!r}: leave it out")
+        if name not in UNUSED:
+            _refuse(owner, name, value, _names(takers))
+        if value != UNUSED[name]:
+            _refuse(owner, name, value, ())
+
+
+def check_known(
+    owner: str, given: Mapping[str, object], taker: Callable[..., Any], *others: Callable[..., Any]
+) -> None:
+    """Raise a ValueError that names the first argument that ``taker``, a function or class, does not take by its name.
+
+    The error suggests the nearest argument of ``taker`` or ``others``.
+    """
+    kinds = {parameter.kind for parameter in _parameters(taker)}
+    unknown = [] if inspect.Parameter.VAR_KEYWORD in kinds else [name for name in given if name not in _names([taker])]
+    for name in unknown:
+        _refuse(owner, name, given[name], _names([taker, *others]))
+
+
+def _names(takers: Sequence[Callable[..., Any]]) -> list[str]:
+    """Return the names of all arguments that may be passed by name, except ``self`` and those with an underscore."""
+    parameters = [parameter for taker in takers for parameter in _parameters(taker)]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = (parameter.name for parameter in parameters if parameter.kind in by_name)
+    return sorted({name for name in names if name != "self" and not name.startswith("_")})
+
+
+def _parameters(taker: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    # Not the signature of a class: it may be that of a __new__ which takes anything.
+    function = taker.__init__ if isinstance(taker, type) else taker  # type: ignore[misc]
+    return list(inspect.signature(function).parameters.values())
+
+
+def _refuse(owner: str, name: str, value: object, known: Sequence[str]) -> NoReturn:
+    advice = did_you_mean(name, known) or ": leave it out"
+    raise ValueError(f"{owner} has no argument {name}, got {' '.join(repr(value).split())}{advice}")
 
 
 def check_number(low: float, high: float = float("inf"), /, **given: object) -> None:

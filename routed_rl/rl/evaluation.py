@@ -14,7 +14,9 @@ from torch import Tensor
 
 from routed_rl.rl.arguments import check_choice, check_number, check_whole
 from routed_rl.rl.env_state import frozen_statistics, layers
-from routed_rl.rl.oversight_env import episode_ends, vectorised
+from routed_rl.rl.environments import explained, vectorised
+from routed_rl.rl.oversight_env import episode_ends
+from routed_rl.rl.steering import Steering, check_steering
 
 if TYPE_CHECKING:
     from routed_rl.rl.algorithm import RoutedAlgorithm
@@ -63,8 +65,8 @@ def evaluate(
         - ``true_return``: see ``metric``;
         - ``episode_return``, ``episode_length``: means over the episodes. The return is not discounted;
         - ``outcomes``: the share of episodes that ended in each outcome, or in ``"none"``;
-        - ``outcomes_overseen``, ``outcomes_unoverseen``: the share of all episodes that ended in each outcome and were
-          overseen, or were not;
+        - ``outcomes_overseen``, ``outcomes_unoverseen``: the share of all episodes that ended in each outcome, overseen
+          or unseen;
         - ``entropy``: mean entropy of the policy in nats, over the steps of the episodes (or the paper's 32 steps).
 
     The statistics of normalising wrappers stay as they are, and rewards are taken before ``VecNormalize``.
@@ -163,6 +165,7 @@ def _play(
     overseen: list[np.ndarray] = []
     policy.set_training_mode(False)
     with (
+        explained(env),
         frozen_statistics(env),
         torch.no_grad(),
         torch.random.fork_rng(devices=[] if policy.device.type == "cpu" else [policy.device]),
@@ -187,10 +190,6 @@ def _play(
     return _Played(rewards, dones, ages, counts, entropies, np.concatenate(outcome), np.concatenate(overseen))
 
 
-Steering = Mapping[str, Any]
-"""Keyword arguments for :meth:`RoutedActorCriticPolicy.steered`."""
-
-
 def steerings(agent: Agent) -> dict[str, Steering]:
     """Return the policies that one network contains, name → steering: one for each module, and the unsteered one."""
     names: tuple[str, ...] = getattr(agent, "policy", agent).module_names  # type: ignore[union-attr]
@@ -203,7 +202,7 @@ def evaluate_policies(
     env: VecEnv | gym.Env[Any, Any],
     outcomes: Sequence[str] | None = None,
     *,
-    policies: Mapping[str, Steering] | None = None,
+    policies: Mapping[str, str | Steering] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Return the result of :func:`evaluate` for each policy, by name; ``policies`` defaults to :func:`steerings`.
@@ -213,7 +212,7 @@ def evaluate_policies(
     """
     results = {}
     for name, steering in (policies or steerings(agent)).items():
-        with agent.steered(**steering):
+        with agent.steered(**check_steering(steering)):
             sampled, greedy = (
                 evaluate(agent, env, outcomes, deterministic=deterministic, **options)
                 for deterministic in (False, True)
@@ -227,7 +226,7 @@ def true_returns(
     env: VecEnv | gym.Env[Any, Any],
     outcomes: Sequence[str] | None = None,
     *,
-    policies: Mapping[str, Steering] | None = None,
+    policies: Mapping[str, str | Steering] | None = None,
     **options: Any,
 ) -> dict[str, float]:
     """Return the ``true_return`` of each policy with sampled actions; ``policies`` defaults to :func:`steerings`.
@@ -236,7 +235,7 @@ def true_returns(
     """
     returns = {}
     for name, steering in (policies or steerings(agent)).items():
-        with agent.steered(**steering):
+        with agent.steered(**check_steering(steering)):
             returns[name] = evaluate(agent, env, outcomes, **options)["true_return"]
     return returns
 

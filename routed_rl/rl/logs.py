@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any, Self
 
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 
 from routed_rl.rl.arguments import check_number
+from routed_rl.rl.environments import check_infos, explained
 
 
 class RoutedLogs(OnPolicyAlgorithm):
@@ -31,7 +33,8 @@ class RoutedLogs(OnPolicyAlgorithm):
         Arguments are those of Stable-Baselines3. ``tb_log_name`` is by default the name of the class.
 
         Raises:
-            ValueError: if the model has no environment, or ``total_timesteps`` is no number of at least 0.
+            ValueError: if the model has no environment, or if the environment breaks Gymnasium's API, or if
+                ``total_timesteps`` is no number of at least 0.
         """
         check_number(0, total_timesteps=total_timesteps)
         if self.env is None:
@@ -40,7 +43,14 @@ class RoutedLogs(OnPolicyAlgorithm):
                 "with env=…"
             )
         name = tb_log_name or type(self).__name__
-        return super().learn(total_timesteps, callback, log_interval, name, *args, **kwargs)
+        with explained(self.env):
+            return super().learn(total_timesteps, callback, log_interval, name, *args, **kwargs)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        ready = super()._setup_learn(*args, **kwargs)
+        assert self.env is not None  # checked by learn()
+        check_infos(self.env)
+        return ready
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Record timings and the episode statistics of a ``Monitor``. The next update writes the log row.

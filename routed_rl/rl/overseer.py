@@ -6,6 +6,7 @@ that was not overseen cannot reach the learner. (One entry of the log compares p
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -200,7 +201,11 @@ class Overseer:
         self.routes = self._routes()
 
     def __repr__(self) -> str:
-        return f"Overseer({self.values}, {self.method_name or self.method!r})"
+        parameters = inspect.signature(Overseer).parameters.values()
+        usual = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+        given = {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+        options = "".join(f", {name}={value!r}" for name, value in given.items())
+        return f"Overseer({self.values}, {self.method_name or self.method!r}{options})"
 
     def _outcome_rewards(self) -> tuple[Tensor, Tensor]:
         """Return, by label, the reward at an episode's end, and the weight 0 of the environment's reward."""

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from routed_rl.rl.arguments import check_type, check_whole
+from routed_rl.rl.arguments import check_whole
 from routed_rl.rl.env_state import frozen_statistics
+from routed_rl.rl.environments import check_infos, explained, vectorised
 
 
 class EpisodeEnds(Protocol):
@@ -82,12 +83,6 @@ def episode_ends(infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: S
     return _Ends(infos, dones, outcomes)
 
 
-def vectorised(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
-    """Return a ``VecEnv``, ``env`` itself or one with this single environment; raise a ValueError for anything else."""
-    check_type((gym.Env, VecEnv), "a Gymnasium environment or a VecEnv", env=env)
-    return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-
-
 def check_oversight_env(
     env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 100
 ) -> dict[str, dict[str, int]]:
@@ -103,8 +98,8 @@ def check_oversight_env(
         that reached no outcome.
 
     Raises:
-        ValueError: if the environment reports something else, if too few episodes end, or if all outcomes are None.
-            The learner gets a label only when an episode ends on an outcome.
+        ValueError: if the environment breaks Gymnasium's API or reports something else, if too few episodes end, or if
+            all outcomes are None. The learner gets a label only when an episode ends on an outcome.
 
     Warns:
         UserWarning: if no episode that reached an outcome was overseen.
@@ -115,8 +110,9 @@ def check_oversight_env(
     vec_env.seed(0)
     counts = {name: {"overseen": 0, "unseen": 0} for name in (*outcomes, "none")}
     finished = overseen = 0
-    with frozen_statistics(vec_env):
+    with explained(vec_env), frozen_statistics(vec_env):
         vec_env.reset()
+        check_infos(vec_env)
         for _ in range(10_000):
             actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
             _, _, dones, infos = vec_env.step(actions)

@@ -19,6 +19,7 @@ from torch.optim import Adam
 
 from routed_rl.paths import expanded
 from routed_rl.rl.architecture import UNSUPPORTED, activation_name, layer_sizes
+from routed_rl.rl.arguments import check_known
 from routed_rl.rl.encoding import CLASSES, decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
 from routed_rl.rl.observations import SINGLE, Observations, check_extractor
@@ -109,6 +110,7 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         for name, (only, advice) in UNSUPPORTED.items():
             if kwargs.pop(name, only) is not only:
                 raise ValueError(f"the policy has no {name}, got {self._arguments[name]!r}: {advice}")
+        check_known("the policy (policy_kwargs)", kwargs, ActorCriticPolicy, RoutedActorCriticPolicy, type(self))
         if "log_std_init" in kwargs and not isinstance(action_space, spaces.Box):
             raise ValueError(f"log_std_init={kwargs['log_std_init']!r} needs a Box action space, got {action_space}")
         if not isinstance(observation_space, self.takes):
@@ -129,6 +131,8 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
             raise ValueError(
                 f"optimizer_kwargs must not contain lr, got {kwargs['optimizer_kwargs']!r}: the learner sets it"
             )
+        for name, taker in {"features_extractor": extractor, "optimizer": kwargs.get("optimizer_class", Adam)}.items():
+            check_known(f"{taker.__name__} ({name}_kwargs)", kwargs.get(f"{name}_kwargs") or {}, taker)
         self._names_wanted = tuple(modules)
         self._hidden, self._value_hidden = tuple(hidden), tuple(value_hidden)
         self._learned_gate, self._detach_encoder = learned_gate and len(modules) > 1, detach_encoder

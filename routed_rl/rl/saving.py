@@ -13,11 +13,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Self, TypeVar
 
+import gymnasium as gym
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,6 +26,7 @@ from routed_rl.paths import expanded
 from routed_rl.rl.arguments import check_type
 from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.env_state import FORCE_RESET, UnknownStateError, environment_state, restore_environment
+from routed_rl.rl.environments import check_env
 from routed_rl.rl.overseer import Overseer
 from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from routed_rl.runs.files import StrPath
@@ -266,6 +268,11 @@ class Saveable(OnPolicyAlgorithm):
         with same_architecture(path):
             super().set_parameters(parameters_in(self, checkpoint.tensors, path), exact_match)
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Train in this environment from now on; see Stable-Baselines3. Raises ValueError if it is none."""
+        check_env(env=env)
+        super().set_env(env, force_reset)
+
     @classmethod
     def load(
         cls,
@@ -294,10 +301,16 @@ class Saveable(OnPolicyAlgorithm):
 
         Raises:
             CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture.
-            ValueError: if the environment's spaces are not those of the model. With ``force_reset=False`` also if the
-                state of the environment or of a wrapper is unknown (see :mod:`routed_rl.rl.env_state`), and for another
-                number of environments or other wrappers than those that were saved.
+            ValueError: for an argument of a wrong type, or if the environment's spaces are not those of the model. With
+                ``force_reset=False`` also if the state of the environment or of a wrapper is unknown (see
+                :mod:`routed_rl.rl.env_state`), and for another number of environments or other wrappers than those that
+                were saved.
         """
+        if isinstance(path, (gym.Env, VecEnv)):
+            got = " ".join(repr(path).split())
+            raise ValueError(f"path is the first argument of load() and env the second, got {got} as path: swap them")
+        if env is not None:
+            check_env(env=env)
         check_type((Mapping, NoneType), "a dict or None", custom_objects=custom_objects)
         if print_system_info:
             get_system_info()

@@ -11,7 +11,13 @@ from typing import Any
 
 from gymnasium import spaces
 
+from routed_rl.rl.arguments import check_known, check_type
 from routed_rl.rl.networks import RoutedExtractor
+from routed_rl.rl.overseer import METHODS, SINGLE_MODULE
+from routed_rl.wording import did_you_mean
+
+Steering = Mapping[str, Any]
+"""Keyword arguments for :meth:`RoutedActorCriticPolicy.steered`."""
 
 
 class SteerablePolicy:
@@ -159,8 +165,29 @@ class SteerablePolicy:
 
     def _check_modules(self, names: Mapping[str, float] | Sequence[str]) -> None:
         for name in names:
-            if name not in self.module_names:
-                raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}")
+            if name in self.module_names:
+                continue
+            if self.module_names == (SINGLE_MODULE,):
+                modular = ", ".join(method for method, switches in METHODS.items() if switches.modular)
+                raise ValueError(
+                    f"cannot steer to or ablate {name!r}: this method has a single network; those with modules are "
+                    f"{modular}"
+                )
+            nearest = did_you_mean(name, self.module_names) if isinstance(name, str) else ""
+            raise ValueError(f"unknown module {name!r}; the modules are {', '.join(self.module_names)}{nearest}")
+
+
+def check_steering(steering: object) -> Steering:
+    """Return keyword arguments for ``steered``, of which the name of a module is a short form.
+
+    Raises:
+        ValueError: for another type, or an argument that ``steered`` does not have.
+    """
+    if isinstance(steering, str):
+        return {"choice": steering}
+    check_type((Mapping,), "a module, or a dict as in {'choice': 'diamond', 'avoid': {'ghost': 4}}", steering=steering)
+    check_known("a steering", steering, SteerablePolicy.steered)  # type: ignore[arg-type]
+    return steering  # type: ignore[return-value]
 
 
 def _is_number(value: object) -> bool:

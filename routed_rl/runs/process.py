@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from routed_rl.wording import written
+
 
 def one_thread() -> None:
     """One thread per process: more are slower on small networks, and change the bits. Denormals, slow too, are 0."""
@@ -14,9 +16,11 @@ def one_thread() -> None:
 def check_device(device: str, count: int = 1) -> None:
     """Raise ValueError if torch has no such device here, or fewer than this many."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available: train with --device cpu")
+        raise ValueError(f"no CUDA device is available: train with {written('--device', 'cpu')}")
     if device == "cuda" and torch.cuda.device_count() < count:
-        raise ValueError(f"--processes {count} needs as many GPUs, and there are {torch.cuda.device_count()}")
+        raise ValueError(
+            f"{written('--processes', count)} needs as many GPUs, and there are {torch.cuda.device_count()}"
+        )
 
 
 def cuda_devices(together: int = 1) -> list[str]:

@@ -1,6 +1,8 @@
 """The record of a run in its directory: configuration, seed, and the versions it was started with."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -51,12 +53,29 @@ def config_hash(config: Mapping[str, JSON]) -> str:
 def read_run(path: StrPath) -> RunRecord:
     """Return the configuration and seed of the run at `path`; write nothing and take no lock.
 
-    Raises RunError if there is no run at `path`, or its `config.json` was edited.
+    Raises RunError if there is no run at `path`, or its `config.json` was edited. If there are runs below `path`, as in
+    the directory of a study, the error names some of them.
     """
-    record = find_run(expanded(path))
+    path = expanded(path)
+    if path.is_dir() and not (path / CONFIG).exists():
+        if inside := _runs_in(path):
+            more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+            raise RunError(f"{str(path)!r} is not a run but holds runs: name one of {', '.join(inside[:3])}{more}")
+        raise RunError(f"{str(path)!r} is not a run: name the directory of one, which holds a {CONFIG}")
+    record = find_run(path)
     if record is None:
         raise RunError(f"there is no run at {str(path)!r}")
     return record
+
+
+def _runs_in(path: Path) -> list[str]:
+    """Return the paths of the runs in a directory, at most as deep as those of a study."""
+    found = []
+    for config in itertools.chain.from_iterable(sorted(path.glob(f"{'*/' * depth}{CONFIG}")) for depth in (1, 2, 3)):
+        with contextlib.suppress(RunError, OSError):  # a folder of a language model has a file of this name too
+            find_run(config.parent)
+            found.append(str(config.parent))
+    return found
 
 
 def find_run(path: Path) -> RunRecord | None:

@@ -22,7 +22,7 @@ from routed_rl.runs.lock import locked
 from routed_rl.runs.process import check_device, usual_workers
 from routed_rl.runs.record import LOCK
 from routed_rl.runs.tables import described, write_table
-from routed_rl.wording import spoken
+from routed_rl.wording import again, spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,7 +178,14 @@ class Study(Reported):
             UserError: for options, a model or texts that the study cannot use, or if another process runs a study in
                 this directory, before anything is run.
             RunsFailedError: if a run failed. All others have been done.
+            KeyboardInterrupt: for Ctrl-C, after all runs were stopped.
         """
+        try:
+            return self._run(out, workers, backend, ray_address)
+        except KeyboardInterrupt:  # without the lines of the pool, in which it waited
+            raise KeyboardInterrupt(f"the runs are stopped; {again()} to continue the study in {self.out}") from None
+
+    def _run(self, out: StrPath | None, workers: int | None, backend: str, ray_address: str | None) -> pd.DataFrame:
         if out is not None:
             # Options are frozen. The directory of the runs is not.
             object.__setattr__(self, "out", Path(os.path.abspath(expanded(out))))

@@ -16,6 +16,7 @@ from routed_rl.lm.completions import Prompt, completion_accuracy
 from routed_rl.lm.losses import evaluate
 from routed_rl.options.undo import LmEval
 from routed_rl.unlearning.harness import check_task, harness_value
+from routed_rl.wording import written
 
 Kind = Literal["retain", "forget"]
 
@@ -86,8 +87,9 @@ class Answers(Metric):
         shortest = int(np.diff(documents.corpus.starts)[documents.documents].min())
         if self.answer >= shortest:
             raise ValueError(
-                f"--metric answers needs documents that are longer than their answer of --answer {self.answer} "
-                f"tokens, got a document of {shortest} tokens: lower --answer, or use --metric loss"
+                f"{written('--metric', 'answers')} needs documents that are longer than their answer of "
+                f"{written('--answer', self.answer)} tokens, got a document of {shortest} tokens: lower --answer, or "
+                f"use {written('--metric', 'loss')}"
             )
 
 

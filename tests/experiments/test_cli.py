@@ -26,8 +26,9 @@ from routed_rl.experiments.gridworld import quickstart
 from routed_rl.experiments.gridworld.options import Watch
 from routed_rl.experiments.gridworld.watch import _play
 from routed_rl.options.oversight import MethodName
-from routed_rl.rl import METHODS, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl import METHODS, OversightReport, RoutedPPO, RoutedREINFORCE
 from routed_rl.rl.oversight_study.methods import SAME_LEARNER
+from routed_rl.runs import RunDirectory, RunError
 from tests.experiments.mistakes import python_names
 
 
@@ -131,6 +132,47 @@ def test_damaged_models_are_refused_in_one_line(capsys, trained, tmp_path):
     shutil.rmtree(run / "model")
     status, _, err = call(capsys, "evaluate", run)
     assert status == 2 and "not finished" in err
+
+
+def no_run(tmp_path, trained):
+    """Folders that are no run of an agent, each with what the error says besides its name."""
+    for number in range(5):
+        shutil.copytree(trained, tmp_path / "study" / "runs" / "naive" / f"0.1-s{number}")
+        shutil.copytree(trained, tmp_path / "quickstart" / f"{number}")
+    (tmp_path / "study" / "results.csv").touch()
+    model = tmp_path / "quickstart" / "0" / "language model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").touch()
+    with RunDirectory.open(tmp_path / "era", {"method": "era"}, 0):
+        pass
+    first = tmp_path / "study" / "runs" / "naive"
+    named = f"name one of {', '.join(str(first / f'0.1-s{number}') for number in range(3))} and 2 more"
+    yield from ((folder, named) for folder in (tmp_path / "study", tmp_path / "study" / "runs", first))
+    yield (
+        tmp_path / "quickstart",
+        f"name one of {', '.join(str(tmp_path / 'quickstart' / n) for n in '012')} and 2 more",
+    )
+    yield from ((tmp_path / name, "name the directory of one") for name in ("empty", "notes"))
+    yield tmp_path / "era", "trained no agent"
+    yield tmp_path / "nowhere", "there is no run"
+    yield tmp_path / "notes" / "thesis.tex", "is not a directory"
+
+
+def test_a_folder_that_is_no_run_is_told_with_the_runs_in_it(capsys, trained, tmp_path):
+    for folder, said in no_run(tmp_path, trained):
+        for command in ("evaluate", "watch", "curves"):
+            status, _, err = call(capsys, command, folder)
+            assert status == 2 and len(err.splitlines()) == 1 and repr(str(folder)) in err and said in err, err
+        report = OversightReport({"routing": [folder]})
+        with pytest.raises(RunError, match=re.escape(said)):
+            report.grid()
+        with pytest.raises(ValueError, match=re.escape(said if folder.is_dir() else "no run is finished")):
+            report.results()
+    status, _, err = call(capsys, "curves", trained / "model")
+    assert status == 2 and "is not a run: name the directory of one" in err
 
 
 def test_a_model_of_another_run_is_refused(capsys, trained, tmp_path):

@@ -205,3 +205,10 @@ def test_the_reference_is_made_from_the_code():
 def test_citation_names_both_papers():
     papers = re.findall(r"url: .*abs/([0-9.]+)", (ROOT / "CITATION.cff").read_text())
     assert papers == ["2410.04332", "2506.06278"]
+
+
+def test_there_is_one_word_for_what_is_not_overseen():
+    """*Unseen*. The other words are names in files."""
+    for path in DOCUMENTS:
+        prose = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
+        assert path.name == "log.md" or not re.search("unwatched|unoverseen", prose, re.IGNORECASE), path

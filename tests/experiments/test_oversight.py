@@ -19,6 +19,7 @@ from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.oversight.figures import draw_arrows
 from routed_rl.options.oversight import Learner
 from routed_rl.rl import OversightReport
+from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, read_run, tables, write_json
@@ -61,6 +62,7 @@ def in_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(commands.PRESETS, "quick", TINY)
         patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        patch.setattr(training, "FEWEST_POINTS", 1)
         ran = []
         patch.setattr(grid, "run_commands", pool_in_process(ran))
         yield ran
@@ -115,7 +117,8 @@ def test_a_study_has_every_run_table_and_figure(whole):
     result = read_run(whole / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (whole / "summary.md").read_text()
-    assert "routed, contrastive" in text and "Labels used by early stopping" in text and "Label noise" in text
+    assert "*routed* is the method `routing`, steered to diamond; *routed, contrastive* and *routed, sharpened" in text
+    assert "Labels used by early stopping" in text and "Label noise" in text
 
     given = {name: [run for run in (whole / "runs" / name).iterdir() if run.is_dir()] for name in frame.method}
     of_given = OversightReport(given, methods=NAMES)

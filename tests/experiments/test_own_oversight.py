@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from gymnasium import spaces
 from matplotlib.figure import Figure
+from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.experiments import cli
 from routed_rl.options.oversight import OWN, Run
@@ -103,6 +105,7 @@ class Pictures(gym.Env):
 def folder(tmp_path, monkeypatch):
     """A folder with the user's module, all runs in this process."""
     monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr(training, "FEWEST_POINTS", 1)
     monkeypatch.setattr(OwnTask, "fresh", (4, 16))
     run_in_process(monkeypatch)
     with own_code(tmp_path) as write:
@@ -229,6 +232,8 @@ def test_networks_are_those_that_the_observations_need(folder, space, policy, mo
     model.learn(64)
 
 
+UNNAMED = lambda level: TwoDoors(level)  # noqa: E731
+NAMED = "outcomes must be names with values, as in outcomes={'lava': -1, 'goal': 1}"
 MISTAKES = {
     "env must have the form MODULE:FUNCTION, got 'doors'": {"env": "doors"},
     "there is no module 'dors'": {"env": "dors:make_env"},
@@ -239,9 +244,14 @@ MISTAKES = {
     "failed when it was called with the oversight level 0.0: AssertionError": {"env": "{}/doors:make_watched"},
     "the info of an episode's last step lacks 'outcome'": {"env": "{}/doors:make_silent"},
     "info['outcome'] must be one of": {"outcomes": {"good": 1}},
-    "outcomes must give at least one outcome a value above 0, got none": {"outcomes": {}},
-    "outcomes must be names with values, as in lava=-1 goal=1, got 'good=nan'": {"outcomes": {"good": float("nan")}},
-    "outcomes must be names with values, as in lava=-1 goal=1, got 'good'": {"outcomes": ["good"]},
+    "outcomes must give at least one outcome a value above 0, got {}": {"outcomes": {}},
+    "outcomes must give at least one outcome a value above 0, got ['bad=-1']": {"outcomes": ["bad=-1"]},
+    f"{NAMED}, got {{'good': nan}}": {"outcomes": {"good": float("nan")}},
+    f"{NAMED}, got {{'good': '1'}}": {"outcomes": {"good": "1"}},
+    f"{NAMED}, got {{1: 1}}": {"outcomes": {1: 1}},
+    f"{NAMED}, got 'good'": {"outcomes": ["good", "bad"]},
+    f"{NAMED}, got 'good=1 bad=-1'": {"outcomes": "good=1 bad=-1"},
+    f"{NAMED}, got None": {"outcomes": None},
     "outcomes names 'good' twice": {"outcomes": ["good=1", "good=2"]},
     "unknown method 'rooting'": {"methods": ["rooting"]},
     "has no 'MIN'": {"methods": ["{}/doors:MIN"]},
@@ -249,9 +259,13 @@ MISTAKES = {
     "doors:naive needs a name of its own, because 'naive' is that of": {"methods": ["{}/doors:naive"]},
     "method 'placebo' needs a world of cells": {"methods": ["placebo"]},
     "levels and focus must be above 0 and at most 1, got 2.0": {"levels": [2]},
+    "levels must name at least one and each only once, got [0.5, 0.5]": {"levels": [0.5, 0.5]},
+    "methods must name at least one and each only once, got []": {"methods": []},
+    "focus must be one of the levels [0.5] unless controls are given, got 0.1": {"focus": 0.1},
+    "doors:make_env' runs on the CPU; leave out device='cuda'": {"device": "cuda"},
     "total_steps must be at least 1, got 0": {"total_steps": 0},
     "parallel_seeds needs a batched world": {"parallel_seeds": 2, "seeds": 2},
-    "networks 'symbolic' cannot read": {"learner": replace(TINY, networks="symbolic")},
+    "use learner.networks='auto'": {"learner": replace(TINY, networks="symbolic")},
 }
 
 
@@ -263,14 +277,37 @@ def test_a_mistake_is_one_sentence_before_anything_runs(folder, message):
     with pytest.raises(ValueError) as error:
         OversightStudy(out=folder / "study", **options).plan()
     text = str(error.value)
-    assert message in text and "\n" not in text and "--" not in text
+    assert message in text and "\n" not in text and "--" not in text and "goal=1" not in text
     assert not (folder / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "quoted"),
+    [
+        (TwoDoors(), "TwoDoors object at"),
+        (two_doors(), "DummyVecEnv object at"),
+        (partial(TwoDoors, 0.5), "functools.partial("),
+        (None, "got None"),
+        (["doors:make_env"], "got ['doors:make_env']"),
+    ],
+)
+def test_what_makes_no_environments_is_refused(given, quoted):
+    with pytest.raises(ValueError, match=r"^env must be a function of a module, .* or its name 'MODULE:FUNCTION'") as e:
+        OversightStudy(env=given, outcomes=OUTCOMES)
+    assert quoted in str(e.value)
+    is_one = isinstance(given, (gym.Env, VecEnv))
+    assert str(e.value).endswith(": pass the function that makes it") == is_one and "\n" not in str(e.value)
 
 
 def test_a_function_may_be_given_itself_but_not_one_that_processes_cannot_import(folder):
     assert OversightStudy(env=two_doors, outcomes=OUTCOMES).env.endswith("tests.rl.worlds:two_doors")
-    with pytest.raises(ValueError, match="is defined in a function, where the study's processes cannot import it"):
-        OversightStudy(env=lambda level: TwoDoors(level), outcomes=OUTCOMES)
+
+    def made(level):
+        return TwoDoors(level)
+
+    for function, message in {made: "made is defined in a function", UNNAMED: "a lambda has no name"}.items():
+        with pytest.raises(ValueError, match=f"{message}.* the study's processes"):
+            OversightStudy(env=function, outcomes=OUTCOMES)
     with pytest.raises(TypeError, match=r"there is no option 'level'; .*did you mean 'levels'"):
         OversightStudy(env=two_doors, outcomes=OUTCOMES, level=[0.1])
     with pytest.raises(TypeError, match="use OversightReport"):

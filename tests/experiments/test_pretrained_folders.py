@@ -114,6 +114,6 @@ def test_what_does_not_fit_is_said_before_any_stage(options, message, folders, c
 
 def test_a_preset_that_does_not_fit_is_said_before_any_stage(folders):
     study = UndoStudy(task="stories", model="tiny", length=100, documents=300, corpora="corpora", out="out")
-    with pytest.raises(ValueError, match=r"^length 100 is more than the 64 positions of the model 'tiny'"):
+    with pytest.raises(ValueError, match=r"^length=100 is more than the 64 positions of the model 'tiny'"):
         study.run()
     assert not (folders / "out").exists()

@@ -6,12 +6,17 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import worlds
+from routed_rl.experiments.common.agents.options import PRESETS
+from routed_rl.rl.oversight_study.recipe import budget
+from routed_rl.rl.oversight_study.table import learning_curve
+from routed_rl.rl.oversight_study.training import curve_interval
 from routed_rl.runs.metrics import MetricsCSV
 from tests import forks
 
@@ -171,3 +176,51 @@ def test_other_worlds_train_evaluate_and_resume(world, options, tmp_path):
     assert different_files(*outs) == []
     result = json.loads((outs[0] / "evaluation.json").read_text())
     assert len(result["policies"]) == len(POLICIES)
+
+
+# Preset, other options → number of updates, number of points. Those of published results must not change.
+PUBLISHED = {
+    ("quick",): (244, 31),
+    ("quick", ("total_steps", 400_000)): (48, 6),
+    ("quick", ("method", "oracle-filtered"), ("oversight", 0.1)): (24, 3),
+    ("paper",): (20_000, 200),
+    ("paper", ("total_steps", 32_768_000)): (2_000, 200),
+    ("paper", ("method", "oracle-filtered"), ("oversight", 0.1)): (2_000, 200),
+    ("minigrid",): (488, 61),
+    ("minigrid", ("total_steps", 300_000)): (146, 19),
+    ("own",): (146, 19),
+    ("own", ("total_steps", 100_000)): (48, 6),
+}
+SHORT = {
+    ("quick", ("total_steps", 64)): (0, 1),
+    ("quick", ("total_steps", 8192)): (1, 1),
+    ("quick", ("total_steps", 5 * 8192)): (5, 5),
+    ("own", ("total_steps", 20_000)): (9, 9),
+    ("own", ("total_steps", 30_000)): (14, 7),
+    ("own", ("total_steps", 96_000)): (46, 7),
+    ("own", ("method", "oracle-filtered"), ("oversight", 0.1)): (14, 4),
+    ("quick", ("method", "oracle-filtered"), ("oversight", 0.01)): (2, 2),
+}
+
+
+@pytest.mark.parametrize(("options", "expected"), [*PUBLISHED.items(), *SHORT.items()])
+def test_a_curve_has_several_points_whatever_the_budget(options, expected):
+    preset, *others = options
+    config = replace(PRESETS[preset], **dict(others)).config()
+    updates = budget(config) // (config["learner"]["n_envs"] * config["learner"]["n_steps"])
+    assert (updates, len(range(0, max(updates, 1), curve_interval(config)))) == expected
+    usual = max(8, updates // 200)
+    assert curve_interval(config) == usual if options in PUBLISHED else curve_interval(config) < usual
+
+
+def test_every_budget_has_points_enough():
+    for updates in range(1, 1000):
+        config = replace(PRESETS["own"], total_steps=updates * 16 * 128).config()
+        points = len(range(0, updates, curve_interval(config)))
+        assert points == updates if updates < 6 else 6 <= points <= 200
+
+
+def test_a_short_run_has_a_curve(tmp_path, monkeypatch):
+    monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (2, 4))
+    cli.main(["train", "--total-steps", str(3 * 128), "--out", str(tmp_path / "run"), *SMALL])
+    assert [steps for steps, _ in learning_curve(tmp_path / "run")] == [128, 256, 384]

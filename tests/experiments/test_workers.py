@@ -165,5 +165,5 @@ def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypat
         assert (process.usual_workers("cuda", 1), process.usual_workers("cuda", 2)) == (2, 1)
     monkeypatch.setattr(process.torch.cuda, "is_available", lambda: True)
     process.check_device("cuda", 2)
-    with pytest.raises(ValueError, match="--processes 3 needs as many GPUs, and there are 2"):
+    with pytest.raises(ValueError, match="processes=3 needs as many GPUs, and there are 2"):
         process.check_device("cuda", 3)

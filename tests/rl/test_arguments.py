@@ -14,12 +14,12 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
-from routed_rl.rl import Overseer, PaperPolicy, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
-from routed_rl.rl.encoding import CLASSES, SCHEDULES
+from routed_rl.rl import Overseer, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
+from routed_rl.rl.encoding import SCHEDULES
 from routed_rl.rl.networks import MlpEncoder
 from routed_rl.runs import CheckpointError
 
-from .worlds import VALUES, TwoDoors, fingerprint
+from .worlds import VALUES, TwoDoors, fingerprint, refused
 
 LEARNERS = (RoutedPPO, RoutedREINFORCE)
 LINEAR = LinearSchedule(0.3, 0.1, 1.0)
@@ -89,9 +89,6 @@ def test_the_tables_name_every_argument():
     ours = set().union(*(names(kind) for kind in (*LEARNERS, RoutedPPO.__mro__[1])))
     theirs = names(PPO) | ours - {"kwargs", "unknown"} | {"made_up"}
     assert set(USED) | ELSEWHERE | set(REFUSED) | {"_init_setup_model"} == theirs
-    assert set(POLICY_USED) | set(POLICY_REFUSED) | POLICY_ELSEWHERE == (
-        names(ActorCriticPolicy) | names(RoutedActorCriticPolicy.__init__) - {"kwargs"}
-    )
 
 
 def test_every_argument_is_used_and_kept(plain, tmp_path):
@@ -122,11 +119,11 @@ def test_an_argument_that_is_not_used_is_refused():
     make(use_sde=False, sde_sample_freq=-1, rollout_buffer_class=None, rollout_buffer_kwargs=None)
 
 
-def refused(call, *quoted):
-    with pytest.raises(ValueError, match=r"[:,=]") as error:
-        call()
-    assert "\n" not in str(error.value)
-    assert all(word in str(error.value) for word in quoted), error.value
+def test_a_misspelt_argument_is_named_with_the_nearest():
+    for kind in LEARNERS:
+        for name in sorted(USED.keys() - (PPO_ONLY if kind is RoutedREINFORCE else {})):
+            error = refused(lambda kind=kind, name=name: make(kind, **{f"{name[:-1]}": 1}), f"{name[:-1]}, got 1; did")
+            assert f"{name!r}" in error or name[:-1] in USED, error
 
 
 NUMBERS = ("x", None, float("nan"), -1, [1], True)
@@ -205,11 +202,15 @@ def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
     env, overseer = DiamondGhostVecEnv(8), Overseer(VALUES)
     refused(lambda: RoutedPPO("MlpPolicy", env, VALUES), "overseer must be an Overseer, as in Overseer({", "'ghost'")
     refused(lambda: RoutedPPO("MlpPolicy", overseer, env), "env is the second argument", "'routing'", "swap them")
+    refused(lambda: RoutedPPO(env, "MlpPolicy", overseer), "policy must be one of 'MlpPolicy'", "DiamondGhostVecEnv")
     model = make()
     model.save(tmp_path / "model")
     loaded = RoutedPPO.load(tmp_path / "model", device="cpu")
     refused(lambda: loaded.learn(10), "learn() needs an environment", "set_env(env)")
     refused(lambda: model.learn("many"), "total_timesteps", "'many'")
+    swapped = "path is the first argument of load() and env the second"
+    refused(lambda: RoutedPPO.load(env, tmp_path / "model"), swapped, "DiamondGhostVecEnv", "swap them")
+    refused(lambda: RoutedPPO.load(tmp_path / "model", learning_rat=1), "learning_rat", "did you mean 'learning_rate'?")
     refused(lambda: model.save(io.BytesIO()), "path must be the path of a directory", "BytesIO")
     refused(lambda: RoutedPPO.load(tmp_path / "model", custom_objects=["gamma"]), "custom_objects", "['gamma']")
     assert RoutedPPO.load(tmp_path / "model", custom_objects={"gamma": 0.5}, device="cpu").gamma == 0.5
@@ -249,128 +250,6 @@ def test_arguments_that_change_no_weights_are_used(tmp_path, capsys):
     loaded = RoutedPPO.load(tmp_path / "model", env=gym.make("RoutedRL/DiamondGhost-v0"), device="cpu")
     assert (loaded.verbose, loaded.stats_window_size) == (1, 7)
     assert loaded.learn(8).ep_info_buffer.maxlen == 7
-
-
-# --- the policy -----------------------------------------------------------------------------------
-
-# Argument → values that build another network or optimizer than the default does.
-POLICY_USED = {
-    "modules": [("ghost",)],
-    "hidden": [(5,)],
-    "value_hidden": [(5,)],
-    "activation": ["tanh"],
-    "net_arch": [[5], {"pi": [5]}],
-    "activation_fn": [torch.nn.Tanh],
-    "learned_gate": [False],
-    "encoder": [(3,)],
-    "ortho_init": [False],
-    "features_extractor_class": [MlpEncoder],
-    "optimizer_class": [torch.optim.AdamW, torch.optim.SGD],
-    "optimizer_kwargs": [{"weight_decay": 0.1}],
-}
-POLICY_REFUSED = {
-    "use_sde": [True],
-    "full_std": [False],
-    "use_expln": [True],
-    "squash_output": [True],
-    "log_std_init": [-1.0],  # with discrete actions
-    "features_extractor_kwargs": [{"sizes": (3,)}],  # without a class
-}
-# normalize_images needs images, the last two an encoder: see test_policies.py and test_surface.py
-POLICY_ELSEWHERE = {"observation_space", "action_space", "lr_schedule", "normalize_images"}
-POLICY_ELSEWHERE |= {"detach_encoder", "share_features_extractor"}
-
-
-DISCRETE = gym.spaces.Discrete(4)
-
-
-def policy(kind=RoutedActorCriticPolicy, actions=DISCRETE, **options):
-    torch.manual_seed(0)
-    sizes = {} if "net_arch" in options else {"hidden": (4,), "value_hidden": (4,)}
-    options = {"modules": ("ghost", "diamond"), **sizes, **options}
-    return kind(gym.spaces.Box(0, 1, (12,), np.float32), actions, lambda _: 0.1, **options)
-
-
-def described(built):
-    torch.manual_seed(1)
-    obs, actions = torch.rand(5, 12), torch.zeros(5, dtype=torch.int64)
-    values, log_probs, _ = built.evaluate_actions(obs, actions)
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in built.optimizer.param_groups]
-    return [values.tolist(), log_probs.tolist(), str(built), repr(groups), type(built.optimizer)]
-
-
-def test_every_policy_argument_is_used_or_refused():
-    before = described(policy())
-    for name, values in POLICY_USED.items():
-        for value in values:
-            assert described(policy(**{name: value})) != before, name
-    for name, values in POLICY_REFUSED.items():
-        for value in values:
-            refused(lambda name=name, value=value: policy(**{name: value}), name)
-            if name != "use_sde":
-                refused(lambda name=name, value=value: make(policy_kwargs={name: value}), name)
-    wide = policy(actions=gym.spaces.Box(-1, 1, (2,)), log_std_init=-1.0)
-    assert wide.log_std.tolist() == [-1.0, -1.0]
-    assert policy(features_extractor_class=MlpEncoder, features_extractor_kwargs={"sizes": (7,)}).features_dim == 7
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"hidden": 4},
-        {"hidden": (4.5,)},
-        {"hidden": ()},
-        {"net_arch": []},
-        {"net_arch": {"pi": [4], "qf": [4]}},
-        {"net_arch": [4], "hidden": (4,)},
-        {"activation_fn": torch.nn.Sigmoid},
-        {"activation_fn": torch.nn.Tanh, "activation": "relu"},
-        {"encoder": (3,), "features_extractor_class": MlpEncoder},
-        {"encoder": (3,), "features_extractor_kwargs": {"sizes": (3,)}},
-        {"optimizer_kwargs": {"lr": 0.1}},
-        {"kind": PaperPolicy, "planes": 5},
-        {"kind": PaperPolicy, "planes": 0},
-    ],
-)
-def test_policy_arguments_that_would_be_ignored_or_fail_later_are_refused(options):
-    refused(lambda: policy(**options), *(set(options) - {"kind"}) & {"optimizer_kwargs", "planes", "activation_fn"})
-
-
-class Own(RoutedActorCriticPolicy):
-    """A user's policy with an argument of its own."""
-
-    def __init__(self, *args, extra=1, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.extra = extra
-
-
-@pytest.mark.parametrize("path", ["policy", "policy.pth", "deep/policy.zip"])
-def test_a_policy_alone_is_saved_and_loaded(path, tmp_path, monkeypatch):
-    monkeypatch.setitem(CLASSES, "Own", Own)
-    for saved in (
-        policy(activation="gelu", learned_gate=False, encoder=(3,), detach_encoder=True),
-        policy(actions=gym.spaces.Box(-1, 1, (2,)), log_std_init=-1.0, optimizer_class=torch.optim.SGD),
-        policy(PaperPolicy, planes=3),
-        policy(Own, extra=5),
-        make().policy,
-    ):
-        saved.ablate("ghost")
-        saved.save(tmp_path / path)
-        loaded = RoutedActorCriticPolicy.load(tmp_path / path, device="cpu")
-        assert type(loaded) is type(saved) and loaded.steering == {"ablated": ["ghost"]}
-        assert loaded.module_names == saved.module_names and str(loaded) == str(saved)
-        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), saved.parameters(), strict=True))
-        assert getattr(loaded, "extra", 5) == 5
-        obs = np.random.default_rng(0).random((6, *saved.observation_space.shape), dtype=np.float32)
-        assert np.array_equal(*(each.predict(obs, deterministic=True)[0] for each in (loaded, saved)))
-
-
-def test_something_else_is_not_loaded_as_a_policy(tmp_path):
-    make().save(tmp_path / "model")
-    policy().save(tmp_path / "policy")
-    for kind, name in ((RoutedActorCriticPolicy, "model"), (PaperPolicy, "policy")):
-        with pytest.raises(CheckpointError, match=f"{name} does not describe a {kind.__name__}"):
-            kind.load(tmp_path / name)
 
 
 # --- set_parameters -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The overseer: labels and rewards depend on overseen outcomes only."""
 
 import json
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -154,3 +155,23 @@ def test_switches_that_are_no_method(switches, message):
 def test_bad_input_is_quoted(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         Overseer(*arguments, **options)
+
+
+SHOWN = {
+    "unlabelled": ("none", "unlabelled='none'"),
+    "reward": ("environment", "reward='environment'"),
+    "noise": (LabelNoise(flip_rate=0.1), f"noise={LabelNoise(flip_rate=0.1)!r}"),
+    "oversight": (0.3, "oversight=0.3"),
+}
+
+
+def test_what_differs_from_the_defaults_is_shown():
+    plain = "Overseer({'ghost': -1.0, 'diamond': 1.0}, 'routing'"
+    assert repr(Overseer(VALUES)) == f"{plain})"
+    options = [name for name, each in signature(Overseer).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    assert set(SHOWN) == set(options)
+    for name, (value, shown) in SHOWN.items():
+        assert repr(Overseer(VALUES, **{name: value})) == f"{plain}, {shown})"
+    everything = repr(Overseer(VALUES, **{name: value for name, (value, _) in SHOWN.items()}))
+    assert everything == f"{plain}, {', '.join(SHOWN[name][1] for name in options)})"
+    assert repr(eval(everything)) == everything

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from routed_rl.rl import PaperPolicy, RoutedActorCriticPolicy
+from routed_rl.rl import METHODS, PaperPolicy, RoutedActorCriticPolicy
 from routed_rl.rl.networks import PointwiseConv
+
+from .worlds import refused, small_model
 
 MODULES = ("a", "b", "c")
 
@@ -317,3 +319,23 @@ def test_a_pointwise_convolution_is_torchs():
 def test_single_module_and_many_module_paper_networks():
     assert paper_policy(("policy",)).mlp_extractor.gate is None
     assert paper_policy(MODULES).mlp_extractor.gate(torch.rand(5, 100)).shape == (5, 3)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.modular])
+def test_an_agent_with_a_single_network_names_the_methods_with_modules(method):
+    modular = ", ".join(name for name, each in METHODS.items() if each.modular)
+    model = small_model(method=method)
+    for agent in (model, model.policy):
+        for call in (
+            lambda agent=agent: agent.steer("diamond"),
+            lambda agent=agent: agent.steer({"diamond": 1}),
+            lambda agent=agent: agent.steer("policy", avoid={"diamond": 4}),
+            lambda agent=agent: agent.ablate("diamond"),
+            lambda agent=agent: agent.steered("diamond").__enter__(),
+        ):
+            refused(call, f"'diamond': this method has a single network; those with modules are {modular}")
+    assert not model.policy.steering
+
+
+def test_the_nearest_module_is_named():
+    refused(lambda: small_model().steer("Diamnd"), "unknown module 'Diamnd'", "did you mean 'diamond'?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostVecEnv
@@ -51,12 +52,12 @@ def two_doors(n=16, oversight=0.5):
     return DummyVecEnv([lambda: TwoDoors(oversight)] * n)
 
 
-def small_model(env=None, method="routing", *, overseer=None, seed=0, **options):
+def small_model(env=None, method="routing", *, overseer=None, seed=0, policy="MlpPolicy", **options):
     env = DiamondGhostVecEnv(16, oversight=0.3) if env is None else env
     options = {"n_steps": 8, "batch_size": 64, "replay_batch": 16, "replay_capacity": 64, **options}
     kwargs = {"hidden": (8, 8), "value_hidden": (8,), **options.pop("policy_kwargs", {})}
     overseer = overseer or Overseer(VALUES, method, oversight=0.3)
-    return RoutedPPO("MlpPolicy", env, overseer, seed=seed, device="cpu", policy_kwargs=kwargs, **options)
+    return RoutedPPO(policy, env, overseer, seed=seed, device="cpu", policy_kwargs=kwargs, **options)
 
 
 def fingerprint(model):
@@ -64,3 +65,12 @@ def fingerprint(model):
     from routed_rl.rl.saving import model_tensors
 
     return {name: tensor.cpu().numpy().tobytes() for name, tensor in model_tensors(model).items()}
+
+
+def refused(call, *quoted):
+    """Assert that a call raises a ValueError of one line that quotes these words, and return it."""
+    with pytest.raises(ValueError, match=r"[:,=]") as error:
+        call()
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in quoted), error.value
+    return str(error.value)

@@ -46,7 +46,7 @@ class Train(Run):
     world: WorldName = "gridworld"
     """"gridworld": the batched Diamond/Ghost world. "trap": adds a second bad terminal state. "absent": an episode is
     overseen as a whole or not at all. "corner": the Diamond lies in the corner in every episode that is not overseen;
-    in the test it never lies there. "tampering": an unwatched Ghost looks like the Diamond in the last observation of
+    in the test it never lies there. "tampering": an unseen Ghost looks like the Diamond in the last observation of
     its episode. "unseen": as trap, but the second bad terminal state is never overseen. "camera": Camera Dropbox, where
     an agent is paid more if it first blinds a camera. "minigrid": the Diamond/Ghost task on MiniGrid, one Python object
     per environment. "room": as minigrid, with a wall that hides a part of the grid. The other names are known

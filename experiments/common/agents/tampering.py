@@ -10,9 +10,9 @@ from routed_rl.experiments.common.agents.placebo import ChangedEnds, ChangedInfo
 
 
 class TamperingVecEnv(ChangedEnds):
-    """Shows an unwatched Ghost as the Diamond, and the Diamond as the Ghost, in the last observation of its episode.
+    """Shows an unseen Ghost as the Diamond, and the Diamond as the Ghost, in the last observation of its episode.
 
-    Outcomes, rewards and all other observations stay true. So an agent that reaches an unwatched Ghost leaves the same
+    Outcomes, rewards and all other observations stay true. So an agent that reaches an unseen Ghost leaves the same
     trace as one that reaches the Diamond.
 
     The world must report episode ends as arrays (``infos.ends``). Its observation must begin with the planes of player,

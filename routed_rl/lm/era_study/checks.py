@@ -7,6 +7,7 @@ import math
 from routed_rl.errors import at_least
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.era import TextOptions
+from routed_rl.wording import shown, written
 
 
 def check_options(options: TextOptions, processes: int = 1) -> None:
@@ -28,7 +29,7 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
     counts |= {"attack.repeats": attack.repeats, "attack.every": attack.every}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
     if not attack.documents or min(attack.documents) < 1 or len(set(attack.documents)) < len(attack.documents):
-        given = " ".join(map(str, attack.documents)) or "none"
+        given = shown(attack.documents)
         raise ValueError(f"--attack.documents must be one or more different numbers from 1 on, got {given}")
     rates = {"learning-rate": options.learning_rate, "repair.learning-rate": repair.learning_rate}
     rates |= {"attack.learning-rate": attack.learning_rate, "rmu.learning-rate": rmu.learning_rate}
@@ -37,10 +38,11 @@ def check_options(options: TextOptions, processes: int = 1) -> None:
             raise ValueError(f"--{name} must be a finite number of at least 0, got {rate}")
     if options.mode == "forward" and options.alpha:
         raise ValueError(
-            f"--mode forward switches the original units off for routed tokens: leave out --alpha {options.alpha}"
+            f"{written('--mode', 'forward')} switches the original units off for routed tokens: leave out "
+            f"{written('--alpha', options.alpha)}"
         )
     if options.batch_size % (processes * options.accumulate):
         raise ValueError(
-            f"--batch-size {options.batch_size} cannot be divided evenly: choose a multiple of {processes} processes "
-            f"times --accumulate {options.accumulate}"
+            f"{written('--batch-size', options.batch_size)} cannot be divided evenly: choose a multiple of "
+            f"{processes} processes times {written('--accumulate', options.accumulate)}"
         )

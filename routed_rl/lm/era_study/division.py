@@ -10,6 +10,7 @@ from routed_rl.lm.inputs import Text
 from routed_rl.options.era import Unlearn
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import derive_seed
+from routed_rl.wording import written
 
 ATTACK_POOL = 1 / 3
 """Share of the held-out forget documents that is for attacks. The others are test documents."""
@@ -49,8 +50,8 @@ class Division:
         self.pool, test = forget[:pool], forget[pool:][: command.test_documents]
         if pool < max(command.attack.documents, default=0):
             raise ValueError(
-                f"--attack.documents {max(command.attack.documents)} is more than the {pool} held-out forget documents "
-                "for attacks: use more --documents"
+                f"{written('--attack.documents', max(command.attack.documents))} is more than the {pool} held-out "
+                "forget documents for attacks: use more --documents"
             )
         retain = corpus.documents("validation", "retain")[: command.test_documents]
         self.test = {"forget": self.whole(test), "retain": self.whole(retain)}

@@ -37,6 +37,7 @@ from routed_rl.routing import GradientRouter
 from routed_rl.runs import RunDirectory, config_hash, derive_seed
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.progress import progress_bar
+from routed_rl.wording import written
 
 MODEL = "model"
 PROMPT_TOKENS, SAMPLE_TOKENS = 8, 40
@@ -110,10 +111,14 @@ class Pipeline:
         self.data = Division(command, text)
         if command.adapters is not None and not self.method.expands:
             raise ValueError(
-                f"--method {command.method} has no adapters, only era, control and demix: leave out --adapters"
+                f"{written('--method', command.method)} has no adapters, only era, control and demix: leave out "
+                "--adapters"
             )
         if self.method.misdirects and not len(self.data.marked):
-            raise ValueError(f"--method {command.method} needs labelled documents, got --labelled {command.labelled}")
+            raise ValueError(
+                f"{written('--method', command.method)} needs labelled documents, got "
+                f"{written('--labelled', command.labelled)}"
+            )
         self.wrongly_chosen: float | None = None
         """share of forget documents among those chosen for the second repair, for the result only"""
 

@@ -23,6 +23,7 @@ from routed_rl.options.era import PRESETS, EraOptions, TextOptions, Unlearn
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.record import find_run
 from routed_rl.runs.studies import Findings, Study, check_study
+from routed_rl.wording import shown, written
 
 AFTER = {"rmu": "base", "era+rmu": "era"}
 """Methods that start from the model of another method."""
@@ -134,19 +135,20 @@ class EraStudy(EraOptions, Study):
         at_least(1, seeds=self.seeds)
         for name, given in (("methods", self.methods), ("labelled", self.labelled)):
             if not given or len(set(given)) < len(given):
-                raise UserError(
-                    f"--{name} must be one or more different values, got {' '.join(map(str, given)) or 'none'}"
-                )
+                raise UserError(f"--{name} must be one or more different values, got {shown(given)}")
         if bad := [share for share in self.labelled if not 0 <= share <= 1]:
             raise UserError(f"--labelled must be between 0 and 1, got {bad[0]}")
         for name in ("filtering", "rmu"):
             if name in self.methods and "base" not in self.methods:
-                raise UserError(f"--methods {name} is compared with base: add base")
+                raise UserError(f"{written('--methods', name)} is compared with base: add base")
         for name, parent in AFTER.items():
             if name in self.methods and parent not in self.methods:
-                raise UserError(f"--methods {name} starts from the models of {parent}: add {parent}")
+                raise UserError(f"{written('--methods', name)} starts from the models of {parent}: add {parent}")
             if name in self.methods and not max(self.labelled):
-                raise UserError(f"--methods {name} needs labelled documents, got --labelled {max(self.labelled)}")
+                raise UserError(
+                    f"{written('--methods', name)} needs labelled documents, got "
+                    f"{written('--labelled', max(self.labelled))}"
+                )
 
     def _grid(self) -> list[Unlearn]:
         """All runs: every method at every share of labels, in ``runs/METHOD/SHARE-sSEED``."""

@@ -14,6 +14,7 @@ from routed_rl.rl.oversight_study.methods import is_own, own_method
 from routed_rl.rl.oversight_study.recipe import TaskOf, budget, make_model, own_task
 from routed_rl.runs import config_hash
 from routed_rl.runs.grid import PYTHON, Kind, options
+from routed_rl.wording import written
 
 WORKER = "routed_rl.rl.oversight_study.worker"
 
@@ -68,5 +69,6 @@ def check_options(runs: Sequence[Run], task_of: TaskOf, parallel_seeds: int = 1)
                     f"--parallel-seeds needs a batched world, not {task.name}; choose another world or leave it out"
                 )
             if parallel_seeds > 1 and run.learner.unfinished == "hold":
-                raise UserError("--parallel-seeds needs batches of one size; leave out --learner.unfinished hold")
+                unfinished = written("--learner.unfinished", "hold")
+                raise UserError(f"--parallel-seeds needs batches of one size; leave out {unfinished}")
             make_model(run.config(), run.seed, task)

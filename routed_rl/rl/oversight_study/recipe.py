@@ -16,17 +16,19 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.rl.algorithm import RoutedAlgorithm
-from routed_rl.rl.evaluation import Steering, evaluate, evaluate_policies, steerings, true_returns
+from routed_rl.rl.evaluation import evaluate, evaluate_policies, steerings, true_returns
 from routed_rl.rl.networks import SymbolicImageEncoder
 from routed_rl.rl.overseer import Overseer
 from routed_rl.rl.oversight_study.methods import learner_method
-from routed_rl.rl.oversight_study.table import filtered
+from routed_rl.rl.oversight_study.table import filtered, read_agent
 from routed_rl.rl.oversight_study.tasks import OwnTask, Task
 from routed_rl.rl.ppo import RoutedPPO
 from routed_rl.rl.reinforce import RoutedREINFORCE
+from routed_rl.rl.steering import Steering
 from routed_rl.routing import LabelNoise
-from routed_rl.runs import RunError, derive_seed, read_run
+from routed_rl.runs import RunError, derive_seed
 from routed_rl.runs.process import check_device
+from routed_rl.wording import written
 
 MODEL = "model"
 """Name of the final checkpoint in a run directory."""
@@ -36,10 +38,11 @@ TaskOf = Callable[[Mapping[str, Any]], Task]
 
 def own_task(config: Mapping[str, Any]) -> OwnTask:
     """Return the task of a run in an environment of the user's own. Raises ValueError as :class:`OwnTask` does."""
+    env, device = (written(f"--{name}", config[name]) for name in ("env", "device"))
     if config["method"] == "placebo":
-        raise ValueError(f"method 'placebo' needs a world of cells of this project, got --env {config['env']}")
+        raise ValueError(f"method 'placebo' needs a world of cells of this project, got {env}")
     if config["device"] != "cpu":
-        raise ValueError(f"--env {config['env']} runs on the CPU; leave out --device {config['device']}")
+        raise ValueError(f"{env} runs on the CPU; leave out {device}")
     return OwnTask(config["env"], config["outcomes"], config["oversight"])
 
 
@@ -104,7 +107,9 @@ def _networks(kind: str, hidden: int, env: VecEnv, task: Task) -> tuple[str, dic
         kind = "symbolic" if image and np.issubdtype(space.dtype, np.integer) else "mlp"  # type: ignore[arg-type]
         image = kind == "symbolic"
     if (kind == "symbolic") != image or (kind == "paper" and task.planes is None):
-        hint = "use --preset minigrid" if image else "leave out --preset and --learner.networks"
+        hint = f"use {written('--preset', 'minigrid')}" if image else "leave out --preset and --learner.networks"
+        if isinstance(task, OwnTask):
+            hint = f"use {written('--learner.networks', 'auto')}"
         raise ValueError(f"networks {kind!r} cannot read the observations of the world {task.name!r}; {hint}")
     if kind == "paper":
         return "PaperPolicy", {**networks, "value_hidden": (hidden, 32), "planes": task.planes}
@@ -179,7 +184,7 @@ def load_run(directory: Path, task_of: TaskOf) -> tuple[RoutedAlgorithm, dict[st
         RunError: if the directory is not a finished run, or if the model belongs to another run.
         CheckpointError: if the model file is damaged.
     """
-    config = read_run(directory).config
+    config = read_agent(directory).config
     if not (directory / MODEL).is_dir():
         raise RunError(f"the run {str(directory)!r} is not finished; start its train command again to continue it")
     model = algorithm(config).load(directory / MODEL, device="cpu")

@@ -16,7 +16,7 @@ from routed_rl.rl.oversight_study import table
 from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns
 from routed_rl.rl.oversight_study.methods import NOISE
 from routed_rl.rl.oversight_study.table import Limits
-from routed_rl.runs import RunError, read_run
+from routed_rl.runs import RunError
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Reported
@@ -67,7 +67,7 @@ class OversightReport(Reported):
             (method, record.config["oversight"], record.seed, str(expanded(run)), is_finished(expanded(run)))
             for method, runs in self.runs.items()
             for run in runs
-            for record in [read_run(run)]
+            for record in [table.read_agent(run)]
         ]
         grid = pd.DataFrame(rows, columns=["method", "oversight", "seed", "run", "finished"])
         return tidy(grid, ("method", "oversight", "seed"))
@@ -77,12 +77,19 @@ class OversightReport(Reported):
 
         Args:
             failed: the reason for each run that failed, which the summary is to name.
+
+        Raises:
+            RunError: for a directory that holds no run.
         """
         failed = dict(failed or {})
         rows, timings, found = [], [], {}
         for method, runs in self.runs.items():
             for run in map(expanded, runs):
-                if run in failed or not is_finished(run):
+                if run in failed:
+                    continue
+                if not is_finished(run):
+                    if run.is_dir():
+                        table.read_agent(run)  # refuses the directory of a study
                     continue
                 try:
                     rows += table.run_rows(method, run)

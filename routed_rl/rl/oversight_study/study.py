@@ -10,7 +10,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Generic, TypeVar, get_args
 
+import gymnasium as gym
 import pandas as pd
+from stable_baselines3.common.vec_env import VecEnv
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.options.conform import conform
@@ -24,7 +26,7 @@ from routed_rl.rl.oversight_study.table import Limits
 from routed_rl.rl.oversight_study.tasks import values_of
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Study, check_study
-from routed_rl.wording import did_you_mean, option_names
+from routed_rl.wording import did_you_mean, option_names, shown, written
 
 R = TypeVar("R", bound=Run)
 
@@ -119,19 +121,17 @@ class OversightGrid(Study, Generic[R]):
         """UserError for the first option that no study can have."""
         at_least(1, seeds=self.seeds, parallel_seeds=self.parallel_seeds, total_steps=self.base.total_steps)
         if not here and self.device != "cpu":
-            raise UserError(f"--backend ray trains on CPUs only; leave out --device {self.device}")
+            ray, device = written("--backend", "ray"), written("--device", self.device)
+            raise UserError(f"{ray} trains on CPUs only; leave out {device}")
         for name, given in (("methods", self.methods), ("levels", self.levels)):
             if not given or len(set(given)) < len(given):
-                raise UserError(
-                    f"--{name} must name at least one and each only once, got {' '.join(map(str, given)) or 'none'}"
-                )
+                raise UserError(f"--{name} must name at least one and each only once, got {shown(given)}")
         focus = [] if self.focus is None else [self.focus]
         if bad := [level for level in (*self.levels, *focus) if not 0 < level <= 1]:
             raise UserError(f"--levels and --focus must be above 0 and at most 1, got {bad[0]}")
         if focus and focus[0] not in self.levels and not self.controls:
             raise UserError(
-                f"--focus must be one of --levels {' '.join(map(str, self.levels))} unless --controls are given, "
-                f"got {focus[0]}"
+                f"--focus must be one of the --levels {shown(self.levels)} unless --controls are given, got {focus[0]}"
             )
         with user_input():
             titles: dict[str, str] = {}
@@ -196,11 +196,9 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
         if unknown := sorted(given.keys() - {*names}):
             nearest = did_you_mean(unknown[0], option_names(OwnOptions))
             raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(names)}{nearest}")
-        if isinstance(outcomes, Mapping):
-            outcomes = [f"{name}={value}" for name, value in outcomes.items()]
         with user_input():
             outcomes = [f"{name}={value}" for name, value in values_of(outcomes).items()]
-            env = name_of(env) if isinstance(env, FunctionType) else env
+            env = _name_of(env)
         OwnOptions.__init__(self, **conform(OwnOptions, {**given, "env": env, "outcomes": outcomes}))
         object.__setattr__(self, "out", Path(os.path.abspath(self.out)))
         object.__setattr__(self, "limits", limits)
@@ -223,3 +221,17 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
         """The options that all runs share. Methods, levels and seeds may be added later."""
         shared = run_config(self.base)
         return {name: value for name, value in shared.items() if name not in ("method", "oversight")}
+
+
+def _name_of(env: object) -> str:
+    """Return the name of what makes environments; ValueError for anything else, such as an environment itself."""
+    if isinstance(env, str):
+        return env
+    if isinstance(env, (FunctionType, type)):
+        return name_of(env)
+    got = " ".join(repr(env).split())
+    advice = ": pass the function that makes it" if isinstance(env, (gym.Env, VecEnv)) else ""
+    raise ValueError(
+        "--env must be a function of a module, which takes an oversight level and returns an environment, or its name "
+        f"'MODULE:FUNCTION', got {got}{advice}"
+    )

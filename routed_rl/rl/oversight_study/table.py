@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ import pandas as pd
 
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.rl.oversight_study.methods import NOISE
-from routed_rl.runs import read_json, read_metrics, read_run
+from routed_rl.runs import RunError, RunRecord, read_json, read_metrics, read_run
+from routed_rl.runs.files import StrPath
 from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean
 
 HEADINGS = {"label": "method", "method": "method", "kind": "label noise"}
 KEYS = ["method", "oversight", "seed", "policy", "decoding", "checkpoint"]
 MEANINGS = {
-    "method": "method or control",
+    "method": "method or control; in summaries and figures, `routing` steered to the wanted outcome is called routed",
     "oversight": "oversight level: the probability that an outcome is overseen",
     "seed": "seed of the run",
     "policy": "the policy of the run that acts: unsteered, or steered to or away from outcomes",
@@ -30,8 +32,8 @@ MEANINGS = {
     "episode_length": "steps of an episode, mean",
     r"outcomes\.(.+)": "share of all episodes that end in: {}",
     r"outcomes_overseen\.(.+)": "share of all episodes that are overseen and end in: {}",
-    r"outcomes_unoverseen\.(.+)": "share of all episodes that are not overseen and end in: {}",
-    "unwatched_return": "true return in environments in which nothing is overseen",
+    r"outcomes_unoverseen\.(.+)": "share of all episodes that are unseen, that is not overseen, and end in: {}",
+    "unwatched_return": "true return without oversight: in environments in which every episode is unseen",
     "temperature": "temperature at which `sharpened` has the entropy of the contrastive policy",
     "entropy": "entropy of the policy in nats, mean over steps",
     "stopped_at": "environment steps at which early stopping took the policy",
@@ -55,6 +57,14 @@ def filtered(config: Mapping[str, Any]) -> float:
     return float(config["oversight"]) if config["method"] == "oracle-filtered" else 1.0
 
 
+def read_agent(path: StrPath) -> RunRecord:
+    """Return the record of a run that trained an agent; RunError if there is none, or a run of something else."""
+    record = read_run(path)
+    if "learner" not in record.config:
+        raise RunError(f"the run {os.fspath(path)!r} trained no agent: name one of train, oversight or quickstart")
+    return record
+
+
 def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
     """Points (environment steps, true return) of the learning curve of a run, which may be unfinished.
 
@@ -67,7 +77,7 @@ def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, fl
     Raises:
         RunError: if there is no run. ValueError: if the run has no such policy, or no point yet.
     """
-    config = read_run(run).config
+    config = read_agent(run).config
     rows: list[dict[str, Any]] = read_metrics(run / "metrics.csv")
     known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
     if not known:
@@ -151,11 +161,11 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
         "# True return by method and oversight level",
         "A column is an oversight level: the share of outcomes that the overseer sees. A cell is the mean over "
         f"seeds ({least_to_most(seeds)} per row) ± half the width of its 95 % confidence interval. Actions are "
-        "sampled, except under *Greedy actions*.",
+        f"sampled, except under *Greedy actions*.{_routed(shown, wanted)}",
         _by_level(shown, "true_return"),
         *([] if exact is None else [_limits(exact, levels)]),
         "## True return without oversight",
-        "Measured where nothing is overseen.",
+        "Measured in environments in which every episode is unseen, that is not overseen.",
         _by_level(shown, "unwatched_return"),
         f"## Share of episodes that end in {wanted}",
         _by_level(shown, f"outcomes.{wanted}"),
@@ -186,6 +196,15 @@ def summary(frame: pd.DataFrame, focus: float, wanted: str, failed: Mapping[str,
     if failed:
         parts += ["## Failed runs", *(f"- {escaped(run)}: {escaped(reason)}" for run, reason in failed.items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _routed(shown: pd.DataFrame, wanted: str) -> str:
+    """Return what *routed* means, if there are such rows."""
+    if SHOWN["steer"] not in set(shown.label):
+        return ""
+    others = " and ".join(f"*{label}*" for label in list(SHOWN.values())[1:] if label in set(shown.label))
+    more = f"; {others} are the same agents, steered in another way" if others else ""
+    return f" *{SHOWN['steer']}* is the method `routing`, steered to {escaped(wanted)}{more}."
 
 
 def noise_rows(frame: pd.DataFrame, focus: float) -> pd.DataFrame:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from routed_rl.own_modules import load, source_digests
 from routed_rl.rl.evaluation import Metric
 from routed_rl.rl.oversight_env import check_oversight_env, episode_ends
+from routed_rl.wording import shown, written
 
 
 class Task(ABC):
@@ -86,12 +88,12 @@ class OwnTask(Task):
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(
-                f"--env {self.name} failed when it was called with the oversight level {level}: {reason}"
+                f"{written('--env', self.name)} failed when it was called with the oversight level {level}: {reason}"
             ) from error
         if not isinstance(env, gym.Env):
             raise ValueError(
-                f"--env {self.name} must return a Gymnasium environment, got {type(env).__name__}: return one, such as "
-                "PartialOversight(…, probability=level)"
+                f"{written('--env', self.name)} must return a Gymnasium environment, got {type(env).__name__}: return "
+                "one, such as PartialOversight(…, probability=level)"
             )
         return env
 
@@ -104,7 +106,7 @@ class OwnTask(Task):
         try:
             check_oversight_env(self.make(self.level), tuple(self.values))
         except ValueError as error:
-            raise ValueError(f"--env {self.name}: {error}") from error
+            raise ValueError(f"{written('--env', self.name)}: {error}") from error
 
     def training_env(self, num_envs: int) -> VecEnv:
         return DummyVecEnv([partial(self.make, self.level)] * num_envs)
@@ -135,25 +137,41 @@ class _ValueReward(VecEnvWrapper):
         return observations, rewards, dones, infos
 
 
-def values_of(outcomes: Sequence[str]) -> dict[str, float]:
-    """Return outcome → value, from texts such as ``"lava=-1"``; ValueError for another text, or fewer than two."""
+def values_of(outcomes: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """Return outcome → value, also from texts such as ``"lava=-1"``.
+
+    Raises:
+        ValueError: for anything else, a name that comes twice, or if no outcome has a value above 0.
+    """
+    pairs = outcomes.items() if isinstance(outcomes, Mapping) else _pairs(outcomes)
     values: dict[str, float] = {}
-    for text in outcomes:
-        name, equals, number = text.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not equals or not name or not math.isfinite(value):
-            raise ValueError(f"--outcomes must be names with values, as in lava=-1 goal=1, got {text!r}")
+    for name, value in pairs:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not isinstance(name, str) or not name:
+            raise _no_outcomes({name: value})
         if name in values:
             raise ValueError(f"--outcomes names {name!r} twice")
-        values[name] = value
+        values[name] = float(value)
     if not any(value > 0 for value in values.values()):
-        raise ValueError(
-            f"--outcomes must give at least one outcome a value above 0, got {' '.join(outcomes) or 'none'}"
-        )
+        raise ValueError(f"--outcomes must give at least one outcome a value above 0, got {shown(outcomes)}")
     return values
+
+
+def _pairs(outcomes: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(outcomes, str) or not isinstance(outcomes, Iterable):
+        raise _no_outcomes(outcomes)
+    for text in outcomes:
+        name, _, number = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+        try:
+            yield name, float(number)
+        except ValueError:
+            raise _no_outcomes(text) from None
+
+
+def _no_outcomes(given: object) -> ValueError:
+    usual = written("--outcomes", {"lava": -1, "goal": 1})
+    got = repr(given) if isinstance(given, str) else shown(given)
+    return ValueError(f"--outcomes must be names with values, as in {usual}, got {got}")
 
 
 def _function(name: str) -> Callable[[float], Any]:
@@ -164,5 +182,5 @@ def _function(name: str) -> Callable[[float], Any]:
     except ValueError as error:
         raise ValueError(f"--env {error}") from error
     if not callable(found):
-        raise ValueError(f"--env {name} must be a function, got {type(found).__name__}")
+        raise ValueError(f"{written('--env', name)} must be a function, got {type(found).__name__}")
     return found

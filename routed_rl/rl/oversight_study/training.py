@@ -36,8 +36,10 @@ from routed_rl.runs.grid import FAILED
 from routed_rl.runs.process import one_thread
 from routed_rl.runs.progress import progress_display
 
-CHECKPOINT_EVERY, EVALUATE_EVERY, CURVE_POINTS = 16, 8, 200
-"""Updates between checkpoints; updates between points of a learning curve; and the most points of a learning curve."""
+CHECKPOINT_EVERY = 16
+"""Updates between checkpoints."""
+EVALUATE_EVERY, FEWEST_POINTS, CURVE_POINTS = 8, 6, 200
+"""Updates between points of a learning curve, and how many points it has at least and at most."""
 BEST = "best"
 SCORE, LABELS = "eval/overseen_value", "eval/overseen_episodes"
 HUGE = 1e6
@@ -127,7 +129,7 @@ def _train(members: Sequence[_Member]) -> dict[Path, str]:
     total, done = budget(runs[0].record.config), models[0].num_timesteps
     name = runs[0].path.name if len(runs) == 1 else f"{len(runs)} runs"
     with _progress(name, total) as report:
-        callbacks = [_RunCallback(member, report, total) for member in members]
+        callbacks = [_RunCallback(member, report) for member in members]
         try:
             if len(models) == 1:
                 models[0].learn(max(total - done, 0), callback=callbacks[0], reset_num_timesteps=done == 0)
@@ -213,15 +215,27 @@ def overseen_points(run: RunDirectory) -> list[tuple[int, float, int]]:
     return [(int(r["env_steps"]), float(r[SCORE]), int(r[LABELS])) for r in rows if SCORE in r]
 
 
+def curve_interval(config: Mapping[str, Any]) -> int:
+    """Return the number of updates between points of a run's learning curve.
+
+    It is smaller in a short run, which still has a point per update at most. A run of ``oracle-filtered`` trains for a
+    part of the steps, and needs half of the points.
+    """
+    steps = config["learner"]["n_envs"] * config["learner"]["n_steps"]
+    updates, whole = budget(config) // steps, config["total_steps"] // steps
+    usual = min(EVALUATE_EVERY, whole // FEWEST_POINTS, 2 * updates // FEWEST_POINTS)
+    return max(1, usual, updates // CURVE_POINTS)
+
+
 class _RunCallback(BaseCallback):
     """Saves checkpoints before rollouts, when the state of the model is complete, and measures learning curves."""
 
     model: RoutedAlgorithm
 
-    def __init__(self, member: _Member, report: Callable[[int], None], total: int) -> None:
+    def __init__(self, member: _Member, report: Callable[[int], None]) -> None:
         super().__init__()
         self.run, self.task, _ = member
-        self.report, self.total = report, total
+        self.report, self.interval = report, curve_interval(self.run.record.config)
         stops_early = self.run.record.config["method"] == EARLY_STOPPED
         self.env = self.task.test_env(self.task.fresh[0])
         self.validation = self.task.validation_env(self.task.fresh[0]) if stops_early else None
@@ -248,8 +262,7 @@ class _RunCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         # The next update writes this row. The row describes the policy that played this rollout.
-        updates = self.total // (self.model.n_envs * self.model.n_steps)
-        if self.model._n_updates % max(EVALUATE_EVERY, updates // CURVE_POINTS) == 0:
+        if self.model._n_updates % self.interval == 0:
             returns = true_returns(
                 self.model, self.env, seed=self.seed, policies=policies(self.model), **self.task.measure(self.env)
             )

@@ -13,6 +13,7 @@ from routed_rl.runs.files import plain_json
 from routed_rl.unlearning.attacks import Attack, Relearning
 from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS, make_attack
 from routed_rl.unlearning.undo_study.members import TRAIN, make_suppressor, named_suppressors, stop_metric
+from routed_rl.wording import shown, written
 
 STRONGEST = 1000
 """Largest factor on a suppressor's number of steps; a larger one is a slip."""
@@ -22,7 +23,8 @@ def check_options(command: UndoOptions) -> None:
     """Raise UserError for the first option with a value that no study can use."""
     if (command.task, command.preset) not in TASKS:
         there = next(preset for task, preset in TASKS if task == command.task)
-        raise UserError(f"--task {command.task} has no --preset {command.preset}: use --preset {there}")
+        task, preset = written("--task", command.task), written("--preset", command.preset)
+        raise UserError(f"{task} has no {preset}: use {written('--preset', there)}")
     check_corpus_options(command)
     pretrain, distilling, relearning = command.pretrain, command.distil, command.relearn
     rows = {"batch_size": command.batch_size, "suppress_rows": command.suppress_rows}
@@ -33,7 +35,7 @@ def check_options(command: UndoOptions) -> None:
     if command.rank is not None:
         at_least(1, rank=command.rank)
         if "new" in command.students or command.oracle:
-            raise UserError("--rank trains adapters on a trained model: leave out --students new and --oracle")
+            raise UserError(f"--rank trains adapters on a trained model: leave out {_new()} and --oracle")
     counts = {"relearn.examples": relearning.examples, "relearn.rank": relearning.rank}
     counts |= {"lm-eval.limit": command.lm_eval.limit}
     at_least(1, **{name: count for name, count in counts.items() if count is not None})
@@ -42,24 +44,28 @@ def check_options(command: UndoOptions) -> None:
     )
     at_least(0, **{f"distil.{name}": getattr(distilling, name) for name in ("steps", "warmup", "least")})
     if command.tokens or command.per != "document":
-        raise UserError("undo forgets whole documents, not tokens in them: leave out --tokens and --per token")
+        per = written("--per", "token")
+        raise UserError(f"undo forgets whole documents, not tokens in them: leave out --tokens and {per}")
     at_least(1, processes=command.processes)
     if command.batch_size % (command.processes * command.accumulate):
-        many = f"--processes {command.processes} times " if command.processes > 1 else ""
+        many = f"{written('--processes', command.processes)} times " if command.processes > 1 else ""
+        many += written("--accumulate", command.accumulate)
         raise UserError(
-            f"--batch-size {command.batch_size} cannot be divided into {many}--accumulate {command.accumulate} equal "
+            f"{written('--batch-size', command.batch_size)} cannot be divided into {many} equal "
             "parts: choose a multiple"
         )
     shared = {"--suppress-rows": 2 * command.suppress_rows, "--relearn.batch-size": relearning.batch_size}
     for name, count in shared.items():
         if count % command.processes:
-            raise UserError(f"{name}: {count} rows of a step cannot be divided among --processes {command.processes}")
+            raise UserError(
+                f"{name}: {count} rows of a step cannot be divided among {written('--processes', command.processes)}"
+            )
     for name in ("metric", "attack", "suppress", "labelled", "strengths", "students", "alphas", "betas"):
         given = getattr(command, name)
         if not given and name not in ("strengths", "students"):
             raise UserError(f"--{name} must be one or more values, got none")
         if len(set(given)) < len(given):
-            raise UserError(f"--{name} must be different values, got {' '.join(map(str, given))}")
+            raise UserError(f"--{name} must be different values, got {shown(given)}")
     if bad := [alpha for alpha in command.alphas if not 0 <= alpha <= 1]:
         raise UserError(f"--alphas must be between 0 and 1, got {bad[0]}")
     if bad := [share for share in command.labelled if not 0 < share <= 1]:
@@ -78,11 +84,13 @@ def check_options(command: UndoOptions) -> None:
         if bad := [value for value in values if not 0 <= value < math.inf]:
             raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {bad[0]}")
     if not relearning.learning_rates or not all(0 < rate < math.inf for rate in relearning.learning_rates):
-        given = " ".join(map(str, relearning.learning_rates)) or "none"
+        given = shown(relearning.learning_rates)
         raise UserError(f"--relearn.learning-rates must be one or more numbers above 0, got {given}")
     if not relearning.measured or not 0 < min(relearning.measured) <= max(relearning.measured) <= relearning.steps:
-        given = " ".join(map(str, relearning.measured)) or "none"
-        raise UserError(f"--relearn.measured must be steps from 1 to --relearn.steps {relearning.steps}, got {given}")
+        given = shown(relearning.measured)
+        raise UserError(
+            f"--relearn.measured must be steps from 1 to {written('--relearn.steps', relearning.steps)}, got {given}"
+        )
     at_least(1, **{"distil.documents": distilling.documents})
     if not 0 <= relearning.keep_gb < math.inf:
         raise UserError(f"--relearn.keep-gb must be 0 or more, got {relearning.keep_gb}")
@@ -91,8 +99,8 @@ def check_options(command: UndoOptions) -> None:
     is_new = command.filtered == TRAIN or command.oracle or "new" in command.students
     if command.model not in PRESETS and is_new:
         raise UserError(
-            f"--model {command.model} is pretrained, and a filtered or new model needs a preset: use --filtered "
-            "None or a model from elsewhere, and leave out --students new and --oracle"
+            f"{written('--model', command.model)} is pretrained, and a filtered or new model needs a preset: use "
+            f"{written('--filtered', None)} or a model from elsewhere, and leave out {_new()} and --oracle"
         )
     if command.tune is not None and not 0 < command.tune <= 1:
         raise UserError(f"--tune must be above 0 and at most 1, got {command.tune}")
@@ -104,9 +112,15 @@ def check_options(command: UndoOptions) -> None:
     if include is not None and not include.is_dir():
         raise UserError(f"--lm-eval.include {str(include)!r} is not a folder")
     if command.oracle and command.filtered is None:
-        raise UserError("--oracle needs the filtered model: leave out --filtered None")
+        raise UserError(f"--oracle needs the filtered model: leave out {written('--filtered', None)}")
     if command.model in PRESETS and not pretrain.steps:
-        raise UserError(f"--pretrain.steps 0 leaves the new model {command.model} untrained: use a pretrained --model")
+        raise UserError(
+            f"{written('--pretrain.steps', 0)} leaves the new model {command.model} untrained: use a pretrained --model"
+        )
+
+
+def _new() -> str:
+    return written("--students", ("new",))
 
 
 def check_plugins(command: UndoOptions) -> None:
@@ -122,8 +136,8 @@ def check_plugins(command: UndoOptions) -> None:
         stop = stop_metric(command) if metrics else ""
     if stop not in metrics and metrics:
         raise UserError(
-            f"--distil.metric {command.distil.metric} must be one of --metric {' '.join(command.metric)}, so that "
-            "students are compared by it"
+            f"{written('--distil.metric', command.distil.metric)} must be one of "
+            f"{written('--metric', command.metric)}, so that students are compared by it"
         )
     with user_input():
         for name, method in named_suppressors(command).items():
@@ -131,7 +145,9 @@ def check_plugins(command: UndoOptions) -> None:
             try:
                 plain_json(asdict(suppressor), f"a setting of {name}")
             except TypeError as error:
-                raise UserError(f"--suppress {method.reference}: {error}, so a study cannot save it") from None
+                raise UserError(
+                    f"{written('--suppress', method.reference)}: {error}, so a study cannot save it"
+                ) from None
 
 
 def _check_attack(name: str, attack: Attack) -> None:
@@ -140,7 +156,11 @@ def _check_attack(name: str, attack: Attack) -> None:
         return
     for attribute in ("attempts", "steps", "measured"):
         if not getattr(attack, attribute, None):
-            raise UserError(f"--attack {name}: the attribute {attribute!r} of the class is missing or empty")
+            raise UserError(
+                f"{written('--attack', name)}: the attribute {attribute!r} of the class is missing or empty"
+            )
     if not 0 < min(attack.measured) <= max(attack.measured) <= attack.steps:
-        given = " ".join(map(str, attack.measured))
-        raise UserError(f"--attack {name}: measured must be steps from 1 to steps = {attack.steps}, got {given}")
+        given = shown(attack.measured)
+        raise UserError(
+            f"{written('--attack', name)}: measured must be steps from 1 to steps = {attack.steps}, got {given}"
+        )

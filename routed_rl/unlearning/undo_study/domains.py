@@ -18,6 +18,7 @@ from routed_rl.unlearning.metrics import Kind, Metric
 from routed_rl.unlearning.tuning import HELD_OUT, TUNED, some
 from routed_rl.unlearning.undo_study.measuring import make_metric
 from routed_rl.unlearning.undo_study.members import stop_metric
+from routed_rl.wording import written
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -96,11 +97,13 @@ class Domains:
         found = found[labelled[found]]
         if not len(found):
             raise ValueError(
-                f"--labelled {share} labels none of {len(self.forget)} forget documents: use a larger share"
+                f"{written('--labelled', share)} labels none of {len(self.forget)} forget documents: use a larger share"
             )
         retain = self.retain[~labelled[self.retain]]
         if not len(retain):
-            raise ValueError(f"--flip-rate {self.command.flip_rate} labels every retain document as forget: lower it")
+            raise ValueError(
+                f"{written('--flip-rate', self.command.flip_rate)} labels every retain document as forget: lower it"
+            )
         return found, retain
 
     def tuning(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

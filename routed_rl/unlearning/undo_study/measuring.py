@@ -24,6 +24,7 @@ from routed_rl.plugins import Registry
 from routed_rl.runs import Stage
 from routed_rl.unlearning.attacks import Attack, Relearning, attacked_size
 from routed_rl.unlearning.metrics import Answers, Completions, Harness, Loss, Metric
+from routed_rl.wording import written
 
 METRICS: Registry[Metric] = Registry(
     "metric",
@@ -189,17 +190,19 @@ def _prompts(command: UndoOptions, tokenizer: Any, count: int) -> list[Prompt]:
     elif command.corpus == "word-problems":
         prompts = word_problem_prompts(count, TEXT_SEED)
     else:
-        raise ValueError("--metric completions needs --prompts, except with --corpus word-problems")
+        problems = written("--corpus", "word-problems")
+        raise ValueError(f"{written('--metric', 'completions')} needs --prompts, except with {problems}")
     answers = tokenizer([f" {prompt.answer.strip()}" for prompt in prompts], add_special_tokens=False)["input_ids"]
     for prompt, answer, text in zip(prompts, answers, encode_prompts(tokenizer, prompts), strict=True):
         if len(answer) > command.answer:
             raise ValueError(
-                f"--answer {command.answer} is too small: the answer {prompt.answer!r} has {len(answer)} tokens"
+                f"{written('--answer', command.answer)} is too small: the answer {prompt.answer!r} has "
+                f"{len(answer)} tokens"
             )
         length = len(text) + command.answer
         if length > command.length:
             raise ValueError(
-                f"--length {command.length} is too small: a prompt with its answer has {length} tokens: "
+                f"{written('--length', command.length)} is too small: a prompt with its answer has {length} tokens: "
                 f"{prompt.text[:40]!r}"
             )
     return prompts

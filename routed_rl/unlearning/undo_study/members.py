@@ -23,7 +23,7 @@ from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
 from routed_rl.unlearning.tuning import FACTORS, around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
-from routed_rl.wording import did_you_mean
+from routed_rl.wording import did_you_mean, written
 
 STAGES, TRAIN = "stages", "train"
 BETAS_AT = 0.6
@@ -285,7 +285,7 @@ def given_teachers(command: UndoOptions, seed: int) -> dict[str, str]:
         if not name or not folder or name in found or name in taken:
             raise ValueError(f"--teachers must be NAME=FOLDER, with a NAME that is not taken, got {given!r}")
         found[name] = folder.replace("{seed}", str(seed))
-        _check_given(f"--teachers {given}", found[name])
+        _check_given(f"{written('--teachers', given)}", found[name])
     return found
 
 
@@ -298,7 +298,7 @@ def given_filtered(command: UndoOptions, seed: int) -> str:
     assert command.filtered is not None
     name = command.filtered.replace("{seed}", str(seed))
     if Path(name).is_absolute():
-        _check_given(f"--filtered {command.filtered}", name)
+        _check_given(f"{written('--filtered', command.filtered)}", name)
     return name
 
 
