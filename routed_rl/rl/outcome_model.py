@@ -94,8 +94,8 @@ class OutcomeModel(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.to(policy.device)
         weights = [*self.encoders.parameters(), *self.heads.parameters()]
-        # Strong decay, because labels may be few. With a small eps, a new kind of ending after a long time of tiny losses
-        # makes steps so large that a member dies for good.
+        # Strong decay, because labels may be few. With a small eps, a new kind of ending after a long time of tiny
+        # losses makes steps so large that a member dies for good.
         self.optimizer = torch.optim.AdamW(weights, lr=1e-3, eps=1e-4, weight_decay=1.0)
 
     def add(self, endings: FinalSteps, labels: Tensor) -> None:
