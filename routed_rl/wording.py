@@ -101,7 +101,9 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = r
 
     A name in a group, such as ``relearn.learning_rate``, is also found by its last part, and by its initials: ``lr``.
     """
-    there = {_key(one): one for one in known}
+    there: dict[str, str] = {}
+    for one in known:
+        there.setdefault(_key(one), one)
     group, _, last = _key(name).rpartition(".")
     of_group = [key for key in there if not group or key.rpartition(".")[0] == group]
     last_parts = {key: key.rpartition(".")[2] for key in of_group}

@@ -223,7 +223,7 @@ def test_options_take_names_and_classes_and_say_where_they_lie(write, tmp_path):
     assert conform(Options, {"animals": found})["animals"] == found
     assert conform(Options, {"animals": cat})["animals"] == conform(Options, {"animals": "cats:Cat"})["animals"]
     for given, message in (
-        ([cat()], "animals must be a name, MODULE:CLASS or a class, got <cats.Cat"),
+        ([cat()], "animals must be a name, MODULE:NAME or a class, got <cats.Cat"),
         (
             [type("Bird", (), {"__module__": "__main__"})],
             "animals: Bird is defined in the script or notebook that runs",

@@ -112,4 +112,5 @@ def _messages(path):
     ],
 )
 def test_the_nearest_name(name, nearest):
+    assert did_you_mean("routng", ["routing", "no-routing"]) == "; did you mean 'routing'?"
     assert did_you_mean(name, ["alphas", "learning_rate", "relearn.learning_rates", "seeds"]) == nearest

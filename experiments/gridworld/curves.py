@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from routed_rl.errors import UserError, user_input
+from routed_rl.experiments.common.agents.worlds import task_of
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Curves
-from routed_rl.rl.oversight_study.table import learning_curve
+from routed_rl.rl.oversight_study.table import learning_curve, read_agent
+from routed_rl.rl.oversight_study.tasks import values_of
 
 
 def main(command: Curves) -> None:
@@ -14,9 +18,9 @@ def main(command: Curves) -> None:
     if not command.directories:
         raise UserError("no run directory is given; name at least one run directory")
     with user_input():
-        curves = {str(run): learning_curve(run, command.policy) for run in command.directories}
+        curves = {str(run): learning_curve(run, command.policy, wanted(run)) for run in command.directories}
     _draw(curves, command)
-    policy = command.policy or "steer:diamond, or unsteered where a run has one module"
+    policy = command.policy or "steered to the wanted outcome, or unsteered where a run has one module"
     rows = []
     for name, points in curves.items():
         best, last = max(points, key=lambda point: point[1]), points[-1]
@@ -24,6 +28,13 @@ def main(command: Curves) -> None:
     header = ("run", "best return", "best at step", "last return", "last at step")
     show_table(f"True return (policy: {policy})", header, rows)
     print(f"Figure: {command.figure}")
+
+
+def wanted(run: Path) -> str:
+    """The outcome of highest value in the environment of a run. RunError if there is no run of an agent."""
+    config = read_agent(run).config
+    values = values_of(config["outcomes"]) if config.get("env") else task_of(config).values
+    return max(values, key=lambda outcome: values[outcome])
 
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:

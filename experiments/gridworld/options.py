@@ -93,4 +93,5 @@ class Curves:
     figure: Path = Path("curves.png")
     """file of the figure, ending in .png, .pdf or .svg"""
     policy: str | None = None
-    """policy to draw, steer:NAME or unsteered; None: steer:diamond for runs that have it, else unsteered"""
+    """policy to draw, steer:NAME or unsteered; None: steered to the outcome of highest value, in runs with several
+    modules, else unsteered"""

@@ -88,7 +88,7 @@ def _plugin(value: Any, name: str) -> str:
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
     if not isinstance(value, str):
-        raise UserError(f"{name} must be a name, MODULE:CLASS or a class, got {value!r}")
+        raise UserError(f"{name} must be a name, MODULE:NAME or a class, got {value!r}")
     return located(value)
 
 

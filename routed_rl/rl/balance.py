@@ -1,4 +1,4 @@
-"""A warning while a method that routes is trained: some module gets too few labels."""
+"""Warnings while an agent is trained: no label arrives, or some module gets too few."""
 
 from __future__ import annotations
 
@@ -9,34 +9,49 @@ from routed_rl.rl.overseer import Overseer
 
 ENOUGH = 500
 """Labelled episodes after which the warning is due."""
+SILENT = 1000
+"""Episodes with an outcome, none of them labelled, after which a warning is due."""
 LEAST = 0.05
 """The share of the labels below which an outcome is too rare. (DistShift1: 0.02, and its module learned nothing.)"""
 
 
 class LabelBalance:
-    """Counts labelled episodes by outcome, and warns once if an outcome has hardly any of them.
+    """Counts labelled episodes by outcome, and warns once if an outcome has hardly any of them, or if there are none.
 
     Only the labels of the overseer are counted, not predicted ones.
 
     Args:
-        overseer: its outcomes are counted, if its method routes; other methods are never warned of.
+        overseer: its outcomes are counted. Only methods that route are warned of unequal labels.
         solo: whether modules act alone in some environments.
     """
 
     def __init__(self, overseer: Overseer, solo: bool) -> None:
         self.overseer, self.solo = overseer, solo
-        self.counts = [0] * len(overseer.outcomes)
-        self.done = not overseer.method.routed or len(self.counts) < 2
+        self.counts, self.unseen = [0] * len(overseer.outcomes), 0
+        self.done = False
 
-    def add(self, counts: Sequence[int]) -> None:
-        """Count the labelled episodes of a rollout, one number per outcome."""
+    def add(self, counts: Sequence[int], unseen: int) -> None:
+        """Count the episodes of a rollout: the labelled ones, one number per outcome, and those with an unseen outcome.
+
+        Warns:
+            UserWarning: once, if labels are missing or very unequal.
+        """
         if self.done:
             return
         self.counts = [total + count for total, count in zip(self.counts, counts, strict=True)]
-        if (total := sum(self.counts)) < ENOUGH:
+        self.unseen += unseen
+        total = sum(self.counts)
+        if not total and self.unseen >= SILENT:
+            self.done = True
+            warnings.warn(
+                f"none of the first {self.unseen} episodes that reached an outcome was overseen, so the learner has no "
+                "label: oversee more, and see what check_oversight_env(env, outcomes) counts",
+                stacklevel=2,
+            )
+        if total < ENOUGH:
             return
         self.done = True
-        if min(self.counts) >= LEAST * total:
+        if not self.overseer.method.routed or len(self.counts) < 2 or min(self.counts) >= LEAST * total:
             return
         rarest = self.overseer.outcomes[self.counts.index(min(self.counts))]
         advice = [] if self.solo else ["solo=1 (each module acts alone in some environments)"]

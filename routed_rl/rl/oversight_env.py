@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -84,7 +84,7 @@ def episode_ends(infos: Sequence[dict[str, Any]], dones: np.ndarray, outcomes: S
 
 
 def check_oversight_env(
-    env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str], episodes: int = 100
+    env: gym.Env[Any, Any] | VecEnv, outcomes: Sequence[str] | Mapping[str, float], episodes: int = 100
 ) -> dict[str, dict[str, int]]:
     """Check that an environment reports how its episodes end, by playing ``episodes`` of them with random actions.
 
@@ -93,18 +93,27 @@ def check_oversight_env(
     reached. If the environment has the array channel (:class:`EpisodeEnds`), this is checked instead. More episodes
     are played until one has reached an outcome and was overseen, but at most 10,000 steps in each environment.
 
+    Args:
+        env: an environment, or several.
+        outcomes: names of outcomes, or the ``values`` of an overseer.
+        episodes: number of episodes to play at least.
+
     Returns:
         The number of episodes by outcome, as ``{"ghost": {"overseen": 4, "unseen": 38}, …}``; ``"none"`` counts those
         that reached no outcome.
 
     Raises:
-        ValueError: if the environment breaks Gymnasium's API or reports something else, if too few episodes end, or if
-            all outcomes are None. The learner gets a label only when an episode ends on an outcome.
+        ValueError: if ``outcomes`` are no names, if the environment breaks Gymnasium's API or reports something else,
+            if too few episodes end, or if all outcomes are None. The learner gets a label only when an episode ends on
+            an outcome.
 
     Warns:
         UserWarning: if no episode that reached an outcome was overseen.
     """
     check_whole(1, episodes=episodes)
+    if isinstance(outcomes, str) or not isinstance(outcomes, Iterable):
+        raise ValueError(f"outcomes must be names of outcomes, as in ['ghost', 'diamond'], got {outcomes!r}")
+    outcomes = tuple(outcomes)
     vec_env = vectorised(env)
     vec_env.action_space.seed(0)
     vec_env.seed(0)

@@ -165,7 +165,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _previous(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")
+    path = path.absolute()  # "." has no name
+    return path.with_name(f".{path.name}.previous") if path.name else path
 
 
 def _move_in(temporary: Path, path: Path) -> None:

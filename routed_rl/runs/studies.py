@@ -241,6 +241,10 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
         there = {"device": "cpu", **found}  # older ones do not say so
         here = plain_json(identity, "study")
         if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+            if other == ["code"]:
+                old, new = there.get("code", {}), here.get("code", {})
+                changed = ", ".join(sorted(name for name in {*old, *new} if old.get(name) != new.get(name)))
+                raise ValueError(f"{str(out)!r} has results of other code, {changed} has changed; name another --out")
             of = [{name: study[name] for name in other if name in study} for study in (there, here)]
             raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
     elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):

@@ -114,6 +114,9 @@ def test_a_study_has_every_run_table_and_figure(whole):
         ("final", "greedy"),
         ("peak", "sampled"),
     }
+    run = ["method", "oversight", "seed", "policy"]
+    of_checkpoint = frame[frame.decoding == "sampled"].pivot(index=run, columns="checkpoint", values="true_return")
+    assert (of_checkpoint.peak.dropna() >= of_checkpoint.final[of_checkpoint.peak.notna()]).all()
     result = read_run(whole / "runs" / "routing" / "0.1-s1")
     assert (result.seed, result.config["oversight"]) == (1, 0.1)
     text = (whole / "summary.md").read_text()

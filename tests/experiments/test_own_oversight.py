@@ -18,6 +18,7 @@ from routed_rl.rl import Method, Overseer, OversightReport, OversightStudy, Rout
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.recipe import make_model, own_task
 from routed_rl.rl.oversight_study.tasks import OwnTask
+from routed_rl.runs import read_metrics
 from routed_rl.runs.studies import RunsFailedError
 from tests.experiments.described import assert_described
 from tests.experiments.in_process import run_in_process
@@ -173,13 +174,16 @@ def test_a_method_of_ones_own_is_compared_like_the_others(folder, world, capsys)
     assert RoutedPPO.load(run / "model").overseer.method == Method("value", modular=True, routed=True)
     cli.main(["evaluate", str(run), "--steer", wanted, "--n-envs", "4"])
     assert f"policy: steer:{wanted}" in capsys.readouterr().out
+    cli.main(["curves", str(run), "--figure", str(folder / "curves.png")])
+    last = read_metrics(run / "metrics.csv")[-1][f"eval/steer:{wanted}"]
+    assert f"{last:.3f}" in capsys.readouterr().out
     result = (run / "evaluation.json").read_bytes()
     (folder / "doors.py").write_text(MODULE.replace('Method("value"', 'Method("reach"'))
     forget(folder)
     with pytest.raises(SystemExit):
         cli.main([*line.split(), *here])
-    changed = "holds another study, of {'code'" if world == "own" else 'switches.reward is "value" there, "reach" here'
-    assert changed in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ("doors.py has changed" if world == "own" else 'switches.reward is "value" there, "reach" here') in said
     assert (run / "evaluation.json").read_bytes() == result
 
 
@@ -334,7 +338,7 @@ def test_changed_code_is_another_study(folder):
     before = pd.read_csv(folder / "study" / "results.csv")
     (folder / "doors.py").write_text(MODULE + "\nnew = 1\n")
     forget(folder)
-    with pytest.raises(ValueError, match=r"holds another study, of .*code"):
+    with pytest.raises(ValueError, match=r"has results of other code, doors.py has changed"):
         study(folder, methods=["naive"]).run()
     pd.testing.assert_frame_equal(pd.read_csv(folder / "study" / "results.csv"), before)
     assert os.listdir(folder / "study" / "runs" / "naive")

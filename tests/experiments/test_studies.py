@@ -157,7 +157,7 @@ CHOICES = {
         ({"metric": "answer"}, "metric must be one of answers, completions, loss, lm-eval, or MODULE:CLASS of your "),
         ({"attack": "relearning"}, "attack must be one of relearn, or MODULE:CLASS of your own, got 'relearning'; did"),
         ({"distil": Distil(metric="loss")}, "distil.metric='loss' must be one of metric=['answers'], so that"),
-        ({"suppress": ["npo", 3]}, "suppress must be a name, MODULE:CLASS or a class, got 3"),
+        ({"suppress": ["npo", 3]}, "suppress must be a name, MODULE:NAME or a class, got 3"),
         ({"alphas": 0.5}, "alphas must be a list, got 0.5"),
         ({"alphas": ["0.5"]}, "alphas must be a number, got '0.5'"),
         ({"distil": {"steps": 3}}, "distil must be a Distil(…) of routed_rl.options.undo, got {'steps': 3}"),

@@ -123,7 +123,7 @@ def test_mistakes_end_in_one_line(small, write, tmp_path, capsys):
         (["--suppress", "my_methods:Flat", "--teachers", "Flat=x"], "with a NAME that is not taken, got 'Flat="),
     ):
         assert message in refused(capsys, small, *OPTIONS, *words, "--out", tmp_path / "s")
-    with pytest.raises(UserError, match="suppress must be a name, MODULE:CLASS or a class, got MaxEnt"):
+    with pytest.raises(UserError, match="suppress must be a name, MODULE:NAME or a class, got MaxEnt"):
         UndoStudy(suppress=[MaxEnt()])
     with pytest.raises(UserError, match=r"^suppress must be one of graddiff, .*, got 'maxnt'; did you mean 'maxent'\?"):
         UndoStudy(suppress=["maxnt"], out=tmp_path / "s").plan()

@@ -1,4 +1,4 @@
-"""A method that routes warns once if one of its modules gets hardly any labels."""
+"""A method that routes warns once if one of its modules gets hardly any labels; every method, if there are none."""
 
 import warnings
 
@@ -38,6 +38,13 @@ def test_a_module_without_labels_is_named_once_with_what_to_do(options, advice, 
     (message,) = warned(DIAMONDS, monkeypatch, **options)
     assert "0 times on 'ghost'" in message and "the module of 'ghost' has little to learn from" in message
     assert message.endswith(f": try {advice}")
+
+
+@pytest.mark.parametrize("method", ["routing", "naive", "reward-model"])
+def test_no_label_at_all_is_said_once(method, monkeypatch):
+    monkeypatch.setattr(balance, "SILENT", 30)
+    (message,) = warned(0.0, monkeypatch, method)
+    assert "episodes that reached an outcome was overseen, so the learner has no label" in message
 
 
 @pytest.mark.parametrize(("oversight", "method"), [(1.0, "routing"), (DIAMONDS, "naive"), (DIAMONDS, "no-routing")])

@@ -318,6 +318,17 @@ def test_checker_passes_good_environments_and_knows_wrong_outcomes():
         check_oversight_env(DiamondGhostVecEnv(4, seed=0), ["fire", "diamond"])
 
 
+@pytest.mark.parametrize("outcomes", [{"bad": -1, "good": 1}, Overseer({"bad": -1, "good": 1}).values, ("bad", "good")])
+def test_checker_takes_outcomes_with_their_values(outcomes):
+    assert list(check_oversight_env(TwoDoors(), outcomes, episodes=10)) == ["bad", "good", "none"]
+
+
+@pytest.mark.parametrize("outcomes", ["good", Overseer({"good": 1}), None])
+def test_checker_refuses_what_are_no_names(outcomes):
+    with pytest.raises(ValueError, match=r"outcomes must be names of outcomes, as in \['ghost', 'diamond'\], got"):
+        check_oversight_env(TwoDoors(), outcomes)
+
+
 def test_checker_says_that_no_label_will_come():
     with pytest.raises(ValueError, match=r"'outcome'.* was None in all of \d+ random episodes.*'bad', 'good'"):
         check_oversight_env(Broken(lambda info: info.update(outcome=None)), ["bad", "good"], episodes=10)

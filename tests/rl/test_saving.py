@@ -169,3 +169,12 @@ def test_values_round_trip():
     assert decode(encode("arguments", value)) == {**value, "kwargs": {"eps": 1e-5}}
     schedule = decode(encode("lr", LinearSchedule(1.0, 0.1, 0.5)))
     assert schedule(0.75) == LinearSchedule(1.0, 0.1, 0.5)(0.75)
+
+
+def test_a_model_is_loaded_from_the_working_directory(tmp_path, monkeypatch):
+    small_model().save(tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    assert RoutedPPO.load(".").num_timesteps == 0
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint '\.'"):
+        RoutedPPO.load(".")

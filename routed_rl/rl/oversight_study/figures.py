@@ -64,6 +64,8 @@ def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None) -> Figu
             axes.plot(100 * dense, naive, color=colour("naive"), linestyle=":", label=BEST_NAIVE)
         _draw_limits(axes, exact(levels[0]))
     axes.set_xticks(100 * levels, [f"{100 * level:g}" for level in levels], minor=False)
+    if len(levels) == 1:
+        axes.set_xlim(50 * levels[0], 200 * levels[0])  # else the places side by side look like levels
     axes.minorticks_off()
     _finish(figure, axes, "True return by oversight level: mean and 95 % confidence interval over seeds")
     return figure

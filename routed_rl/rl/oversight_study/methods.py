@@ -53,6 +53,9 @@ def learner_method(name: str, others: Sequence[str] = ()) -> str | Method:
     """
     if is_own(name):
         return own_method(name)
+    if name in (STRICT, PREDICTED):
+        options = "--unlabelled none" if name == STRICT else "--unlabelled predicted --learner.solo 1"
+        raise ValueError(f"method {name!r} is --method routing {options}")
     if name not in get_args(MethodName):
         known = (*get_args(MethodName), *others)
         raise ValueError(

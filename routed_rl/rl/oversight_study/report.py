@@ -105,6 +105,7 @@ class OversightReport(Reported):
         if self.wanted not in outcomes:
             raise ValueError(
                 f"wanted must be the outcome to steer to, one of {', '.join(outcomes)}, got {self.wanted!r}"
+                f"{', its default' if self.wanted == OversightReport.wanted else ''}"
             )
         focus = self.focus
         if focus is None:

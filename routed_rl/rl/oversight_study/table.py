@@ -65,14 +65,15 @@ def read_agent(path: StrPath) -> RunRecord:
     return record
 
 
-def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, float]]:
+def learning_curve(run: Path, policy: str | None = None, wanted: str = "diamond") -> list[tuple[float, float]]:
     """Points (environment steps, true return) of the learning curve of a run, which may be unfinished.
 
     The steps of an ``oracle-filtered`` run are divided by its oversight level, as in the paper.
 
     Args:
-        policy: ``steer:NAME`` or ``unsteered``. None: ``steer:diamond`` if the run has this policy, else
+        policy: ``steer:NAME`` or ``unsteered``. None: steered to ``wanted`` if the run has this policy, else
             ``unsteered``.
+        wanted: an outcome.
 
     Raises:
         RunError: if there is no run. ValueError: if the run has no such policy, or no point yet.
@@ -82,7 +83,7 @@ def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, fl
     known = [name.removeprefix("eval/") for row in rows for name in row if name.startswith("eval/")]
     if not known:
         raise ValueError(f"the run {str(run)!r} has no point of a learning curve yet")
-    chosen = policy or ("steer:diamond" if "steer:diamond" in known else "unsteered")
+    chosen = policy or (f"steer:{wanted}" if f"steer:{wanted}" in known else "unsteered")
     if chosen not in known:
         raise ValueError(f"the run {str(run)!r} has no policy {chosen!r}; it has {', '.join(dict.fromkeys(known))}")
     column = f"eval/{chosen}"
@@ -91,6 +92,8 @@ def learning_curve(run: Path, policy: str | None = None) -> list[tuple[float, fl
 
 def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
     """The rows of a finished run: each policy with sampled and with greedy actions, and the peak of its learning curve.
+
+    The final result is a point of this curve too: the other points are those of policies before the last update.
 
     Raises:
         ValueError, KeyError, OSError: if a file of the run is missing or corrupt.
@@ -105,7 +108,8 @@ def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
             row = {"policy": policy, "decoding": decoding, "checkpoint": "final", "env_steps": result["env_steps"]}
             rows.append(key | row | flat | extra)
         if f"eval/{policy}" in read_metrics(run / "metrics.csv")[0]:
-            steps, value = max(learning_curve(run, policy), key=lambda point: point[1])
+            points = [*learning_curve(run, policy), (result["env_steps"] / filtered(config), sampled["true_return"])]
+            steps, value = max(points, key=lambda point: point[1])
             row = {"policy": policy, "decoding": "sampled", "checkpoint": "peak", "env_steps": int(steps)}
             rows.append({**key, **row, "true_return": value})
     return rows
@@ -253,11 +257,12 @@ def _steered_elsewhere(frame: pd.DataFrame, wanted: str, focus: float) -> list[s
         return []
     steered["outcome"] = steered.policy.str.removeprefix("steer:")
     steered["share"] = [row[f"outcomes.{row['outcome']}"] for _, row in steered.iterrows()]
+    steered["label"] = [label_of(row.method, row.policy) for row in steered.itertuples()]
     title = f"## Steered to another outcome, at oversight level {focus:.1%}"
     return [
         title,
         "A column is the outcome, a cell the share of episodes that end in it.",
-        _pivot(steered, "share", "method", "outcome", "{}"),
+        _pivot(steered, "share", "label", "outcome", "{}"),
     ]
 
 
