@@ -16,7 +16,7 @@ LEAST = 0.05
 
 
 class LabelBalance:
-    """Counts labelled episodes by outcome, and warns once if an outcome has hardly any of them, or if there are none.
+    """Counts labelled episodes by outcome. Warns once: if there are none, or if one outcome has too few.
 
     Only the labels of the overseer are counted, not predicted ones.
 

@@ -178,7 +178,7 @@ class SteerablePolicy:
 
 
 def check_steering(steering: object) -> Steering:
-    """Return keyword arguments for ``steered``, of which the name of a module is a short form.
+    """Return keyword arguments for ``steered``. The name of a module is short for ``{"choice": name}``.
 
     Raises:
         ValueError: for another type, or an argument that ``steered`` does not have.
