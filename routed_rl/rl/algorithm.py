@@ -205,6 +205,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         constructor_meta(self)  # raises what save() would raise
         self._env_device(self.env)
         super()._setup_model()
+        self.policy.gamma = self.gamma
         self.entropy_schedule = FloatSchedule(self.ent_coef)
         discrete = isinstance(self.action_space, spaces.Discrete)
         shapes = (

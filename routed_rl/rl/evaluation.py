@@ -52,7 +52,7 @@ def evaluate(
         deterministic: take the most likely action instead of a sampled one.
         n_episodes: number of episodes, shared out evenly among the environments. None: 100, or one per environment if
             there are more.
-        gamma: discount factor of ``true_return``; None: the model's. A policy alone needs it.
+        gamma: discount factor of ``true_return``; None: the model's. A policy that belongs to no model needs it.
         metric: what ``true_return`` is. ``"episodes"``: the return of an episode, discounted from its first step.
             ``"paper"``: the metric of Cloud et al. 2024, section F, for episodes of at most 32 steps. Every environment
             plays 32 steps. For each step, take the return from this step to the episode's end, discounted by 0.97;
@@ -113,8 +113,9 @@ def _agent(
     policy, overseer = getattr(agent, "policy", agent), getattr(agent, "overseer", None)
     if not hasattr(policy, "legal"):
         raise ValueError(f"evaluate() needs a routed model or its policy, got {type(agent).__name__}")
-    if overseer is not None:
-        outcomes, gamma = overseer.outcomes if outcomes is None else outcomes, agent.gamma if gamma is None else gamma
+    gamma = policy.gamma if gamma is None else gamma
+    if outcomes is None and overseer is not None:
+        outcomes = overseer.outcomes
     for name, value in (("outcomes", outcomes), ("gamma", gamma)):
         if value is None:
             raise ValueError(f"a policy does not know its {name}: give evaluate() the model, or {name}=…")

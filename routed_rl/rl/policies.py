@@ -69,6 +69,8 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
     """Kinds of observation space."""
     default_encoder: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
     """The ``features_extractor_class`` if none is given."""
+    gamma: float | None = None
+    """Discount factor of the learner that the policy belongs to; None: it belongs to none."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         policy = super().__new__(cls)

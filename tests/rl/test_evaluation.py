@@ -10,7 +10,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.experiments.common.agents import limits
-from routed_rl.rl import Overseer, evaluate, evaluate_policies, evaluation, true_returns
+from routed_rl.rl import (
+    Overseer,
+    RoutedActorCriticPolicy,
+    evaluate,
+    evaluate_policies,
+    evaluation,
+    true_returns,
+)
 
 from .worlds import VALUES, TwoDoors, small_model
 
@@ -125,13 +132,19 @@ class Walk(gym.Env):
 DOORS = Overseer({"bad": -1, "good": 1})
 
 
+def own_policy(model):
+    """An untrained policy that belongs to no model."""
+    return RoutedActorCriticPolicy(model.observation_space, model.action_space, lambda _: 1e-3)
+
+
 def test_a_return_is_that_of_whole_episodes_discounted_as_in_training():
     """The paper's metric sees 32 steps only, so it misses a reward at step 40."""
     model = small_model(Walk(), overseer=DOORS, gamma=0.9)
     results = [
         evaluate(model, Walk(), n_episodes=1),
         evaluate(model, DummyVecEnv([Walk] * 3), n_episodes=4),
-        evaluate(model.policy, Walk(), DOORS.outcomes, gamma=0.9, n_episodes=2),
+        evaluate(model.policy, Walk(), DOORS.outcomes, n_episodes=2),
+        evaluate(own_policy(model), Walk(), DOORS.outcomes, gamma=0.9, n_episodes=2),
     ]
     for result in results:
         assert result["true_return"] == pytest.approx(0.9**39)
@@ -159,7 +172,7 @@ def test_short_episodes_count_no_more_than_long_ones():
     ("call", "message"),
     [
         (lambda m: evaluate(m.policy, Walk()), "does not know its outcomes: give evaluate.. the model"),
-        (lambda m: evaluate(m.policy, Walk(), ["bad", "good"]), "does not know its gamma"),
+        (lambda m: evaluate(own_policy(m), Walk(), ["bad", "good"]), "does not know its gamma"),
         (lambda m: evaluate(m, Walk(), "good"), "outcomes must be a list of names, got 'good'"),
         (lambda m: evaluate(DOORS, Walk()), "needs a routed model or its policy, got Overseer"),
         (lambda m: evaluate(m, "CartPole-v1"), "env must be a Gymnasium environment or a VecEnv, got 'CartPole-v1'"),
