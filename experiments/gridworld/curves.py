@@ -9,7 +9,7 @@ from routed_rl.experiments.common.agents.worlds import task_of
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Curves
 from routed_rl.rl.oversight_study.table import learning_curve, read_agent
-from routed_rl.rl.oversight_study.tasks import values_of
+from routed_rl.rl.oversight_study.tasks import values_of, wanted_of
 
 
 def main(command: Curves) -> None:
@@ -33,8 +33,7 @@ def main(command: Curves) -> None:
 def wanted(run: Path) -> str:
     """The outcome of highest value in the environment of a run. RunError if there is no run of an agent."""
     config = read_agent(run).config
-    values = values_of(config["outcomes"]) if config.get("env") else task_of(config).values
-    return max(values, key=lambda outcome: values[outcome])
+    return wanted_of(values_of(config["outcomes"]) if config.get("env") else task_of(config).values)
 
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:

@@ -19,6 +19,7 @@ from routed_rl.rl import OversightStudy
 from routed_rl.rl.oversight_study.grid import check_options, kind
 from routed_rl.rl.oversight_study.study import OversightGrid
 from routed_rl.rl.oversight_study.table import NAIVE
+from routed_rl.rl.oversight_study.tasks import wanted_of
 from routed_rl.runs.studies import Findings, Study
 
 TITLES = {
@@ -68,8 +69,7 @@ class PublishedStudy(OversightGrid[Train]):
         return replace(preset, **{name: value for name, value in mine.items() if value is not None})
 
     def _wanted(self) -> str:
-        values = WorldTask(self.base.config()).values
-        return max(values, key=lambda outcome: values[outcome])
+        return wanted_of(WorldTask(self.base.config()).values)
 
     def _check(self, here: bool) -> None:
         super()._check(here)

@@ -16,7 +16,7 @@ LEAST = 0.05
 
 
 class LabelBalance:
-    """Counts labelled episodes by outcome. Warns once: if there are none, or if one outcome has too few.
+    """Counts labelled episodes by outcome. It warns once if labels are missing, or if one outcome has too few.
 
     Only the labels of the overseer are counted, not predicted ones.
 

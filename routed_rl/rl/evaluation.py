@@ -72,9 +72,8 @@ def evaluate(
     The statistics of normalising wrappers stay as they are, and rewards are taken before ``VecNormalize``.
 
     Raises:
-        ValueError: for an argument out of range, or if a policy is given without ``outcomes`` or ``gamma``; if an
-            episode does not end within 10,000 steps; or if a wrapper of Gymnasium hides the true rewards or cannot be
-            kept from changing its statistics.
+        ValueError: for an argument out of range, or a policy without ``outcomes`` or ``gamma``. If an episode does not
+            end within 10,000 steps. If a wrapper of Gymnasium hides the true rewards, or would change its statistics.
     """
     check_choice(("episodes", "paper"), metric=metric)
     if metric == "paper" and (n_episodes is not None or gamma is not None):

@@ -166,7 +166,7 @@ def _is_ours(path: Path) -> bool:
 
 def _previous(path: Path) -> Path:
     path = path.absolute()  # "." has no name
-    return path.with_name(f".{path.name}.previous") if path.name else path
+    return path.with_name(f".{path.name}.previous")
 
 
 def _move_in(temporary: Path, path: Path) -> None:

@@ -23,7 +23,7 @@ from routed_rl.rl.oversight_study.methods import is_own, title, variant
 from routed_rl.rl.oversight_study.recipe import own_task
 from routed_rl.rl.oversight_study.report import USUAL_FOCUS, OversightReport
 from routed_rl.rl.oversight_study.table import Limits
-from routed_rl.rl.oversight_study.tasks import values_of
+from routed_rl.rl.oversight_study.tasks import values_of, wanted_of
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.wording import did_you_mean, option_names, shown, written
@@ -209,8 +209,7 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
         return Run(**{name: getattr(self, name) for name in shared})
 
     def _wanted(self) -> str:
-        values = own_task(self.base.config()).values
-        return max(values, key=lambda outcome: values[outcome])
+        return wanted_of(own_task(self.base.config()).values)
 
     def _check_runs(self, runs: Sequence[Run]) -> None:
         check_options(runs, own_task, self.parallel_seeds)

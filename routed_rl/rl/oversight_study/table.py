@@ -24,7 +24,7 @@ MEANINGS = {
     "seed": "seed of the run",
     "policy": "the policy of the run that acts: unsteered, or steered to or away from outcomes",
     "decoding": "sampled: actions are sampled; greedy: the most likely action",
-    "checkpoint": "final: after the last update; peak: at the best point of the learning curve",
+    "checkpoint": "final: after the last update; peak: at the best point of the learning curve, or at its end",
     "env_steps": "environment steps of training",
     "true_return": "discounted true reward of an episode, mean; in Diamond/Ghost worlds the paper's metric, the mean "
     "over 32 steps of the discounted true reward that follows a step",
@@ -108,7 +108,8 @@ def run_rows(method: str, run: Path) -> list[dict[str, Any]]:
             row = {"policy": policy, "decoding": decoding, "checkpoint": "final", "env_steps": result["env_steps"]}
             rows.append(key | row | flat | extra)
         if f"eval/{policy}" in read_metrics(run / "metrics.csv")[0]:
-            points = [*learning_curve(run, policy), (result["env_steps"] / filtered(config), sampled["true_return"])]
+            end = result.get("stopped_at", result["env_steps"]) / filtered(config)
+            points = [*learning_curve(run, policy), (end, sampled["true_return"])]
             steps, value = max(points, key=lambda point: point[1])
             row = {"policy": policy, "decoding": "sampled", "checkpoint": "peak", "env_steps": int(steps)}
             rows.append({**key, **row, "true_return": value})

@@ -137,6 +137,11 @@ class _ValueReward(VecEnvWrapper):
         return observations, rewards, dones, infos
 
 
+def wanted_of(values: Mapping[str, float]) -> str:
+    """Return the outcome of highest value, to which agents are steered."""
+    return max(values, key=lambda outcome: values[outcome])
+
+
 def values_of(outcomes: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
     """Return outcome → value, also from texts such as ``"lava=-1"``.
 
