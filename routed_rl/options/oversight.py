@@ -86,7 +86,7 @@ class Learner:
     end is novel to the outcome model"""
 
 
-NOT_IDENTITY = ("seed", "out", "force", "parallel_seeds")
+NOT_IDENTITY = ("seed", "out", "force", "extends", "parallel_seeds")
 """Options of a run that do not belong to its configuration."""
 
 
@@ -107,6 +107,9 @@ class Run:
     """run directory; None: runs/METHOD-CONFIGHASH-sSEED"""
     force: bool = False
     """start again from zero; the old directory is renamed, not deleted"""
+    extends: Path | None = None
+    """finished run whose training goes on in --out. Its other options must be repeated. --total-steps counts its steps
+    too"""
     unlabelled: Literal["all", "none", "predicted"] = "all"
     """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them. "predicted": an outcome
     model learns from the labelled episodes, and labels the others where it is sure"""

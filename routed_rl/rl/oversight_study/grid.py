@@ -6,25 +6,52 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from routed_rl.errors import UserError, user_input
-from routed_rl.options.oversight import Run
+from routed_rl.options.oversight import EARLY_STOPPED, Run
 from routed_rl.rl.oversight_study.methods import is_own, own_method
 from routed_rl.rl.oversight_study.recipe import TaskOf, budget, make_model, own_task
-from routed_rl.runs import config_hash
+from routed_rl.runs import RunError, RunRecord, config_hash, read_run
 from routed_rl.runs.grid import PYTHON, Kind, options
+from routed_rl.runs.record import differences
+from routed_rl.runs.rundir import RESULT
 from routed_rl.wording import written
 
 WORKER = "routed_rl.rl.oversight_study.worker"
 
 
 def run_config(run: Run) -> dict[str, Any]:
-    """Everything that a run depends on, except its seed, as JSON. Raises ValueError if its code cannot be found."""
+    """Everything that a run depends on, except its seed, as JSON.
+
+    Raises:
+        ValueError: if its code cannot be found.
+        RunError: if it cannot extend the run that it names.
+    """
     config = run.config()
     if is_own(run.method):
         config["switches"] = asdict(own_method(run.method))
-    return config if run.env is None else {**config, "code": own_task(config).code()}
+    if run.env is not None:
+        config["code"] = own_task(config).code()
+    return config if run.extends is None else {**config, "extends": _extended(run, run.extends, config)}
+
+
+def _extended(run: Run, path: Path, config: dict[str, Any]) -> str:
+    """Return what identifies the run at ``path``; raise a RunError unless ``run`` is the same run, but longer."""
+    there = read_run(path)
+    steps = there.config.get("total_steps", 0)
+    alike = {name: value for name, value in there.config.items() if name != "extends"}
+    alike["total_steps"] = config["total_steps"]
+    if differing := differences(RunRecord.of(alike, there.seed), RunRecord.of(config, run.seed)):
+        raise RunError(f"--extends needs the options of {str(path)!r}: {'; '.join(differing[:3])}")
+    if config["total_steps"] <= steps:
+        raise RunError(f"--total-steps must be above {steps}, the steps of {str(path)!r}, got {config['total_steps']}")
+    if run.method == EARLY_STOPPED:
+        raise RunError(f"a run of {EARLY_STOPPED} keeps its best agent, not its last: it cannot be extended")
+    if not (path / RESULT).exists():
+        raise RunError(f"{str(path)!r} is not finished: its own command continues it; --extends needs a finished run")
+    return f"{there.config_hash}-s{there.seed}"
 
 
 def kind(command: Callable[[Sequence[Any]], list[str]], parallel_seeds: int = 1) -> Kind:
@@ -64,6 +91,8 @@ def check_options(runs: Sequence[Run], task_of: TaskOf, parallel_seeds: int = 1)
     with user_input():
         for run in {config_hash(run.config()): run for run in runs}.values():
             task = task_of(run.config())
+            if parallel_seeds > 1 and run.extends is not None:
+                raise UserError("--extends trains on one run; leave out --parallel-seeds")
             if parallel_seeds > 1 and not task.shared:
                 raise UserError(
                     f"--parallel-seeds needs a batched world, not {task.name}; choose another world or leave it out"

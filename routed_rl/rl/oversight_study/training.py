@@ -31,7 +31,7 @@ from routed_rl.rl.oversight_study.tasks import Task
 from routed_rl.rl.parallel import ParallelLearner
 from routed_rl.rl.saving import build, model_meta, model_tensors
 from routed_rl.runs import MetricsCSV, RunDirectory, RunError, config_hash, derive_seed, read_metrics
-from routed_rl.runs.checkpoint import Checkpoint
+from routed_rl.runs.checkpoint import Checkpoint, read_checkpoint
 from routed_rl.runs.grid import FAILED
 from routed_rl.runs.process import one_thread
 from routed_rl.runs.progress import progress_display
@@ -76,8 +76,8 @@ def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda tit
         for run in runs:
             if run.finished:
                 print(
-                    f"{run.path} is finished; its result follows (--force starts again from zero; for a longer run, "
-                    "give more --total-steps and another --out)",
+                    f"{run.path} is finished; its result follows (--force starts again from zero; to train on, repeat "
+                    f"the command with --extends {run.path}, more --total-steps and another --out)",
                     file=sys.stderr,
                 )
         while waiting := [run for run in runs if not run.finished and run.path not in failed]:
@@ -96,7 +96,22 @@ def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda tit
 
 
 def _open(command: Run) -> RunDirectory:
-    return RunDirectory.open(_directory(command), run_config(command), command.seed, force=command.force)
+    run = RunDirectory.open(_directory(command), run_config(command), command.seed, force=command.force)
+    try:
+        if command.extends is not None and not run.finished and not run.checkpoint_steps():
+            _begin_with(run, read_checkpoint(command.extends / MODEL))
+    except Exception:
+        run.close()
+        raise
+    return run
+
+
+def _begin_with(run: RunDirectory, model: Checkpoint) -> None:
+    """Let a new run begin with the saved model of another. Where the environments' state is unknown, they reset."""
+    known = any(name.startswith("env.") for name in model.tensors)
+    tensors = {name: tensor for name, tensor in model.tensors.items() if known or name != "last_obs"}
+    run.load_checkpoint()  # None, as there is none yet
+    run.save_checkpoint(model.meta["counters"]["num_timesteps"], tensors, model.meta)
 
 
 def _directory(command: Run) -> Path:
@@ -169,6 +184,8 @@ def _resume(run: RunDirectory, task_of: TaskOf, step: int | None = None) -> _Mem
     config = run.record.config
     task = task_of(config)
     model, checkpoint = make_model(config, run.record.seed, task), run.load_checkpoint(step)
+    if checkpoint is None and "extends" in config:
+        raise UserError(f"{run.path} has lost the agent that it extends: start again with --force")
     if checkpoint is not None:
         state = Checkpoint(checkpoint.tensors, checkpoint.meta)
         with user_input():
@@ -261,8 +278,9 @@ class _RunCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        # The next update writes this row. The row describes the policy that played this rollout.
-        if self.model._n_updates % self.interval == 0:
+        # The next update writes this row. The row describes the policy that played this rollout. The first row of the
+        # run must have every column, also where the run extends another.
+        if self.model._n_updates % self.interval == 0 or not self.run.metrics.rows:
             returns = true_returns(
                 self.model, self.env, seed=self.seed, policies=policies(self.model), **self.task.measure(self.env)
             )

@@ -1,0 +1,86 @@
+"""``routed-rl train --extends RUN``: a finished run is trained on, as if it had been longer from the beginning."""
+
+import json
+
+import pytest
+
+from routed_rl.experiments import cli
+from routed_rl.experiments.common.agents import worlds
+from routed_rl.runs import RunDirectory
+from tests.experiments.test_train import SMALL, different_files
+
+CONSTANT = [*SMALL, "--learner.entropy", "0.02", "0.02"]
+"""Entropy that does not depend on the length of the training."""
+OWN = ["--world", "CartPole", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
+OWN += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
+
+
+@pytest.fixture(autouse=True)
+def few_test_environments(monkeypatch):
+    monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (2, 4))
+    monkeypatch.setitem(worlds.FRESH_ENVS, "CartPole", (2, 4))
+
+
+def train(out, steps, *options, small=CONSTANT):
+    cli.main(["train", "--out", str(out), "--total-steps", str(steps), *small, *map(str, options)])
+
+
+def result(run):
+    return json.loads((run / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+def test_the_same_agent_as_of_a_longer_run(tmp_path, monkeypatch, kills):
+    """Also if the extension is stopped after it has taken over the agent, and later at a checkpoint."""
+    monkeypatch.setattr("routed_rl.rl.oversight_study.training.CHECKPOINT_EVERY", 3)
+    half, longer, whole = (tmp_path / name for name in ("half", "longer", "whole"))
+    train(half, 1024)
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    save, saved = RunDirectory.save_checkpoint, []
+
+    def stopped(self, step, *arguments):
+        save(self, step, *arguments)
+        if step not in saved and len(saved) < kills:
+            saved.append(step)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", stopped)
+    for _ in range(kills):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(longer, 2048, "--extends", half)
+    train(longer, 2048, "--extends", half)
+    assert saved == [1024, 1152][:kills]
+    train(whole, 2048)
+    assert different_files(longer / "model", whole / "model") == []
+    assert result(longer)["policies"] == result(whole)["policies"] and result(longer)["env_steps"] == 2048
+    assert result(longer)["config_hash"] != result(whole)["config_hash"]
+    assert before == {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    train(tmp_path / "longest", 2560, "--extends", longer)
+    assert result(tmp_path / "longest")["env_steps"] == 2560
+
+
+def test_in_an_environment_whose_state_is_unknown_new_episodes_begin(tmp_path):
+    train(tmp_path / "half", 128, small=OWN)
+    train(tmp_path / "longer", 256, "--extends", tmp_path / "half", small=OWN)
+    assert result(tmp_path / "longer")["env_steps"] == 256
+
+
+def test_what_cannot_be_extended_is_refused(tmp_path, capsys):
+    finished, stopped, open_run, out = (tmp_path / name for name in ("finished", "stopped", "open", "out"))
+    train(finished, 256)
+    train(stopped, 256, "--method", "naive-early-stopped")
+    train(open_run, 256)
+    (open_run / "evaluation.json").unlink()
+    for run, options, said in [
+        (finished, ["--seed", "1"], "seed is 0 there, 1 here"),
+        (finished, ["--oversight", "0.2"], "config.oversight is 0.05 there, 0.2 here"),
+        (finished, ["--total-steps", "256"], f"--total-steps must be above 256, the steps of '{finished}', got 256"),
+        (stopped, ["--method", "naive-early-stopped"], "keeps its best agent, not its last"),
+        (open_run, [], f"'{open_run}' is not finished: its own command continues it"),
+        (tmp_path / "nothing", [], f"there is no run at '{tmp_path / 'nothing'}'"),
+        (finished, ["--parallel-seeds", "2"], "--extends trains on one run; leave out --parallel-seeds"),
+    ]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            train(out, 512, "--extends", run, *options)
+        assert stop.value.code == 2 and said in capsys.readouterr().err and not out.exists()
