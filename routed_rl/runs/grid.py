@@ -159,8 +159,10 @@ def _progress(runs: Sequence[Any], todo: Mapping[Path, Any], kind: Kind, workers
     with progress_display(unit=kind.unit) as progress:
         total = {run.out: kind.total(run) for run in runs}
         task = progress.add_task("", total=sum(total.values()))
+        said = sum((out / RESULT).exists() for out in total)
 
         def poll() -> None:
+            nonlocal said
             done = {out: _steps_done(out, total[out], kind.counter, out in todo) for out in total}
             finished = sum((out / RESULT).exists() for out in total)
             # Directories of runs that were interrupted wait among those that run.
@@ -168,6 +170,9 @@ def _progress(runs: Sequence[Any], todo: Mapping[Path, Any], kind: Kind, workers
             left = len(runs) - finished - running
             what = f"{finished} of {len(runs)} runs done, {running} running, {left} left"
             progress.update(task, description=what, completed=sum(done.values()))
+            if progress.disable and finished > said:  # in a log, a line for each change in place of a bar
+                said = finished
+                print(what, file=sys.stderr)
 
         yield poll
 

@@ -1,22 +1,38 @@
-"""A method that routes warns once if one of its modules gets hardly any labels; every method, if there are none."""
+"""What is said once in training: no episode ends, no label arrives, outcomes are hidden, labels are very unequal."""
 
 import warnings
 
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostVecEnv
 from routed_rl.rl import Overseer, balance
 
-from .worlds import VALUES, small_model
+from .worlds import VALUES, TwoDoors, small_model, two_doors
 
 DIAMONDS = {"ghost": 0.0, "diamond": 1.0}
 
 
-def warned(oversight, monkeypatch, method="routing", unlabelled="all", **options):
+class Endless(TwoDoors):
+    def step(self, action):
+        obs, reward, _, _, _ = super().step(0 if self.position > 2 else 1)
+        return obs, reward, False, False, {}
+
+
+class Hiding(TwoDoors):
+    """It hides the outcome where nobody sees it, which is a mistake that its author may make."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, info if info.get("overseen") else {**info, "outcome": None}
+
+
+def warned(oversight, monkeypatch, method="routing", unlabelled="all", env=None, **options):
     """Train, and return the warnings."""
     monkeypatch.setattr(balance, "ENOUGH", 20)
-    overseer = Overseer(VALUES, method, unlabelled=unlabelled)
-    env = DiamondGhostVecEnv(32, oversight=oversight, seed=0)
+    values = VALUES if env is None else {"bad": -1.0, "good": 1.0}
+    overseer = Overseer(values, method, unlabelled=unlabelled)
+    env = env or DiamondGhostVecEnv(32, oversight=oversight, seed=0)
     model = small_model(env, overseer=overseer, replay_steps=0, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -50,3 +66,14 @@ def test_no_label_at_all_is_said_once(method, monkeypatch):
 @pytest.mark.parametrize(("oversight", "method"), [(1.0, "routing"), (DIAMONDS, "naive"), (DIAMONDS, "no-routing")])
 def test_equal_labels_and_other_methods_are_not_warned_of(oversight, method, monkeypatch):
     assert warned(oversight, monkeypatch, method) == []
+
+
+@pytest.mark.parametrize("method", ["routing", "naive"])
+def test_what_an_environment_does_wrong_is_said_once(method, monkeypatch):
+    monkeypatch.setattr(balance, "LONG", 16)
+    monkeypatch.setattr(balance, "SILENT", 30)
+    (endless,) = warned(0.5, monkeypatch, method, env=DummyVecEnv([Endless] * 32))
+    assert "no episode has ended in the first 16 steps of each environment" in endless and "TimeLimit" in endless
+    (hiding,) = warned(0.5, monkeypatch, method, env=DummyVecEnv([Hiding] * 32))
+    assert "leave out the outcome of episodes that are not overseen?" in hiding
+    assert warned(0.5, monkeypatch, method, env=two_doors(32)) == []
