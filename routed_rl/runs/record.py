@@ -117,7 +117,8 @@ def refuse_other(path: Path, stored: RunRecord, given: RunRecord) -> None:
     """Raise RunError, with the differences, if the run `stored` at `path` is not the run `given`."""
     if differing := differences(stored, given):
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise RunError(f"{str(path)!r} holds another run, so choose another directory: {'; '.join(differing[:3])}{more}")
+        shown = "; ".join(differing[:3]) + more
+        raise RunError(f"{str(path)!r} holds another run, so choose another directory: {shown}")
 
 
 def differences(stored: RunRecord, given: RunRecord) -> list[str]:
