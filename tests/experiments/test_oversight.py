@@ -262,6 +262,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path, capsys):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+@pytest.mark.slow  # what Ray runs and returns is tested in runs/test_ray.py
 @pytest.mark.usefixtures("undrawn")
 def test_ray_gives_the_same_results_as_this_machine(tmp_path, monkeypatch):
     """For real: a fresh process as a task of a Ray of its own there, this process here."""

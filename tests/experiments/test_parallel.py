@@ -78,7 +78,15 @@ def test_the_command_trains_one_run_for_each_seed(tmp_path, small):
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["routing", "placebo", "naive-early-stopped"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "routing",
+        # Run by themselves, these two are tested in test_controls.py.
+        pytest.param("placebo", marks=pytest.mark.slow),
+        pytest.param("naive-early-stopped", marks=pytest.mark.slow),
+    ],
+)
 def test_broken_off_and_continued_is_the_same(method, whole, tmp_path, monkeypatch):
     if method != "routing":
         whole = tmp_path / "whole"
@@ -128,7 +136,7 @@ def test_a_directory_that_cannot_be_used_stops_no_other(tmp_path, small, capsys)
     assert [read_json(run.out / "evaluation.json")["seed"] for run in runs(tmp_path, 3)] == [0, 9, 2]
 
 
-@pytest.mark.parametrize("update", [3, 9])
+@pytest.mark.parametrize("update", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_one_that_diverges_stops_no_other(update, tmp_path, small, monkeypatch, capsys):
     real = training._RunCallback._on_rollout_end
 

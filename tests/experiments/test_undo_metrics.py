@@ -64,7 +64,7 @@ def test_each_metric_has_its_columns_and_its_table(small, study, tmp_path):
     assert summary.count("| reference |") == 2 and "\n\nAccuracy:\n\n" in summary
 
 
-@pytest.mark.parametrize("rank", ["None", "2"])
+@pytest.mark.parametrize("rank", ["None", pytest.param("2", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("undrawn")
 def test_attacked_models_are_measured_the_same_whether_they_are_kept_or_not(rank, small, study, tmp_path):
     frames = {}
