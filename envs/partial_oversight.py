@@ -246,6 +246,9 @@ class PartialOversight(gym.Wrapper[Any, Any, Any, Any]):
         probability: Probability = 0.1,
         visible: bool = False,
     ) -> None:
+        if not isinstance(env, gym.Env):
+            use = ": use PartialOversightVecEnv" if hasattr(env, "num_envs") else ""
+            raise ValueError(f"env must be a Gymnasium environment, got {env!r}{use}")
         super().__init__(env)
         self._oversight = EpisodeOversight(1, env.observation_space, outcome, outcomes, probability, visible)
         self.outcomes = self._oversight.outcomes

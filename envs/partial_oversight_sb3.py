@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
@@ -32,6 +33,9 @@ class PartialOversightVecEnv(VecEnvWrapper):
         probability: Probability = 0.1,
         visible: bool = False,
     ) -> None:
+        if not isinstance(venv, VecEnv):
+            use = ": use PartialOversight" if isinstance(venv, gym.Env) else ""
+            raise ValueError(f"venv must be a VecEnv of Stable-Baselines3, got {venv!r}{use}")
         self._oversight = EpisodeOversight(
             venv.num_envs, venv.observation_space, outcome, outcomes, probability, visible
         )

@@ -22,7 +22,7 @@ from routed_rl.options.text import CorpusOptions
 from routed_rl.paths import expanded
 from routed_rl.runs import write_bytes
 from routed_rl.runs.files import move_in
-from routed_rl.wording import did_you_mean, option_names
+from routed_rl.runs.studies import refuse_unknown
 
 NAMES = ("model", "tokenizer", "corpus", "forget", "also")
 """Options that name something, and that may be the thing itself."""
@@ -40,9 +40,7 @@ def named(kind: type[CorpusOptions], usual: Mapping[str, Any], given: Mapping[st
         UserError: for a model or texts that cannot be saved, or as :func:`~routed_rl.options.conform.conform`.
     """
     values = {**vars(kind()), **usual}
-    if unknown := sorted(set(given) - set(values)):
-        nearest = did_you_mean(unknown[0], option_names(kind))
-        raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(values)}{nearest}")
+    refuse_unknown(kind, given, values)
     values |= given
     values |= {name: _path(given[name]) for name in NAMES if name in given}
     values |= {name: [_path(one) for one in given[name]] for name in LISTS if isinstance(given.get(name), list | tuple)}

@@ -148,6 +148,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
     ) -> None:
         check_unused(type(self).__name__, unknown, type(self), RoutedAlgorithm)
         check_choice((0, 1, 2), verbose=verbose)
+        if hasattr(policy, "step"):
+            raise ValueError(f"policy is the first argument and env the second, got {policy} as policy: swap them")
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)
         if env is not None or _init_setup_model:  # without set-up, load() adds the environment later

@@ -13,6 +13,13 @@ SILENT = 1000
 """Episodes with an outcome, none of them labelled, after which a warning is due."""
 LONG = 2000
 """Steps of each environment without the end of an episode, after which a warning is due."""
+FEW, MANY = 10, 100
+"""Labelled episodes, and others without an outcome, after which outcomes are known to be hidden."""
+HIDDEN = (
+    "{} episodes were overseen and reached an outcome, and {} others ended with outcome None before any step limit: "
+    'does the environment hide the outcome where nobody sees it? info["outcome"] must have it there too'
+)
+"""For environments whose author thought that an unseen outcome must be None."""
 LEAST = 0.05
 """The share of the labels below which an outcome is too rare. (DistShift1: 0.02, and its module learned nothing.)"""
 
@@ -29,14 +36,15 @@ class LabelBalance:
 
     def __init__(self, overseer: Overseer, solo: bool) -> None:
         self.overseer, self.solo = overseer, solo
-        self.counts, self.steps = [0] * len(overseer.rewards), 0
+        self.counts, self.hidden, self.steps = [0] * len(overseer.rewards), 0, 0
         self.done = False
 
-    def add(self, counts: Sequence[int], steps: int) -> None:
+    def add(self, counts: Sequence[int], hidden: int, steps: int) -> None:
         """Count the episodes of a rollout by label, in the order of ``overseer.rewards``, and its steps.
 
         Args:
             counts: episodes by label: one number per outcome, then "unseen" and "none".
+            hidden: episodes that ended without an outcome before any step limit.
             steps: the steps of each environment.
 
         Warns:
@@ -45,14 +53,14 @@ class LabelBalance:
         if self.done:
             return
         self.counts = [total + count for total, count in zip(self.counts, counts, strict=True)]
-        self.steps += steps
+        self.hidden, self.steps = self.hidden + hidden, self.steps + steps
         if message := self._message():
             warnings.warn(message, stacklevel=2)
         self.done = bool(message) or sum(self.counts[: self.overseer.reached]) >= ENOUGH
 
     def _message(self) -> str | None:
         """What is wrong with the episodes so far, and what to do about it."""
-        labelled, (unseen, none) = self.counts[: self.overseer.reached], self.counts[self.overseer.reached :]
+        labelled, unseen = self.counts[: self.overseer.reached], self.counts[self.overseer.reached]
         total = sum(labelled)
         if self.steps >= LONG and not sum(self.counts):
             return (
@@ -64,13 +72,10 @@ class LabelBalance:
                 f"none of the first {unseen} episodes that reached an outcome was overseen, so the learner has no "
                 "label: oversee more, and see what check_oversight_env(env, outcomes) counts"
             )
+        if total >= FEW and self.hidden >= MANY and not unseen:
+            return HIDDEN.format(total, self.hidden)
         if total < ENOUGH:
             return None
-        if none >= SILENT and not unseen:
-            return (
-                f"{total} overseen episodes reached an outcome, and no other episode did: does the environment leave "
-                'out the outcome of episodes that are not overseen? info["outcome"] must have it in these too'
-            )
         if not self.overseer.method.routed or len(labelled) < 2 or min(labelled) >= LEAST * total:
             return None
         rarest = self.overseer.outcomes[labelled.index(min(labelled))]

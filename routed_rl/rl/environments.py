@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -23,6 +24,8 @@ def check_env(wanted: str = WANTED, /, **given: object) -> None:
     for name, env in given.items():
         if not isinstance(env, (gym.Env, VecEnv)):
             made = f": make one, as in {env.__name__}(…)" if callable(env) and hasattr(env, "__name__") else ""
+            if isinstance(env, (list, gym.vector.VectorEnv)):
+                made = ": for several environments, give a VecEnv, as in DummyVecEnv([make_env] * 16)"
             raise ValueError(f"{name} must be {wanted}, got {' '.join(repr(env).split())}{made}")
         for attribute in ("observation_space", "action_space"):
             if not isinstance(space := getattr(env, attribute, None), spaces.Space):
@@ -34,6 +37,13 @@ def vectorised(env: gym.Env[Any, Any] | VecEnv, name: str = "env") -> VecEnv:
     """Return a ``VecEnv``, ``env`` itself or one with this single environment; raise a ValueError for anything else."""
     check_env(**{name: env})
     return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+
+
+def check_finite(observations: Any) -> None:
+    """Raise a ValueError if observations, an array or tensor or a mapping of such, hold NaN or infinity."""
+    parts = observations.values() if isinstance(observations, Mapping) else [observations]
+    if not all(bool(np.isfinite(np.asarray(part)).all()) for part in parts):
+        raise ValueError("the environment's observations hold NaN or infinity: see what its reset and step return")
 
 
 @contextmanager
@@ -85,6 +95,11 @@ def _fault(env: gym.Env[Any, Any]) -> str | None:
     except Exception:
         return None
     if _fits(step, 5):
+        shape = env.observation_space.shape
+        for method, (observation, *_) in {"reset": start, "step": step}.items():
+            if shape is not None and np.shape(observation) != shape:
+                got = f"an observation of shape {np.shape(observation)}"
+                return f"{kind}.{method} must return an observation of its observation_space, {shape}, got {got}"
         return None
     old = ": done has become terminated and truncated" if isinstance(step, tuple) and len(step) == 4 else ""
     return f"{kind}.step must return (observation, reward, terminated, truncated, info), got {_line(step)}{old}"

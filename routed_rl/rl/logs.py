@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 
 from routed_rl.rl.arguments import check_number
-from routed_rl.rl.environments import check_infos, explained
+from routed_rl.rl.environments import check_finite, check_infos, explained
 
 
 class RoutedLogs(OnPolicyAlgorithm):
@@ -33,8 +35,8 @@ class RoutedLogs(OnPolicyAlgorithm):
         Arguments are those of Stable-Baselines3. ``tb_log_name`` is by default the name of the class.
 
         Raises:
-            ValueError: if the model has no environment, or if the environment breaks Gymnasium's API, or if
-                ``total_timesteps`` is no number of at least 0.
+            ValueError: if the model has no environment, or if the environment breaks Gymnasium's API or observes NaN,
+                or if ``total_timesteps`` is no number of at least 0.
         """
         check_number(0, total_timesteps=total_timesteps)
         if self.env is None:
@@ -44,7 +46,12 @@ class RoutedLogs(OnPolicyAlgorithm):
             )
         name = tb_log_name or type(self).__name__
         with explained(self.env):
-            return super().learn(total_timesteps, callback, log_interval, name, *args, **kwargs)
+            try:
+                return super().learn(total_timesteps, callback, log_interval, name, *args, **kwargs)
+            except (ValueError, RuntimeError):  # a distribution may be the first to meet a NaN
+                if isinstance(self._last_obs, (np.ndarray, Mapping)):
+                    check_finite(self._last_obs)
+                raise
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         ready = super()._setup_learn(*args, **kwargs)

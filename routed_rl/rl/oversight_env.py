@@ -12,8 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from routed_rl.rl.arguments import check_whole
+from routed_rl.rl.balance import HIDDEN
 from routed_rl.rl.env_state import frozen_statistics
-from routed_rl.rl.environments import check_infos, explained, vectorised
+from routed_rl.rl.environments import check_finite, check_infos, explained, vectorised
 
 
 class EpisodeEnds(Protocol):
@@ -103,36 +104,40 @@ def check_oversight_env(
         that reached no outcome.
 
     Raises:
-        ValueError: if ``outcomes`` are no names, if the environment breaks Gymnasium's API or reports something else,
-            if too few episodes end, or if all outcomes are None. The learner gets a label only when an episode ends on
-            an outcome.
+        ValueError: if ``outcomes`` are no names, if the environment breaks Gymnasium's API, observes NaN or reports
+            something else, if too few episodes end, or if all outcomes are None. The learner gets a label only when an
+            episode ends on an outcome.
 
     Warns:
-        UserWarning: if no episode that reached an outcome was overseen.
+        UserWarning: if no episode that reached an outcome was overseen; or if all were, while others ended without an
+            outcome before any step limit.
     """
     check_whole(1, episodes=episodes)
     if isinstance(outcomes, str) or not isinstance(outcomes, Iterable):
-        raise ValueError(f"outcomes must be names of outcomes, as in ['ghost', 'diamond'], got {outcomes!r}")
+        names = ": give its .outcomes" if hasattr(outcomes, "outcomes") else ""
+        raise ValueError(f"outcomes must be names of outcomes, as in ['ghost', 'diamond'], got {outcomes!r}{names}")
     outcomes = tuple(outcomes)
     vec_env = vectorised(env)
     vec_env.action_space.seed(0)
     vec_env.seed(0)
     counts = {name: {"overseen": 0, "unseen": 0} for name in (*outcomes, "none")}
-    finished = overseen = 0
+    finished = overseen = hidden = 0
     with explained(vec_env), frozen_statistics(vec_env):
-        vec_env.reset()
+        check_finite(vec_env.reset())
         check_infos(vec_env)
         for _ in range(10_000):
             actions = np.array([vec_env.action_space.sample() for _ in range(vec_env.num_envs)])
-            _, _, dones, infos = vec_env.step(actions)
+            observations, _, dones, infos = vec_env.step(actions)
+            check_finite(observations)
             ends = episode_ends(infos, dones, outcomes)
             for number, seen in zip(ends.outcome.tolist(), ends.overseen.tolist(), strict=True):
                 name = outcomes[number] if number >= 0 else "none"
                 counts[name]["overseen" if seen and number >= 0 else "unseen"] += 1
                 overseen += seen and number >= 0
             finished += len(ends.rows)
+            hidden += int(((ends.outcome < 0) & ~ends.truncated).sum())
             if finished >= episodes and overseen:
-                return counts
+                break
     if finished < min(episodes, 10):
         raise ValueError(
             f"only {finished} of {episodes} random episodes ended within 10000 steps; labels come only at the end of "
@@ -144,6 +149,9 @@ def check_oversight_env(
             f"info['outcome'] was None in all of {finished} random episodes, so there is nothing to learn from: set it "
             f"to one of {list(outcomes)} where an episode reaches one, or start episodes nearer to them"
         )
+    unseen = reached - overseen
+    if overseen and hidden and not unseen:
+        warnings.warn(HIDDEN.format(overseen, hidden), stacklevel=2)
     if not overseen:
         warnings.warn(
             f"info['overseen'] was False in all of {reached} random episodes that reached an outcome, so no label "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,7 +23,7 @@ from routed_rl.runs.lock import locked
 from routed_rl.runs.process import check_device, usual_workers
 from routed_rl.runs.record import LOCK
 from routed_rl.runs.tables import described, write_table
-from routed_rl.wording import again, spoken
+from routed_rl.wording import again, did_you_mean, option_names, spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -249,6 +250,18 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
             raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
     elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
+
+
+def refuse_unknown(options: type, given: Iterable[str], names: Iterable[str]) -> None:
+    """Raise a TypeError for the first of the names ``given`` to a study that none of its options ``names`` has."""
+    names = list(names)
+    for name in sorted({*given} - {*names}):
+        if name in signature(Study.run).parameters:
+            raise TypeError(
+                f"{name!r} is no option of the study but an argument of its run(), as in study.run({name}=…)"
+            )
+        nearest = did_you_mean(name, option_names(options))
+        raise TypeError(f"there is no option {name!r}; the options are {', '.join(names)}{nearest}")
 
 
 @contextmanager

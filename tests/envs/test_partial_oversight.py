@@ -279,6 +279,16 @@ def test_bad_arguments_are_refused_in_one_sentence(make, outcome, options, messa
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_environment_of_the_other_kind_is_refused_with_the_class_for_it():
+    with pytest.raises(ValueError, match=r"^env must be a Gymnasium environment, got <.*: use PartialOversightVecEnv$"):
+        PartialOversight(DummyVecEnv([Walk]), ENDS)
+    with pytest.raises(ValueError, match=r"^venv must be a VecEnv of .*, got <.*: use PartialOversight$"):
+        PartialOversightVecEnv(Walk(), ENDS)
+    for wrapper in (PartialOversight, PartialOversightVecEnv):
+        with pytest.raises(ValueError, match=r"got None$"):
+            wrapper(None, ENDS)
+
+
 @pytest.mark.parametrize(
     ("outcome", "options", "message"),
     [

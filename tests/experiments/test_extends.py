@@ -1,18 +1,22 @@
 """``routed-rl train --extends RUN``: a finished run is trained on, as if it had been longer from the beginning."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import worlds
+from routed_rl.options.oversight import OWN, Run
+from routed_rl.rl.oversight_study.grid import run_config
 from routed_rl.runs import RunDirectory
 from tests.experiments.test_train import SMALL, different_files
+from tests.own_code import own_code
 
 CONSTANT = [*SMALL, "--learner.entropy", "0.02", "0.02"]
 """Entropy that does not depend on the length of the training."""
-OWN = ["--world", "CartPole", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
-OWN += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
+CARTPOLE = ["--world", "CartPole", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
+CARTPOLE += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +63,20 @@ def test_the_same_agent_as_of_a_longer_run(tmp_path, monkeypatch):
 
 
 def test_in_an_environment_whose_state_is_unknown_new_episodes_begin(tmp_path):
-    train(tmp_path / "half", 128, small=OWN)
-    train(tmp_path / "longer", 256, "--extends", tmp_path / "half", small=OWN)
+    train(tmp_path / "half", 128, small=CARTPOLE)
+    train(tmp_path / "longer", 256, "--extends", tmp_path / "half", small=CARTPOLE)
     assert result(tmp_path / "longer")["env_steps"] == 256
+
+
+def test_a_run_of_a_study_may_be_extended_with_its_values_written_otherwise(tmp_path):
+    with own_code(tmp_path) as write:
+        write("doors.py", "from tests.rl.worlds import TwoDoors as make_env")
+        env = f"{tmp_path}/doors:make_env"
+        learner = replace(OWN, n_envs=2, n_steps=8, batch_size=16, replay_steps=1, hidden=8)
+        config = run_config(Run(env=env, outcomes=("bad=-1.0", "good=1.0"), total_steps=16, learner=learner))
+        for number in ("-1", "-1.00", "-1e0"):
+            run = Run(env=env, outcomes=(f"bad={number}", "good=1"), total_steps=16, learner=learner)
+            assert run_config(run) == config
 
 
 def test_what_cannot_be_extended_is_refused(tmp_path, capsys):

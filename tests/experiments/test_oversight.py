@@ -174,6 +174,7 @@ def test_a_bad_run_is_reported_and_the_rest_finished(whole, in_process, tmp_path
     with pytest.raises(SystemExit) as stop:
         run_study(tmp_path / "s", *MORE)
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert lines.pop(0) == "12 of 12 runs done, 0 running, 0 left"
     assert stop.value.code == 2 and len(lines) == 3 and "2 runs failed" in lines[2]
     assert "miss-0.3-hard/0.1-s0" in lines[0] and "miss-0.3-hard/0.1-s1" in lines[1]
     assert len(in_process) == before + 2

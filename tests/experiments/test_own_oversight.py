@@ -256,6 +256,7 @@ MISTAKES = {
     f"{NAMED}, got 'good'": {"outcomes": ["good", "bad"]},
     f"{NAMED}, got 'good=1 bad=-1'": {"outcomes": "good=1 bad=-1"},
     f"{NAMED}, got None": {"outcomes": None},
+    f"{NAMED}, got 'good=1,bad=-1'": {"outcomes": ["good=1,bad=-1"]},
     "outcomes names 'good' twice": {"outcomes": ["good=1", "good=2"]},
     "unknown method 'rooting'": {"methods": ["rooting"]},
     "has no 'MIN'": {"methods": ["{}/doors:MIN"]},
@@ -312,6 +313,8 @@ def test_a_function_may_be_given_itself_but_not_one_that_processes_cannot_import
     for function, message in {made: "made is defined in a function", UNNAMED: "a lambda has no name"}.items():
         with pytest.raises(ValueError, match=f"{message}.* the study's processes"):
             OversightStudy(env=function, outcomes=OUTCOMES)
+    with pytest.raises(TypeError, match=r"'workers' is no option of the study but .* as in study.run\(workers=…\)"):
+        study(folder, workers=1)
     with pytest.raises(TypeError, match=r"there is no option 'level'; .*did you mean 'levels'"):
         OversightStudy(env=two_doors, outcomes=OUTCOMES, level=[0.1])
     with pytest.raises(TypeError, match="use OversightReport"):

@@ -112,14 +112,16 @@ def test_what_a_run_goes_on_from_comes_before_it(tmp_path):
     assert [Path(out).name for (out,) in ran] == ["child", "begun"] and list(failed) == [tmp_path / "other"]
 
 
-def test_how_far_runs_are(tmp_path, monkeypatch):
-    """Also while they are begun, cut back or without any metrics."""
+def test_how_far_runs_are(tmp_path, monkeypatch, capsys):
+    """Also while they are begun, cut back or without any metrics. In a log, a line says so when a run is done."""
     shown = []
     for name, result in (("done", True), ("begun", False)):
         finish(tmp_path / name, result=result)
     (tmp_path / "empty").mkdir()
 
     class Display:
+        disable = True
+
         def __enter__(self):
             return self
 
@@ -137,10 +139,16 @@ def test_how_far_runs_are(tmp_path, monkeypatch):
 
     def backend(commands, workers, logs, *, after, on_poll, poll_seconds):
         on_poll()
+        assert not capsys.readouterr().err
+        finish(tmp_path / "new", result=True)
+        on_poll()
+        on_poll()
         return [1] * len(commands)
 
     run_all([Toy(out=tmp_path / name) for name in ("done", "begun", "empty", "new")], KIND, 3, backend)
-    assert shown == [16, ("1 of 4 runs done, 2 running, 1 left", 4 + 3)]
+    last = "2 of 4 runs done, 2 running, 0 left"
+    assert shown == [16, ("1 of 4 runs done, 2 running, 1 left", 4 + 3), (last, 4 + 3 + 4), (last, 4 + 3 + 4)]
+    assert capsys.readouterr().err == f"{last}\n"
 
 
 def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
+from routed_rl.envs import DiamondGhostEnv, DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
 from routed_rl.rl.encoding import SCHEDULES
 from routed_rl.rl.networks import MlpEncoder
@@ -202,7 +202,11 @@ def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
     env, overseer = DiamondGhostVecEnv(8), Overseer(VALUES)
     refused(lambda: RoutedPPO("MlpPolicy", env, VALUES), "overseer must be an Overseer, as in Overseer({", "'ghost'")
     refused(lambda: RoutedPPO("MlpPolicy", overseer, env), "env is the second argument", "'routing'", "swap them")
-    refused(lambda: RoutedPPO(env, "MlpPolicy", overseer), "policy must be one of 'MlpPolicy'", "DiamondGhostVecEnv")
+    refused(lambda: RoutedPPO(env, "MlpPolicy", overseer), "policy is the first argument", "DiamondGhost", "swap them")
+    refused(lambda: RoutedPPO("Mlp", env, overseer), "policy must be one of 'MlpPolicy'", "got 'Mlp'")
+    several = ([DiamondGhostEnv] * 2, gym.vector.SyncVectorEnv([DiamondGhostEnv] * 2))
+    for envs in several:
+        refused(lambda envs=envs: RoutedPPO("MlpPolicy", envs, overseer), "env must be", "DummyVecEnv([make_env] * 16)")
     model = make()
     model.save(tmp_path / "model")
     loaded = RoutedPPO.load(tmp_path / "model", device="cpu")

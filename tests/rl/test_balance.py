@@ -6,7 +6,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from routed_rl.envs import DiamondGhostVecEnv
-from routed_rl.rl import Overseer, balance
+from routed_rl.rl import Overseer, balance, check_oversight_env
 
 from .worlds import VALUES, TwoDoors, small_model, two_doors
 
@@ -71,9 +71,11 @@ def test_equal_labels_and_other_methods_are_not_warned_of(oversight, method, mon
 @pytest.mark.parametrize("method", ["routing", "naive"])
 def test_what_an_environment_does_wrong_is_said_once(method, monkeypatch):
     monkeypatch.setattr(balance, "LONG", 16)
-    monkeypatch.setattr(balance, "SILENT", 30)
+    monkeypatch.setattr(balance, "MANY", 10)
     (endless,) = warned(0.5, monkeypatch, method, env=DummyVecEnv([Endless] * 32))
     assert "no episode has ended in the first 16 steps of each environment" in endless and "TimeLimit" in endless
     (hiding,) = warned(0.5, monkeypatch, method, env=DummyVecEnv([Hiding] * 32))
-    assert "leave out the outcome of episodes that are not overseen?" in hiding
+    assert "does the environment hide the outcome where nobody sees it?" in hiding
+    with pytest.warns(UserWarning, match="hide the outcome where nobody sees it"):
+        check_oversight_env(Hiding(), ("bad", "good"))
     assert warned(0.5, monkeypatch, method, env=two_doors(32)) == []

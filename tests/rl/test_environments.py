@@ -39,6 +39,14 @@ FAULTS = {
         door(**step_of(lambda obs, reward, terminated, truncated, info: (obs, reward, terminated, info))),
         ("Door.step", f"{STEP}(array(", "done has become terminated and truncated"),
     ),
+    "reset of another shape": (
+        door(reset=lambda self, *, seed=None, options=None: (TwoDoors.reset(self, seed=seed)[0][1:], {})),
+        ("Door.reset must return an observation of its observation_space, (6,)", "shape (5,)"),
+    ),
+    "step of another shape": (
+        door(**step_of(lambda obs, *step: (obs[1:], *step))),
+        ("Door.step must return an observation of its observation_space, (6,)", "shape (5,)"),
+    ),
     "step with info in the wrong place": (
         door(**step_of(lambda *step: (*step[:3], step[4], step[3]))),
         ("Door.step", STEP),
@@ -54,6 +62,20 @@ def test_an_environment_that_breaks_the_api_is_explained(fault):
         refused(lambda env=env: small_model(env, overseer=DOORS).learn(16), *quoted)
     if fault != "reset without info, of two numbers":
         refused(lambda: evaluate(small_model(TwoDoors(), overseer=DOORS), kind()), *quoted)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        door(reset=lambda self, *, seed=None, options=None: (TwoDoors.reset(self, seed=seed)[0] * np.nan, {})),
+        door(**step_of(lambda obs, *step: (obs / np.float32(0), *step))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_observations_that_are_no_numbers_are_named(kind):
+    nan = "the environment's observations hold NaN or infinity"
+    refused(lambda: check_oversight_env(kind(), ("bad", "good")), nan)
+    refused(lambda: small_model(DummyVecEnv([kind] * 2), overseer=DOORS).learn(64), nan)
 
 
 @pytest.mark.parametrize("method", ["reset", "step"])

@@ -67,7 +67,7 @@ def test_unseen_outcomes_change_nothing_the_learner_computes(method, unlabelled,
         model = small_model(env, overseer=overseer, unfinished=unfinished, solo=solo)
         if model.outcome_model is not None:
             model.outcome_model.min_confidence = 0.0
-        rows = learn(model, 3 * 128)
+        rows = learn(model, 2 * 128)
         assert (model.outcome_model is None) or rows[-1]["outcome_model/predicted"] > 0.9
         for row in rows:
             row.pop("outcome_model/right", None)  # for the reader of the log: the learner does not have it

@@ -33,7 +33,8 @@ def run_config(run: Run) -> dict[str, Any]:
     if is_own(run.method):
         config["switches"] = asdict(own_method(run.method))
     if run.env is not None:
-        config["code"] = own_task(config).code()
+        task = own_task(config)
+        config |= {"outcomes": task.written_outcomes(), "code": task.code()}
     return config if run.extends is None else {**config, "extends": _extended(run, run.extends, config)}
 
 
@@ -78,12 +79,14 @@ def worker_command(batch: Sequence[Run]) -> list[str]:
 
 def _batches(runs: Sequence[Run], size: int) -> list[list[Run]]:
     """Groups of at most ``size`` runs that differ only in seed, oversight level and label noise. One process trains one
-    group."""
+    group. They are in the order of their first runs, so that every method is seen early."""
     free = {"oversight": 0.1, "miss_rate": 0.0, "flip_rate": 0.0, "hard_first": False}
     alike: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         alike.setdefault((config_hash({**run.config(), **free}), budget(run.config())), []).append(run)
-    return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+    groups = [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+    order = {run.out: number for number, run in enumerate(runs)}
+    return sorted(groups, key=lambda group: order[group[0].out])
 
 
 def check_options(runs: Sequence[Run], task_of: TaskOf, parallel_seeds: int = 1) -> None:

@@ -25,8 +25,8 @@ from routed_rl.rl.oversight_study.report import USUAL_FOCUS, OversightReport
 from routed_rl.rl.oversight_study.table import Limits
 from routed_rl.rl.oversight_study.tasks import values_of, wanted_of
 from routed_rl.runs.grid import is_finished
-from routed_rl.runs.studies import Findings, Study, check_study
-from routed_rl.wording import did_you_mean, option_names, shown, written
+from routed_rl.runs.studies import Findings, Study, check_study, refuse_unknown
+from routed_rl.wording import shown, written
 
 R = TypeVar("R", bound=Run)
 
@@ -193,9 +193,7 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
         if isinstance(env, Mapping):
             raise TypeError("OversightStudy trains runs; for runs that exist, use OversightReport(runs)")
         names = [field.name for field in fields(OwnOptions)]
-        if unknown := sorted(given.keys() - {*names}):
-            nearest = did_you_mean(unknown[0], option_names(OwnOptions))
-            raise TypeError(f"there is no option {unknown[0]!r}; the options are {', '.join(names)}{nearest}")
+        refuse_unknown(OwnOptions, given, names)
         with user_input():
             outcomes = [f"{name}={value}" for name, value in values_of(outcomes).items()]
             env = _name_of(env)

@@ -114,6 +114,10 @@ class OwnTask(Task):
     def test_env(self, num_envs: int, *, watched: bool = True) -> VecEnv:
         return _ValueReward(DummyVecEnv([partial(self.make, self.level if watched else 0.0)] * num_envs), self.values)
 
+    def written_outcomes(self) -> list[str]:
+        """Return the outcomes and their values in one way of writing: ``lava=-1`` is ``lava=-1.0``."""
+        return [f"{name}={value}" for name, value in self.values.items()]
+
     def code(self) -> dict[str, str]:
         """Return hashes of the source files of the function's module, and of those that it imports from its folder."""
         return source_digests(self._make.__module__)
@@ -167,6 +171,8 @@ def _pairs(outcomes: Any) -> Iterator[tuple[str, float]]:
         raise _no_outcomes(outcomes)
     for text in outcomes:
         name, _, number = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+        if "=" in name:  # several in one text
+            raise _no_outcomes(text)
         try:
             yield name, float(number)
         except ValueError:
