@@ -5,6 +5,8 @@ import zlib
 from importlib.metadata import version as installed
 from pathlib import Path
 
+from sphinx.util.nodes import make_refnode
+
 HERE = Path(__file__).parent
 
 project = "routed_rl"
@@ -24,9 +26,18 @@ html_theme = "furo"
 html_title = "routed_rl"
 html_copy_source = False
 
-autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "imported-members": True,
+    "show-inheritance": True,
+    # Also what is inherited from our own classes, but not from these, which others document.
+    "inherited-members": "ActorCriticPolicy, OnPolicyAlgorithm, BaseAlgorithm, BaseCallback, EventCallback, EvalCallback, "
+    "Env, Wrapper, ObservationWrapper, MiniGridEnv, VecEnv, VecEnvWrapper, VectorEnv, Module, Exception, tuple, dict, object",
+}
 autodoc_member_order = "groupwise"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+default_role = "code"
 
 
 def inventory(project: str, roles: dict[str, dict[str, str]]) -> str:
@@ -45,11 +56,34 @@ intersphinx_mapping = {
 }
 
 
+# Types of our own that no page describes, in signatures of public functions: those of inner modules.
+nitpick_ignore = [("py:exc", "UserError"), ("py:exc", "RunsFailedError"), ("py:class", "Agent"), ("py:obj", "typing.Literal['fp32'")]
+nitpick_ignore_regex = [(r"py:.*", r"routed_rl\.\w+\.[a-z_0-9]+\..+"), (r"py:.*", r"routed_rl\.(options|errors)\..+")]
+
+prose: dict[str, list[str]] = {}
+
+
+def keep(app, what, name, obj, options, lines):
+    """Keep what napoleon would misread: it takes the words before a colon in an attribute's docstring for a type."""
+    if what in ("attribute", "property"):
+        prose[name] = lines[:]
+
+
+def restore(app, what, name, obj, options, lines):
+    lines[:] = prose.pop(name, lines)
+
+
+def shorter(app, env, node, contnode):
+    """Find a name of ours that is written without its module, as it is read in Python's help."""
+    domain = env.domains.python_domain
+    if node.get("refdomain") == "py":
+        found = domain.find_obj(env, None, None, node["reftarget"], node["reftype"], searchmode=1)
+        if len(found) == 1:
+            name, entry = found[0]
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
+
+
 def setup(app):
-    app.connect("autodoc-process-docstring", plain_attribute, priority=1)
-
-
-def plain_attribute(app, what, name, obj, options, lines):
-    """Keep napoleon from reading the words before a colon as a type: our docstrings of attributes are prose."""
-    if what == "attribute":
-        lines.insert(0, "")
+    app.connect("missing-reference", shorter)
+    app.connect("autodoc-process-docstring", keep, priority=1)
+    app.connect("autodoc-process-docstring", restore, priority=999)

@@ -255,11 +255,13 @@ class PartialOversight(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space = self._oversight.observation_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; with a seed, the first of its sequence of draws."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._oversight.start([0], [seed])
         return self._oversight.show(observation, 0), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step. At the end of an episode, the info has ``outcome`` and ``overseen``."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._oversight.count(float(reward))
         if terminated or truncated:

@@ -175,7 +175,7 @@ class BatchVecEnv(VecEnv):
 
 
 class DiamondGhostVecEnv(BatchVecEnv):
-    """The Diamond/Ghost world as a :class:`BatchVecEnv`.
+    """The Diamond/Ghost world as a ``VecEnv`` of arrays.
 
     Args:
         num_envs: the number of environments.
@@ -198,7 +198,7 @@ class DiamondGhostVecEnv(BatchVecEnv):
 
 
 class CameraDropboxVecEnv(BatchVecEnv):
-    """:class:`~routed_rl.envs.CameraDropboxEnv` as a :class:`BatchVecEnv`.
+    """:class:`~routed_rl.envs.CameraDropboxEnv` as a ``VecEnv`` of arrays.
 
     Args:
         num_envs: the number of environments.

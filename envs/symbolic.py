@@ -35,6 +35,7 @@ class SymbolicImage(gym.ObservationWrapper[np.ndarray, Any, dict[str, Any]]):
         self.observation_space = spaces.Box(np.zeros_like(high), high, dtype=np.uint8)
 
     def observation(self, observation: dict[str, Any]) -> np.ndarray:
+        """Return the image, with the two planes of the mission if they are shown."""
         image: np.ndarray = observation["image"]
         if not self._mission:
             return image

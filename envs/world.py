@@ -73,7 +73,8 @@ class World:
     Cells are numbered row by row, ``0 … C-1``; outcomes are numbered in the order of ``names``.
 
     Attributes:
-        height, width: grid size in cells; ``C = height * width``.
+        height: rows of the grid, in cells.
+        width: columns of the grid, in cells; ``C = height * width``.
         names: the ``K`` terminal kinds.
         rewards: true reward of each kind, ``(K,)`` float32.
         oversight: probability that a terminal of each kind is overseen, one float per kind.

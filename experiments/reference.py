@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from routed_rl.experiments.cli import MODULES, command_name, defaults
@@ -66,17 +67,46 @@ def library() -> str:
     """The page of all public names of the library."""
     parts = [GENERATED, "# Python", "The public names of each module. `help(NAME)` gives arguments, shapes and errors."]
     for room in ROOMS:
-        module = import_module(f"routed_rl.{room}")
-        rows = [(f"`{name}`", _first_line(getattr(module, name))) for name in module.__all__]
+        module, constants = import_module(f"routed_rl.{room}"), constant_docs(room)
+        rows = [(f"`{name}`", _first_line(constants.get(name) or getattr(module, name))) for name in module.__all__]
         parts += [f"## `routed_rl.{room}`", _first_line(module), _table(("name", "what it is"), rows)]
     return "\n\n".join(parts) + "\n"
 
 
+def api(room: str) -> str:
+    """The page of one module, for Sphinx: all public names with arguments, shapes and errors."""
+    lines = [f".. automodule:: routed_rl.{room}", ""]
+    for name, doc in constant_docs(room).items():
+        lines += [f".. py:data:: routed_rl.{room}.{name}", "", textwrap.indent(doc, "   "), ""]
+    return f"{GENERATED}\n\n# `routed_rl.{room}`\n\n```{{eval-rst}}\n" + "\n".join(lines) + "```\n"
+
+
+def constant_docs(room: str) -> dict[str, str]:
+    """The docstring of each public constant of a module, by its name. It stands below the value."""
+    module = import_module(f"routed_rl.{room}")
+    return {name: _constant_doc(module, name) for name in module.__all__ if _is_constant(getattr(module, name))}
+
+
+def _is_constant(thing: Any) -> bool:
+    return not (inspect.isclass(thing) or inspect.isroutine(thing))
+
+
+def _constant_doc(module: ModuleType, name: str) -> str:
+    """The docstring of a constant, from the module in which it gets its value."""
+    for line, after in pairwise([*ast.parse(inspect.getsource(module)).body, None]):
+        if isinstance(line, ast.ImportFrom) and name in (taken.name for taken in line.names):
+            return _constant_doc(import_module(str(line.module)), name)
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        names = {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}
+        if name in names and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            return inspect.cleandoc(str(after.value.value))
+    raise ValueError(f"{module.__name__}.{name} has no docstring below its value")
+
+
 def _first_line(thing: Any) -> str:
-    """The first sentence of a docstring; of a constant, its type."""
-    if not (inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing)):
-        return f"constant ({type(thing).__name__})"
-    return " ".join(str(inspect.getdoc(thing)).partition("\n\n")[0].split())
+    """The first sentence of a docstring, or of what has one."""
+    text = thing if isinstance(thing, str) else inspect.getdoc(thing)
+    return " ".join(str(text).partition("\n\n")[0].split())
 
 
 def _shown(default: Any) -> str:
@@ -92,7 +122,7 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
 
 def pages() -> dict[str, str]:
     """The text of each page, by the name of its file."""
-    return {"options.md": commands(), "python.md": library()}
+    return {"options.md": commands(), "python.md": library()} | {f"api/{room}.md": api(room) for room in ROOMS}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from routed_rl.lm.corpora import Corpus
 from routed_rl.runs import derive_seed
 
 FORGET_LABEL, NO_LABEL = 0, -1
+"""Labels of a token: of the forget set, or without a label."""
 PADDING = -1
 """Value of :attr:`Batch.examples` at padding."""
 TOKENS_AT_ONCE = 4096
@@ -114,7 +115,7 @@ class Batch:
 
 
 def in_parts(whole: Batch) -> Iterator[Batch]:
-    """Yield a batch in parts of at most :data:`TOKENS_AT_ONCE` tokens, but at least one row."""
+    """Yield a batch in parts of at most ``TOKENS_AT_ONCE`` tokens, but at least one row."""
     rows = max(1, TOKENS_AT_ONCE // whole.tokens.shape[1])
     for start in range(0, len(whole), rows):
         yield whole.rows(slice(start, start + rows))
@@ -212,7 +213,7 @@ class WholeDocuments:
         self._rows: dict[int, _Rows] = {}
 
     def batches(self, window: int = WINDOW) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yield batches of at most :data:`TOKENS_AT_ONCE` tokens, and ``(B,)``: the number of each row's document.
+        """Yield batches of at most ``TOKENS_AT_ONCE`` tokens, and ``(B,)``: the number of each row's document.
 
         Args:
             window: most tokens in a row. Longer documents have several rows, as in :class:`Batches`.

@@ -17,6 +17,7 @@ from routed_rl.runs import derive_seed
 
 SUCCESSORS = (0.55, 0.25, 0.15, 0.05)
 FORGOTTEN = "forgotten"
+"""The topic of generated texts in the language that is to be forgotten."""
 LENGTH = 48
 """Symbols of a text."""
 LATIN, GREEK = "abcdefghijklmnopqrstuvwx", "αβγδεζηθικλμνξοπρστυφχψω"

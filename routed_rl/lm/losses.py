@@ -41,7 +41,7 @@ def target_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return ``(B, T - 1)``: the :func:`target_losses` of the model's logits.
+    """Return ``(B, T - 1)``: the ``target_losses`` of the model's logits.
 
     Without gradients they are computed for a few rows at a time. The numbers are the same. All rows at once would need
     two more tensors as large as the logits.

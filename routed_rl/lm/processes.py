@@ -170,7 +170,7 @@ def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gathered_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the ``state_dict()`` of the model as it was before :func:`distribute`, as :func:`gather` does."""
+    """Return the ``state_dict()`` of the model as it was before :func:`distribute`, as ``gather`` does."""
     return gather(undistributed(model).state_dict())
 
 

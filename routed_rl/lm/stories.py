@@ -29,10 +29,12 @@ music: drum flute choir chord violin song harp rhythm tune bell tenor organ
 generic: day friend house road name hand story night door light word game
 """
 TOPICS = {topic: tuple(words.split()) for topic, words in re.findall(r"(\w+): (.*)", _WORDS)}
+"""Topic → the 12 words of its stories."""
 GENERIC = TOPICS.pop("generic")
 FUNCTION = ("the", "near", "with", "and", "a", "to", "of", "in", "it", "was")
 STORY_WORDS = frozenset((*FUNCTION, *GENERIC, *itertools.chain(*TOPICS.values())))
 FORGET = "forest"
+"""The topic of generated stories that is to be forgotten."""
 SHARE = 0.2
 """Share of the stories with the forget topic. The other topics share the rest equally."""
 LENGTH = 40

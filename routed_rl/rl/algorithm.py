@@ -51,7 +51,7 @@ from routed_rl.runs.files import StrPath
 class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveable):
     """A Stable-Baselines3 on-policy algorithm in which an overseer labels the steps of each episode.
 
-    Subclasses implement :meth:`policy_loss` and list their own hyperparameters in ``saved_arguments``.
+    Subclasses implement ``policy_loss`` and list their own hyperparameters in ``saved_arguments``.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (images), ``"MultiInputPolicy"`` (Dict observations),

@@ -29,7 +29,7 @@ class SteeredEvalCallback(EvalCallback):
 
     Args:
         eval_env: an environment of its own, not that of training. Its rewards are the true rewards.
-        steering: a module that acts alone, or arguments of :meth:`RoutedActorCriticPolicy.steered`, as in
+        steering: a module that acts alone, or arguments of :meth:`~routed_rl.rl.RoutedActorCriticPolicy.steered`, as in
             ``{"choice": "diamond", "avoid": {"ghost": 4}}``.
         n_eval_episodes: episodes per evaluation.
         deterministic: take the most likely action instead of a sampled one.

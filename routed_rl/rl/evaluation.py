@@ -60,7 +60,7 @@ def evaluate(
             episodes are those of the first episode in each environment.
 
     Returns:
-        A dict with these entries:
+        A dict with these entries.
 
         - ``true_return``: see ``metric``;
         - ``episode_return``, ``episode_length``: means over the episodes. The return is not discounted;

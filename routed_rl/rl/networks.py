@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "elu": nn.ELU,
 }
+"""Name → activation function, for ``policy_kwargs={"activation_fn": …}``."""
 MINIGRID_CATEGORIES = (11, 6, 4)
 """The numbers of MiniGrid's object types, colours and states, the channels of its images."""
 

@@ -86,6 +86,7 @@ METHODS: Mapping[str, Method] = {
     "no-routing": Method("reach", modular=True, gate=True),
     "no-gate-no-routing": Method("reach", modular=True),
 }
+"""Name → method."""
 
 
 class LabelTable(NamedTuple):

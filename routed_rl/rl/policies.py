@@ -160,7 +160,7 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         """Write weights, constructor arguments and steering to a checkpoint directory (safetensors and JSON).
 
         Raises:
-            ValueError: if an argument cannot be saved (see :mod:`routed_rl.rl.encoding`).
+            ValueError: if an argument cannot be saved (see ``routed_rl.rl.encoding``).
         """
         described = {
             "policy": encode("policy", type(self)),

@@ -303,7 +303,7 @@ class Saveable(OnPolicyAlgorithm):
             CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture.
             ValueError: for an argument of a wrong type, or if the environment's spaces are not those of the model. With
                 ``force_reset=False`` also if the state of the environment or of a wrapper is unknown (see
-                :mod:`routed_rl.rl.env_state`), and for another number of environments or other wrappers than those that
+                ``routed_rl.rl.env_state``), and for another number of environments or other wrappers than those that
                 were saved.
         """
         if isinstance(path, (gym.Env, VecEnv)):

@@ -17,7 +17,7 @@ from routed_rl.rl.overseer import METHODS, SINGLE_MODULE
 from routed_rl.wording import did_you_mean
 
 Steering = Mapping[str, Any]
-"""Keyword arguments for :meth:`RoutedActorCriticPolicy.steered`."""
+"""Keyword arguments for ``RoutedActorCriticPolicy.steered``."""
 
 
 class SteerablePolicy:
@@ -221,5 +221,5 @@ class Steerable:
         avoid: Mapping[str, float] | None = None,
         temperature: float = 1.0,
     ) -> AbstractContextManager[None]:
-        """Steer within a ``with`` block; see :meth:`RoutedActorCriticPolicy.steered`."""
+        """Steer within a ``with`` block; see :meth:`~routed_rl.rl.RoutedActorCriticPolicy.steered`."""
         return self.policy.steered(choice, ablate=ablate, avoid=avoid, temperature=temperature)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 UNLABELLED = "unlabelled"
+"""The row of a :class:`~routed_rl.routing.RouteTable` for data without a label."""
 
 
 class RouteTable:

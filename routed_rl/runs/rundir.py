@@ -51,7 +51,7 @@ class RunCheckpoint:
 
 
 class RunDirectory:
-    """A run in its directory, locked against other processes; use `RunDirectory.open`.
+    """A run in its directory, locked against other processes; use `RunDirectory.open`::
 
         with RunDirectory.open(path, config, seed) as run:
             if not run.finished:

@@ -117,7 +117,7 @@ def plan(stages: Sequence[Stage], root: StrPath) -> Iterator[tuple[Stage, str | 
     """Yield each stage with the reason why it must run, or with None if it is finished.
 
     A new stage is compared with a stage of its kind that is in the directory and not in the plan any more: usually the
-    one that it takes the place of. If all of these have another seed, or differ in more than :data:`FEW` options, they
+    one that it takes the place of. If all of these have another seed, or differ in more than ``FEW`` options, they
     have nothing to do with it.
 
     Raises:

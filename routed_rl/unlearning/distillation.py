@@ -253,7 +253,7 @@ def distil(
         rule: when to stop.
         cache: the teacher's outputs on every step's batch. None: the teacher is run in every step.
         hidden_weight: as in :class:`DistillationObjective`.
-        run: on the first process only. Its file :data:`RETAIN` gets the measurements.
+        run: on the first process only. Its file ``RETAIN`` gets the measurements.
 
     Raises:
         FloatingPointError, ValueError: as :func:`~routed_rl.lm.train`, :class:`DistillationObjective` and

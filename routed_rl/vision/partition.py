@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from routed_rl.routing import RouteTable, route_gradient
 
 HALVES = ("top", "bottom")
+"""The names of the two halves of a split code."""
 _TINY = 1e-12
 """Added to each channel's variance, so that the correlation of a constant channel is 0 and not 0 / 0."""
 

@@ -85,10 +85,10 @@ class EraStudy(EraOptions, Study):
             object.__setattr__(self, name, value)
 
     def plan(self) -> pd.DataFrame:
-        """Return what :meth:`run` would do, without doing it.
+        """Return what ``run`` would do, without doing it.
 
         Returns:
-            A row per model: ``run``, its directory below ``out``; ``method``; ``labelled``; ``seed``; and ``reason``,
+            A row per model, with ``run``, its directory below ``out``; ``method``; ``labelled``; ``seed``; and ``reason``,
             why it would run, or "is finished".
 
         Raises:

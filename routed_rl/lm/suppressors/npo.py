@@ -32,7 +32,7 @@ def npo(nll: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Npo(Suppressor):
-    """:func:`npo` on forget examples, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent.
+    """``npo`` on forget examples, plus ``a * CE_retain``. As ``b`` goes to 0, it becomes gradient ascent.
 
     Of the original model it needs only a number for each forget example. So the original model need not be kept: see
     :class:`~routed_rl.lm.suppressors.suppressor.ReferenceLosses`.

@@ -50,7 +50,7 @@ class RepNoise(MaxEnt):
     The n-th forget row is paired with the n-th retain row. Only positions where their tokens differ count.
 
     ``N`` compares the MLP's outputs for forget rows, one vector a row, with normal noise: the mean over layers of
-    :func:`squared_mmd`.
+    ``squared_mmd``.
 
     ``H`` is a loss of forget rows: the sum over residual streams of the loss by logits from that stream, divided by the
     number of streams. The last stream gives the model's own logits, and counts twice. The logits of other streams are

@@ -27,7 +27,7 @@ def simnpo(nll: Tensor, beta: float, margin: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SimNpo(Suppressor):
-    """:func:`simnpo` on forget examples, plus ``a * CE_retain``."""
+    """``simnpo`` on forget examples, plus ``a * CE_retain``."""
 
     retain_weight: float = 1.0
     """weight of the retain loss: a"""

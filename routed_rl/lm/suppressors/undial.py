@@ -37,7 +37,7 @@ def undial(logits: Tensor, reference: Tensor, targets: Tensor, strength: float) 
 
 @dataclass(frozen=True)
 class Undial(Suppressor):
-    """:func:`undial` on the forget set, against the original model, plus ``a * CE_retain``."""
+    """``undial`` on the forget set, against the original model, plus ``a * CE_retain``."""
 
     retain_weight: float = 1.0
     """weight of the retain loss: a"""

@@ -65,7 +65,7 @@ class OversightGrid(Study, Generic[R]):
         """Return what :meth:`run` would do, without doing it.
 
         Returns:
-            A row per run: ``run``, its directory below ``out``; ``method``; ``oversight``; ``seed``; and whether it is
+            A row per run, with ``run``, its directory below ``out``; ``method``; ``oversight``; ``seed``; and whether it is
             ``finished``.
 
         Raises:
@@ -163,9 +163,9 @@ class OversightStudy(OwnOptions, OversightGrid[Run]):
     >>> study.run("runs/mine")  # doctest: +SKIP
     >>> study.figure("returns").savefig("returns.png")  # doctest: +SKIP
 
-    Every field of :class:`OwnOptions` is an argument with the same name and default. The same options of ``routed-rl
+    Every field of ``OwnOptions`` is an argument with the same name and default. The same options of ``routed-rl
     oversight`` give the same directory and the same bytes. After an interruption, a run continues if the state of its
-    environment can be saved (:mod:`routed_rl.rl.env_state`). Otherwise it starts again from zero, to the same bytes.
+    environment can be saved (``routed_rl.rl.env_state``). Otherwise it starts again from zero, to the same bytes.
 
     Args:
         env: ``"MODULE:FUNCTION"``, or a function of a module. It is called with an oversight level, and returns a

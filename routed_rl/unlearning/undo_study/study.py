@@ -133,10 +133,10 @@ class UndoStudy(UndoOptions, Study):
         check_plugins(self)
 
     def plan(self) -> pd.DataFrame:
-        """Return what :meth:`run` would do, without doing it.
+        """Return what ``run`` would do, without doing it.
 
         Returns:
-            A row per stage: ``stage``, its directory's name; ``model``; ``seed``; ``trains``, whether it trains or
+            A row per stage, with ``stage``, its directory's name; ``model``; ``seed``; ``trains``, whether it trains or
             attacks a model; ``reason``, why it would run, or "is finished".
 
         Raises:
