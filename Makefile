@@ -6,16 +6,19 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 export OMP_NUM_THREADS := 1
 
-.PHONY: run test check venv lint clean
+.PHONY: run test check docs venv lint clean
 
 run: $(BASE)  ## train a routed and a naive agent, print a table, draw a figure
 	$(BIN)/routed-rl quickstart
 
-test: venv lint  ## fast tests, lint, types, import contracts
+test: venv lint docs  ## fast tests, lint, types, import contracts, documentation
 	$(BIN)/pytest
 
 check: venv  ## the slow reproductions: minutes to an hour
 	$(BIN)/pytest -m slow
+
+docs: venv  ## the documentation site, in dist/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs dist/docs
 
 lint: venv
 	$(BIN)/ruff check .

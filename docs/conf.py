@@ -9,6 +9,12 @@ from sphinx.util.nodes import make_refnode
 
 HERE = Path(__file__).parent
 
+FOREIGN = """
+    ActorCriticPolicy BaseAlgorithm BaseCallback Env EvalCallback EventCallback Exception MiniGridEnv Module
+    ObservationWrapper OnPolicyAlgorithm VecEnv VecEnvWrapper VectorEnv Wrapper dict tuple
+"""
+"""Classes of others: what ours inherit from these is not repeated, as it is for classes of ours."""
+
 project = "routed_rl"
 release = version = installed("routed-rl")
 extensions = [
@@ -30,9 +36,7 @@ autodoc_default_options = {
     "members": True,
     "imported-members": True,
     "show-inheritance": True,
-    # Also what is inherited from our own classes, but not from these, which others document.
-    "inherited-members": "ActorCriticPolicy, OnPolicyAlgorithm, BaseAlgorithm, BaseCallback, EventCallback, EvalCallback, "
-    "Env, Wrapper, ObservationWrapper, MiniGridEnv, VecEnv, VecEnvWrapper, VectorEnv, Module, Exception, tuple, dict, object",
+    "inherited-members": ",".join(FOREIGN.split()),
 }
 autodoc_member_order = "groupwise"
 napoleon_numpy_docstring = False
@@ -57,7 +61,12 @@ intersphinx_mapping = {
 
 
 # Types of our own that no page describes, in signatures of public functions: those of inner modules.
-nitpick_ignore = [("py:exc", "UserError"), ("py:exc", "RunsFailedError"), ("py:class", "Agent"), ("py:obj", "typing.Literal['fp32'")]
+nitpick_ignore = [
+    ("py:exc", "UserError"),
+    ("py:exc", "RunsFailedError"),
+    ("py:class", "Agent"),
+    ("py:obj", "typing.Literal['fp32'"),
+]
 nitpick_ignore_regex = [(r"py:.*", r"routed_rl\.\w+\.[a-z_0-9]+\..+"), (r"py:.*", r"routed_rl\.(options|errors)\..+")]
 
 prose: dict[str, list[str]] = {}

@@ -190,10 +190,10 @@ def test_the_readme_says_how_to_get_the_command_and_the_classifiers_say_on_which
 
 
 def test_the_index_names_every_document():
-    index = (ROOT / "docs" / "README.md").read_text()
+    index = (ROOT / "docs" / "index.md").read_text()
     for document in DOCUMENTS[1:]:
         link = document.relative_to(ROOT / "docs")
-        assert link.name == "README.md" or f"({link})" in index, f"docs/README.md does not name {link}"
+        assert link.name == "index.md" or f"({link})" in index, f"docs/index.md does not name {link}"
 
 
 def test_the_reference_is_made_from_the_code():

@@ -88,8 +88,8 @@ class EraStudy(EraOptions, Study):
         """Return what ``run`` would do, without doing it.
 
         Returns:
-            A row per model, with ``run``, its directory below ``out``; ``method``; ``labelled``; ``seed``; and ``reason``,
-            why it would run, or "is finished".
+            A row per model, with ``run``, its directory below ``out``; ``method``; ``labelled``; ``seed``; and
+            ``reason``, why it would run, or "is finished".
 
         Raises:
             UserError: for options, a model or texts that the study cannot use.

@@ -65,7 +65,7 @@ class OversightGrid(Study, Generic[R]):
         """Return what :meth:`run` would do, without doing it.
 
         Returns:
-            A row per run, with ``run``, its directory below ``out``; ``method``; ``oversight``; ``seed``; and whether it is
+            A row per run, with ``run``, its directory below ``out``; ``method``; ``oversight``; ``seed``; and if it is
             ``finished``.
 
         Raises:
