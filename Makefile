@@ -18,7 +18,7 @@ check: venv  ## the slow reproductions: minutes to an hour
 	$(BIN)/pytest -m slow
 
 docs: venv  ## the documentation site, in dist/docs; a warning is an error
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs dist/docs
+	$(BIN)/python -m sphinx -E -q -W --keep-going -b html docs dist/docs
 
 lint: venv
 	$(BIN)/ruff check .

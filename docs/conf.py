@@ -13,7 +13,7 @@ FOREIGN = """
     ActorCriticPolicy BaseAlgorithm BaseCallback Env EvalCallback EventCallback Exception MiniGridEnv Module
     ObservationWrapper OnPolicyAlgorithm VecEnv VecEnvWrapper VectorEnv Wrapper dict tuple
 """
-"""Classes of others: what ours inherit from these is not repeated, as it is for classes of ours."""
+"""Classes of others. Pages do not list what our classes inherit from these, only what they inherit from each other."""
 
 project = "routed_rl"
 release = version = installed("routed-rl")
@@ -79,6 +79,7 @@ def keep(app, what, name, obj, options, lines):
 
 
 def restore(app, what, name, obj, options, lines):
+    """Put back what was kept, after napoleon."""
     lines[:] = prose.pop(name, lines)
 
 
@@ -93,6 +94,7 @@ def shorter(app, env, node, contnode):
 
 
 def setup(app):
+    """Connect the functions above to Sphinx, which calls this function."""
     app.connect("missing-reference", shorter)
     app.connect("autodoc-process-docstring", keep, priority=1)
     app.connect("autodoc-process-docstring", restore, priority=999)

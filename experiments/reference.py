@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -106,7 +107,8 @@ def _constant_doc(module: ModuleType, name: str) -> str:
 def _first_line(thing: Any) -> str:
     """The first sentence of a docstring, or of what has one."""
     text = thing if isinstance(thing, str) else inspect.getdoc(thing)
-    return " ".join(str(text).partition("\n\n")[0].split())
+    line = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"``\1``", str(text).partition("\n\n")[0])  # a role of Sphinx
+    return " ".join(line.removesuffix("::").split())
 
 
 def _shown(default: Any) -> str:

@@ -21,7 +21,7 @@ from routed_rl.lm.corpora import Corpus
 from routed_rl.runs import derive_seed
 
 FORGET_LABEL, NO_LABEL = 0, -1
-"""Labels of a token: of the forget set, or without a label."""
+"""Labels of a token. ``FORGET_LABEL``: it is in the forget set. ``NO_LABEL``: nobody has labelled it."""
 PADDING = -1
 """Value of :attr:`Batch.examples` at padding."""
 TOKENS_AT_ONCE = 4096

@@ -108,8 +108,8 @@ class Run:
     force: bool = False
     """start again from zero; the old directory is renamed, not deleted"""
     extends: Path | None = None
-    """finished run whose training goes on in --out. Its other options must be repeated. --total-steps counts its steps
-    too"""
+    """finished run whose training continues in --out. Its other options must be repeated. --total-steps counts its
+    steps too"""
     unlabelled: Literal["all", "none", "predicted"] = "all"
     """modules that learn from unlabelled episodes: "all" as in the paper, or "none" of them. "predicted": an outcome
     model learns from the labelled episodes, and labels the others where it is sure"""

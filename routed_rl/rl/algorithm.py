@@ -32,7 +32,7 @@ from routed_rl.rl.arguments import (
     check_whole,
 )
 from routed_rl.rl.balance import LabelBalance
-from routed_rl.rl.environments import check_env
+from routed_rl.rl.environments import check_env, is_environment
 from routed_rl.rl.labels import RoutedLabels
 from routed_rl.rl.logs import RoutedLogs
 from routed_rl.rl.losses import RoutedLosses
@@ -148,7 +148,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
     ) -> None:
         check_unused(type(self).__name__, unknown, type(self), RoutedAlgorithm)
         check_choice((0, 1, 2), verbose=verbose)
-        if hasattr(policy, "step"):
+        if is_environment(policy):
             raise ValueError(f"policy is the first argument and env the second, got {policy} as policy: swap them")
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
             check_choice((*self.policy_aliases, "a subclass of RoutedActorCriticPolicy"), policy=policy)

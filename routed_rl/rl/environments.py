@@ -19,10 +19,15 @@ from routed_rl.rl.env_state import frozen_statistics, layers
 WANTED = "a Gymnasium environment or a VecEnv"
 
 
+def is_environment(value: object) -> bool:
+    """Return whether this is one environment or a ``VecEnv``."""
+    return isinstance(value, (gym.Env, VecEnv))
+
+
 def check_env(wanted: str = WANTED, /, **given: object) -> None:
     """Raise a ValueError that names the argument and says what is ``wanted``, unless every value is an environment."""
     for name, env in given.items():
-        if not isinstance(env, (gym.Env, VecEnv)):
+        if not is_environment(env):
             made = f": make one, as in {env.__name__}(…)" if callable(env) and hasattr(env, "__name__") else ""
             if isinstance(env, (list, gym.vector.VectorEnv)):
                 made = ": for several environments, give a VecEnv, as in DummyVecEnv([make_env] * 16)"

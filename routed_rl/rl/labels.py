@@ -69,8 +69,8 @@ class RoutedLabels(OnPolicyAlgorithm):
         arrays = [tensor.cpu().numpy() for tensor in (ends.outcome, ends.overseen, self.buffer.lengths())]
         labels = torch.from_numpy(self.overseer.label(arrays[0], arrays[1], rng, arrays[2])).to(self.device)
         counts = torch.bincount(labels[ended], minlength=len(self.overseer.rewards)).tolist()
-        hidden = int((ends.ended & (ends.outcome < 0) & ~ends.truncated).sum())
-        self._balance.add(counts, hidden, self.n_steps)
+        without = int((ends.ended & (ends.outcome < 0) & ~ends.truncated).sum())
+        self._balance.add(counts, without, self.n_steps)
         if self.outcome_model is not None:
             labels[ended] = self._predicted(self.outcome_model, labels[ended], ends)
         self.buffer.labels[new] = labels

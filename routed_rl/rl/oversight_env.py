@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from routed_rl.rl.arguments import check_whole
-from routed_rl.rl.balance import HIDDEN
+from routed_rl.rl.balance import hidden_outcomes
 from routed_rl.rl.env_state import frozen_statistics
 from routed_rl.rl.environments import check_finite, check_infos, explained, vectorised
 
@@ -109,8 +109,8 @@ def check_oversight_env(
             episode ends on an outcome.
 
     Warns:
-        UserWarning: if no episode that reached an outcome was overseen; or if all were, while others ended without an
-            outcome before any step limit.
+        UserWarning: if no episode that reached an outcome was overseen; or if all were, while many others ended
+            without an outcome before any step limit.
     """
     check_whole(1, episodes=episodes)
     if isinstance(outcomes, str) or not isinstance(outcomes, Iterable):
@@ -121,7 +121,7 @@ def check_oversight_env(
     vec_env.action_space.seed(0)
     vec_env.seed(0)
     counts = {name: {"overseen": 0, "unseen": 0} for name in (*outcomes, "none")}
-    finished = overseen = hidden = 0
+    finished = overseen = without = 0
     with explained(vec_env), frozen_statistics(vec_env):
         check_finite(vec_env.reset())
         check_infos(vec_env)
@@ -135,7 +135,9 @@ def check_oversight_env(
                 counts[name]["overseen" if seen and number >= 0 else "unseen"] += 1
                 overseen += seen and number >= 0
             finished += len(ends.rows)
-            hidden += int(((ends.outcome < 0) & ~ends.truncated).sum())
+            without += int(((ends.outcome < 0) & ~ends.truncated).sum())
+            for last in ends.final_obs:
+                check_finite(last)
             if finished >= episodes and overseen:
                 break
     if finished < min(episodes, 10):
@@ -149,9 +151,8 @@ def check_oversight_env(
             f"info['outcome'] was None in all of {finished} random episodes, so there is nothing to learn from: set it "
             f"to one of {list(outcomes)} where an episode reaches one, or start episodes nearer to them"
         )
-    unseen = reached - overseen
-    if overseen and hidden and not unseen:
-        warnings.warn(HIDDEN.format(overseen, hidden), stacklevel=2)
+    if message := hidden_outcomes(overseen, reached - overseen, without):
+        warnings.warn(message, stacklevel=2)
     if not overseen:
         warnings.warn(
             f"info['overseen'] was False in all of {reached} random episodes that reached an outcome, so no label "

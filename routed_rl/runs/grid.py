@@ -170,6 +170,7 @@ def _progress(runs: Sequence[Any], todo: Mapping[Path, Any], kind: Kind, workers
             left = len(runs) - finished - running
             what = f"{finished} of {len(runs)} runs done, {running} running, {left} left"
             progress.update(task, description=what, completed=sum(done.values()))
+            said = min(said, finished)  # with --force, results go away first
             if progress.disable and finished > said:  # in a log, a line for each change in place of a bar
                 said = finished
                 print(what, file=sys.stderr)

@@ -253,7 +253,7 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
 
 
 def refuse_unknown(options: type, given: Iterable[str], names: Iterable[str]) -> None:
-    """Raise a TypeError for the first of the names ``given`` to a study that none of its options ``names`` has."""
+    """Raise a TypeError for the first name in ``given`` that is no option of a study. ``names`` are its options."""
     names = list(names)
     for name in sorted({*given} - {*names}):
         if name in signature(Study.run).parameters:

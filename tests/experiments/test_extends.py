@@ -3,13 +3,16 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import worlds
 from routed_rl.options.oversight import OWN, Run
+from routed_rl.rl import RoutedPPO
 from routed_rl.rl.oversight_study.grid import run_config
-from routed_rl.runs import RunDirectory
+from routed_rl.runs import RunDirectory, read_checkpoint
 from tests.experiments.test_train import SMALL, different_files
 from tests.own_code import own_code
 
@@ -62,13 +65,23 @@ def test_the_same_agent_as_of_a_longer_run(tmp_path, monkeypatch):
     assert result(tmp_path / "longest")["env_steps"] == 2560
 
 
-def test_in_an_environment_whose_state_is_unknown_new_episodes_begin(tmp_path):
+def test_in_an_environment_whose_state_is_unknown_other_episodes_begin(tmp_path, monkeypatch):
+    """They are not those with which the first run began, and the same ones whenever the extension is trained."""
     train(tmp_path / "half", 128, small=CARTPOLE)
-    train(tmp_path / "longer", 256, "--extends", tmp_path / "half", small=CARTPOLE)
-    assert result(tmp_path / "longer")["env_steps"] == 256
+    weights = read_checkpoint(tmp_path / "half" / "model").tensors
+    monkeypatch.setattr(RoutedPPO, "learn", lambda model, *_, **__: seen.append((model, model.env.reset())))
+    seen = []
+    for name in ("longer", "again"):
+        train(tmp_path / name, 256, "--extends", tmp_path / "half", small=CARTPOLE)
+    train(tmp_path / "new", 256, small=CARTPOLE)
+    (longer, start), (_, again), (_, new) = seen
+    assert np.array_equal(start, again) and not np.array_equal(start, new)
+    assert longer.num_timesteps == 128
+    assert all(torch.equal(t, weights[f"policy.{name}"]) for name, t in longer.policy.state_dict().items())
 
 
-def test_a_run_of_a_study_may_be_extended_with_its_values_written_otherwise(tmp_path):
+def test_values_of_outcomes_may_be_written_otherwise(tmp_path):
+    """As a study writes them, a run of which is extended."""
     with own_code(tmp_path) as write:
         write("doors.py", "from tests.rl.worlds import TwoDoors as make_env")
         env = f"{tmp_path}/doors:make_env"
@@ -91,8 +104,10 @@ def test_what_cannot_be_extended_is_refused(tmp_path, capsys):
         (finished, ["--total-steps", "256"], f"--total-steps must be above 256, the steps of '{finished}', got 256"),
         (stopped, ["--method", "naive-early-stopped"], "keeps its best agent, not its last"),
         (open_run, [], f"'{open_run}' is not finished: its own command continues it"),
+        (finished, ["--out", finished], f"must be different directories, got '{finished}' for both"),
+        (finished, ["--total-steps", "250"], "--total-steps must be above 256"),
         (tmp_path / "nothing", [], f"there is no run at '{tmp_path / 'nothing'}'"),
-        (finished, ["--parallel-seeds", "2"], "--extends trains on one run; leave out --parallel-seeds"),
+        (finished, ["--parallel-seeds", "2"], "--extends continues one run; leave out --parallel-seeds"),
     ]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:

@@ -161,7 +161,7 @@ def test_a_study_puts_runs_that_are_alike_in_one_process(tmp_path):
     alike = [run(0), run(1), run(0, oversight=0.4), run(0, flip_rate=0.2)]
     others = [run(0, method="naive"), run(0, method="oracle-filtered"), run(0, method="oracle-filtered", oversight=0.4)]
     batches = _batches([*others[:2], *alike, *others[2:]], 3)
-    assert sorted(map(len, batches)) == [1, 1, 1, 1, 3] and alike[:3] in batches
+    assert batches == [others[:1], others[1:2], alike[:3], alike[3:], others[2:]], "in the order of their first runs"
     command = train_command(alike[:3])
     first = command.index("routed_rl.experiments.parallel") + 1
     assert [parse(shlex.split(line)) for line in command[first:]] == alike[:3]

@@ -71,11 +71,38 @@ def test_equal_labels_and_other_methods_are_not_warned_of(oversight, method, mon
 @pytest.mark.parametrize("method", ["routing", "naive"])
 def test_what_an_environment_does_wrong_is_said_once(method, monkeypatch):
     monkeypatch.setattr(balance, "LONG", 16)
-    monkeypatch.setattr(balance, "MANY", 10)
     (endless,) = warned(0.5, monkeypatch, method, env=DummyVecEnv([Endless] * 32))
-    assert "no episode has ended in the first 16 steps of each environment" in endless and "TimeLimit" in endless
+    assert "no episode has ended in 16 steps of each environment" in endless and "TimeLimit" in endless
     (hiding,) = warned(0.5, monkeypatch, method, env=DummyVecEnv([Hiding] * 32))
-    assert "does the environment hide the outcome where nobody sees it?" in hiding
-    with pytest.warns(UserWarning, match="hide the outcome where nobody sees it"):
+    assert "if the environment hides outcomes that nobody saw, set" in hiding
+    with pytest.warns(UserWarning, match="if the environment hides outcomes that nobody saw, set"):
         check_oversight_env(Hiding(), ("bad", "good"))
     assert warned(0.5, monkeypatch, method, env=two_doors(32)) == []
+
+
+class Neutral(TwoDoors):
+    """Half of the episodes end at a door that is no outcome."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, info | ({"outcome": None} if info.get("outcome") == "bad" else {})
+
+
+@pytest.mark.parametrize(("method", "oversight"), [("oracle", 0.5), ("naive", 0.5), ("routing", 1.0)])
+def test_ends_that_are_no_outcome_are_no_hidden_ones(method, oversight, monkeypatch):
+    """The oracle sees everything, and so does oversight 1. Elsewhere, the other end is seen without a label."""
+    monkeypatch.setattr(balance, "ENOUGH", 20)
+    overseer = Overseer({"bad": -1.0, "good": 1.0}, method, oversight=oversight)
+    model = small_model(DummyVecEnv([lambda: Neutral(oversight)] * 32), overseer=overseer, replay_steps=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*hides outcomes")
+        model.learn(6 * 256)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_oversight_env(Neutral(0.5), ("bad", "good"))
+
+
+def test_hidden_outcomes_are_no_reason_to_say_nothing_more(monkeypatch):
+    monkeypatch.setattr(balance, "LEAST", 0.9)  # so any labels are unequal
+    said = warned(0.5, monkeypatch, env=DummyVecEnv([Hiding] * 32))
+    assert len(said) == 2 and "hides outcomes" in said[0] and "has little to learn from" in said[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,8 +14,8 @@ from routed_rl.errors import UserError, user_input
 from routed_rl.options.oversight import EARLY_STOPPED, Run
 from routed_rl.rl.oversight_study.methods import is_own, own_method
 from routed_rl.rl.oversight_study.recipe import TaskOf, budget, make_model, own_task
-from routed_rl.runs import RunError, RunRecord, config_hash, read_run
-from routed_rl.runs.grid import PYTHON, Kind, options
+from routed_rl.runs import RunError, RunRecord, config_hash, read_json, read_run
+from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.record import differences
 from routed_rl.runs.rundir import RESULT
 from routed_rl.wording import written
@@ -41,17 +42,18 @@ def run_config(run: Run) -> dict[str, Any]:
 def _extended(run: Run, path: Path, config: dict[str, Any]) -> str:
     """Return what identifies the run at ``path``; raise a RunError unless ``run`` is the same run, but longer."""
     there = read_run(path)
-    steps = there.config.get("total_steps", 0)
+    if run.out is not None and os.path.realpath(run.out) == os.path.realpath(path):
+        raise RunError(f"--extends and --out must be different directories, got {str(path)!r} for both")
     alike = {name: value for name, value in there.config.items() if name != "extends"}
     alike["total_steps"] = config["total_steps"]
     if differing := differences(RunRecord.of(alike, there.seed), RunRecord.of(config, run.seed)):
         raise RunError(f"--extends needs the options of {str(path)!r}: {'; '.join(differing[:3])}")
-    if config["total_steps"] <= steps:
-        raise RunError(f"--total-steps must be above {steps}, the steps of {str(path)!r}, got {config['total_steps']}")
     if run.method == EARLY_STOPPED:
         raise RunError(f"a run of {EARLY_STOPPED} keeps its best agent, not its last: it cannot be extended")
-    if not (path / RESULT).exists():
+    if not is_finished(path):
         raise RunError(f"{str(path)!r} is not finished: its own command continues it; --extends needs a finished run")
+    if budget(config) <= (steps := read_json(path / RESULT)["env_steps"]):
+        raise RunError(f"--total-steps must be above {steps}, the steps of {str(path)!r}, got {config['total_steps']}")
     return f"{there.config_hash}-s{there.seed}"
 
 
@@ -85,8 +87,7 @@ def _batches(runs: Sequence[Run], size: int) -> list[list[Run]]:
     for run in runs:
         alike.setdefault((config_hash({**run.config(), **free}), budget(run.config())), []).append(run)
     groups = [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
-    order = {run.out: number for number, run in enumerate(runs)}
-    return sorted(groups, key=lambda group: order[group[0].out])
+    return sorted(groups, key=lambda group: runs.index(group[0]))
 
 
 def check_options(runs: Sequence[Run], task_of: TaskOf, parallel_seeds: int = 1) -> None:
@@ -95,7 +96,7 @@ def check_options(runs: Sequence[Run], task_of: TaskOf, parallel_seeds: int = 1)
         for run in {config_hash(run.config()): run for run in runs}.values():
             task = task_of(run.config())
             if parallel_seeds > 1 and run.extends is not None:
-                raise UserError("--extends trains on one run; leave out --parallel-seeds")
+                raise UserError("--extends continues one run; leave out --parallel-seeds")
             if parallel_seeds > 1 and not task.shared:
                 raise UserError(
                     f"--parallel-seeds needs a batched world, not {task.name}; choose another world or leave it out"

@@ -75,11 +75,9 @@ def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda tit
                 failed[_directory(command)] = str(error)
         for run in runs:
             if run.finished:
-                print(
-                    f"{run.path} is finished; its result follows (--force starts again from zero; to train on, repeat "
-                    f"the command with --extends {run.path}, more --total-steps and another --out)",
-                    file=sys.stderr,
-                )
+                longer = f"; to train it further, repeat the command with --extends {run.path}, more --total-steps and "
+                longer = "" if run.record.config["method"] == EARLY_STOPPED else f"{longer}another --out"
+                print(f"{run.path} is finished; its result follows (--force starts again{longer})", file=sys.stderr)
         while waiting := [run for run in runs if not run.finished and run.path not in failed]:
             failed |= _train(_together(waiting, task_of))
         for run in runs:
@@ -96,11 +94,12 @@ def train_runs(commands: Sequence[Run], task_of: TaskOf, show: Show = lambda tit
 
 
 def _open(command: Run) -> RunDirectory:
+    """Return the directory of a run, which has a checkpoint if it extends another. RunError if it cannot be used."""
     run = RunDirectory.open(_directory(command), run_config(command), command.seed, force=command.force)
     try:
         if command.extends is not None and not run.finished and not run.checkpoint_steps():
             _begin_with(run, read_checkpoint(command.extends / MODEL))
-    except Exception:
+    except BaseException:
         run.close()
         raise
     return run
@@ -190,6 +189,9 @@ def _resume(run: RunDirectory, task_of: TaskOf, step: int | None = None) -> _Mem
         state = Checkpoint(checkpoint.tensors, checkpoint.meta)
         with user_input():
             model = build(type(model), state, run.path, model.env, config["device"], False, {})
+        if "extends" in config and "last_obs" not in state.tensors and model.env is not None:
+            # Else the environments would repeat the episodes with which the other run began.
+            model.env.seed(derive_seed(run.record.seed, "extends", model.num_timesteps))
     tensorboard = TensorBoardOutputFormat(str(run.path / "tensorboard"))
     model.set_logger(Logger(str(run.path), [_MetricsWriter(run), tensorboard]))
     return _Member(run, task, model)
