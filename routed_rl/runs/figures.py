@@ -44,9 +44,18 @@ def colormap(name: str) -> Any:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, atomically, in the format that the path ends in; PNG has 150 dots per inch."""
+    write_bytes(path, _drawn(figure, path.suffix[1:]))
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG file, as :func:`save` writes them."""
+    return _drawn(figure, "png")
+
+
+def _drawn(figure: Figure, kind: str) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata={"Software": None})
-    write_bytes(path, drawn.getvalue())
+    figure.savefig(drawn, format=kind, dpi=150, metadata={"Software": None})
+    return drawn.getvalue()
 
 
 def ranked(axes: Axes) -> tuple[list[Any], list[str]]:

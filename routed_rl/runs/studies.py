@@ -16,10 +16,12 @@ import pandas as pd
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.paths import expanded
 from routed_rl.runs import read_json, write_bytes, write_json
-from routed_rl.runs.figures import save
+from routed_rl.runs.charts import Chart, write_charts
+from routed_rl.runs.figures import png
 from routed_rl.runs.files import StrPath, plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
 from routed_rl.runs.lock import locked
+from routed_rl.runs.page import study_page
 from routed_rl.runs.process import check_device, usual_workers
 from routed_rl.runs.record import LOCK
 from routed_rl.runs.tables import described, write_table
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 STUDY = "study.json"
 RESULTS, TIMINGS, SUMMARY, COLUMNS = "results.csv", "timings.csv", "summary.md", "results.columns.md"
+REPORT, CHARTS, PLANNED = "report.html", "charts.json", "planned.json"
 
 
 class RunsFailedError(UserError):
@@ -56,6 +59,7 @@ class Findings:
         figures: what draws each figure, by name. Figures for which no run is there are left out.
         meanings: of the columns of ``results``, as for :func:`~routed_rl.runs.tables.described`.
         failed: the reason for each run that failed or whose files are not sound, by its directory.
+        charts: what makes each interactive chart, by name.
     """
 
     results: pd.DataFrame
@@ -65,11 +69,14 @@ class Findings:
     figures: Mapping[str, Callable[[], Figure]]
     meanings: Mapping[str, str]
     failed: dict[Path, str] = field(default_factory=dict)
+    charts: Mapping[str, Callable[[], Chart]] = field(default_factory=dict)
 
 
 class Reported(ABC):
-    """What there is to say of runs: a table, a summary and figures."""
+    """What there is to say of runs: a table, a summary, figures and a page."""
 
+    TITLE: ClassVar[str]
+    """title of the page"""
     FIGURES: ClassVar[tuple[str, ...]]
     """names of all figures that there may be"""
 
@@ -114,6 +121,21 @@ class Reported(ABC):
         if name not in found.figures:
             raise ValueError(f"no finished run is shown in {name!r}; there are {', '.join(found.figures)}")
         return found.figures[name]()
+
+    def page(self) -> str:
+        """Return an HTML page with all of this, as in ``report.html``: charts answer the mouse, tables can be sorted.
+
+        It needs no other file and no network.
+
+        Raises:
+            ValueError: if no run is finished.
+        """
+        found = self._found()
+        return self._page(found, {name: png(draw()) for name, draw in found.figures.items()})
+
+    def _page(self, found: Findings, drawn: Mapping[str, bytes]) -> str:
+        charts = [draw() for draw in found.charts.values()]
+        return study_page(self.TITLE, found.summary, charts, drawn, described(found.results, found.meanings))
 
     def _found(self) -> Findings:
         found = self.find()
@@ -207,6 +229,7 @@ class Study(Reported):
             open_backend(backend, ray_address, workers, self.out, needed, *device) as opened,
             started_study(self.out, identity),
         ):
+            self._note(runs)
             failed = run_all(runs, self.KIND, workers, opened)
             with user_input():
                 found = self.find(failed)
@@ -226,11 +249,36 @@ class Study(Reported):
         rows = [[f"`{column}`", meaning] for column, meaning in explained.items()]
         header = f"# Columns of `{RESULTS}`\n\n| column | meaning |\n| --- | --- |\n"
         write_bytes(self.out / COLUMNS, (header + "".join(f"| {a} | {b} |\n" for a, b in rows)).encode())
+        drawn = {}
         for name in self.FIGURES:
             path = self.out / f"{name}.png"
             path.unlink(missing_ok=True)  # an earlier start may have had models that this one has not
             if name in found.figures:
-                save(found.figures[name](), path)
+                drawn[name] = png(found.figures[name]())
+                write_bytes(path, drawn[name])
+        write_charts({name: draw() for name, draw in found.charts.items()}, self.out / CHARTS)
+        write_bytes(self.out / REPORT, self._page(found, drawn).encode())
+
+    def _note(self, runs: Sequence[Any]) -> None:
+        """Note which runs the study has, with those of earlier starts, so that others can tell how far it is."""
+        known = _planned(self.out)
+        names = {run.out.relative_to(self.out).as_posix() for run in runs}
+        write_json(self.out / PLANNED, {"runs": sorted(names.union(known))})
+
+
+def progress(out: Path) -> tuple[int, int]:
+    """Return how many runs of the study in a directory are finished, and how many it has."""
+    names = _planned(out)
+    return sum(is_finished(out / name) for name in names), len(names)
+
+
+def _planned(out: Path) -> list[str]:
+    if not (out / PLANNED).exists():
+        return []
+    found = read_json(out / PLANNED)
+    if not isinstance(found, dict) or not isinstance(found.get("runs"), list):
+        raise ValueError(f"{str(out / PLANNED)!r} names no runs; delete this file")
+    return [str(name) for name in found["runs"]]
 
 
 def check_study(out: Path, identity: Mapping[str, Any]) -> None:

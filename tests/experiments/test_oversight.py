@@ -98,7 +98,8 @@ def test_a_run_is_its_command_line(train):
 
 def test_a_study_has_every_run_table_and_figure(whole):
     files = {path.name for path in whole.iterdir()}
-    tables = {"results.csv", "results.columns.md", "timings.csv", "summary.md"}
+    tables = {"results.csv", "results.columns.md", "timings.csv", "summary.md", "planned.json"}
+    tables |= {"report.html", "charts.json"}
     figures = {"returns", "curves", "methods", "arrows", "noise"}
     assert files == {".lock", "study.json", "runs", *tables, *(f"{name}.png" for name in figures)}
     assert_described(whole)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from routed_rl.lm.era_study.charts import MEASURES, measure_chart, relearning_chart
 from routed_rl.lm.era_study.figures import ORDER, UNLABELLED, draw_panels, draw_relearning, draw_tokens
 from routed_rl.options.era import EraOptions
 from routed_rl.runs import read_json, read_metrics
+from routed_rl.runs.charts import Chart
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean, tidy
 
@@ -75,10 +78,12 @@ def find(options: EraOptions, failed: Mapping[Path, str]) -> Findings | None:
     text += "".join(f"\n{out.parent.name}/{out.name} failed: {escaped(reason)}\n" for out, reason in failed.items())
     curves = {key: result["relearning"] for key, result in results.items() if key[0] in UNLABELLED or key[1] == focus}
     drawn: dict[str, Callable[[], Figure]] = {"unlearning": lambda: draw_panels(frame)}
+    charts: dict[str, Callable[[], Chart]] = {name: partial(measure_chart, frame, name) for name in MEASURES}
     if any(curves.values()):
         drawn["relearning"] = lambda: draw_relearning(curves, focus)
+        charts["relearning"] = lambda: relearning_chart(curves)
     drawn["tokens"] = lambda: draw_tokens(frame)
-    return Findings(frame, tidy(timings, KEYS), KEYS, text, drawn, MEANINGS, failed)
+    return Findings(frame, tidy(timings, KEYS), KEYS, text, drawn, MEANINGS, failed, charts)
 
 
 def _whole(result: Any) -> Result:

@@ -76,6 +76,7 @@ class EraStudy(EraOptions, Study):
     """
 
     KIND = KIND
+    TITLE = "Study of Expand-Route-Ablate"
     FIGURES = ("unlearning", "relearning", "tokens")
 
     def __init__(self, *, preset: str = "stories", **given: Any):

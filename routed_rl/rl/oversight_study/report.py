@@ -13,10 +13,12 @@ import pandas as pd
 from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.paths import expanded
 from routed_rl.rl.oversight_study import table
+from routed_rl.rl.oversight_study.charts import curves_chart, returns_chart
 from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns
 from routed_rl.rl.oversight_study.methods import NOISE
 from routed_rl.rl.oversight_study.table import Limits
 from routed_rl.runs import RunError
+from routed_rl.runs.charts import Chart
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.studies import Findings, Reported
@@ -50,6 +52,7 @@ class OversightReport(Reported):
     methods: Sequence[str] | None = None
     limits: Limits | None = None
 
+    TITLE = "Oversight study"
     FIGURES = ("returns", "methods", "curves", "noise")
 
     def __post_init__(self) -> None:
@@ -114,12 +117,13 @@ class OversightReport(Reported):
         reasons = {f"{run.parent.name}/{run.name}": reason for run, reason in failed.items()}
         text = table.summary(frame, focus, self.wanted, reasons, self.limits)
         text += table.noise_summary(noise, self.wanted) if len(noise) else ""
-        drawn = self._figures(frame, noise, focus, found)
-        return Findings(frame, tidy(timings, table.KEYS), table.KEYS, text, drawn, table.MEANINGS, failed)
+        drawn, charts = self._figures(frame, noise, focus, found)
+        return Findings(frame, tidy(timings, table.KEYS), table.KEYS, text, drawn, table.MEANINGS, failed, charts)
 
     def _figures(
         self, frame: pd.DataFrame, noise: pd.DataFrame, focus: float, found: Mapping[Path, tuple[str, float]]
-    ) -> dict[str, Callable[[], Figure]]:
+    ) -> tuple[dict[str, Callable[[], Figure]], dict[str, Callable[[], Chart]]]:
+        """What draws each figure, and what makes each interactive chart."""
         methods = list(self.runs) if self.methods is None else list(self.methods)
         clean = frame[~frame.method.map(lambda method: NOISE.fullmatch(method) is not None)]
         main = frame[frame.method.isin(methods)]
@@ -139,4 +143,7 @@ class OversightReport(Reported):
             "curves": (len(curves), lambda: draw_curves(curves, focus, self.limits)),
             "noise": (len(noise), lambda: draw_noise(noise, self.wanted, focus)),
         }
-        return {name: draw for name, (count, draw) in drawn.items() if count}
+        charts: dict[str, Callable[[], Chart]] = {"returns": lambda: returns_chart(main, self.wanted)}
+        if curves:
+            charts["curves"] = lambda: curves_chart(curves, focus)
+        return {name: draw for name, (count, draw) in drawn.items() if count}, charts

@@ -34,6 +34,7 @@ R = TypeVar("R", bound=Run)
 class OversightGrid(Study, Generic[R]):
     """A study of methods over oversight levels and seeds. Subclasses say what all of its runs have in common."""
 
+    TITLE = OversightReport.TITLE
     FIGURES = OversightReport.FIGURES
     methods: tuple[str, ...]
     levels: tuple[float, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,13 @@ from routed_rl.errors import UserError
 from routed_rl.lm.inputs import Text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import Stage, read_metrics, with_ancestors
+from routed_rl.runs.charts import Chart
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, escaped, markdown, shown_mean, tidy
 from routed_rl.unlearning.attacks import Attack, WorstCase, robustness, worst_case
 from routed_rl.unlearning.distillation import StopRule
 from routed_rl.unlearning.metrics import Metric
+from routed_rl.unlearning.undo_study.charts import relearning_chart, robustness_chart
 from routed_rl.unlearning.undo_study.columns import MEANINGS
 from routed_rl.unlearning.undo_study.figures import figures
 from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, METRICS, make_attack
@@ -89,7 +91,10 @@ def find(options: UndoOptions, text: Text, members: Sequence[Member], failed: Ma
     keys = (*KEYS, "part")
     words = summary(frame, options, list(dict.fromkeys(member.name for member in curves)), metrics)
     drawn = figures(frame, curves, kept, matching, options, metrics[main[1]])
-    return Findings(frame, tidy(timings, keys), keys, words, drawn, MEANINGS, dict(failed))
+    charts: dict[str, Callable[[], Chart]] = {"relearning": lambda: relearning_chart(curves, metrics[main[1]])}
+    if "compute" in drawn:
+        charts["compute"] = lambda: robustness_chart(frame)
+    return Findings(frame, tidy(timings, keys), keys, words, drawn, MEANINGS, dict(failed), charts)
 
 
 @lru_cache(maxsize=1)

@@ -118,6 +118,7 @@ class UndoStudy(UndoOptions, Study):
         batches=_together,
         after=lambda run: [stage.path(run.out.parent) for stage in (*run.stage.parents.values(), *run.checked)],
     )
+    TITLE = "UNDO study"
     FIGURES = FIGURES
 
     def __init__(self, *, task: str | None = None, preset: str = "quick", retain: Source | None = None, **given: Any):

@@ -1,0 +1,118 @@
+"""Interactive charts of a study: points with a seed each, drawn by Bokeh in a report or a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from routed_rl.runs.files import plain_json, read_json, write_json
+from routed_rl.runs.tables import half_interval
+
+if TYPE_CHECKING:
+    from bokeh.plotting import figure
+
+COLUMNS = ("series", "x", "y", "seed")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Colours that colour-blind readers can tell apart (Okabe and Ito 2008); dashes and markers differ too."""
+DASHES = ("solid", "dashed", "dotted", "dashdot")
+MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over seeds, as numbers.
+
+    Attributes:
+        title: what is shown.
+        x: the x axis, with its unit.
+        y: the y axis, with its unit.
+        points: a row per point of a curve and seed, with the columns :data:`COLUMNS`.
+        log_x: whether the x axis is logarithmic.
+    """
+
+    title: str
+    x: str
+    y: str
+    points: pd.DataFrame
+    log_x: bool = False
+
+    @property
+    def series(self) -> list[str]:
+        """The names of the curves, in the order of their first points."""
+        return list(dict.fromkeys(map(str, self.points.series)))
+
+    def means(self, name: str) -> pd.DataFrame:
+        """Return the curve of this name: ``x``, ``mean`` over seeds, ``half`` its 95 % interval, number of ``seeds``.
+
+        ``half`` is NaN for a single seed.
+        """
+        of = self.points[self.points.series == name].groupby("x").y
+        rows = [(x, y.mean(), half_interval(y), len(y)) for x, y in of]
+        return pd.DataFrame(rows, columns=["x", "mean", "half", "seeds"])
+
+    def draw(self, **options: Any) -> figure:
+        """Return a Bokeh figure: means as lines, and each seed as a point. A click on a name hides its curve.
+
+        Args:
+            options: of ``bokeh.plotting.figure``: width, height, sizing_mode.
+        """
+        from bokeh.models import HoverTool
+        from bokeh.plotting import figure
+
+        usual = {"height": 380, "sizing_mode": "stretch_width", "toolbar_location": "above"}
+        axes = {"x_axis_label": self.x, "y_axis_label": self.y, "x_axis_type": "log" if self.log_x else "linear"}
+        plot = figure(title=self.title, tools="pan,wheel_zoom,box_zoom,reset,save", **{**usual, **axes, **options})
+        plot.toolbar.active_scroll = None  # the wheel scrolls the page
+        plot.toolbar.logo = None
+        for number, name in enumerate(self.series):
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            dash = DASHES[number // len(COLOURS) % len(DASHES)]
+            means, points = self.means(name), self.points[self.points.series == name]
+            shown = {"color": colour, "legend_label": name}
+            whole = {**means.to_dict("list"), "name": [name] * len(means)}
+            whole["interval"] = [f" ± {half:.3g}" if np.isfinite(half) else "" for half in means["half"]]
+            plot.line("x", "mean", source=whole, line_width=2, line_dash=dash, **shown)
+            mean = plot.scatter("x", "mean", source=whole, marker=marker, size=7, **shown)
+            each = {"x": points.x, "y": points.y, "seed": points.seed.astype(str), "name": [name] * len(points)}
+            seeds = plot.scatter("x", "y", source=each, size=4, alpha=0.4, **shown)
+            tips = [("", "@name"), (self.x, "@x{0.[000]}")]
+            several = [("mean of @seeds seeds", "@mean{0.000}@interval")]
+            plot.add_tools(HoverTool(renderers=[mean], tooltips=tips + several))
+            plot.add_tools(HoverTool(renderers=[seeds], tooltips=[*tips, (self.y, "@y{0.000}"), ("seed", "@seed")]))
+        if plot.legend:
+            plot.legend.click_policy = "hide"
+            plot.add_layout(plot.legend[0], "right" if options.get("width") is None else "below")
+        return plot
+
+
+def write_charts(charts: Mapping[str, Chart], path: Path) -> None:
+    """Write charts as JSON, by name, to be read by :func:`read_charts`."""
+    write_json(path, {name: _as_json(chart) for name, chart in charts.items()})
+
+
+def read_charts(path: Path) -> dict[str, Chart]:
+    """Return the charts of a file that :func:`write_charts` has written; ValueError if it is none."""
+    found = read_json(path)
+    try:
+        return {
+            name: Chart(chart["title"], chart["x"], chart["y"], _points(chart["points"]), bool(chart["log_x"]))
+            for name, chart in found.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} holds no charts of a study: {error}") from None
+
+
+def _as_json(chart: Chart) -> dict[str, Any]:
+    points = {column: chart.points[column].tolist() for column in COLUMNS}
+    return plain_json(
+        {"title": chart.title, "x": chart.x, "y": chart.y, "log_x": chart.log_x, "points": points}, "chart"
+    )
+
+
+def _points(columns: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame({name: columns[name] for name in COLUMNS})
