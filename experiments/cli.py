@@ -21,6 +21,7 @@ from routed_rl.errors import fail, guarded
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.common.agents.options import PRESETS, Train
 from routed_rl.experiments.common.characters import print_in_any_encoding
+from routed_rl.experiments.demo.options import Demo
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
 from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
@@ -47,6 +48,7 @@ MODULES = {
     Unlearn: "language.unlearn",
     SteeringScalar: "language.steering_scalar",
     Undo: "undo.undo",
+    Demo: "demo.demo",
 }
 """The module of each command, in the order of ``--help``. Its ``main`` runs the command. It is imported only then."""
 UNLIMITED = 10**5

@@ -283,6 +283,10 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         logits: Tensor = gate(features.detach() if self.mlp_extractor.detach_encoder else features)
         return logits
 
+    def gate_weights(self, obs: PyTorchObs) -> Tensor:
+        """Return the gate's weights ``(B, M)`` of the modules, 0 for ablated ones; ``steer`` does not change them."""
+        return self.mlp_extractor.gate_weights(self._features(obs))
+
     def log_prob_of_modules(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Return log-probabilities ``(M, B)`` of actions ``(M, B, …)`` given observations ``(M, B, …)``.
 

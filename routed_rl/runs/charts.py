@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,10 @@ class Chart:
         """The names of the curves, in the order of their first points."""
         return list(dict.fromkeys(map(str, self.points.series)))
 
+    def only(self, names: Collection[str]) -> Chart:
+        """Return the chart with the curves of these names alone."""
+        return replace(self, points=self.points[self.points.series.isin(list(names))])
+
     def means(self, name: str) -> pd.DataFrame:
         """Return the curve of this name: ``x``, ``mean`` over seeds, ``half`` its 95 % interval, number of ``seeds``.
 
@@ -61,32 +65,33 @@ class Chart:
         Args:
             options: of ``bokeh.plotting.figure``: width, height, sizing_mode.
         """
-        from bokeh.models import HoverTool
+        from bokeh.models import HoverTool, Legend
         from bokeh.plotting import figure
 
-        usual = {"height": 380, "sizing_mode": "stretch_width", "toolbar_location": "above"}
+        usual = {"height": 480, "sizing_mode": "stretch_width", "toolbar_location": "above"}
         axes = {"x_axis_label": self.x, "y_axis_label": self.y, "x_axis_type": "log" if self.log_x else "linear"}
         plot = figure(title=self.title, tools="pan,wheel_zoom,box_zoom,reset,save", **{**usual, **axes, **options})
         plot.toolbar.active_scroll = None  # the wheel scrolls the page
         plot.toolbar.logo = None
+        entries = []
         for number, name in enumerate(self.series):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             dash = DASHES[number // len(COLOURS) % len(DASHES)]
             means, points = self.means(name), self.points[self.points.series == name]
-            shown = {"color": colour, "legend_label": name}
+            shown = {"color": colour}
             whole = {**means.to_dict("list"), "name": [name] * len(means)}
             whole["interval"] = [f" ± {half:.3g}" if np.isfinite(half) else "" for half in means["half"]]
-            plot.line("x", "mean", source=whole, line_width=2, line_dash=dash, **shown)
-            mean = plot.scatter("x", "mean", source=whole, marker=marker, size=7, **shown)
+            line = plot.line("x", "mean", source=whole, line_width=2, line_dash=dash, **shown)
+            mean = plot.scatter("x", "mean", source=whole, marker=marker, size=7 if len(means) < 15 else 4, **shown)
             each = {"x": points.x, "y": points.y, "seed": points.seed.astype(str), "name": [name] * len(points)}
             seeds = plot.scatter("x", "y", source=each, size=4, alpha=0.4, **shown)
             tips = [("", "@name"), (self.x, "@x{0.[000]}")]
             several = [("mean of @seeds seeds", "@mean{0.000}@interval")]
             plot.add_tools(HoverTool(renderers=[mean], tooltips=tips + several))
             plot.add_tools(HoverTool(renderers=[seeds], tooltips=[*tips, (self.y, "@y{0.000}"), ("seed", "@seed")]))
-        if plot.legend:
-            plot.legend.click_policy = "hide"
-            plot.add_layout(plot.legend[0], "right" if options.get("width") is None else "below")
+            entries.append((name, [line, mean, seeds]))
+        # Below the plot, where it leaves room for the curves on a narrow screen too.
+        plot.add_layout(Legend(items=entries, click_policy="hide", ncols=2, border_line_color=None), "below")
         return plot
 
 
