@@ -134,15 +134,14 @@ class Reading:
 
     def ends(self) -> dict[str | None, float]:
         """Return the exact chance of each end of an episode from the player's cell; None: the step limit."""
-        board, there = self.board, self.board.next_cells()
+        board, there, ended = self.board, self.board.next_cells(), list(self.board.terminals.values())
         at = np.zeros(board.world.cells)
         at[board.player] = 1
         for _ in range(STEPS):
-            spread = np.zeros_like(at)
-            np.add.at(spread, there, at[:, None] * self.probabilities)
-            ended = list(board.terminals.values())
-            spread[ended] += at[ended]
-            at = spread
+            stays = np.zeros_like(at)
+            stays[ended] = at[ended]
+            np.add.at(stays, there, (at - stays)[:, None] * self.probabilities)
+            at = stays
         ends: dict[str | None, float] = {name: float(at[cell]) for name, cell in board.terminals.items()}
         return {**ends, None: max(0.0, 1 - sum(ends.values()))}
 

@@ -1,0 +1,45 @@
+"""A page in a real browser, without a window, which notes whatever goes wrong."""
+
+import shutil
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+CHROMIUM = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package is chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@contextmanager
+def opened(url, **options):
+    """Open a page. Yield it, with a list of its errors and of its requests that leave this machine.
+
+    Args:
+        options: of the browser's page: ``viewport``, ``color_scheme``.
+    """
+    from playwright.sync_api import sync_playwright
+
+    wrong = []
+
+    def request(sent):
+        address = urlsplit(sent.url)
+        if address.scheme not in ("data", "blob", "file") and address.hostname != "127.0.0.1":
+            wrong.append(f"request to {sent.url}")
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(**options)
+        page.on("request", request)
+        page.on("pageerror", lambda error: wrong.append(f"error {error}"))
+        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        page.goto(url, wait_until="networkidle")  # else what is focused may still be drawn again
+        try:
+            yield page, wrong
+        finally:
+            browser.close()
+
+
+def column(page, table, number):
+    """The texts of a column in a table of the page."""
+    return page.locator("table").nth(table).locator(f"tbody tr td:nth-child({number + 1})").all_inner_texts()

@@ -1,0 +1,67 @@
+"""Charts and pages of studies: their numbers, their files, and that they show texts as texts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from routed_rl.runs.charts import Chart, read_charts, write_charts
+from routed_rl.runs.page import study_page
+from routed_rl.runs.tables import half_interval
+from tests.browser import column, needs_browser, opened
+
+ROWS = [("a", 1, 0.0, 0), ("a", 1, 1.0, 1), ("a", 2, 3.0, 0), ("b", 1, 5.0, 0)]
+CHART = Chart("A title", "steps", "loss", pd.DataFrame(ROWS, columns=["series", "x", "y", "seed"]), log_x=True)
+
+
+def test_a_curve_is_the_mean_over_seeds_with_its_interval():
+    assert CHART.series == ["a", "b"]
+    found = CHART.means("a")
+    assert found[["x", "mean", "seeds"]].values.tolist() == [[1, 0.5, 2], [2, 3.0, 1]]
+    assert found.half[0] == half_interval(np.array([0.0, 1.0])) and np.isnan(found.half[1])
+    assert CHART.only(["b"]).series == ["b"]
+
+
+def test_charts_are_read_as_they_were_written(tmp_path):
+    write_charts({"one": CHART}, tmp_path / "charts.json")
+    found = read_charts(tmp_path / "charts.json")["one"]
+    assert (found.title, found.x, found.y, found.log_x) == (CHART.title, CHART.x, CHART.y, True)
+    pd.testing.assert_frame_equal(found.points, CHART.points)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"one": 1}', '{"one": {"title": "t", "x": "x", "y": "y", "points": {}}}'])
+def test_a_file_of_something_else_is_refused_by_name(text, tmp_path):
+    (tmp_path / "charts.json").write_text(text)
+    with pytest.raises(ValueError, match=r"charts\.json' holds no charts"):
+        read_charts(tmp_path / "charts.json")
+
+
+def test_a_drawn_chart_holds_each_seed_and_each_mean():
+    plot = CHART.draw()
+    found = [renderer.data_source.data for renderer in plot.renderers]
+    assert sorted(y for data in found for y in data.get("y", ())) == [0, 1, 3, 5]
+    assert {tuple(data["mean"]) for data in found if "mean" in data} == {(0.5, 3.0), (5.0,)}
+    assert [item.label.value for item in plot.legend[0].items] == ["a", "b"]
+
+
+def test_the_same_study_gives_the_same_page_but_for_the_numbers_of_its_parts():
+    pages = [study_page("t", "text", [], {"f": b"png"}, {"a": "b"}) for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+@needs_browser
+def test_a_page_opens_from_disk_sorts_its_tables_and_shows_texts_as_texts(tmp_path):
+    summary = "# Head\n\n| name | value |\n| --- | ---: |\n| b | 2 |\n| a | 10 |\n| <script>x</script> | −3 |\n"
+    page_file = tmp_path / "report.html"
+    page_file.write_text(study_page("A <b> title", summary, [CHART], {}, {"column": "meaning <i>"}))
+    with opened(page_file.as_uri()) as (page, wrong):
+        page.locator(".bk-Figure").first.wait_for()
+        assert page.title() == "A <b> title"
+        assert column(page, 0, 1) == ["2", "10", "−3"]
+        page.get_by_role("button", name="value").click()
+        assert column(page, 0, 1) == ["−3", "2", "10"]
+        page.get_by_role("button", name="value").click()
+        assert column(page, 0, 1) == ["10", "2", "−3"]
+        page.get_by_role("button", name="name").click()
+        assert column(page, 0, 0) == ["<script>x</script>", "a", "b"]
+        assert page.locator("h2", has_text="Head").count() == 1
+        assert not wrong
