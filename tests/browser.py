@@ -13,7 +13,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 
 @contextmanager
 def opened(url, **options):
-    """Open a page. Yield it, with a list of its errors and of its requests that leave this machine.
+    """Open a page with something that Bokeh draws. Yield it, with a list of its errors and of its requests that leave this machine.
 
     Args:
         options: of the browser's page: ``viewport``, ``color_scheme``.
@@ -33,7 +33,8 @@ def opened(url, **options):
         page.on("request", request)
         page.on("pageerror", lambda error: wrong.append(f"error {error}"))
         page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-        page.goto(url, wait_until="networkidle")  # else what is focused may still be drawn again
+        with page.expect_console_message(lambda said: "document idle" in said.text):  # of Bokeh: all is connected
+            page.goto(url)
         try:
             yield page, wrong
         finally:
