@@ -8,10 +8,13 @@ import gc
 import io
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import version
 from typing import Annotated, Any, Union
 
 import tyro
@@ -25,6 +28,7 @@ from routed_rl.experiments.demo.options import Demo
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
 from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
+from routed_rl.experiments.overview.options import Runs
 from routed_rl.experiments.undo.options import Undo
 from routed_rl.experiments.vision.options import Cifar, Mnist
 from routed_rl.options.conform import conform
@@ -33,24 +37,28 @@ from routed_rl.options.era import Unlearn
 from routed_rl.options.undo import TASKS
 from routed_rl.wording import did_you_mean, option_names, speak_of
 
-MODULES = {
-    Quickstart: "gridworld.quickstart",
-    Oversight: "oversight.oversight",
-    Train: "gridworld.train",
-    Evaluate: "gridworld.evaluate",
-    Watch: "gridworld.watch",
-    Curves: "gridworld.curves",
-    Benchmark: "benchmarks.benchmark",
-    Mnist: "vision.mnist",
-    Cifar: "vision.cifar",
-    Corpus: "language.corpus",
-    Era: "language.era",
-    Unlearn: "language.unlearn",
-    SteeringScalar: "language.steering_scalar",
-    Undo: "undo.undo",
-    Demo: "demo.demo",
+GROUPS: Mapping[str, Mapping[type, str]] = {
+    "Start": {Quickstart: "gridworld.quickstart", Demo: "demo.demo", Runs: "overview.runs"},
+    "Agents under partial oversight": {
+        Train: "gridworld.train",
+        Evaluate: "gridworld.evaluate",
+        Watch: "gridworld.watch",
+        Curves: "gridworld.curves",
+        Oversight: "oversight.oversight",
+    },
+    "Language models": {
+        Corpus: "language.corpus",
+        Unlearn: "language.unlearn",
+        Era: "language.era",
+        SteeringScalar: "language.steering_scalar",
+        Undo: "undo.undo",
+    },
+    "Vision": {Mnist: "vision.mnist", Cifar: "vision.cifar"},
+    "Speed": {Benchmark: "benchmarks.benchmark"},
 }
-"""The module of each command, in the order of ``--help``. Its ``main`` runs the command. It is imported only then."""
+"""The commands by subject, in the order of ``--help``, with the module of each. It is imported only when it is run."""
+MODULES = {of: module for group in GROUPS.values() for of, module in group.items()}
+"""The module of each command. Its ``main`` runs the command."""
 UNLIMITED = 10**5
 """Columns of a terminal that no error of a user's fills."""
 NONE_IN_ANY_CASE = tyro.constructors.ConstructorRegistry()
@@ -75,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake ends with one line on standard error and exit status 2."""
 
     def run() -> None:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        given = list(sys.argv[1:] if argv is None else argv)
+        if not given or given[0] in ("-h", "--help", "--version"):
+            print(f"routed-rl {version('routed-rl')}" if given == ["--version"] else overview())
+            return
+        command = parse(given)
         speak_of(type(command))
         os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported: commands draw into files
         with _no_garbage():
@@ -84,6 +96,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print_in_any_encoding()
     guarded(run)
+
+
+def overview() -> str:
+    """Return the help of ``routed-rl`` itself: its commands, by subject."""
+    width = min(100, shutil.get_terminal_size().columns)
+    lines = ["usage: routed-rl [-h] [--version] COMMAND …", "", *textwrap.wrap(str(routed_rl.__doc__), width)]
+    for subject, group in GROUPS.items():
+        lines += ["", f"{subject}:"]
+        for of in group:
+            first = re.split(r"(?<=[.])\s", " ".join(str(of.__doc__).split()))[0]
+            lines += textwrap.wrap(
+                f"  {command_name(of):<17}{first}", width, subsequent_indent=" " * 19, break_on_hyphens=False
+            )
+    lines += ["", "routed-rl COMMAND --help lists the options of a command."]
+    lines += ["routed-rl --tyro-print-completion bash (or zsh, tcsh) prints what completes commands in your shell."]
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -98,7 +126,7 @@ def _no_garbage() -> Iterator[None]:
 
 def parse(argv: Sequence[str]) -> Any:
     """The command, with its options, that a command line asks for."""
-    arguments = list(argv) or ["--help"]
+    arguments = list(argv)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _unwrapped(arguments):

@@ -13,7 +13,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 
 @contextmanager
 def opened(url, **options):
-    """Open a page with something that Bokeh draws. Yield it, with a list of its errors and of its requests that leave this machine.
+    """Open a page with something that Bokeh draws. Yield it, and a list of errors and of requests to other machines.
 
     Args:
         options: of the browser's page: ``viewport``, ``color_scheme``.

@@ -6,7 +6,7 @@ import sys
 
 from routed_rl.experiments.common.display import show_markdown
 from routed_rl.options import Workers
-from routed_rl.runs.studies import SUMMARY, RunsFailedError, Study
+from routed_rl.runs.studies import REPORT, SUMMARY, RunsFailedError, Study
 
 
 def run_and_show(study: Study, where: Workers) -> None:
@@ -29,4 +29,4 @@ def _show(study: Study) -> None:
     """Print what the run has just written; nothing if no run is finished."""
     if (study.out / SUMMARY).is_file():
         show_markdown((study.out / SUMMARY).read_text(encoding="utf-8"))
-        print(f"Tables and figures: {study.out}")
+        print(f"Tables and figures: {study.out}; all of it on one page: {study.out / REPORT}")

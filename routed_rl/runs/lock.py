@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     The lock is released when the process dies. `what` names in the error what works in the directory, as "run".
     """
     with (path / LOCK).open("ab") as lock:
+        if is_locked(path):
+            time.sleep(0.1)  # somebody may just look, by is_locked()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # If another process has just renamed the directory, the locked file is no longer the one at this path.
@@ -24,3 +27,15 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"the {what} {str(path)!r} is in use by another process: wait for it or stop it") from None
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether a process works in the directory at `path`."""
+    try:
+        with (path / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,94 @@
+"""What lies in a folder of runs: which runs and studies, how far they are, and what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from routed_rl.paths import expanded
+from routed_rl.runs.files import StrPath, read_json
+from routed_rl.runs.grid import RESULT, is_finished
+from routed_rl.runs.lock import is_locked
+from routed_rl.runs.metrics import read_metrics
+from routed_rl.runs.record import CONFIG, RunError, RunRecord, find_run
+from routed_rl.runs.studies import STUDY, progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEPTH = 4
+"""How many folders deep runs are looked for."""
+COUNTERS = {"env_steps": "total_steps", "step": "steps"}
+"""Columns of a run's metrics that count its steps, with the option that says how many there will be."""
+Headline = Callable[[Mapping[str, Any]], str]
+
+
+def list_runs(folder: StrPath, headline: Headline = lambda result: "") -> pd.DataFrame:
+    """Return a row for each run and study below a folder. Runs that belong to a study are counted in its row.
+
+    Args:
+        folder: a directory of runs, as ``runs``.
+        headline: what to say of a run's result, the content of its ``evaluation.json``.
+
+    Returns:
+        The columns ``path``, relative to the folder; ``kind``, "run" or "study"; ``state``, "finished", "running" or
+        "stopped"; ``progress``; ``result``; ``changed``, when something was last written there.
+
+    Raises:
+        RunError: if there is no such directory.
+    """
+    import pandas as pd
+
+    root = expanded(folder)
+    if not root.is_dir():
+        raise RunError(f"there is no folder {str(root)!r}")
+    rows = [
+        {"path": os.path.relpath(path, root), "kind": kind, **about, "changed": _changed(path)}
+        for path, kind, about in _found(root, headline, DEPTH)
+    ]
+    return pd.DataFrame(rows, columns=["path", "kind", "state", "progress", "result", "changed"])
+
+
+def _found(folder: Path, headline: Headline, depth: int) -> Iterator[tuple[Path, str, dict[str, str]]]:
+    if (folder / STUDY).is_file():
+        yield folder, "study", _study(folder)
+        return
+    try:
+        record = find_run(folder) if (folder / CONFIG).is_file() else None
+    except RunError:  # a folder of a language model has a file of this name too
+        return
+    if record is not None:
+        yield folder, "run", _run(folder, record, headline)
+    elif depth:
+        for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            yield from _found(inside, headline, depth - 1)
+
+
+def _study(folder: Path) -> dict[str, str]:
+    done, planned = progress(folder)
+    state = "running" if is_locked(folder) else "finished" if planned and done == planned else "stopped"
+    return {"state": state, "progress": f"{done} of {planned} runs" if planned else "", "result": ""}
+
+
+def _run(folder: Path, record: RunRecord, headline: Headline) -> dict[str, str]:
+    if is_finished(folder):
+        return {"state": "finished", "progress": "", "result": headline(read_json(folder / RESULT))}
+    state, done = "running" if is_locked(folder) else "stopped", ""
+    try:
+        last: Mapping[str, Any] = read_metrics(folder / "metrics.csv")[-1]
+    except (OSError, ValueError, IndexError):  # nothing is there yet
+        last = {}
+    for counter, total in COUNTERS.items():
+        if counter in last:
+            of = record.config.get(total)
+            done = f"{last[counter]:,.0f}" + (f" of {of:,} steps" if isinstance(of, int) else " steps")
+    return {"state": state, "progress": done, "result": ""}
+
+
+def _changed(folder: Path) -> datetime:
+    """When a file of the run, or of the study itself, was last written."""
+    times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+    return datetime.fromtimestamp(max(times)).replace(microsecond=0)

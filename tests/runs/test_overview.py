@@ -1,0 +1,82 @@
+"""What ``routed-rl runs`` lists: every run and study once, with its state, also of what is damaged or half done."""
+
+import pytest
+
+from routed_rl.experiments import cli
+from routed_rl.experiments.overview.runs import headline
+from routed_rl.runs import RunDirectory, RunError, write_json
+from routed_rl.runs.lock import is_locked, locked
+from routed_rl.runs.overview import list_runs
+from routed_rl.runs.studies import PLANNED, STUDY
+from tests.experiments.mistakes import complaints
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished run, one that stopped at step 20 of 100, a study with one of two runs, and what is no run."""
+    with RunDirectory.open(tmp_path / "done", {"total_steps": 100}, 0) as run:
+        run.finish({"policies": {"unsteered": {"true_return": 0.5}}})
+    with RunDirectory.open(tmp_path / "deep" / "half", {"total_steps": 100}, 0) as run:
+        run.metrics.write({"env_steps": 20, "loss": 1.0})
+    study = tmp_path / "study"
+    study.mkdir()
+    write_json(study / STUDY, {})
+    write_json(study / PLANNED, {"runs": ["runs/a/0", "runs/b/0"]})
+    with RunDirectory.open(study / "runs" / "a" / "0", {}, 0) as run:
+        run.finish({})
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "config.json", {"model_type": "gpt2"})
+    return tmp_path
+
+
+def test_every_run_and_study_is_listed_once_with_its_state(folder):
+    found = list_runs(folder, headline)
+    assert found.drop(columns="changed").values.tolist() == [
+        ["deep/half", "run", "stopped", "20 of 100 steps", ""],
+        ["done", "run", "finished", "", "true return 0.500 (unsteered)"],
+        ["study", "study", "stopped", "1 of 2 runs", ""],
+    ]
+
+
+def test_what_another_process_works_on_is_running(folder):
+    with locked(folder / "deep" / "half", "run"), locked(folder / "study", "study"):
+        assert is_locked(folder / "study")
+        assert list_runs(folder).state.tolist() == ["running", "finished", "running"]
+    assert list_runs(folder).state.tolist() == ["stopped", "finished", "stopped"]
+
+
+def test_a_run_itself_can_be_named(folder):
+    assert list_runs(folder / "done").path.tolist() == ["."]
+
+
+def test_a_study_with_all_of_its_runs_is_finished(folder):
+    with RunDirectory.open(folder / "study" / "runs" / "b" / "0", {}, 0) as run:
+        run.finish({})
+    assert list_runs(folder / "study").state.tolist() == ["finished"]
+
+
+def test_a_folder_that_is_not_there_is_named(folder, capsys):
+    with pytest.raises(RunError, match="there is no folder"):
+        list_runs(folder / "absent")
+    (line,) = complaints(capsys, lambda: cli.main(["runs", str(folder / "absent")]))
+    assert "there is no folder" in line
+
+
+def test_the_command_prints_a_line_for_each(folder, capsys):
+    cli.main(["runs", str(folder)])
+    printed = capsys.readouterr().out
+    assert "20 of 100 steps" in printed and "1 of 2 runs" in printed
+    cli.main(["runs", str(folder / "model")])
+    assert "no run and no study" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ({"policies": {"unsteered": {"true_return": 0.1}, "steer:goal": {"true_return": 0.9}}}, "0.900 (steer:goal)"),
+        ({"losses": {"finished": {"forget": 3.0, "retain": 1.5}}}, "forget loss 3.000, retain loss 1.500"),
+        ({}, ""),
+    ],
+)
+def test_the_main_result_of_each_kind_of_run_is_shown(result, said):
+    assert headline(result).endswith(said)
