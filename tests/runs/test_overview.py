@@ -11,19 +11,25 @@ from routed_rl.runs.studies import PLANNED, STUDY
 from tests.experiments.mistakes import complaints
 
 
+def make(path, config, result=None, **row):
+    with RunDirectory.open(path, config, 0) as run:
+        run.load_checkpoint()
+        if row:
+            run.metrics.append(row)
+        if result is not None:
+            run.finish(result)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A finished run, one that stopped at step 20 of 100, a study with one of two runs, and what is no run."""
-    with RunDirectory.open(tmp_path / "done", {"total_steps": 100}, 0) as run:
-        run.finish({"policies": {"unsteered": {"true_return": 0.5}}})
-    with RunDirectory.open(tmp_path / "deep" / "half", {"total_steps": 100}, 0) as run:
-        run.metrics.write({"env_steps": 20, "loss": 1.0})
+    make(tmp_path / "done", {"total_steps": 100}, {"policies": {"unsteered": {"true_return": 0.5}}})
+    make(tmp_path / "deep" / "half", {"total_steps": 100}, env_steps=20, loss=1.0)
     study = tmp_path / "study"
     study.mkdir()
     write_json(study / STUDY, {})
     write_json(study / PLANNED, {"runs": ["runs/a/0", "runs/b/0"]})
-    with RunDirectory.open(study / "runs" / "a" / "0", {}, 0) as run:
-        run.finish({})
+    make(study / "runs" / "a" / "0", {}, {})
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "config.json", {"model_type": "gpt2"})
     return tmp_path
@@ -50,8 +56,7 @@ def test_a_run_itself_can_be_named(folder):
 
 
 def test_a_study_with_all_of_its_runs_is_finished(folder):
-    with RunDirectory.open(folder / "study" / "runs" / "b" / "0", {}, 0) as run:
-        run.finish({})
+    make(folder / "study" / "runs" / "b" / "0", {}, {})
     assert list_runs(folder / "study").state.tolist() == ["finished"]
 
 
