@@ -44,3 +44,16 @@ def opened(url, **options):
 def column(page, table, number):
     """The texts of a column in a table of the page."""
     return page.locator("table").nth(table).locator(f"tbody tr td:nth-child({number + 1})").all_inner_texts()
+
+
+def assert_report_opens(path, charts):
+    """A study's report opens from disk without an error, with so many charts, all figures, and tables that sort."""
+    with opened(path.as_uri(), viewport={"width": 1000, "height": 900}) as (page, wrong):
+        page.locator(".bk-Figure").nth(charts - 1).wait_for()
+        assert page.locator(".bk-Figure").count() == charts
+        images = page.locator("figure img")
+        assert images.count() == len(list(path.parent.glob("*.png")))
+        assert all(images.evaluate_all("all => all.map(image => image.naturalWidth > 100)"))
+        page.get_by_role("columnheader").nth(1).get_by_role("button").click()
+        assert page.locator("th[aria-sort=ascending]").count() == 1
+        assert not wrong

@@ -55,6 +55,8 @@ class Watch(Steered):
 
     gif: Path | None = None
     """write an animation to this .gif file; None: print the episodes as text"""
+    beside: bool = False
+    """with --gif: show the same agent without steering beside it, in the same episodes"""
     episodes: int = 5
     """number of episodes to play"""
     fps: float = 4.0

@@ -41,6 +41,8 @@ def main(command: Watch) -> None:
         name = steer(model, command)
         if command.gif is not None:
             _check_writable(command.gif)
+        elif command.beside:
+            raise ValueError("--beside needs --gif, a file to draw both policies into")
     mode = "rgb_array" if command.gif else "ansi"
     if isinstance(task, OwnTask):
         env = task.make(task.level)
@@ -50,36 +52,60 @@ def main(command: Watch) -> None:
         raise UserError(f"the world {config['world']!r} cannot be shown as text; name a file with --gif")
     else:
         env = make_scalar_env(config, mode, test=True)
-    frames: list[tuple[np.ndarray, str, float]] = []
+    if command.gif is None:
+
+        def show(caption: str, last: bool) -> None:
+            print(f"{name}, {caption}\n{env.render()}\n", flush=True)
+            time.sleep((PAUSE if last else 1) / command.fps)
+
+        _play(model, env, command, show)
+        return
+    shown = [_frames(model, env, command, name)]
+    if command.beside:
+        with model.steered():
+            shown.append(_frames(model, env, command, "unsteered"))
+    with user_input():
+        write_bytes(command.gif, _animation(shown, command.fps))
+    policies = name + ", unsteered" * command.beside
+    print(f"Wrote {command.episodes} episodes (policy: {policies}) to {command.gif}")
+
+
+def _frames(model: RoutedAlgorithm, env: gym.Env, command: Watch, name: str) -> list[list[tuple[np.ndarray, str]]]:
+    """Play episodes, and return the images of each, with their captions."""
+    episodes: list[list[tuple[np.ndarray, str]]] = [[]]
 
     def show(caption: str, last: bool) -> None:
-        seconds = (PAUSE if last else 1) / command.fps
-        if command.gif is None:
-            print(f"{name}, {caption}\n{env.render()}\n", flush=True)
-            time.sleep(seconds)
-        else:
-            frames.append((env.render(), f"{name}\n{caption}", seconds))
+        episodes[-1].append((env.render(), f"{name}\n{caption}"))
+        if last:
+            episodes.append([])
 
     _play(model, env, command, show)
-    if command.gif is not None:
-        with user_input():
-            write_bytes(command.gif, _animation(frames))
-        print(f"Wrote {len(frames)} frames of {command.episodes} episodes (policy: {name}) to {command.gif}")
+    return episodes[:-1]
 
 
-def _animation(frames: list[tuple[np.ndarray, str, float]]) -> bytes:
-    """A GIF of images with a caption of two lines below, and seconds."""
+def _animation(shown: list[list[list[tuple[np.ndarray, str]]]], fps: float) -> bytes:
+    """A GIF of policies side by side, each with a caption of two lines below.
+
+    In an episode, the policy that ends first waits for the others.
+    """
     font = ImageFont.load_default(TEXT)
-    widths = [font.getlength(line) for _, caption, _ in frames for line in caption.splitlines()]
-    width = max(frames[0][0].shape[1], int(max(widths)) + TEXT)
-    images = []
-    for frame, caption, _ in frames:
-        image = Image.new("RGB", (width, len(frame) + 3 * TEXT), WHITE)
-        image.paste(Image.fromarray(frame), ((width - frame.shape[1]) // 2, 0))
-        ImageDraw.Draw(image).text((TEXT // 2, len(frame) + TEXT // 3), caption, fill=PLAYER, font=font)
-        images.append(image)
+    captions = [caption for policy in shown for episode in policy for _, caption in episode]
+    height, across = shown[0][0][0][0].shape[:2]
+    width = max(across, int(max(font.getlength(line) for caption in captions for line in caption.splitlines())) + TEXT)
+    images, durations = [], []
+    for episodes in zip(*shown, strict=True):
+        steps = max(map(len, episodes))
+        for step in range(steps):
+            image = Image.new("RGB", (len(episodes) * (width + TEXT) - TEXT, height + 3 * TEXT), WHITE)
+            for place, frames in enumerate(episodes):
+                frame, caption = frames[min(step, len(frames) - 1)]
+                left = place * (width + TEXT)
+                image.paste(Image.fromarray(frame), (left + (width - across) // 2, 0))
+                at = (left + TEXT // 2, height + TEXT // 3)
+                ImageDraw.Draw(image).text(at, caption, fill=PLAYER, font=font)
+            images.append(image)
+            durations.append(round(1000 * (PAUSE if step == steps - 1 else 1) / fps))
     gif = io.BytesIO()
-    durations = [round(1000 * seconds) for *_, seconds in frames]
     images[0].save(gif, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return gif.getvalue()
 

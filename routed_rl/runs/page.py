@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 
 from routed_rl.runs.charts import Chart
 
-UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+NAME = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<=\")p[0-9]{4,}(?=\")")
+"""What Bokeh calls a document, a place in a page, or a part of a chart."""
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
@@ -55,8 +56,9 @@ def _charts(charts: Sequence[Chart]) -> tuple[str, str]:
 
     script, places = components([chart.draw() for chart in charts])
     drawn = script, "".join(places)
-    names: dict[str, str] = {}  # in place of random ones, so that the same study gives the same bytes
-    script, place = (UUID.sub(lambda of: names.setdefault(of[0], f"chart-{len(names)}"), text) for text in drawn)
+    # Names in place of random ones and of those that Bokeh counts up, so that the same study gives the same bytes.
+    names: dict[str, str] = {}
+    script, place = (NAME.sub(lambda of: names.setdefault(of[0], f"c{len(names)}"), text) for text in drawn)
     return Resources(mode="inline", components=["bokeh"]).render_js() + script, place
 
 

@@ -20,6 +20,7 @@ from routed_rl.lm.inputs import open_text
 from routed_rl.options.era import Attack, EraMethod, Unlearn
 from routed_rl.runs import read_json, write_json
 from tests import forks
+from tests.browser import assert_report_opens, needs_browser
 from tests.experiments import killed_studies
 from tests.experiments.described import assert_described
 from tests.experiments.killed_studies import KILLS, METHODS, OPTIONS, make_small
@@ -30,9 +31,9 @@ EXPECTED = ROOT / "experiments" / "language" / "era.toml"
 RUNS = Path(os.environ.get("ROUTED_RL_CHECK_RUNS", ROOT / "runs" / "check"))
 ALL = EraMethod.__args__
 STUDY = (*OPTIONS, "--methods", *ALL, "--labelled", "0", "1", "--seeds", "1")
-FILES = {".lock", "study.json", "runs", "results.csv", "results.columns.md", "timings.csv", "summary.md"} | {
-    f"{name}.png" for name in ("unlearning", "relearning", "tokens")
-}
+TABLES = {"results.csv", "results.columns.md", "timings.csv", "summary.md", "report.html", "charts.json"}
+FIGURES = {f"{name}.png" for name in ("unlearning", "relearning", "tokens")}
+FILES = {".lock", "study.json", "planned.json", "runs"} | TABLES | FIGURES
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,11 @@ def test_every_method_finishes(study, small):
     assert all(f"| {method} |" in text for method in ALL) and "failed" not in text
     timings = pd.read_csv(study / "timings.csv")
     assert len(timings) == len(frame) and (timings.training_seconds >= 0).all()
+
+
+@needs_browser
+def test_the_report_of_a_study_opens_from_disk(study):
+    assert_report_opens(study / "report.html", charts=4)
 
 
 def test_rows_are_what_runs_found(study):

@@ -23,6 +23,7 @@ from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, read_run, tables, write_json
+from tests.browser import assert_report_opens, needs_browser
 from tests.experiments.described import assert_described
 
 QUICK, FRESH_ENVS = commands.PRESETS["quick"], gridworld.FRESH_ENVS["gridworld"]
@@ -137,6 +138,11 @@ def test_a_study_has_every_run_table_and_figure(whole):
 
 
 @pytest.mark.usefixtures("undrawn")
+@needs_browser
+def test_the_report_of_a_study_opens_from_disk(whole):
+    assert_report_opens(whole / "report.html", charts=2)
+
+
 def test_a_study_interrupted_and_asked_for_in_two_portions_is_the_same(whole, in_process, tmp_path, monkeypatch):
     """Interrupted after three runs; then with one seed more and the controls."""
     begun = []

@@ -26,6 +26,7 @@ from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.members import make_suppressor
 from tests import forks
+from tests.browser import assert_report_opens, needs_browser
 from tests.experiments import killed_undo
 from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import KILLS, OPTIONS
@@ -90,14 +91,17 @@ def test_every_model_is_made_attacked_and_reported(study, small):
         assert pd.read_csv(path).step.tolist() == [3, 6], "how far it is, over learning rates"
     files = {path.name for path in study.iterdir()}
     figures = {f"{name}.png" for name in ("relearning", "compute", "distilled", "oracle", "front", "labels")}
-    assert (
-        figures | {".lock", "stages", "study.json", "results.csv", "results.columns.md", "timings.csv", "summary.md"}
-        == files
-    )
+    tables = {"results.csv", "results.columns.md", "timings.csv", "summary.md", "report.html", "charts.json"}
+    assert figures | tables | {".lock", "stages", "study.json", "planned.json"} == files
     assert all(f"| {name} |" in (study / "summary.md").read_text() for name in NAMES)
     assert (
         frame.labelled_documents["suppressed, maxent, 20 % labelled"] < frame.labelled_documents["suppressed, graddiff"]
     )
+
+
+@needs_browser
+def test_the_report_of_a_study_opens_from_disk(study):
+    assert_report_opens(study / "report.html", charts=2)
 
 
 def test_robustness_and_compute_are_those_of_their_formulas(study):
