@@ -1,0 +1,109 @@
+"""Parts that the tabs about language models share: panes that follow widgets, sample texts, messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+import panel as pn
+
+from routed_rl.errors import UserError
+
+WIDE = "stretch_width"
+TABLE_STYLES = """
+table { border-collapse: collapse; }
+th, td { padding: 2px 10px; text-align: right; border-bottom: 1px solid rgba(128, 128, 128, 0.4); }
+th:first-child, td:first-child { text-align: left; }
+.scroll { overflow-x: auto; }
+p { margin: 0.4em 0; }
+"""
+"""Style sheet of tables and paragraphs, for light and dark pages."""
+Found = TypeVar("Found")
+
+
+def html(function: Callable[..., str], *widgets: Any, styles: str = "", **options: Any) -> pn.pane.HTML:
+    """Return a pane that shows what a function returns for the values of widgets, and follows them.
+
+    Args:
+        function: returns HTML. Its UserErrors are shown as text.
+        widgets: widgets or parameters, or constants.
+        styles: a further style sheet.
+        options: of the pane.
+    """
+
+    @wraps(function)
+    def shown(*values: Any) -> str:
+        try:
+            return function(*values)
+        except UserError as error:
+            return message(str(error))
+
+    sheets = [TABLE_STYLES, styles]
+    return pn.pane.HTML(pn.bind(shown, *widgets), stylesheets=sheets, sizing_mode=WIDE, **options)
+
+
+def paragraph(text: str) -> str:
+    """Return a text as a paragraph of HTML, escaped."""
+    return f"<p>{escape(text)}</p>"
+
+
+def message(text: str) -> str:
+    """Return a paragraph that screen readers announce, escaped."""
+    return f'<p role="alert">{escape(text)}</p>'
+
+
+def note(text: str) -> pn.pane.HTML:
+    """Return a pane with a paragraph of plain text."""
+    return pn.pane.HTML(paragraph(text), stylesheets=[TABLE_STYLES], sizing_mode=WIDE)
+
+
+def missing(what: str, commands: Mapping[str, str]) -> pn.pane.HTML:
+    """Return a pane that says which commands make what is missing.
+
+    Args:
+        what: a sentence that says what is missing.
+        commands: how long each command takes, by command.
+    """
+    lines = "".join(f"<li><code>{escape(command)}</code>: {escape(time)}</li>" for command, time in commands.items())
+    text = f"{paragraph(what)}<ul>{lines}</ul><p>Then give its directory to <code>routed-rl demo</code>.</p>"
+    return pn.pane.HTML(text, stylesheets=[TABLE_STYLES], sizing_mode=WIDE)
+
+
+def collect(
+    directories: Sequence[Path], find: Callable[[Path], Sequence[Found]]
+) -> tuple[list[Found], list[pn.pane.HTML]]:
+    """Return what is found in all directories, and a pane for each directory that cannot be read."""
+    found: list[Found] = []
+    problems = []
+    for directory in directories:
+        try:
+            found += find(directory)
+        except UserError as error:
+            problems.append(pn.pane.HTML(message(str(error)), sizing_mode=WIDE))
+    return found, problems
+
+
+def select(name: str, found: Sequence[Any]) -> pn.widgets.Select:
+    """Return a choice of things by their titles."""
+    return pn.widgets.Select(name=name, options={thing.title: thing for thing in found}, sizing_mode=WIDE)
+
+
+def sample_choice(text: pn.widgets.Widget, samples: Mapping[str, str]) -> pn.widgets.Select:
+    """Return a choice of sample texts that fills a text field; the first one is filled in."""
+    choice = pn.widgets.Select(name="Sample text of the study", sizing_mode=WIDE)
+
+    def fill(*events: Any) -> None:
+        if choice.value is not None:
+            text.value = choice.value
+
+    choice.param.watch(fill, "value")
+    offer(choice, samples)
+    return choice
+
+
+def offer(choice: pn.widgets.Select, samples: Mapping[str, str]) -> None:
+    """Let a choice offer other sample texts, the first of which is chosen."""
+    choice.param.update(options=dict(samples), value=next(iter(samples.values()), None), visible=bool(samples))
