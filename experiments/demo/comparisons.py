@@ -186,7 +186,8 @@ class UndoComparison(Comparison):
             return []
         split = "validation" if corpus.validation.any() else "train"
         found = corpus.documents(split, kind)
-        return texts_of(corpus, found[:: max(len(found) // SAMPLES, 1)], tokenizer_of(self.after))
+        every = max(len(found) // SAMPLES, 1)
+        return texts_of(corpus, found[every // 2 :: every], tokenizer_of(self.after))
 
 
 def find_comparisons(directory: Path) -> list[Comparison]:
@@ -226,7 +227,7 @@ def _of_undo(directory: Path) -> list[Comparison]:
         rate = row["worst_learning_rate"]
         best = next((folder for folder in kept if _is_rate(folder.name, rate)), None)
         title = f"{directory.name}: {row['name']}, seed {row['seed']}"
-        models = before.path / MODEL, after.path / MODEL, "reference model", f"after {row['name']}"
+        models = before.path / MODEL, after.path / MODEL, "reference model", row["name"]
         found.append(UndoComparison(title, *models, best, rate, before.options["text"]))
     return found
 

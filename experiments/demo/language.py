@@ -31,7 +31,6 @@ STUDIES = {
     "routed-rl steering-scalar": "a minute per model on one core",
 }
 """Commands whose studies this tab shows, and how long they take."""
-APPLIES = "changes apply when you leave the field"
 
 
 def language_tab(directories: Sequence[Path]) -> pn.viewable.Viewable:
@@ -56,7 +55,7 @@ def language_tab(directories: Sequence[Path]) -> pn.viewable.Viewable:
 def _unlearning(comparisons: Sequence[Comparison]) -> list[pn.viewable.Viewable]:
     """Return the sections about models before and after unlearning."""
     chosen = parts.select("Study and model", comparisons)
-    text = pn.widgets.TextAreaInput(name=f"Text ({APPLIES})", rows=4, sizing_mode=parts.WIDE)
+    text = pn.widgets.TextAreaInput(name=f"Text ({parts.APPLIES})", rows=4, sizing_mode=parts.WIDE)
     samples = parts.sample_choice(text, comparisons[0].samples())
     chosen.param.watch(lambda event: parts.offer(samples, event.new.samples()), "value")
     numbers = pn.widgets.Checkbox(name="Show the losses as a table")
@@ -79,20 +78,19 @@ def _unlearning(comparisons: Sequence[Comparison]) -> list[pn.viewable.Viewable]
 def _steering(models: Sequence[SteeredModel]) -> list[pn.viewable.Viewable]:
     """Return the section about steering scalars."""
     chosen = parts.select("Steered model", models)
-    strongest = models[0].strongest
-    strength = pn.widgets.FloatSlider(
-        name="Number added to the dimension", start=-strongest, end=strongest, step=strongest / 30, value=0.0
-    )
-    start = pn.widgets.TextInput(name=f"Begin of the text ({APPLIES})", value="", sizing_mode=parts.WIDE)
-    text = pn.widgets.TextAreaInput(name=f"Text to measure ({APPLIES})", rows=4, sizing_mode=parts.WIDE)
+    strength = pn.widgets.FloatSlider(name="Number added to the dimension", sizing_mode=parts.WIDE)
+    start = pn.widgets.TextInput(name=f"Begin of the text ({parts.APPLIES})", value="", sizing_mode=parts.WIDE)
+    text = pn.widgets.TextAreaInput(name=f"Text to measure ({parts.APPLIES})", rows=4, sizing_mode=parts.WIDE)
     samples = parts.sample_choice(text, models[0].samples())
     numbers = pn.widgets.Checkbox(name="Show the losses as a table")
 
-    def renew(event: object) -> None:
+    def renew(*events: object) -> None:
         model: SteeredModel = chosen.value
-        strength.param.update(start=-model.strongest, end=model.strongest, step=model.strongest / 30, value=0.0)
+        end = model.strongest
+        strength.param.update(start=-end, end=end, step=end / 30, value=model.usual)
         parts.offer(samples, model.samples())
 
+    renew()
     chosen.param.watch(renew, "value")
     return [
         pn.pane.HTML("<h2>Steer with a scalar</h2>"),

@@ -13,6 +13,8 @@ import panel as pn
 from routed_rl.errors import UserError
 
 WIDE = "stretch_width"
+APPLIES = "changes apply when you leave the field"
+"""Part of the labels of text fields."""
 TABLE_STYLES = """
 table { border-collapse: collapse; }
 th, td { padding: 2px 10px; text-align: right; border-bottom: 1px solid rgba(128, 128, 128, 0.4); }

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import panel as pn
 from torch import nn
@@ -15,7 +13,14 @@ from torch import nn
 from routed_rl.errors import UserError
 from routed_rl.experiments.demo import parts
 from routed_rl.experiments.demo.comparisons import Comparison
-from routed_rl.experiments.demo.text_models import continued, continued_in, model_of, tokenizer_of, tokens_of
+from routed_rl.experiments.demo.text_models import (
+    NEW,
+    continued,
+    continued_in,
+    model_of,
+    tokenizer_of,
+    tokens_of,
+)
 
 POLL = 0.1
 """Seconds between two looks at how far an attack is."""
@@ -27,31 +32,36 @@ h3 { margin: 0.4em 0; font-size: 1em; }
 """
 
 
-def prompt_of(comparison: Comparison) -> str:
-    """Return the begin of a sample forget document, or an empty prompt without documents."""
+class Prompt(NamedTuple):
+    """The begin of a text, and how many tokens models write after it."""
+
+    text: str
+    new: int = NEW
+
+
+def prompt_of(comparison: Comparison) -> Prompt:
+    """Return the begin of a sample forget document, and the number of tokens in its rest; else an empty prompt."""
     texts = comparison.documents("forget")
     if not texts:
-        return ""
+        return Prompt("")
     tokens = tokens_of(model_of(comparison.before), tokenizer_of(comparison.before), texts[0])
-    ahead = len(tokens.ids) - len(tokens.pieces)
-    return "".join(tokens.pieces[: min(int(SHARE * len(tokens.ids)), LONGEST) - ahead])
+    length = len(tokens.ids)
+    kept = min(int(SHARE * length), LONGEST)
+    text = "".join(tokens.pieces[: kept - (length - len(tokens.pieces))])
+    return Prompt(text, min(length - kept, NEW))
 
 
-def continuation(comparison: Comparison, prompt: str, folder: Path) -> str:
-    """Return a prompt and its likeliest continuation by the model in a folder, as HTML."""
-    tokens = tokens_of(model_of(folder), tokenizer_of(folder), prompt)
-    return _written(comparison, prompt, continued_in(folder, tokens.ids))
-
-
-def attacked_continuation(comparison: Comparison, prompt: str, model: nn.Module) -> str:
-    """Return a prompt and its likeliest continuation by an attacked model, as HTML."""
-    tokens = tokens_of(model, tokenizer_of(comparison.after), prompt)
-    return _written(comparison, prompt, continued(model, tokens.ids))
+def continuation(prompt: Prompt, model: Path | nn.Module, tokenizer: Any) -> str:
+    """Return a prompt and its likeliest continuation as HTML, by a model or by the model in a folder."""
+    tokens = tokens_of(model_of(model) if isinstance(model, Path) else model, tokenizer, prompt.text)
+    write = continued_in if isinstance(model, Path) else continued
+    text = tokenizer.decode(write(model, tokens.ids, new=prompt.new), skip_special_tokens=True)
+    return f"<p>{escape(prompt.text)} <b>{escape(text)}</b></p>"
 
 
 def prompt_section(chosen: pn.widgets.Select) -> list[pn.viewable.Viewable]:
     """Return the section. ``chosen`` is the choice of a comparison."""
-    return _Prompts(chosen).parts
+    return _Prompts(chosen).views()
 
 
 class _Prompts:
@@ -60,24 +70,24 @@ class _Prompts:
     def __init__(self, chosen: pn.widgets.Select) -> None:
         self.chosen = chosen
         self.model: nn.Module | None = None
-        self.prompt = pn.widgets.TextInput(
-            name="Prompt (changes apply when you leave the field)", sizing_mode=parts.WIDE
-        )
-        self.steps = pn.widgets.DiscreteSlider(name="Attack step", options=[1], sizing_mode=parts.WIDE)
+        self.new = NEW
+        self.prompt = pn.widgets.TextInput(name=f"Prompt ({parts.APPLIES})", sizing_mode=parts.WIDE)
+        self.steps = pn.widgets.DiscreteSlider(name="Attack step", options=[0], sizing_mode=parts.WIDE)
         self.button = pn.widgets.Button(name="Run the attack")
-        self.bar = pn.indicators.Progress(name="Progress of the attack", value=0, sizing_mode=parts.WIDE, visible=False)
-        self.about = pn.pane.HTML("", stylesheets=[parts.TABLE_STYLES], sizing_mode=parts.WIDE)
-        self.attacked = self._card(pn.pane.HTML("", name="attacked", sizing_mode=parts.WIDE))
-        cards = [
-            self._card(parts.html(partial(self._continued, of), chosen, self.prompt, name=of))
-            for of in ("before", "after")
-        ]
-        chosen.param.watch(self._renew, "value")
-        self.prompt.param.watch(self._show, "value")
-        self.steps.param.watch(self._choose, "value")
+        self.bar = pn.indicators.Progress(name="Progress of the attack", sizing_mode=parts.WIDE, visible=False)
+        self.about = parts.note("")
+        self.cards = {
+            name: pn.pane.HTML("", name=name, stylesheets=[parts.TABLE_STYLES, CARD], styles={"flex": "1 1 240px"})
+            for name in ("before", "after", "attacked")
+        }
+        for widget, act in ((chosen, self._renew), (self.steps, self._choose), (self.prompt, self._show)):
+            widget.param.watch(act, "value")
         self.button.on_click(self._run)
         self._renew()
-        self.parts: list[Any] = [
+
+    def views(self) -> list[pn.viewable.Viewable]:
+        """Return what the section shows, from top to bottom."""
+        return [
             pn.pane.HTML("<h2>One prompt, before and after</h2>"),
             parts.note("Each model continues the prompt with its likeliest tokens, in bold."),
             self.prompt,
@@ -85,57 +95,49 @@ class _Prompts:
             self.about,
             self.button,
             self.bar,
-            pn.FlexBox(*cards, self.attacked, gap="12px", sizing_mode=parts.WIDE),
+            pn.FlexBox(*self.cards.values(), gap="12px", sizing_mode=parts.WIDE),
         ]
-
-    @staticmethod
-    def _card(pane: pn.pane.HTML) -> pn.pane.HTML:
-        pane.param.update(stylesheets=[parts.TABLE_STYLES, CARD], styles={"flex": "1 1 240px"})
-        return pane
-
-    def _continued(self, which: str, comparison: Comparison, prompt: str) -> str:
-        title = comparison.before_name if which == "before" else comparison.after_name
-        return _titled(title, continuation(comparison, prompt, getattr(comparison, which)))
 
     def _renew(self, *events: Any) -> None:
         """Show another comparison."""
         comparison: Comparison = self.chosen.value
-        self.model = None
-        self._guarded(self._offer, comparison)
-        self._choose()
-
-    def _offer(self, comparison: Comparison) -> str:
-        steps = list(comparison.attack_steps)
-        self.about.object = parts.paragraph(comparison.describe_attack())
+        try:
+            steps = list(comparison.attack_steps)
+            text, self.new = prompt_of(comparison)
+            self.about.object = parts.paragraph(comparison.describe_attack())
+        except UserError as error:
+            steps, text = [], ""
+            self.about.object = parts.message(str(error))
         self.steps.param.update(options=steps or [0], value=(steps or [0])[-1], visible=bool(steps))
         self.button.visible = bool(steps) and comparison.is_run_here
-        self.prompt.value = prompt_of(comparison)
-        return ""
+        self.prompt.value = text
+        self._choose()  # also where the new values are the old ones
 
     def _choose(self, *events: Any) -> None:
         """Show the model after another number of attack steps."""
-        comparison: Comparison = self.chosen.value
         self.model = None
-        if comparison.attack_steps and not comparison.is_run_here:
-            self.model = comparison.attacked(self.steps.value)
         self._show()
 
     def _show(self, *events: Any) -> None:
         comparison: Comparison = self.chosen.value
-        title = f"after {self.steps.value} attack steps"
-        if self.model is not None:
-            text = attacked_continuation(comparison, self.prompt.value, self.model)
-        elif comparison.attack_steps:
-            text = parts.paragraph(f"Press “{self.button.name}” to see this model.")
-        else:
-            title, text = "after an attack", parts.paragraph("There is no attacked model.")
-        self.attacked.object = _titled(title, text)
+        names = {"before": comparison.before_name, "after": comparison.after_name}
+        names["attacked"] = f"after {self.steps.value} attack steps" if self.steps.visible else "after an attack"
+        for name, card in self.cards.items():
+            try:
+                text = self._continued(name, comparison)
+            except UserError as error:
+                text = parts.message(str(error))
+            card.object = f"<h3>{escape(names[name])}</h3>{text}"
 
-    def _guarded(self, act: Callable[..., str], *arguments: Any) -> None:
-        try:
-            act(*arguments)
-        except UserError as error:
-            self.about.object = parts.message(str(error))
+    def _continued(self, name: str, comparison: Comparison) -> str:
+        model = getattr(comparison, name)
+        if name == "attacked":
+            if not self.steps.visible:
+                return parts.paragraph("There is no attacked model.")
+            if self.model is None and comparison.is_run_here:
+                return parts.paragraph(f"Press “{self.button.name}” to see this model.")
+            self.model = model = self.model or comparison.attacked(self.steps.value)
+        return continuation(Prompt(self.prompt.value, self.new), model, tokenizer_of(comparison.after))
 
     async def _run(self, event: Any) -> None:
         """Run the attack in a thread, and show how far it is."""
@@ -145,7 +147,9 @@ class _Prompts:
             nonlocal done
             done += 1
 
-        self.button.disabled = self.chosen.disabled = self.steps.disabled = True
+        widgets = (self.button, self.chosen, self.steps)
+        for widget in widgets:
+            widget.disabled = True
         self.bar.param.update(value=0, max=steps, visible=True)
         try:
             work = asyncio.get_running_loop().run_in_executor(None, comparison.attacked, steps, count)
@@ -155,16 +159,8 @@ class _Prompts:
             self.model = await work
             self._show()
         except (UserError, FloatingPointError) as error:
-            self.attacked.object = parts.message(str(error))
+            self.cards["attacked"].object = parts.message(str(error))
         finally:
             self.bar.visible = False
-            self.button.disabled = self.chosen.disabled = self.steps.disabled = False
-
-
-def _written(comparison: Comparison, prompt: str, tokens: tuple[int, ...]) -> str:
-    text = tokenizer_of(comparison.after).decode(tokens, skip_special_tokens=True)
-    return f"<p>{escape(prompt)} <b>{escape(text)}</b></p>"
-
-
-def _titled(title: str, text: str) -> str:
-    return f"<h3>{escape(title)}</h3>{text}"
+            for widget in widgets:
+                widget.disabled = False

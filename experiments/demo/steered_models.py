@@ -28,7 +28,7 @@ class SteeredModel:
         token: the text of the token.
         block, dimension: after which block, and which dimension of the residual stream.
         sign: 1 or -1: the direction in which the dimension stands for the token.
-        strongest: the largest number that the study added.
+        strongest, usual: the largest number that the study added to the dimension, and that of its sample texts.
         seed: of the model.
     """
 
@@ -39,6 +39,7 @@ class SteeredModel:
     dimension: int
     sign: int
     strongest: float
+    usual: float
     seed: int
 
     def steering(self, strength: float) -> Steering:
@@ -67,7 +68,8 @@ def find_steered(directory: Path) -> list[SteeredModel]:
         study = read_json(directory / STUDY) if (directory / STUDY).exists() else {}
         if not isinstance(study, dict) or "steered_block" not in study:
             return []
-        found = []
+        found, usual = [], study["sample_strength"]
+        strengths = max(map(abs, (*study["strengths"], usual))) or 1.0, usual
         for run in sorted(directory.glob("runs/*-s*/")):
             if not is_finished(run):
                 continue
@@ -76,6 +78,6 @@ def find_steered(directory: Path) -> list[SteeredModel]:
             for dimension, axis in enumerate(result["axes"]):
                 title = f"{directory.name}: {axis['token']!r}, {kind}, seed {result['seed']}"
                 place = study["steered_block"], dimension, axis["sign"]
-                model = run / MODEL, axis["token"], *place, max(study["strengths"]), result["seed"]
+                model = run / MODEL, axis["token"], *place, *strengths, result["seed"]
                 found.append(SteeredModel(title, *model))
         return found

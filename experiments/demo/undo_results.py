@@ -127,7 +127,7 @@ def leaderboard(results: UndoResults, step: int, seeds: bool = False) -> pd.Data
 
 
 def _robustness(rows: pd.DataFrame, step: int) -> list[float]:
-    """Return the robustness of each row at an attack step; NaN without a teacher or a filtered model to compare with."""
+    """Return the robustness of each row at an attack step; NaN without a teacher or a filtered model."""
     column = f"forget_{step}"
     teachers = {_teacher_key(row): row[column] for row in rows[rows.model == "suppressed"].to_dict("records")}
     filtered = rows[(rows.model == "filtered") & rows.labelled.isna()].set_index("seed")[column]

@@ -11,12 +11,12 @@ import pandas as pd
 import panel as pn
 
 from routed_rl.experiments.demo import parts
-from routed_rl.experiments.demo.relearning_figure import drawn, relearning_figure
+from routed_rl.experiments.demo.relearning_figure import HEIGHT, drawn, relearning_figure
 from routed_rl.experiments.demo.undo_results import UndoResults, is_undo, leaderboard, read_undo
 
 STUDIES = {"routed-rl undo --alphas 0.4 0.6 0.8": "six minutes on two cores"}
 """Commands whose studies this tab shows, and how long they take."""
-COMPARABLE = {True: "yes", False: "no", None: "not known yet"}
+COMPARABLE = {True: "yes", False: "no", None: "–"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Curves:
             name="Attack step", options=results.steps, value=last, sizing_mode=parts.WIDE
         )
         self.seeds = pn.widgets.Checkbox(name="A row for each seed")
-        self.figure = pn.pane.Bokeh(sizing_mode=parts.WIDE, min_height=420)
+        self.figure = pn.pane.Bokeh(sizing_mode=parts.WIDE, min_height=HEIGHT)
         self.table = parts.html(self._table, self.step, self.seeds, name="leaderboard")
         for widget in (self.suppressor, self.alpha):
             widget.param.watch(self._draw, "value")
@@ -125,15 +125,15 @@ class _Curves:
         board["comparable"] = [COMPARABLE[None if pd.isna(value) else bool(value)] for value in board.comparable]
         for name in ("retain", "forget", "robustness"):
             board[name] = ["–" if pd.isna(value) else f"{value:.3f}" for value in board[name]]
-        heads = {"name": "model", "forget": f"forget after {step} steps", "comparable": "robustness means something"}
+        heads = {"name": "model", "forget": f"forget after {step} steps"}
         unit = self.results.unit
         return (
             f"<h3>Most robust after {step} attack steps</h3>"
             + parts.paragraph(
                 f"Retain and forget are {unit}. Retain is measured before the attack. Robustness is 0 for the "
-                "suppressed model and 1 for the filtered model. It means something where the student is as good as "
-                "its teacher on the retain set, and the teacher had forgotten. Students for which it means little come "
-                "after the others."
+                "suppressed model and 1 for the filtered model. It is comparable where the student is as good as its "
+                "teacher on the retain set, and the teacher had forgotten. Students whose robustness is not comparable "
+                "come after the others. “–”: not known, or not a student."
             )
             + f'<div class="scroll">{board.rename(columns=heads).to_html(index=False, border=0)}</div>'
         )
