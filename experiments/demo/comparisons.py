@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from routed_rl.errors import UserError, user_input
@@ -111,7 +112,9 @@ class EraComparison(Comparison):
             return {"forget": evaluate(tuned, division.test["forget"]).mean()}
 
         documents = division.attackers(max(attack.documents))
-        return fine_tune(model_of(self.after), documents, settings, measure, on_step)[0]
+        with torch.random.fork_rng(devices=[]):  # for models with dropout
+            torch.manual_seed(division.command.seed)
+            return fine_tune(model_of(self.after), documents, settings, measure, on_step)[0].eval()
 
     def describe_attack(self) -> str:
         if self._division is None:

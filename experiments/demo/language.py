@@ -56,8 +56,8 @@ def _unlearning(comparisons: Sequence[Comparison]) -> list[pn.viewable.Viewable]
     """Return the sections about models before and after unlearning."""
     chosen = parts.select("Study and model", comparisons)
     text = pn.widgets.TextAreaInput(name=f"Text ({parts.APPLIES})", rows=4, sizing_mode=parts.WIDE)
-    samples = parts.sample_choice(text, comparisons[0].samples())
-    chosen.param.watch(lambda event: parts.offer(samples, event.new.samples()), "value")
+    samples = parts.sample_choice(text, comparisons[0])
+    chosen.param.watch(lambda event: parts.offer(samples, event.new), "value")
     numbers = pn.widgets.Checkbox(name="Show the losses as a table")
     return [
         pn.pane.HTML("<h2>Which tokens are unlearned?</h2>"),
@@ -81,14 +81,14 @@ def _steering(models: Sequence[SteeredModel]) -> list[pn.viewable.Viewable]:
     strength = pn.widgets.FloatSlider(name="Number added to the dimension", sizing_mode=parts.WIDE)
     start = pn.widgets.TextInput(name=f"Begin of the text ({parts.APPLIES})", value="", sizing_mode=parts.WIDE)
     text = pn.widgets.TextAreaInput(name=f"Text to measure ({parts.APPLIES})", rows=4, sizing_mode=parts.WIDE)
-    samples = parts.sample_choice(text, models[0].samples())
-    numbers = pn.widgets.Checkbox(name="Show the losses as a table")
+    samples = parts.sample_choice(text, models[0])
+    numbers = pn.widgets.Checkbox(name="Show the losses with steering as a table")
 
     def renew(*events: object) -> None:
         model: SteeredModel = chosen.value
         end = model.strongest
         strength.param.update(start=-end, end=end, step=end / 30, value=model.usual)
-        parts.offer(samples, model.samples())
+        parts.offer(samples, model)
 
     renew()
     chosen.param.watch(renew, "value")

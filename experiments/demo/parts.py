@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import panel as pn
 
@@ -24,6 +24,12 @@ p { margin: 0.4em 0; }
 """
 """Style sheet of tables and paragraphs, for light and dark pages."""
 Found = TypeVar("Found")
+
+
+class Sampled(Protocol):
+    """Something with sample texts, by what they are called."""
+
+    def samples(self) -> dict[str, str]: ...
 
 
 def html(function: Callable[..., str], *widgets: Any, styles: str = "", **options: Any) -> pn.pane.HTML:
@@ -93,8 +99,8 @@ def select(name: str, found: Sequence[Any]) -> pn.widgets.Select:
     return pn.widgets.Select(name=name, options={thing.title: thing for thing in found}, sizing_mode=WIDE)
 
 
-def sample_choice(text: pn.widgets.Widget, samples: Mapping[str, str]) -> pn.widgets.Select:
-    """Return a choice of sample texts that fills a text field; the first one is filled in."""
+def sample_choice(text: pn.widgets.Widget, owner: Sampled) -> pn.widgets.Select:
+    """Return a choice of sample texts that fills a text field. The first one is filled in."""
     choice = pn.widgets.Select(name="Sample text of the study", sizing_mode=WIDE)
 
     def fill(*events: Any) -> None:
@@ -102,10 +108,14 @@ def sample_choice(text: pn.widgets.Widget, samples: Mapping[str, str]) -> pn.wid
             text.value = choice.value
 
     choice.param.watch(fill, "value")
-    offer(choice, samples)
+    offer(choice, owner)
     return choice
 
 
-def offer(choice: pn.widgets.Select, samples: Mapping[str, str]) -> None:
-    """Let a choice offer other sample texts, the first of which is chosen."""
-    choice.param.update(options=dict(samples), value=next(iter(samples.values()), None), visible=bool(samples))
+def offer(choice: pn.widgets.Select, owner: Sampled) -> None:
+    """Let a choice offer the sample texts of another model, and choose the first one. Without texts it is hidden."""
+    try:
+        samples = owner.samples()
+    except UserError:  # the pane that measures the text says so too
+        samples = {}
+    choice.param.update(options=samples, value=next(iter(samples.values()), None), visible=bool(samples))

@@ -60,6 +60,7 @@ def relearning_figure(results: UndoResults, rows: pd.DataFrame, step: int) -> tu
         sizing_mode="stretch_width",
         x_axis_label="attack step",
         y_axis_label=f"forget {results.unit}",
+        y_axis_type="auto" if results.higher_is_better else "log",  # losses range over orders of magnitude
         tools="pan,wheel_zoom,box_zoom,reset,save",
         active_scroll=None,
     )
