@@ -22,23 +22,10 @@ KEYS = ["name", "model", "suppressor", "strength", "labelled", "alpha", "beta", 
 def study(small, tmp_path_factory):
     """A study with several kinds of models."""
     out = tmp_path_factory.mktemp("undo") / "study"
-    more = (
-        "--alphas",
-        "0.2",
-        "0.5",
-        "--students",
-        "noised",
-        "new",
-        "--oracle",
-        "--labelled",
-        "1",
-        "0.5",
-        "--strengths",
-        "0.5",
-    )
+    more = "--alphas 0.2 0.5 --students noised new --oracle --labelled 1 0.5 --strengths 0.5".split()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UndoStudy, "FIGURES", ())
-        run(small, *OPTIONS, *more.split(), "--out", out)
+        run(small, *OPTIONS, *more, "--out", out)
     return out
 
 
