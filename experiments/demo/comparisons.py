@@ -25,11 +25,20 @@ from routed_rl.options.conform import conform
 from routed_rl.options.era import Unlearn
 from routed_rl.runs import read_json, read_run
 from routed_rl.runs.grid import is_finished
+from routed_rl.runs.rundir import RESULT
 from routed_rl.runs.studies import STUDY
 from routed_rl.unlearning.attacks import load_attacked
 from routed_rl.unlearning.undo_study.measurements import ATTACKED
 
 BASE = "base"
+MOMENTS = {
+    "pretrained": "pretrained model",
+    "trained": "after training",
+    "ablated": "new units removed",
+    "repaired": "after the first repair",
+    "finished": "finished model",
+}
+"""What the study of ERA calls the moments at which it measures a model, and what the page calls them."""
 SAMPLES = 3
 """Number of sample documents of each kind."""
 MOST_STEPS = 20
@@ -80,6 +89,10 @@ class Comparison(ABC):
     def documents(self, kind: Any) -> list[str]:
         """Return sample texts of the forget set or the retain set; empty where the corpus is not found."""
 
+    def moments(self) -> pd.DataFrame:
+        """Return what the study measured while it made the model: a row per moment. Empty: it kept nothing of this."""
+        return pd.DataFrame()
+
     def samples(self) -> dict[str, str]:
         """Return sample texts by what they are called."""
         return {
@@ -128,6 +141,21 @@ class EraComparison(Comparison):
             f"{max(attack.documents)} held-out forget documents, learning rate {attack.learning_rate:g}. The model at "
             "the step with the lowest forget loss is shown."
         )
+
+    def moments(self) -> pd.DataFrame:
+        with user_input():
+            result = read_json(self.after.parent / RESULT)
+        rows = [
+            {
+                "moment": text,
+                "forget loss": f"{result['losses'][name]['forget']:.2f}",
+                "retain loss": f"{result['losses'][name]['retain']:.2f}",
+                "a sample": next(iter(result["samples"].get(name, [])), "–"),
+            }
+            for name, text in MOMENTS.items()
+            if name in result["losses"]
+        ]
+        return pd.DataFrame(rows)
 
     def documents(self, kind: Any) -> list[str]:
         if self._division is None:

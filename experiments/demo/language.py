@@ -58,7 +58,7 @@ def _unlearning(comparisons: Sequence[Comparison]) -> list[pn.viewable.Viewable]
     text = pn.widgets.TextAreaInput(name=f"Text ({parts.APPLIES})", rows=4, sizing_mode=parts.WIDE)
     samples = parts.sample_choice(text, comparisons[0])
     chosen.param.watch(lambda event: parts.offer(samples, event.new), "value")
-    numbers = pn.widgets.Checkbox(name="Show the losses as a table")
+    numbers = parts.switch("Show the losses as a table")
     return [
         pn.pane.HTML("<h2>Which tokens are unlearned?</h2>"),
         parts.note(
@@ -72,6 +72,7 @@ def _unlearning(comparisons: Sequence[Comparison]) -> list[pn.viewable.Viewable]
         numbers,
         parts.html(unlearned_text, chosen, text, numbers, styles=STYLES, name="changes"),
         *prompt_section(chosen),
+        parts.html(moments_table, chosen, name="moments"),
     ]
 
 
@@ -82,7 +83,7 @@ def _steering(models: Sequence[SteeredModel]) -> list[pn.viewable.Viewable]:
     start = pn.widgets.TextInput(name=f"Begin of the text ({parts.APPLIES})", value="", sizing_mode=parts.WIDE)
     text = pn.widgets.TextAreaInput(name=f"Text to measure ({parts.APPLIES})", rows=4, sizing_mode=parts.WIDE)
     samples = parts.sample_choice(text, models[0])
-    numbers = pn.widgets.Checkbox(name="Show the losses with steering as a table")
+    numbers = parts.switch("Show the losses with steering as a table")
 
     def renew(*events: object) -> None:
         model: SteeredModel = chosen.value
@@ -110,14 +111,29 @@ def _steering(models: Sequence[SteeredModel]) -> list[pn.viewable.Viewable]:
     ]
 
 
-def unlearned_text(comparison: Comparison, text: str, numbers: bool) -> str:
+def unlearned_text(comparison: Comparison, text: str, numbers: Sequence[str]) -> str:
     """Return a text as HTML, coloured by what unlearning changes, perhaps with a table of the losses."""
     tokens = tokens_of(model_of(comparison.before), tokenizer_of(comparison.before), text)
     losses = [losses_in(folder, tokens.ids) for folder in (comparison.before, comparison.after)]
     return _changed(tokens, *losses, comparison.before_name, comparison.after_name, numbers)
 
 
-def steered_changes(model: SteeredModel, strength: float, text: str, numbers: bool) -> str:
+def moments_table(comparison: Comparison) -> str:
+    """Return what the study measured while it made the model, as HTML; empty where it kept nothing of this."""
+    moments = comparison.moments()
+    if moments.empty:
+        return ""
+    return (
+        "<h3>What the study measured</h3>"
+        + parts.paragraph(
+            "Losses are in nats per token, on the test documents. The routed model with its new units is “after "
+            "training”. The samples begin like a test document of the forget set."
+        )
+        + parts.tabular(moments, "What the study measured", words=True)
+    )
+
+
+def steered_changes(model: SteeredModel, strength: float, text: str, numbers: Sequence[str]) -> str:
     """Return a text as HTML, coloured by what steering changes, perhaps with a table of the losses."""
     tokens = tokens_of(model_of(model.folder), tokenizer_of(model.folder), text)
     losses = [losses_in(model.folder, tokens.ids, steering) for steering in (None, model.steering(strength))]
@@ -134,11 +150,11 @@ def steered_text(model: SteeredModel, strength: float, start: str) -> str:
 
 
 def _changed(
-    tokens: Tokens, before: np.ndarray, after: np.ndarray, before_name: str, after_name: str, numbers: bool
+    tokens: Tokens, before: np.ndarray, after: np.ndarray, before_name: str, after_name: str, numbers: Sequence[str]
 ) -> str:
     frame = changes(tokens.pieces, before, after)
     shown = coloured(frame) + explained(frame, before_name, after_name) + _remarks(tokens)
-    return shown + (f'<div class="scroll">{table(frame).to_html(index=False, border=0)}</div>' if numbers else "")
+    return shown + (parts.tabular(table(frame), "Losses by token") if numbers else "")
 
 
 def _remarks(tokens: Tokens) -> str:

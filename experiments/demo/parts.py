@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import pandas as pd
 import panel as pn
 
 from routed_rl.errors import UserError
@@ -18,7 +19,7 @@ APPLIES = "changes apply when you leave the field"
 TABLE_STYLES = """
 table { border-collapse: collapse; }
 th, td { padding: 2px 10px; text-align: right; border-bottom: 1px solid rgba(128, 128, 128, 0.4); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th:last-child, .words td:last-child { text-align: left; }
 .scroll { overflow-x: auto; }
 p { margin: 0.4em 0; }
 """
@@ -63,6 +64,17 @@ def message(text: str) -> str:
     return f'<p role="alert">{escape(text)}</p>'
 
 
+def tabular(frame: pd.DataFrame, name: str, words: bool = False) -> str:
+    """Return a table of texts as HTML, escaped. A wide table scrolls on its own, with the keyboard too.
+
+    Args:
+        name: what the table is called for screen readers.
+        words: whether the last column has words, not numbers.
+    """
+    table = frame.to_html(index=False, border=0, classes="words" if words else None)
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{table}</div>'
+
+
 def note(text: str) -> pn.pane.HTML:
     """Return a pane with a paragraph of plain text."""
     return pn.pane.HTML(paragraph(text), stylesheets=[TABLE_STYLES], sizing_mode=WIDE)
@@ -97,6 +109,14 @@ def collect(
 def select(name: str, found: Sequence[Any]) -> pn.widgets.Select:
     """Return a choice of things by their titles."""
     return pn.widgets.Select(name=name, options={thing.title: thing for thing in found}, sizing_mode=WIDE)
+
+
+def switch(name: str) -> pn.widgets.CheckBoxGroup:
+    """Return a check box. Its value is a list, which is empty while it is off.
+
+    A group of one is used because screen readers do not find the label of a single check box of Panel.
+    """
+    return pn.widgets.CheckBoxGroup(name=name, options=[name])
 
 
 def sample_choice(text: pn.widgets.Widget, owner: Sampled) -> pn.widgets.Select:

@@ -123,19 +123,17 @@ def continued(
         seed: fixes the tokens that are drawn at temperature 1. None: always the likeliest token.
         new: most new tokens. The positions of the model are another limit.
     """
-    new = min(new, (positions(model) or LONGEST) - len(ids))
-    if new < 1 or not ids:
-        return ()
-    tokens = torch.tensor([list(ids)])
-    with _steered(model, steering), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        made = model.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=new,
-            **({"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_k": 0}),
-        )
-    return tuple(made[0, len(ids) :].tolist())
+    new, end = min(new, (positions(model) or LONGEST) - len(ids)), model.config.eos_token_id
+    written: list[int] = []
+    chance = None if seed is None else torch.Generator().manual_seed(seed)
+    with _steered(model, steering):
+        while ids and len(written) < new:  # not generate(), which follows the model's own generation settings
+            logits = model(input_ids=torch.tensor([[*ids, *written]]), use_cache=False).logits[0, -1].float()
+            token = logits.argmax() if chance is None else torch.multinomial(logits.softmax(0), 1, generator=chance)
+            if int(token) == end:
+                break
+            written.append(int(token))
+    return tuple(written)
 
 
 @lru_cache(maxsize=1024)

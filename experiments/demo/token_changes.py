@@ -47,7 +47,7 @@ def coloured(frame: pd.DataFrame) -> str:
     parts = []
     for piece, change in zip(frame.token, frame.change, strict=True):
         word = piece.lstrip()
-        number = f"{change:+.2f} nats"
+        number = f"{change:+z.2f} nats"
         red_green_blue = UP if change > 0 else DOWN
         depth = DEEPEST * min(abs(change) / largest, 1)
         kind = "" if abs(change) < SEEN else "up" if change > 0 else "down"
@@ -67,7 +67,7 @@ def explained(frame: pd.DataFrame, before: str, after: str) -> str:
     return (
         f'<p><span class="key">loss rises</span> <span class="key falls">loss falls</span> by up to {largest:.2f} nats '
         f"(strongest colour). Mean loss: {frame.before.mean():.2f} nats per token ({escape(before)}), "
-        f"{frame.after.mean():.2f} ({escape(after)}), change {frame.change.mean():+.2f}.</p>"
+        f"{frame.after.mean():.2f} ({escape(after)}), change {frame.change.mean():+z.2f}.</p>"
     )
 
 
@@ -78,5 +78,5 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     )
     for name in shown.columns[1:]:
         sign = "+" if name.startswith("change") else ""
-        shown[name] = [f"{value:{sign}.2f}" for value in shown[name]]
+        shown[name] = [f"{value:{sign}z.2f}" for value in shown[name]]
     return shown.assign(token=frame.token.str.strip())

@@ -54,6 +54,7 @@ class UndoResults:
         unit: of the metric, for axes.
         higher_is_better: whether a larger number of the metric means that a model knows more.
         models: number of models that the study has begun to make.
+        tabled: number of rows that are in the study's own table, which it writes at its end.
         stages, finished: number of stages that were started, and of those that are finished.
         runs: the stages, by key.
     """
@@ -63,14 +64,15 @@ class UndoResults:
     unit: str
     higher_is_better: bool
     models: int
+    tabled: int
     stages: int
     finished: int
     runs: Mapping[str, Run]
 
     @property
     def is_done(self) -> bool:
-        """Whether every stage that was started is finished, and every model has results."""
-        return self.finished == self.stages and len(self.rows) >= self.models
+        """Whether every stage that was started is finished, and the study has written the results of every model."""
+        return self.finished == self.stages and self.tabled >= max(self.models, len(self.rows))
 
 
 def is_undo(directory: Path) -> bool:
@@ -93,12 +95,14 @@ def read_undo(directory: Path) -> UndoResults:
         for column in ("model", "suppressor", "strength", "labelled", "alpha", "comparable", "attack", "retain"):
             if column not in rows:
                 rows[column] = None
+        rows = rows.sort_values(["name", "seed"], ignore_index=True)
     steps = sorted(int(number) for name in rows if (number := name.removeprefix("forget_")).isdigit())
     found = METRICS.built_in.get(metric)
     finished = sum(run.finished for run in runs.values())
     made = sum(run.kind in MADE for run in runs.values())
     unit = "score" if found is None else found.unit
-    return UndoResults(rows, steps, unit, found is None or found.higher_is_better, made, len(runs), finished, runs)
+    better = found is None or found.higher_is_better
+    return UndoResults(rows, steps, unit, better, made, len(table), len(runs), finished, runs)
 
 
 def leaderboard(results: UndoResults, step: int, seeds: bool = False) -> pd.DataFrame:

@@ -56,14 +56,13 @@ def unlearning_tab(directories: Sequence[Path]) -> pn.viewable.Viewable:
 
 
 def progress_text(results: UndoResults) -> str:
-    """Return one sentence that says how far a study is."""
-    having = f"{len(results.rows)} of {results.models} models"
-    stages = f"{results.finished} of {results.stages} stages"
+    """Return what is known about how far a study is. How many models it will have is not in its directory."""
     if results.is_done:
-        return f"All {results.models} models that were started have results."
+        return f"The study is finished. All {results.models} models have results."
     return (
-        f"This study is not finished. {having} that were started have results, and {stages} that were started are "
-        "finished. Give the command again to continue the study."
+        f"This study is not finished. {len(results.rows)} of {results.models} models that were started have results, "
+        f"and {results.finished} of {results.stages} stages that were started are finished. To continue the study, "
+        "give its command again."
     )
 
 
@@ -94,7 +93,7 @@ class _Curves:
         self.step = pn.widgets.DiscreteSlider(
             name="Attack step", options=results.steps, value=last, sizing_mode=parts.WIDE
         )
-        self.seeds = pn.widgets.Checkbox(name="A row for each seed")
+        self.seeds = parts.switch("A row for each seed")
         self.figure = pn.pane.Bokeh(sizing_mode=parts.WIDE, min_height=HEIGHT)
         self.table = parts.html(self._table, self.step, self.seeds, name="leaderboard")
         for widget in (self.suppressor, self.alpha):
@@ -120,11 +119,11 @@ class _Curves:
     def _move(self, *events: Any) -> None:
         self.mark.location = self.step.value
 
-    def _table(self, step: int, seeds: bool) -> str:
-        board = leaderboard(self.results, step, seeds)
+    def _table(self, step: int, seeds: Sequence[str]) -> str:
+        board = leaderboard(self.results, step, bool(seeds))
         board["comparable"] = [COMPARABLE[None if pd.isna(value) else bool(value)] for value in board.comparable]
         for name in ("retain", "forget", "robustness"):
-            board[name] = ["–" if pd.isna(value) else f"{value:.3f}" for value in board[name]]
+            board[name] = ["–" if pd.isna(value) else f"{value:z.3f}" for value in board[name]]
         heads = {"name": "model", "forget": f"forget after {step} steps"}
         unit = self.results.unit
         return (
@@ -135,5 +134,5 @@ class _Curves:
                 "teacher on the retain set, and the teacher had forgotten. Students whose robustness is not comparable "
                 "come after the others. “–”: not known, or not a student."
             )
-            + f'<div class="scroll">{board.rename(columns=heads).to_html(index=False, border=0)}</div>'
+            + parts.tabular(board.rename(columns=heads), "Models by robustness")
         )

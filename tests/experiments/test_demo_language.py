@@ -35,7 +35,7 @@ from routed_rl.lm.documents import Document
 from routed_rl.lm.steering import steered
 from routed_rl.runs import read_json
 from tests.experiments import killed_studies
-from tests.experiments.demo_views import shown, texts, widget
+from tests.experiments.demo_views import shown, switch_on, texts, widget
 from tests.lm.tiny_models import tiny_model
 
 MARKUP = '<img src=x onerror="alert(1)"> & bread'
@@ -192,6 +192,17 @@ def test_the_attack_in_the_page_is_that_of_the_study(era):
     assert all(torch.equal(value, before[name]) for name, value in model_of(comparison.after).state_dict().items())
 
 
+def test_the_routed_model_is_shown_as_the_study_measured_it(era):
+    result = read_json(era / "runs" / "era" / "0.5-s0" / "evaluation.json")
+    moments = find_comparisons(era)[0].moments()
+    assert list(moments.moment) == ["after training", "new units removed", "finished model"]
+    assert list(moments["forget loss"]) == [
+        f"{result['losses'][name]['forget']:.2f}" for name in ("trained", "ablated", "finished")
+    ]
+    assert moments["a sample"][0] == result["samples"]["trained"][0] and moments["a sample"][1] == "–"
+    assert result["samples"]["finished"][0] in shown(language_tab([era]), "moments")
+
+
 def test_without_its_corpus_a_study_has_no_samples_and_no_attack(era, tmp_path):
     shutil.copytree(era, tmp_path / "era")
     (comparison, *_) = find_comparisons(tmp_path / "era")
@@ -208,7 +219,7 @@ def test_the_tab_follows_its_widgets(era):
     tab = language_tab([era])
     first = shown(tab, "changes")
     assert "base model" in first and "after era" in first and "<table" not in first
-    widget(tab, "Show the losses").value = True
+    switch_on(tab, "Show the losses")
     assert "loss before (nats)" in shown(tab, "changes")
     widget(tab, "Text (").value = MARKUP
     marked = shown(tab, "changes")

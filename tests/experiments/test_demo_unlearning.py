@@ -11,7 +11,7 @@ from routed_rl.experiments.demo.relearning_figure import MOST, drawn, relearning
 from routed_rl.experiments.demo.undo_results import UndoResults, leaderboard, read_undo
 from routed_rl.experiments.demo.unlearning import progress_text, unlearning_tab
 from routed_rl.unlearning import UndoStudy
-from tests.experiments.demo_views import shown, texts, widget
+from tests.experiments.demo_views import shown, switch_on, texts, widget
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import run
 
@@ -22,10 +22,10 @@ KEYS = ["name", "model", "suppressor", "strength", "labelled", "alpha", "beta", 
 def study(small, tmp_path_factory):
     """A study with several kinds of models."""
     out = tmp_path_factory.mktemp("undo") / "study"
-    more = "--alphas 0.2 0.5 --students noised new --oracle --labelled 1 0.5 --strengths 0.5".split()
+    more = "--alphas 0.2 0.5 --students noised new --oracle --labelled 1 0.5 --strengths 0.5"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UndoStudy, "FIGURES", ())
-        run(small, *OPTIONS, *more, "--out", out)
+        run(small, *OPTIONS, *more.split(), "--out", out)
     return out
 
 
@@ -38,7 +38,7 @@ def results(rows, steps=(0, 10)):
     """Results with these rows; what a row leaves out is unknown."""
     usual = dict.fromkeys((*KEYS, "comparable"))
     frame = pd.DataFrame([{**usual, "seed": 0, "retain": 0.9, **row} for row in rows])
-    return UndoResults(frame, list(steps), "accuracy", True, len(rows), len(rows), len(rows), {})
+    return UndoResults(frame, list(steps), "accuracy", True, *[len(rows)] * 4, {})
 
 
 def student(name, last, comparable=True, seed=0):
@@ -93,7 +93,7 @@ def test_a_finished_study_is_its_table(study):
     last = leaderboard(found, 3).set_index("name").robustness
     for name, robustness in table.set_index("name").robustness.items():
         assert last[name] == pytest.approx(robustness, nan_ok=True), name
-    assert progress_text(found) == f"All {len(table)} models that were started have results."
+    assert progress_text(found) == f"The study is finished. All {len(table)} models have results."
 
 
 def test_a_study_without_a_table_is_read_from_its_stages(study, copied):
@@ -102,14 +102,14 @@ def test_a_study_without_a_table_is_read_from_its_stages(study, copied):
     columns = [*KEYS, "retain", "forget_0", "forget_1", "forget_3", "attack", "worst_learning_rate"]
     both = [frame[columns].sort_values(["name", "seed"]).reset_index(drop=True) for frame in (read.rows, table)]
     pd.testing.assert_frame_equal(*both, check_dtype=False)
-    assert read.is_done and read.rows.comparable.isna().all()
+    assert not read.is_done and read.rows.comparable.isna().all()
 
 
 def test_a_half_done_study_is_said_to_be_one(copied):
     table = pd.read_csv(copied / "results.csv")
     row = table[table.name == "undo, maxent, α 0.5, β 0.1"].iloc[0]
     table[table.stage != row.stage].to_csv(copied / "results.csv", index=False)
-    assert read_undo(copied).is_done, "its stages are there"
+    assert len(read_undo(copied).rows) == len(table) and not read_undo(copied).is_done, "it writes its table at its end"
     for path in copied.glob("stages/curves-*"):
         if f'"{row.stage.rpartition("-")[2]}"' in (path / "config.json").read_text():
             (path / "evaluation.json").unlink()
@@ -152,7 +152,7 @@ def test_the_sliders_change_the_curves_and_the_table(study):
     widget(tab, "Attack step").value = 1
     assert mark.location == 1 and "forget after 1 steps" in shown(tab, "leaderboard")
     assert "<th>seeds</th>" in shown(tab, "leaderboard")
-    widget(tab, "A row for each seed").value = True
+    switch_on(tab, "A row for each seed")
     assert "<th>seed</th>" in shown(tab, "leaderboard")
 
 
