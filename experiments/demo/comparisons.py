@@ -227,7 +227,8 @@ def find_comparisons(directory: Path) -> list[Comparison]:
     Raises:
         UserError: if a file of the study cannot be read.
     """
-    return _of_undo(directory) if is_undo(directory) else _of_era(directory)
+    with user_input():
+        return _of_undo(directory) if is_undo(directory) else _of_era(directory)
 
 
 def _of_era(directory: Path) -> list[Comparison]:

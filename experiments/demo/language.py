@@ -145,7 +145,8 @@ def steered_text(model: SteeredModel, strength: float, start: str) -> str:
     tokenizer = tokenizer_of(model.folder)
     tokens = tokens_of(model_of(model.folder), tokenizer, start)
     steering: Steering | None = model.steering(strength) if strength else None
-    written = tokenizer.decode(continued_in(model.folder, tokens.ids, model.seed, steering), skip_special_tokens=True)
+    begin = tokens.ids or (tokenizer.eos_token_id,)  # of a tokenizer without a token for the begin of a document
+    written = tokenizer.decode(continued_in(model.folder, begin, model.seed, steering), skip_special_tokens=True)
     return f"<p>{escape(start)} <b>{escape(written)}</b></p>{_remarks(tokens)}"
 
 

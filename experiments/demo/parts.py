@@ -103,6 +103,9 @@ def collect(
             found += find(directory)
         except UserError as error:
             problems.append(pn.pane.HTML(message(str(error)), sizing_mode=WIDE))
+        except (LookupError, TypeError) as error:  # of files that somebody has edited
+            text = f"The files in {str(directory)!r} are not those of a study: {error!r}. Run the study again."
+            problems.append(pn.pane.HTML(message(text), sizing_mode=WIDE))
     return found, problems
 
 

@@ -116,21 +116,22 @@ def text_losses(model: nn.Module, ids: Sequence[int], steering: Steering | None 
 def continued(
     model: Any, ids: Sequence[int], seed: int | None = None, steering: Steering | None = None, new: int = NEW
 ) -> tuple[int, ...]:
-    """Return the tokens with which a model continues a text.
+    """Return the tokens with which a model continues a text, until it ends the text.
 
     Args:
         ids: the tokens of the text.
         seed: fixes the tokens that are drawn at temperature 1. None: always the likeliest token.
         new: most new tokens. The positions of the model are another limit.
     """
-    new, end = min(new, (positions(model) or LONGEST) - len(ids)), model.config.eos_token_id
+    new, end = min(new, (positions(model) or LONGEST) - len(ids)), model.config.get_text_config().eos_token_id
+    ends = end if isinstance(end, list) else [end]
     written: list[int] = []
     chance = None if seed is None else torch.Generator().manual_seed(seed)
     with _steered(model, steering):
         while ids and len(written) < new:  # not generate(), which follows the model's own generation settings
             logits = model(input_ids=torch.tensor([[*ids, *written]]), use_cache=False).logits[0, -1].float()
             token = logits.argmax() if chance is None else torch.multinomial(logits.softmax(0), 1, generator=chance)
-            if int(token) == end:
+            if int(token) in ends:
                 break
             written.append(int(token))
     return tuple(written)

@@ -19,7 +19,8 @@ STYLES = f"""
 .tokens span {{ border-radius: 3px; padding: 2px 1px; }}
 .up {{ border-bottom: 2px solid rgb({UP}); }}
 .down {{ border-bottom: 2px dotted rgb({DOWN}); }}
-.key {{ background: rgba({UP}, {DEEPEST}); border-bottom: 2px solid rgb({UP}); padding: 2px 6px; }}
+.key {{ display: inline-block; padding: 2px 6px; }}
+.key {{ background: rgba({UP}, {DEEPEST}); border-bottom: 2px solid rgb({UP}); }}
 .key.falls {{ background: rgba({DOWN}, {DEEPEST}); border-bottom: 2px dotted rgb({DOWN}); }}
 """
 """Style sheet of what this module returns."""

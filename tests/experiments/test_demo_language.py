@@ -139,6 +139,15 @@ def test_without_a_seed_the_likeliest_tokens_follow_and_with_one_always_the_same
     assert drawn[0] == drawn[1] != drawn[2] and torch.equal(before, torch.random.get_rng_state())
 
 
+def test_a_continuation_ends_where_the_model_ends_the_text(tiny):
+    model, tokenizer = tiny
+    ids = tokens_of(model, tokenizer, "the tree").ids
+    written = continued(model, ids, new=8)
+    for ends in (written[2], [95, written[2]]):  # some models have several tokens that end a text
+        model.config.eos_token_id = ends
+        assert continued(model, ids, new=8) == written[: written.index(written[2])]
+
+
 # --- coloured text ------------------------------------------------------------------------------
 
 
@@ -320,6 +329,8 @@ def test_damaged_studies_are_named_and_the_others_shown(bread, tmp_path):
     (damaged / "study.json").write_text("no JSON")
     tab = language_tab([damaged, bread])
     assert "is not JSON" in texts(tab) and 'role="alert"' in texts(tab) and shown(tab, "steered text")
+    (damaged / "study.json").write_text('{"steered_block": 0}')
+    assert "are not those of a study: KeyError" in texts(language_tab([damaged]))
     lost = tmp_path / "lost"
     shutil.copytree(bread, lost)
     shutil.rmtree(lost / "runs" / "routed-s0" / "model")
