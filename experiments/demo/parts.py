@@ -54,6 +54,15 @@ def html(function: Callable[..., str], *widgets: Any, styles: str = "", **option
     return pn.pane.HTML(pn.bind(shown, *widgets), stylesheets=sheets, sizing_mode=WIDE, **options)
 
 
+def attack_steps(count: int) -> str:
+    """Return a number of attack steps in words.
+
+    >>> attack_steps(1)
+    '1 attack step'
+    """
+    return f"{count} attack step{'s' * (count != 1)}"
+
+
 def paragraph(text: str) -> str:
     """Return a text as a paragraph of HTML, escaped."""
     return f"<p>{escape(text)}</p>"
@@ -110,8 +119,12 @@ def collect(
 
 
 def select(name: str, found: Sequence[Any]) -> pn.widgets.Select:
-    """Return a choice of things by their titles."""
-    return pn.widgets.Select(name=name, options={thing.title: thing for thing in found}, sizing_mode=WIDE)
+    """Return a choice of things by their titles. Equal titles, of directories with the same name, are numbered."""
+    options: dict[str, Any] = {}
+    for thing in found:
+        same = sum(other.title == thing.title for other in options.values())
+        options[f"{thing.title} ({same + 1})" if same else thing.title] = thing
+    return pn.widgets.Select(name=name, options=options, sizing_mode=WIDE)
 
 
 def switch(name: str) -> pn.widgets.CheckBoxGroup:

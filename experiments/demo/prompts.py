@@ -121,7 +121,8 @@ class _Prompts:
     def _show(self, *events: Any) -> None:
         comparison: Comparison = self.chosen.value
         names = {"before": comparison.before_name, "after": comparison.after_name}
-        names["attacked"] = f"after {self.steps.value} attack steps" if self.steps.visible else "after an attack"
+        attack = parts.attack_steps(self.steps.value) if self.steps.visible else "an attack"
+        names["attacked"] = f"after {attack}"
         for name, card in self.cards.items():
             try:
                 text = self._continued(name, comparison)

@@ -51,7 +51,7 @@ def unlearning_tab(directories: Sequence[Path]) -> pn.viewable.Viewable:
     chosen.param.watch(fill, "value")
     fill()
     return pn.Column(
-        pn.pane.HTML("<h2>Who relearns, and how fast?</h2>"), chosen, content, again, sizing_mode=parts.WIDE
+        pn.pane.HTML("<h2>How fast do models relearn?</h2>"), chosen, content, again, sizing_mode=parts.WIDE
     )
 
 
@@ -124,10 +124,11 @@ class _Curves:
         board["comparable"] = [COMPARABLE[None if pd.isna(value) else bool(value)] for value in board.comparable]
         for name in ("retain", "forget", "robustness"):
             board[name] = ["–" if pd.isna(value) else f"{value:z.3f}" for value in board[name]]
-        heads = {"name": "model", "forget": f"forget after {step} steps"}
+        after = parts.attack_steps(step)
+        heads = {"name": "model", "forget": f"forget after {after}"}
         unit = self.results.unit
         return (
-            f"<h3>Most robust after {step} attack steps</h3>"
+            f"<h3>Most robust after {after}</h3>"
             + parts.paragraph(
                 f"Retain and forget are {unit}. Retain is measured before the attack. Robustness is 0 for the "
                 "suppressed model and 1 for the filtered model. It is comparable where the student is as good as its "

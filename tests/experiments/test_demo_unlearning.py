@@ -148,9 +148,9 @@ def test_the_sliders_change_the_curves_and_the_table(study):
     widget(tab, "Noise level α").value = 0.5
     assert [item.label.value for item in pane.object.legend[0].items][-1] == "undo, maxent, α 0.5, β 0.1"
     mark = pane.object.center[-1]
-    assert mark.location == 3 and "forget after 3 steps" in shown(tab, "leaderboard")
+    assert mark.location == 3 and "forget after 3 attack steps" in shown(tab, "leaderboard")
     widget(tab, "Attack step").value = 1
-    assert mark.location == 1 and "forget after 1 steps" in shown(tab, "leaderboard")
+    assert mark.location == 1 and "forget after 1 attack step<" in shown(tab, "leaderboard")
     assert "<th>seeds</th>" in shown(tab, "leaderboard")
     switch_on(tab, "A row for each seed")
     assert "<th>seed</th>" in shown(tab, "leaderboard")
@@ -186,6 +186,17 @@ def test_reading_again_shows_what_is_new(copied):
     curves.write_bytes(kept)
     widget(tab, "Read the study again").clicks += 1
     assert "This study is not finished" not in texts(tab)
+
+
+def test_several_studies_can_be_chosen_also_of_one_name(study, copied):
+    tab = unlearning_tab([study, copied])
+    chosen = widget(tab, "Study")
+    assert chosen.visible and list(chosen.options) == ["study", "study (2)"]
+    (copied / "results.csv").unlink()
+    assert "The study is finished" in texts(tab)
+    chosen.value = chosen.options["study (2)"]
+    assert "This study is not finished" in texts(tab)
+    assert not widget(unlearning_tab([study]), "Study").visible
 
 
 def test_without_a_study_the_tab_says_what_to_run(tmp_path):
