@@ -53,26 +53,19 @@ export function render({ model }) {
   grid.setAttribute("role", "grid");
   const path = shape("svg", { class: "trail", "aria-hidden": "true" });
   frame.append(grid, path);
-  let current = 0;
+  let buttons = [];
 
-  function draw() {
-    const focused = grid.contains(grid.getRootNode().activeElement);
-    grid.style.setProperty("--columns", model.columns);
-    grid.setAttribute("aria-label", model.title);
+  function build() {
     const rows = [];
-    model.cells.forEach((cell, index) => {
+    buttons = model.cells.map((_, index) => {
       if (index % model.columns === 0) {
         rows.push(document.createElement("div"));
         rows.at(-1).setAttribute("role", "row");
       }
       const button = document.createElement("button");
       button.setAttribute("role", "gridcell");
-      button.setAttribute("aria-label", cell.label);
-      button.title = cell.label;
-      button.tabIndex = index === current ? 0 : -1;
-      button.append(picture(cell));
       button.addEventListener("click", () => {
-        current = index;
+        enter(index);
         model.send_msg({ cell: index });
       });
       button.addEventListener("keydown", (event) => {
@@ -82,17 +75,32 @@ export function render({ model }) {
         const [x, y] = OFFSETS[move];
         const column = (index % model.columns) + x;
         const to = index + x + y * model.columns;
-        if (column < 0 || column >= model.columns || to < 0 || to >= model.cells.length) return;
-        current = to;
-        for (const other of grid.querySelectorAll("button")) other.tabIndex = -1;
-        const next = grid.querySelectorAll("button")[to];
-        next.tabIndex = 0;
-        next.focus();
+        if (column < 0 || column >= model.columns || to < 0 || to >= buttons.length) return;
+        enter(to);
+        buttons[to].focus();
       });
       rows.at(-1).append(button);
+      return button;
     });
+    grid.style.setProperty("--columns", model.columns);
     grid.replaceChildren(...rows);
-    if (focused) grid.querySelectorAll("button")[current].focus();
+    enter(0);
+  }
+
+  // The Tab key enters the board at one cell.
+  function enter(cell) {
+    buttons.forEach((button, index) => (button.tabIndex = index === cell ? 0 : -1));
+  }
+
+  // Buttons stay, so that a click or the focus is not lost while the board is drawn again.
+  function draw() {
+    if (buttons.length !== model.cells.length) build();
+    grid.setAttribute("aria-label", model.title);
+    model.cells.forEach((cell, index) => {
+      buttons[index].setAttribute("aria-label", cell.label);
+      buttons[index].title = cell.label;
+      buttons[index].replaceChildren(picture(cell));
+    });
     trail();
   }
 
@@ -110,7 +118,11 @@ export function render({ model }) {
     dot.animate(frames, { duration: 220 * points.length });
   }
 
-  model.on(["cells", "columns", "title"], draw);
+  model.on("columns", () => {
+    build();
+    draw();
+  });
+  model.on(["cells", "title"], draw);
   model.on("trail", trail);
   draw();
   return frame;

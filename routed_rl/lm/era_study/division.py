@@ -72,6 +72,11 @@ class Division:
         """Return documents for measurement, repair or an attack."""
         return WholeDocuments(self.text.corpus, documents, self.labelled)
 
+    def attackers(self, count: int, repeat: int = 0) -> WholeDocuments:
+        """Return the forget documents of one attack: so many documents of the pool, others in each repetition."""
+        chosen = np.random.default_rng(derive_seed(self.command.seed, "attack", count, repeat))
+        return self.whole(chosen.permutation(self.pool)[:count])
+
     def _token_weights(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the weights with which original units learn labelled tokens, and which tokens count as routed.
 

@@ -359,8 +359,7 @@ class Pipeline:
             return {"forget": evaluate(tuned, self.data.test["forget"]).mean()}
 
         for repeat in range(attack.repeats):
-            chosen = np.random.default_rng(derive_seed(self.command.seed, "attack", documents, repeat))
-            few = self.data.whole(chosen.permutation(self.data.pool)[:documents])
+            few = self.data.attackers(documents, repeat)
             _, history = fine_tune(model, few, settings, measure, tick)
             curves.append([(entry["step"], entry["forget"]) for entry in history])
         return curves

@@ -47,14 +47,7 @@ class Member:
     @property
     def name(self) -> str:
         """The model's name in tables and figures."""
-        parts = [self.model, self.suppressor]
-        if self.alpha is not None:
-            parts += [f"α {self.alpha:g}", f"β {self.beta:g}"]
-        if self.strength not in (None, 1.0):
-            parts.append(f"strength {self.strength:g}")
-        if self.labelled not in (None, 1.0):
-            parts.append(f"{100 * self.labelled:g} % labelled")
-        return ", ".join(part for part in parts if part)
+        return model_name(self.model, self.suppressor, self.strength, self.labelled, self.alpha, self.beta)
 
     def keys(self) -> dict[str, Any]:
         """Return the model's key columns in the table of results."""
@@ -66,6 +59,25 @@ class Member:
     def stages(self) -> list[Stage]:
         """The stage that makes the model, and all that attack and measure it."""
         return [self.stage, *self.measuring]
+
+
+def model_name(
+    model: str,
+    suppressor: str | None = None,
+    strength: float | None = None,
+    labelled: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+) -> str:
+    """Return a model's name in tables and figures. The arguments are the fields of :class:`Member`."""
+    parts = [model, suppressor]
+    if alpha is not None:
+        parts += [f"α {alpha:g}", f"β {beta:g}"]
+    if strength not in (None, 1.0):
+        parts.append(f"strength {strength:g}")
+    if labelled not in (None, 1.0):
+        parts.append(f"{100 * labelled:g} % labelled")
+    return ", ".join(part for part in parts if part)
 
 
 def members(command: UndoOptions, text: Text) -> list[Member]:
