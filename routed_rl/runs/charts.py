@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COLUMNS = ("series", "x", "y", "seed")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Colours that colour-blind readers can tell apart (Okabe and Ito 2008); dashes and markers differ too."""
+TICKS = 12
+"""A chart with at most so many places on its x axis has a tick at each."""
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")
 
@@ -43,8 +45,9 @@ class Chart:
 
     @property
     def series(self) -> list[str]:
-        """The names of the curves, in the order of their first points."""
-        return list(dict.fromkeys(map(str, self.points.series)))
+        """The names of the curves: those with most points first, and of these the highest at its end."""
+        ends = {name: self.means(name) for name in dict.fromkeys(map(str, self.points.series))}
+        return sorted(ends, key=lambda name: (-len(ends[name]), -ends[name]["mean"].iloc[-1]))
 
     def only(self, names: Collection[str]) -> Chart:
         """Return the chart with the curves of these names alone."""
@@ -73,6 +76,10 @@ class Chart:
         plot = figure(title=self.title, tools="pan,wheel_zoom,box_zoom,reset,save", **{**usual, **axes, **options})
         plot.toolbar.active_scroll = None  # the wheel scrolls the page
         plot.toolbar.logo = None
+        places = sorted({float(x) for x in self.points.x})
+        if len(places) <= TICKS:  # few places, as shares are: each has a tick, with its number in full
+            plot.xaxis.ticker = places
+            plot.xaxis.major_label_overrides = {place: f"{place:g}" for place in places}
         entries = []
         for number, name in enumerate(self.series):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -91,7 +98,8 @@ class Chart:
             plot.add_tools(HoverTool(renderers=[seeds], tooltips=[*tips, (self.y, "@y{0.000}"), ("seed", "@seed")]))
             entries.append((name, [line, mean, seeds]))
         # Below the plot, where it leaves room for the curves on a narrow screen too.
-        plot.add_layout(Legend(items=entries, click_policy="hide", ncols=2, border_line_color=None), "below")
+        look = {"ncols": 2, "location": "top_left", "border_line_color": None}
+        plot.add_layout(Legend(items=entries, click_policy="hide", **look), "below")
         return plot
 
 
