@@ -38,7 +38,7 @@ class Gridworld:
         self.other = pmui.Select(label="Beside it", options=names, value=others[0], sizing_mode="stretch_width")
         self.tool = pmui.RadioBoxGroup(label="Piece to place", inline=True)
         self.acts = pmui.RadioButtonGroup(
-            label="What acts in the left agent", options=[GATE, MIX], value=MIX if first.routed else GATE
+            label="What acts (left)", options=[GATE, MIX], value=MIX if first.routed else GATE
         )
         self.contrast = pmui.FloatSlider(label="Contrast", start=0, end=8, step=0.5, value=0)
         self.temperature = pmui.FloatSlider(label="Temperature", start=0.1, end=2, step=0.1, value=1)

@@ -19,6 +19,7 @@ from routed_rl.lm.era_study.study import AFTER, VARIANTS
 from routed_rl.lm.inputs import open_text
 from routed_rl.options.era import Attack, EraMethod, Unlearn
 from routed_rl.runs import read_json, write_json
+from routed_rl.runs.studies import progress
 from tests import forks
 from tests.browser import assert_report_opens, needs_browser
 from tests.experiments import killed_studies
@@ -91,6 +92,11 @@ def test_every_method_finishes(study, small):
     assert all(f"| {method} |" in text for method in ALL) and "failed" not in text
     timings = pd.read_csv(study / "timings.csv")
     assert len(timings) == len(frame) and (timings.training_seconds >= 0).all()
+
+
+def test_all_planned_runs_of_a_finished_study_are_finished(study):
+    done, planned = progress(study)
+    assert done == planned > 1
 
 
 @needs_browser

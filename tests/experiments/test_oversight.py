@@ -23,6 +23,7 @@ from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.table import KEYS
 from routed_rl.runs import grid, read_run, tables, write_json
+from routed_rl.runs.studies import progress
 from tests.browser import assert_report_opens, needs_browser
 from tests.experiments.described import assert_described
 
@@ -138,6 +139,11 @@ def test_a_study_has_every_run_table_and_figure(whole):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_all_planned_runs_of_a_finished_study_are_finished(whole):
+    done, planned = progress(whole)
+    assert done == planned > 1
+
+
 @needs_browser
 def test_the_report_of_a_study_opens_from_disk(whole):
     assert_report_opens(whole / "report.html", charts=2)

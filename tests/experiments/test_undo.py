@@ -22,6 +22,7 @@ from routed_rl.lm import character_tokenizer, save_model
 from routed_rl.lm.inputs import open_text
 from routed_rl.options.undo import TASKS, Relearn, UndoOptions
 from routed_rl.runs import read_json
+from routed_rl.runs.studies import progress
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Sam
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.members import make_suppressor
@@ -97,6 +98,11 @@ def test_every_model_is_made_attacked_and_reported(study, small):
     assert (
         frame.labelled_documents["suppressed, maxent, 20 % labelled"] < frame.labelled_documents["suppressed, graddiff"]
     )
+
+
+def test_all_planned_runs_of_a_finished_study_are_finished(study):
+    done, planned = progress(study)
+    assert done == planned > 1
 
 
 @needs_browser
