@@ -57,7 +57,7 @@ WRITERS = {
     "model": lambda path: save_model(tiny_model("llama"), TOKENIZER, path),
     "tokenizer": lambda path: save_tokenizer(TOKENIZER, path),
     "attacked model": lambda path: save_attacked(tiny_model("llama"), tiny_model("llama"), path),
-    "figure": lambda path: save(subplots(figsize=(2, 2))[0], path.with_suffix(".png")),
+    "figure": lambda path: save(subplots(height=2)[0], path.with_suffix(".png")),
     "table": lambda path: write_table([{"a": number} for number in range(900)], path, ["a"]),
     "json": lambda path: write_json(path, ["a"] * 900),
     "a user's model": lambda path: saved_model(tiny_model("llama"), TOKENIZER, path),
