@@ -6,6 +6,7 @@ The disk is full for this process alone: files may not grow beyond a limit (RLIM
 import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,15 @@ TOKENIZER = stories_tokenizer()
 
 @contextlib.contextmanager
 def full(size):
-    """Within the block, no file may be larger than this many bytes."""
+    """Within the block, no file may be larger than this many bytes. No bytecode is written: it would be cut off."""
+    sys.dont_write_bytecode = True
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = False
 
 
 def contents(folder):
