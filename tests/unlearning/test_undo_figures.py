@@ -91,7 +91,7 @@ def test_the_front_says_which_way_is_better_and_joins_students_in_order_of_alpha
     last = figure.axes[-1]
     (joined,) = [line for line in last.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
     assert np.allclose(joined.get_ydata(), [end - 0.03 for end in ALPHAS.values()])
-    assert [text.get_text() for text in last.texts] == ["α 0.2", "α 0.9"]
+    assert "UNDO, α 0.2 (light) to 0.9 (dark)" in [text.get_text() for text in figure.legends[0].get_texts()]
 
     def arrow(metric):
         (better,) = figures.draw_front(frame, OPTIONS, metric).axes[0].texts

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from routed_rl.options.undo import UndoOptions
@@ -140,7 +141,8 @@ def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
         axes.plot(means.x, means.y, color=GREYS[2], linewidth=1, zorder=1)
         if method == undone.suppressor.iloc[0]:  # the other lines have the same colours
             for alpha, place in means.iterrows():
-                _name_alpha(axes, alpha, place)
+                where = {"xytext": (7, -9), "textcoords": "offset points", "fontsize": SMALL}
+                axes.annotate(f"α {alpha:g}", tuple(place), color=ordered_colour(alpha), **where)
     axes.plot(100, 100, "*", color=LOOKS["filtered"]["color"], markersize=12)
     axes.annotate(
         "filtered model", (100, 100), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=SMALL
@@ -154,7 +156,7 @@ def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
     axes.set(xlabel="steps of distillation (% of the filtered model's steps)", ylabel="robustness (%)")
     axes.set_title("0 %: as robust as the suppressed model; 100 %: as the filtered model; points: seeds")
     axes.legend(loc="lower right")
-    _better(axes, (0.8, 0.45), (-1, 1))
+    _better(axes, (-1, 1))
     return figure
 
 
@@ -211,13 +213,11 @@ def draw_front(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Fig
                 seeds = rows[rows.alpha.fillna(0.0) == alpha]
                 axes.plot(seeds.retain, seeds[f"forget_{step}"], ".", color=colour, markersize=3, alpha=0.6)
                 axes.plot(*place, **{"markersize": 6, **look, "color": colour, "mfc": face, "mec": colour})
-                if model == "undo" and step == steps[-1] and alpha in (means.index[0], means.index[-1]):
-                    _name_alpha(axes, alpha, place, "right" if metric.higher_is_better else "left")
         axes.set_title(f"After {step} attack step{'s' * (step > 1)}" if step else "Before the attack")
         axes.set_xlabel(f"retain {metric.unit}")
         axes.margins(0.08)
     plots[0, 0].set_ylabel(f"forget {metric.unit}")
-    _better(plots[0, 0], (0.3, 0.6), (1, -1) if metric.higher_is_better else (-1, 1))
+    _better(plots[0, 0], (1, -1) if metric.higher_is_better else (-1, 1))
     figure.legend(handles=_front_legend(frame, looks), loc="outside lower center", ncols=3)
     figure.suptitle("Forget and retain performance. Large points: means; small points: seeds")
     return figure
@@ -342,24 +342,20 @@ def _draw_matching(axes: Any, matching: Mapping[str, Sequence[Mapping[str, float
     axes.set_title("Matching the filtered model's outputs")
 
 
-def _name_alpha(axes: Any, alpha: float, place: Sequence[float], edge: str = "left") -> None:
-    """Write a noise level below a point. The point is at the left or right edge of the text."""
-    offset = (7 if edge == "left" else -7, -9)
-    where = {"xytext": offset, "textcoords": "offset points", "fontsize": SMALL, "ha": edge}
-    axes.annotate(f"α {alpha:g}", tuple(place), color=ordered_colour(alpha), **where)
-
-
-def _better(axes: Any, place: tuple[float, float], way: tuple[int, int]) -> None:
-    """Draw an arrow in the direction in which models are better.
+def _better(axes: Any, way: tuple[int, int]) -> None:
+    """Draw an arrow in the direction in which models are better, where it is farthest from all points.
 
     Args:
-        place: the middle of the arrow, in fractions of the panel.
         way: 1 or -1, to the right or left, and up or down.
     """
-    (x, y), arrow = place, {"arrowstyle": "-|>", "color": GREYS[1]}
-    ends = [(x + end * 0.08 * way[0], y + end * 0.08 * way[1]) for end in (1, -1)]
-    fraction = {"xycoords": "axes fraction", "textcoords": "axes fraction"}
-    axes.annotate("better", *ends, ha="center", va="center", color=GREYS[1], arrowprops=arrow, **fraction)
+    axes.get_xlim(), axes.get_ylim()  # else limits that follow from the data are not set yet
+    points = np.concatenate([line.get_xydata() for line in axes.get_lines()])
+    drawn = (axes.transData - axes.transAxes).transform(points)
+    places = [(x, y) for x in (0.25, 0.5, 0.75) for y in (0.5, 0.65, 0.8)]
+    place = max(places, key=lambda place: np.linalg.norm(drawn - place, axis=1).min())
+    ends = [np.add(place, np.multiply(way, step)) for step in (0.08, -0.08)]
+    look = {"ha": "center", "va": "center", "color": GREYS[1], "arrowprops": {"arrowstyle": "-|>", "color": GREYS[1]}}
+    axes.annotate("better", *ends, xycoords="axes fraction", textcoords="axes fraction", **look)
 
 
 def _front_legend(frame: pd.DataFrame, looks: Looks) -> list[Any]:
@@ -378,5 +374,5 @@ def _front_legend(frame: pd.DataFrame, looks: Looks) -> list[Any]:
     alphas = sorted(frame.alpha.dropna().unique())
     if alphas:
         ends = {"color": GREYS[2], "marker": "o", "mfc": ordered_colour(alphas[-1])}
-        entries.append(("UNDO (marker: teacher; colour: α)", ends))
+        entries.append((f"UNDO, α {alphas[0]:g} (light) to {alphas[-1]:g} (dark)", ends))
     return [Line2D([], [], label=label, **look) for label, look in entries]
