@@ -9,10 +9,10 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
+from routed_rl.experiments.common.agents.figures import COLOURS
 from routed_rl.experiments.demo.agents import Agent
 from routed_rl.experiments.demo.board import MOVES, OVERSEEN, PLAYER, WALL, Board, Reading, outcome, read
 from routed_rl.experiments.demo.widgets import BoardView
-from routed_rl.runs.figures import COLOURS
 
 GLYPHS = {"diamond": "◆", "ghost": "✖"}
 GATE, MIX = "The gate", "A fixed mix"

@@ -11,6 +11,8 @@ from routed_rl.experiments.gridworld.options import Curves
 from routed_rl.rl.oversight_study.table import learning_curve, read_agent
 from routed_rl.rl.oversight_study.tasks import values_of, wanted_of
 
+USUAL = "steered to the wanted outcome, or unsteered where a run has one module"
+
 
 def main(command: Curves) -> None:
     if command.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
@@ -20,13 +22,12 @@ def main(command: Curves) -> None:
     with user_input():
         curves = {str(run): learning_curve(run, command.policy, wanted(run)) for run in command.directories}
     _draw(curves, command)
-    policy = command.policy or "steered to the wanted outcome, or unsteered where a run has one module"
     rows = []
     for name, points in curves.items():
         best, last = max(points, key=lambda point: point[1]), points[-1]
         rows.append([name, f"{best[1]:.3f}", f"{best[0]:,.0f}", f"{last[1]:.3f}", f"{last[0]:,.0f}"])
     header = ("run", "best return", "best at step", "last return", "last at step")
-    show_table(f"True return (policy: {policy})", header, rows)
+    show_table(f"True return (policy: {command.policy or USUAL})", header, rows)
     print(f"Figure: {command.figure}")
 
 
@@ -38,9 +39,14 @@ def wanted(run: Path) -> str:
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:
     from routed_rl.experiments.common.agents import figures
-    from routed_rl.runs.figures import save, subplots
+    from routed_rl.runs.figures import in_panels, label_ends, save, styled, subplots
 
-    figure, axes = subplots(figsize=(7, 3.8 + 0.18 * len(curves)), layout="constrained")
-    figures.draw_curves(axes, {name: (*zip(*points, strict=True), None) for name, points in curves.items()})
-    with user_input():
+    parts = in_panels(list(curves))
+    with styled(), user_input():
+        figure, plots = subplots(len(parts), height=0.4 + 3.4 * len(parts), sharex=True, squeeze=False)
+        for axes, names in zip(plots[:, 0], parts, strict=True):
+            figures.draw_curves(axes, {name: (*zip(*curves[name], strict=True), None) for name in names})
+            axes.label_outer()
+        figure.suptitle(f"Learning curves (policy: {command.policy or USUAL})")
+        label_ends(figure)
         save(figure, command.figure)

@@ -114,47 +114,47 @@ def _show(rows: list[dict[str, Any]], oversight: float, steps: int) -> None:
 def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -> None:
     from routed_rl.experiments.common.agents import figures
     from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
+    from routed_rl.rl.oversight_study.figures import COLOURS
     from routed_rl.rl.oversight_study.table import learning_curve
-    from routed_rl.runs.figures import COLOURS, save, subplots
+    from routed_rl.runs.figures import GREYS, label_ends, mosaic, save, styled
     from routed_rl.runs.process import one_thread
 
     one_thread()
     model, config = load_run(out / "routing")
     world = world_of(make_env(config, 1))
-    figure, (curves, *plots) = subplots(1, 4, figsize=(14, 3.9), width_ratios=(1.5, 1, 1, 1), layout="constrained")
     shown = {
-        ("routing", "steer:diamond"): ("routed, steered to Diamond", COLOURS["diamond"]),
-        ("routing", "steer:ghost"): ("routed, steered to Ghost", COLOURS["ghost"]),
-        ("routing", "unsteered"): ("routed, unsteered", COLOURS["unsteered"]),
+        ("routing", "steer:diamond"): ("routed, steered to Diamond", figures.COLOURS["diamond"]),
+        ("routing", "steer:ghost"): ("routed, steered to Ghost", figures.COLOURS["ghost"]),
+        ("routing", "unsteered"): ("routed, unsteered", GREYS[0]),
         ("naive", "unsteered"): ("naive", COLOURS["naive"]),
     }
-    figures.draw_curves(
-        curves,
-        {
-            label: (*zip(*learning_curve(out / method, policy), strict=True), colour)
-            for (method, policy), (label, colour) in shown.items()
-        },
-    )
-    for row, (_, colour) in zip(rows, shown.values(), strict=True):
-        curves.axhline(row["reference"], color=colour, linestyle=":", linewidth=1)
-    curves.set_title(
-        f"Learning curves, oversight level {oversight:.1%} (dotted: reference policies, asymptotes)", fontsize=9
-    )
-    for axes, choice, title in zip(
-        plots,
-        (None, "diamond", "ghost"),
-        ("routed, unsteered", "routed, steered to Diamond ◆", "routed, steered to Ghost ✖"),
-        strict=True,
-    ):
-        with model.steered(choice):
-            figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
-        axes.set_title(title, fontsize=9)
-    plots[1].set_xlabel("arrow length: probability of the action; nothing is overseen", fontsize=8)
-    figure.text(
-        0.995, 0.005, f"config hashes {read_run(out / 'routing').config_hash}, {read_run(out / 'naive').config_hash}; "
-        f"seed {read_run(out / 'routing').seed}", ha="right", fontsize=6, color="#6c757d",
-    )  # fmt: skip
-    save(figure, path)
+    views = {None: "unsteered", "diamond": "steered to Diamond ◆", "ghost": "steered to Ghost ✖"}
+    runs = [read_run(out / method) for method in METHODS]
+    with styled():
+        figure, plots = mosaic([["curves"] * len(views), list(views)], height=5.4, height_ratios=(1, 1))
+        figures.draw_curves(
+            plots["curves"],
+            {
+                label: (*zip(*learning_curve(out / method, policy), strict=True), colour)
+                for (method, policy), (label, colour) in shown.items()
+            },
+        )
+        for row, (_, colour) in zip(rows, shown.values(), strict=True):
+            plots["curves"].axhline(row["reference"], color=colour, linestyle=":", linewidth=1)
+        plots["curves"].set_title(
+            "Learning curves (dotted: exact returns of reference policies, for naive an asymptote)"
+        )
+        for choice, title in views.items():
+            with model.steered(choice):
+                figures.draw_policy(plots[choice], model.policy, world, figures.LAYOUT)
+            plots[choice].set_title(title)
+        plots["diamond"].set_xlabel(
+            "the routed agent where nothing is overseen; arrow length: probability of the action"
+        )
+        hashes = ", ".join(run.config_hash for run in runs)
+        figure.suptitle(f"Two agents at oversight level {oversight:.1%}, seed {runs[0].seed} (configurations {hashes})")
+        label_ends(figure)
+        save(figure, path)
 
 
 def _next_steps(run: Path) -> str:

@@ -8,17 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from routed_rl.runs.figures import save, subplots
+from routed_rl.runs.figures import GREYS, PALETTE, label_ends, save, styled, subplots
 
-COLOURS = {True: "#2a9d8f", False: "#6c757d"}
+COLOURS = {True: PALETTE["blue"], False: GREYS[2]}
 LINES = {True: "o-", False: "s--"}
 """Marker and line of routed models and controls."""
 NAMES = {True: "routed", False: "not routed (control)"}
-OUTSIDE = "#e9c46a"
+OUTSIDE = PALETTE["orange"]
 SHOWN = 14
 """Number of tokens in the right plot."""
 
 
+@styled()
 def draw_steering(
     curves: pd.DataFrame, scores: pd.DataFrame, topics: Mapping[int, set[str]], tokens: Mapping[int, str], path: Path
 ) -> None:
@@ -31,18 +32,17 @@ def draw_steering(
         topics: the tokens of each axis's topic.
         tokens: the routed token of each axis.
     """
-    figure, plots = subplots(
-        len(tokens), 2, figsize=(9.6, 0.5 + 3.9 * len(tokens)), squeeze=False, layout="constrained"
-    )
+    figure, plots = subplots(len(tokens), 2, height=0.5 + 3.9 * len(tokens), squeeze=False)
     for (left, right), (axis, token) in zip(plots, tokens.items(), strict=True):
         _curves(left, curves[curves.axis == axis])
         left.set(
-            xlabel=f"number added to dimension {axis} of the residual stream",
+            xlabel=f"added to dimension {axis} of the residual stream",
             ylabel="probability that the next token is of the topic",
         )
-        left.set_title(f"Steering towards {token!r}", fontsize=10)
+        left.set_title(f"Steering towards {token!r} (thin lines: seeds)")
         _scores(right, scores[scores.axis == axis], token, topics[axis])
-        right.set_title(f"Top tokens along dimension {axis} (bold: routed token)", fontsize=10)
+        right.set_title(f"Top tokens along dimension {axis} (bold: routed)")
+    label_ends(figure, 12)
     save(figure, path)
 
 
@@ -51,11 +51,8 @@ def _curves(axes: Any, curves: pd.DataFrame) -> None:
         for _, run in runs.groupby("seed"):
             axes.plot(run.strength, run.topic, LINES[routed][1:], color=COLOURS[routed], alpha=0.5, linewidth=0.8)
         mean = runs.groupby("strength").topic.mean()
-        label = f"{NAMES[routed]}: mean; thin: each of {runs.seed.nunique()} seeds"
-        axes.plot(mean.index, mean, LINES[routed], color=COLOURS[routed], linewidth=2, markersize=4, label=label)
+        axes.plot(mean.index, mean, LINES[routed], color=COLOURS[routed], linewidth=2, label=NAMES[routed])
     axes.set_ylim(0, 1.02)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _scores(axes: Any, scores: pd.DataFrame, token: str, topic: set[str]) -> None:
@@ -73,17 +70,16 @@ def _scores(axes: Any, scores: pd.DataFrame, token: str, topic: set[str]) -> Non
         if len(rows):
             label = "each routed model" if kind else "each control"
             axes.scatter(
-                rows.cosine, rows.text.map(places), marker=marker, s=14, color="#264653", linewidths=0.7, label=label,
+                rows.cosine, rows.text.map(places), marker=marker, s=14, color="black", linewidths=0.7, label=label,
                 alpha=0.7,
             )  # fmt: skip
     bars = f"mean of {'routed models' if routed else 'controls'}"
     axes.barh([0], [0], color=COLOURS[routed], label=f"{bars}: token of the topic")
     axes.barh([0], [0], color=OUTSIDE, label=f"{bars}: other token")
-    axes.axvline(0, color="#264653", linewidth=0.6)
+    axes.axvline(0, color="black", linewidth=0.6)
     shown = [text if text == text.strip() else repr(text) for text in places]
-    axes.set_yticks(list(places.values()), shown, fontsize=8)
+    axes.set_yticks(list(places.values()), shown)
     for label, text in zip(axes.get_yticklabels(), places, strict=True):
         label.set_fontweight("bold" if text == token else "normal")
-    axes.set_xlabel("cosine of the token's unembedding with the dimension")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.16), ncol=2)
+    axes.set_xlabel("cosine of unembedding and dimension")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13))

@@ -9,12 +9,13 @@ from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.runs import read_run
-from routed_rl.runs.figures import subplots
+from routed_rl.runs.figures import styled, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@styled()
 def draw_arrows(run: Path) -> Figure:
     """The actions of the policies of one routed run, in one grid where nothing is overseen."""
     model, config = load_run(run)
@@ -23,17 +24,15 @@ def draw_arrows(run: Path) -> Figure:
         "unsteered": {},
         "steered to Ghost ✖": {"choice": "ghost"},
         "steered to Diamond ◆": {"choice": "diamond"},
-        "steered to Diamond ◆, avoids Ghost ✖": {"choice": "diamond", "avoid": {"ghost": CONTRAST}},
+        "steered to Diamond ◆,\navoids Ghost ✖": {"choice": "diamond", "avoid": {"ghost": CONTRAST}},
     }
-    figure, plots = subplots(1, len(views), figsize=(12, 3.3), layout="constrained")
+    figure, plots = subplots(1, len(views), height=2.8)
     for axes, (title, steering) in zip(plots, views.items(), strict=True):
         with model.steered(**steering):
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title)
     figure.suptitle(
-        f"Policies of one run: {config['method']}, oversight level {config['oversight']:.1%}, "
-        f"seed {read_run(run).seed}",
-        fontsize=10,
+        f"Policies of one run: {config['method']}, oversight level {config['oversight']:.1%}, seed {read_run(run).seed}"
     )
-    figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid", fontsize=8)
+    figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid")
     return figure

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from routed_rl.runs.figures import MOST, PALETTE
 from routed_rl.runs.files import plain_json, read_json, write_json
 from routed_rl.runs.tables import half_interval
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure
 
 COLUMNS = ("series", "x", "y", "seed")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Colours that colour-blind readers can tell apart (Okabe and Ito 2008); dashes and markers differ too."""
 TICKS = 12
 """A chart with at most so many places on its x axis has a tick at each."""
 DASHES = ("solid", "dashed", "dotted", "dashdot")
@@ -35,6 +35,7 @@ class Chart:
         y: the y axis, with its unit.
         points: a row per point of a curve and seed, with the columns :data:`COLUMNS`.
         log_x: whether the x axis is logarithmic.
+        colours: of curves by name, as in the figures of the study; others get the next free one.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Chart:
     y: str
     points: pd.DataFrame
     log_x: bool = False
+    colours: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def series(self) -> list[str]:
@@ -81,9 +83,10 @@ class Chart:
             plot.xaxis.ticker = places
             plot.xaxis.major_label_overrides = {place: f"{place:g}" for place in places}
         entries = []
+        free = cycle(colour for colour in PALETTE.values() if colour not in self.colours.values())
         for number, name in enumerate(self.series):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            dash = DASHES[number // len(COLOURS) % len(DASHES)]
+            colour, marker = self.colours.get(name) or next(free), MARKERS[number % len(MARKERS)]
+            dash = DASHES[number // MOST % len(DASHES)]
             means, points = self.means(name), self.points[self.points.series == name]
             shown = {"color": colour}
             whole = {**means.to_dict("list"), "name": [name] * len(means)}
@@ -112,19 +115,14 @@ def read_charts(path: Path) -> dict[str, Chart]:
     """Return the charts of a file that :func:`write_charts` has written; ValueError if it is none."""
     found = read_json(path)
     try:
-        return {
-            name: Chart(chart["title"], chart["x"], chart["y"], _points(chart["points"]), bool(chart["log_x"]))
-            for name, chart in found.items()
-        }
+        return {name: Chart(**{**chart, "points": _points(chart["points"])}) for name, chart in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no charts of a study: {error}") from None
 
 
 def _as_json(chart: Chart) -> dict[str, Any]:
     points = {column: chart.points[column].tolist() for column in COLUMNS}
-    return plain_json(
-        {"title": chart.title, "x": chart.x, "y": chart.y, "log_x": chart.log_x, "points": points}, "chart"
-    )
+    return plain_json({**vars(chart), "points": points}, "chart")
 
 
 def _points(columns: Mapping[str, Any]) -> pd.DataFrame:

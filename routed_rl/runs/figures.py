@@ -1,4 +1,4 @@
-"""Where figures are drawn: without a window, so that a figure's bytes depend on the figure alone.
+"""How figures are drawn: in one style, without a window, so that a figure's bytes depend on the figure alone.
 
 Figures do not go through pyplot: nothing stays open, and a notebook shows a figure when it is returned.
 """
@@ -6,40 +6,92 @@ Figures do not go through pyplot: nothing stays open, and a notebook shows a fig
 from __future__ import annotations
 
 import io
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from routed_rl.runs.files import write_bytes
+from routed_rl.runs.tables import half_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+STYLE = Path(__file__).with_name("routed_rl.mplstyle")
+WIDTH = 8.0
+"""Width of a figure in inches. Text of 8 points can be read when the figure is shown 800 pixels wide."""
+SMALL = 8
+"""Size of the labels of lines and points, in points."""
+MOST = 7
+"""Largest number of series in a panel."""
+GAP = 0.12
+"""Inches between the right end of a panel and the labels of its lines."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", "p", ">", "h")
 """Markers that tell curves apart without colour."""
-COLOURS = {"diamond": "#2a9d8f", "ghost": "#8d5a97", "unsteered": "#6c757d", "naive": "#e76f51"}
-"""Colours of outcomes and policies, the same in all figures."""
+PALETTE = {
+    "black": "#000000",
+    "brown": "#661100",
+    "indigo": "#332288",
+    "wine": "#882255",
+    "blue": "#0072b2",
+    "vermillion": "#d55e00",
+    "pink": "#cc79a7",
+    "teal": "#44aa99",
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+}
+"""Colours that colour-blind readers can tell apart (Okabe and Ito 2008, Tol 2021), from dark to light."""
+GREYS = ("#444444", "#666666", "#888888", "#999999")
+"""Shades for controls and for lines to compare with, from dark to light."""
 
 
-def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], layout: Any = None, **axes: Any) -> Any:
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within the block, or in a function that this decorates, Matplotlib draws in the style of this package.
+
+    The user's own settings neither change nor matter.
+    """
+    from matplotlib import style
+
+    with style.context(STYLE, after_reset=True):
+        yield
+
+
+def subplots(rows: int = 1, columns: int = 1, *, height: float, **axes: Any) -> Any:
     """Return a new figure and its axes, as ``matplotlib.pyplot.subplots`` does.
 
     Args:
-        figsize: width and height in inches.
-        layout: of the figure, ``"constrained"`` say.
-        axes: what ``Figure.subplots`` takes: sharex, sharey, squeeze.
+        height: of the figure, in inches.
+        axes: what ``Figure.subplots`` takes: sharex, sharey, squeeze, height_ratios.
     """
+    return _made(height, lambda figure: figure.subplots(rows, columns, **axes))
+
+
+def mosaic(layout: list[Any], *, height: float, **axes: Any) -> Any:
+    """Return a new figure and its axes by name, as ``matplotlib.pyplot.subplot_mosaic`` does.
+
+    Args:
+        layout: the names of the axes, in rows.
+        height: of the figure, in inches.
+        axes: what ``Figure.subplot_mosaic`` takes.
+    """
+    return _made(height, lambda figure: figure.subplot_mosaic(layout, **axes))
+
+
+@styled()
+def _made(height: float, add: Callable[[Figure], Any]) -> Any:
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=figsize, layout=layout)
-    return figure, figure.subplots(rows, columns, **axes)
-
-
-def colormap(name: str) -> Any:
-    """Return the colormap of matplotlib that has this name."""
-    from matplotlib import colormaps
-
-    return colormaps[name]
+    figure = Figure(figsize=(WIDTH, height))
+    made = add(figure)
+    for each in figure.axes:  # ticks are made when they are drawn, perhaps in another style
+        each.tick_params(which="both", labelsize=rcParams["xtick.labelsize"])
+    return figure, made
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -52,15 +104,149 @@ def png(figure: Figure) -> bytes:
     return _drawn(figure, "png")
 
 
+@styled()
 def _drawn(figure: Figure, kind: str) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, dpi=150, metadata={"Software": None})
+    figure.savefig(drawn, format=kind, metadata={"Software": None})
     return drawn.getvalue()
 
 
-def ranked(axes: Axes) -> tuple[list[Any], list[str]]:
-    """Handles and labels for a legend, in the order of the curves at their right end, highest first."""
-    entries = list(zip(*axes.get_legend_handles_labels(), strict=True))
-    lines: dict[str, Any] = {label: handle[0] if isinstance(handle, tuple) else handle for handle, label in entries}
-    entries.sort(key=lambda entry: -float(lines[entry[1]].get_ydata()[-1]))
-    return [handle for handle, _ in entries], [label for _, label in entries]
+def ordered_colour(level: float) -> Any:
+    """Return the colour of a level between 0 (light green) and 1 (dark violet): one scale for all figures."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.75 * (1 - level))  # the lighter quarter cannot be read on white
+
+
+def in_panels(series: Sequence[Any], most: int = MOST) -> list[Sequence[Any]]:
+    """Split a sequence into as few parts of nearly equal length as possible, with at most so many entries each."""
+    panels = -(-len(series) // most)
+    return [list(part) for part in np.array_split(np.array(series, dtype=object), panels)] if panels else []
+
+
+def draw_means(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    samples: Sequence[Sequence[float]] | Sequence[np.ndarray] | np.ndarray,
+    *,
+    bars: slice = slice(None),
+    **look: Any,
+) -> None:
+    """Draw the mean over seeds as a line, with 95 % intervals as thin bars.
+
+    Two seeds are drawn as dots, because their interval is 12.7 standard errors. The limits of the axes hold the results
+    of all seeds. An interval that is wider is cut off.
+
+    Args:
+        x: places on the horizontal axis, P of them.
+        samples: the results of all seeds, for each of the P places.
+        bars: the places that have a bar, or dots.
+        look: label, color, marker and what else ``Axes.plot`` takes.
+    """
+    from matplotlib.collections import LineCollection
+
+    means = [float(np.mean(values)) for values in samples]
+    axes.plot(x, means, **look)
+    ends, dots = [], []
+    for place, (at, mean, values) in enumerate(zip(x, means, samples, strict=True)):
+        seeds = [(at, value) for value in values]
+        axes.update_datalim(seeds)
+        if place not in range(len(samples))[bars]:
+            continue
+        if len(seeds) > 2:
+            half = half_interval(np.asarray(values))
+            ends.append([(at, mean - half), (at, mean + half)])
+        elif len(seeds) == 2:
+            dots += seeds
+    colour = look.get("color")
+    axes.add_collection(LineCollection(ends, colors=colour, linewidths=0.9, alpha=0.8), autolim=False)
+    if dots:
+        axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=3, alpha=0.8)
+
+
+def draw_bars(
+    axes: Axes, places: Sequence[float] | np.ndarray, samples: Sequence[np.ndarray], width: float, **look: Any
+) -> None:
+    """Draw a bar for each mean over seeds, with its 95 % interval as a thin line; two seeds are dots.
+
+    Args:
+        places: on the horizontal axis, P of them.
+        samples: the results of all seeds, for each of the P places.
+        width: of a bar.
+        look: label, color and what else ``Axes.bar`` takes.
+    """
+    halves = [half_interval(values) if len(values) > 2 else np.nan for values in samples]
+    line = {"elinewidth": 0.9, "capsize": 0}
+    axes.bar(places, [values.mean() for values in samples], width, yerr=halves, error_kw=line, **look)
+    for place, values in zip(places, samples, strict=True):
+        if len(values) == 2:
+            axes.plot([place, place], values, "o", markersize=2.5, color="black", mfc="white", mew=0.7)
+
+
+def over_seeds(numbers: Iterable[int]) -> str:
+    """Say what is drawn of so many seeds: "mean of 3 seeds, 95 % confidence intervals", for example."""
+    counts = sorted(set(numbers))
+    if counts == [1]:
+        return "one seed"
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    shown = ["95 % confidence intervals"] * (counts[-1] > 2) + ["dots: both seeds"] * (2 in counts)
+    return f"mean of {many} seeds, {'; '.join(shown)}"
+
+
+def spread(wanted: Sequence[float], heights: Sequence[float]) -> np.ndarray:
+    """Return the centres nearest to the wanted ones at which labels between 0 and 1 do not overlap.
+
+    Args:
+        wanted: centres of L labels.
+        heights: heights of the L labels.
+    """
+    order = np.argsort(wanted, kind="stable")
+    sizes = np.asarray(heights, dtype=float)[order]
+    stacked = np.cumsum(sizes) - sizes / 2  # centres of labels that stand on each other, from 0 on
+    groups: list[tuple[float, int]] = []  # labels that touch: how far they are moved up together, and their number
+    for shift in np.asarray(wanted, dtype=float)[order] - stacked:
+        groups.append((float(shift), 1))
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            (upper, m), (lower, n) = groups.pop(), groups.pop()
+            groups.append(((lower * n + upper * m) / (n + m), n + m))
+    shifts = np.repeat([shift for shift, _ in groups], [number for _, number in groups])
+    placed = np.empty(len(sizes))
+    placed[order] = stacked + np.clip(shifts, 0, max(0, 1 - sizes.sum()))
+    return placed
+
+
+def label_ends(figure: Figure, width: int = 26) -> None:
+    """Write the label of each line beside its right end, in its colour.
+
+    Labels that would overlap are moved apart. Call this last: the limits of all axes must be final.
+
+    Args:
+        width: the longest line of a label, in characters.
+    """
+    from matplotlib.colors import to_rgb
+    from matplotlib.text import Text
+
+    written: dict[Any, list[Any]] = {}
+    for axes in figure.axes:
+        axes.get_xlim(), axes.get_ylim()  # else limits that follow from the data are not set yet
+        for line in axes.get_lines():
+            if str(line.get_label()).startswith("_"):
+                continue
+            ends = line.get_transform() - axes.transAxes
+            x, y = ends.transform(
+                np.asarray(line.get_xydata())[np.isfinite(np.asarray(line.get_ydata(), dtype=float))][-1]
+            )
+            tie = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.7, "alpha": 0.7, "relpos": (0, 0.5)}
+            dark = 0.75 * np.array(to_rgb(line.get_color()))  # thin letters look lighter than a line
+            label = axes.annotate(
+                textwrap.fill(str(line.get_label()), width), (x, np.clip(y, 0, 1)), (1.02, y), xycoords="axes fraction",
+                color=dark, fontsize=SMALL, va="center", annotation_clip=False,
+                arrowprops={**tie, "shrinkA": 1, "shrinkB": 3},
+            )  # fmt: skip
+            written.setdefault(axes, []).append(label)
+    figure.draw_without_rendering()  # the layout makes room for the labels
+    for axes, labels in written.items():
+        heights = [1.1 * Text.get_window_extent(label).height / axes.bbox.height for label in labels]
+        places = spread([label.xy[1] for label in labels], heights)
+        for label, place in zip(labels, places, strict=True):
+            label.set_position((1 + GAP * figure.dpi / axes.bbox.width, place))

@@ -6,6 +6,7 @@ The disk is full for this process alone: files may not grow beyond a limit (RLIM
 import contextlib
 import os
 import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,15 @@ TOKENIZER = stories_tokenizer()
 
 @contextlib.contextmanager
 def full(size):
-    """Within the block, no file may be larger than this many bytes."""
+    """Within the block, no file may be larger than this many bytes. No bytecode is written: it would be cut off."""
+    sys.dont_write_bytecode = True
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = False
 
 
 def contents(folder):
@@ -57,7 +60,7 @@ WRITERS = {
     "model": lambda path: save_model(tiny_model("llama"), TOKENIZER, path),
     "tokenizer": lambda path: save_tokenizer(TOKENIZER, path),
     "attacked model": lambda path: save_attacked(tiny_model("llama"), tiny_model("llama"), path),
-    "figure": lambda path: save(subplots(figsize=(2, 2))[0], path.with_suffix(".png")),
+    "figure": lambda path: save(subplots(height=2)[0], path.with_suffix(".png")),
     "table": lambda path: write_table([{"a": number} for number in range(900)], path, ["a"]),
     "json": lambda path: write_json(path, ["a"] * 900),
     "a user's model": lambda path: saved_model(tiny_model("llama"), TOKENIZER, path),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,15 @@ import torch
 
 from routed_rl.envs import World, dynamics
 from routed_rl.rl import RoutedActorCriticPolicy
-from routed_rl.runs.figures import COLOURS, MARKERS, ranked
+from routed_rl.rl.oversight_study.figures import COLOURS as METHODS
+from routed_rl.rl.oversight_study.figures import ROUTED
+from routed_rl.runs.figures import MARKERS, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+COLOURS = {"diamond": METHODS[ROUTED], "ghost": PALETTE["pink"]}
+"""Colours of outcomes, and of the agent that is steered to each of them."""
 LAYOUT = {"ghost": 8, "diamond": 16}
 """Cells in the arrow plots: Ghost at the upper right, Diamond at the lower left, equally far from the centre."""
 _ARROWS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])  # up, right, down, left as (x, y)
@@ -46,15 +49,16 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
         length = 0.47 * probabilities[:, action]
         axes.quiver(
             columns, rows, x * length, -y * length, angles="xy", scale_units="xy", scale=1,
-            width=0.009, headwidth=3.2, headlength=2.6, headaxislength=2.6, color="#264653", zorder=3,
+            width=0.013, headwidth=3.2, headlength=2.6, headaxislength=2.6, color="black", zorder=3,
         )  # fmt: skip
     for name, cell in cells.items():
         row, column = divmod(cell, world.width)
         marker = {"diamond": "D", "ghost": "X"}.get(name, "o")
-        axes.scatter(column, row, s=190, marker=marker, color=COLOURS.get(name), edgecolor="white", zorder=4)
+        axes.scatter(column, row, s=110, marker=marker, color=COLOURS.get(name), edgecolor="white", zorder=4)
     axes.set(
         xlim=(-0.5, world.width - 0.5), ylim=(world.height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[]
     )  # fmt: skip
+    axes.spines[:].set_visible(True)
     for line in range(1, max(world.height, world.width)):
         axes.axhline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
         axes.axvline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
@@ -62,9 +66,7 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
 
 def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str | None]]) -> None:
     """Draw true return against environment steps. ``curves`` maps a label to (steps, returns, colour or None)."""
-    for (label, (steps, returns, colour)), marker in zip(curves.items(), itertools.cycle(MARKERS), strict=False):
-        axes.plot(np.asarray(steps) / 1e6, returns, marker=marker, markersize=3, color=colour, label=label)
-    axes.axhline(0, color="#adb5bd", linewidth=0.8)
+    for (label, (steps, returns, colour)), marker in zip(curves.items(), MARKERS, strict=False):
+        axes.plot(np.asarray(steps) / 1e6, returns, marker=marker, color=colour, label=label)
+    axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set(xlabel="environment steps (millions)", ylabel="true return", ylim=(-1, 1))
-    axes.legend(*ranked(axes), frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    axes.spines[["top", "right"]].set_visible(False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from routed_rl.lm.era_study.figures import STYLES
 from routed_rl.runs.charts import COLUMNS, Chart
 
 MEASURES = {
@@ -14,6 +15,7 @@ MEASURES = {
     "retain": ("Retain loss", "loss (nats per token)"),
 }
 """Title and y axis by column of ``results.csv``."""
+COLOURS = {method: style[1] for method, style in STYLES.items()}
 Curve = Sequence[tuple[float, float]]
 
 
@@ -21,7 +23,9 @@ def measure_chart(frame: pd.DataFrame, measure: str) -> Chart:
     """One of :data:`MEASURES` by the share of labels. ``frame`` has the rows of ``results.csv``."""
     points = pd.DataFrame({"series": frame.method, "x": 100 * frame.labelled, "y": frame[measure], "seed": frame.seed})
     title, y = MEASURES[measure]
-    return Chart(title, "forget documents that are labelled (%)", y, points.sort_values(["series", "x", "seed"]))
+    return Chart(
+        title, "forget documents that are labelled (%)", y, points.sort_values(["series", "x", "seed"]), colours=COLOURS
+    )
 
 
 def relearning_chart(curves: Mapping[tuple[str, float, int], Mapping[str, Sequence[Curve]]]) -> Chart:
@@ -37,7 +41,9 @@ def relearning_chart(curves: Mapping[tuple[str, float, int], Mapping[str, Sequen
         for step, loss in _mean(of.get(str(most), ()))
     ]
     title = f"Relearning attack with {most} document{'s' * (most != 1)}"
-    return Chart(title, "attack step", "forget loss (nats per token)", pd.DataFrame(rows, columns=list(COLUMNS)))
+    return Chart(
+        title, "attack step", "forget loss (nats per token)", pd.DataFrame(rows, columns=list(COLUMNS)), colours=COLOURS
+    )
 
 
 def _mean(curves: Sequence[Curve]) -> list[tuple[float, float]]:

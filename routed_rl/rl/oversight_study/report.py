@@ -14,7 +14,7 @@ from routed_rl.options.oversight import EARLY_STOPPED
 from routed_rl.paths import expanded
 from routed_rl.rl.oversight_study import table
 from routed_rl.rl.oversight_study.charts import curves_chart, returns_chart
-from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns
+from routed_rl.rl.oversight_study.figures import draw_bars, draw_curves, draw_noise, draw_returns, looks
 from routed_rl.rl.oversight_study.methods import NOISE
 from routed_rl.rl.oversight_study.table import Limits
 from routed_rl.runs import RunError
@@ -134,16 +134,17 @@ class OversightReport(Reported):
             # Sharpened policies are evaluated only at the end. The curve of early stopping is that of naive.
             if method in methods and not policy.startswith("sharpened") and method != EARLY_STOPPED
         }
+        look = looks(self.runs)
         drawn: dict[str, tuple[int, Callable[[], Figure]]] = {
             "returns": (
                 len(table.compared(main, self.wanted)),
-                lambda: draw_returns(main, self.wanted, self.limits),
+                lambda: draw_returns(main, self.wanted, self.limits, look),
             ),
-            "methods": (len(shown), lambda: draw_bars(clean, self.wanted, focus, self.limits)),
-            "curves": (len(curves), lambda: draw_curves(curves, focus, self.limits)),
+            "methods": (len(shown), lambda: draw_bars(clean, self.wanted, focus, self.limits, look)),
+            "curves": (len(curves), lambda: draw_curves(curves, focus, self.limits, look)),
             "noise": (len(noise), lambda: draw_noise(noise, self.wanted, focus)),
         }
-        charts: dict[str, Callable[[], Chart]] = {"returns": lambda: returns_chart(main, self.wanted)}
+        charts: dict[str, Callable[[], Chart]] = {"returns": lambda: returns_chart(main, self.wanted, look)}
         if curves:
-            charts["curves"] = lambda: curves_chart(curves, focus)
+            charts["curves"] = lambda: curves_chart(curves, focus, look)
         return {name: draw for name, (count, draw) in drawn.items() if count}, charts

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count, cycle
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from routed_rl.options.undo import UndoOptions
-from routed_rl.runs.figures import colormap, subplots
-from routed_rl.runs.tables import half_interval
+from routed_rl.runs.figures import (
+    GREYS,
+    MARKERS,
+    PALETTE,
+    SMALL,
+    draw_means,
+    in_panels,
+    label_ends,
+    ordered_colour,
+    over_seeds,
+    styled,
+    subplots,
+)
 from routed_rl.unlearning.attacks import WorstCase
 from routed_rl.unlearning.metrics import Loss, Metric
 from routed_rl.unlearning.undo_study.members import Member, named_suppressors
@@ -20,22 +31,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("relearning", "compute", "distilled", "oracle", "front", "labels")
-COLORS = {
-    "reference": "#777777",
-    "filtered": "#d55e00",
-    "suppressed": "#0072b2",
-    "distilled": "#009e73",
-    "undo": "#cc79a7",
-    "matched, new": "#009e73",
-    "matched, reference": "#0072b2",
+LOOKS: dict[str, dict[str, Any]] = {
+    "reference": {"color": GREYS[1], "linestyle": "--", "marker": "o"},
+    "filtered": {"color": PALETTE["black"], "linestyle": ":", "marker": "s"},
+    "distilled": {"color": PALETTE["pink"], "linestyle": "-", "marker": "D"},
+    "matched, new": {"color": PALETTE["teal"], "linestyle": "-", "marker": "^"},
+    "matched, reference": {"color": PALETTE["wine"], "linestyle": "--", "marker": "v"},
 }
-"""A colour for each kind of model, which colour-blind readers can tell apart (Okabe and Ito 2008)."""
-SUPPRESSORS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7", "#f0e442", "#000000", "#882255")
-"""Colours of suppressed models, where several are drawn together."""
-MARKERS = "os^vDPX<>ph*"
-DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)), (0, (4, 1)))
-NOTE = "Worst case over the learning-rate sweep, within so many attack steps; mean and 95 % interval over seeds"
+"""The look of each kind of model. Suppressed models have that of their method, UNDO students that of their α."""
+SUPPRESSED = ("vermillion", "orange", "wine", "blue", "brown", "teal", "sky")
+"""Colours of suppression methods, in alphabetical order."""
+BETAS = ("sky", "brown", "pink")
+"""Colours of further noise scales."""
+NOTE = "Attacker's best result within so many steps, over all learning rates"
+STUDENTS = 5
+"""Largest number of models in a panel beside those that they are compared with."""
 Curves = Mapping[Member, WorstCase]
+Looks = Mapping[str, Mapping[str, Any]]
+
+
+def suppressed_looks(names: Iterable[str | None]) -> Looks:
+    """Return the look of each suppression method, the same in all figures of a study."""
+    methods = sorted({name for name in names if isinstance(name, str)})
+    found = zip(methods, cycle(SUPPRESSED), cycle(MARKERS), strict=False)
+    return {name: {"color": PALETTE[colour], "linestyle": "-", "marker": marker} for name, colour, marker in found}
 
 
 def figures(
@@ -62,194 +81,176 @@ def figures(
         "compute": (len(undone), lambda: draw_trade_off(undone, options.betas[0])),
         "distilled": ((frame.model == "distilled").any(), lambda: draw_distilled(usual, metric)),
         "oracle": (matching, lambda: draw_matching(usual, kept, matching, metric)),
-        "front": (frame.suppressor.notna().any(), lambda: draw_front(frame, metric)),
+        "front": (frame.suppressor.notna().any(), lambda: draw_front(frame, options, metric)),
         "labels": (len(options.labelled) > 1, lambda: draw_labels(frame, options, metric)),
     }
     return {name: draw for name, (is_there, draw) in drawn.items() if is_there}
 
 
+@styled()
 def draw_relearning(curves: Curves, metric: Metric, beta: float) -> Figure:
-    """Forget performance against attack steps: a panel for suppressed models, and panels for each noised teacher.
+    """Forget performance against attack steps: panels for suppressed models, and panels for each noised teacher.
 
     Args:
         beta: the main noise scale. Students with other scales have a panel of their own.
     """
-    panels: list[tuple[str, Callable[[Member], bool]]] = [
-        ("Suppressed models", lambda member: member.model in ("reference", "filtered", "suppressed"))
-    ]
+    looks = suppressed_looks(member.suppressor for member in curves)
+    suppressed = [member for member in _kinds(curves) if member.model == "suppressed"]
+    compared = [member for member in _kinds(curves) if member.model in ("reference", "filtered")]
+    panels: list[tuple[str, dict[str, Lines]]] = []
+    for part in in_panels(suppressed, STUDENTS) or [[]]:
+        panels.append(("Suppressed models", _lines(curves, [*compared, *part], looks)))
     for teacher in dict.fromkeys(member.suppressor for member in curves if member.model == "undo"):
-        students = [member for member in curves if member.model == "undo" and member.suppressor == teacher]
-        panels.append((f"UNDO of {teacher}", _family(teacher, lambda member: member.beta == beta)))
-        others = {member.alpha for member in students if member.beta != beta}
-        for alpha in sorted(alpha for alpha in others if alpha is not None):
-            title = f"UNDO of {teacher}, other noise scales β"
-            panels.append((title, _family(teacher, lambda member, alpha=alpha: member.alpha == alpha)))
-    figure, axes = subplots(1, len(panels), figsize=(4.6 * len(panels), 5.4), sharey=True, squeeze=False)
-    for axis, (title, belongs) in zip(axes[0], panels, strict=True):
-        _relearning(axis, curves, belongs, metric)
-        axis.set_title(title, fontsize="medium")
-        _legend_below(axis)
-    _finish(figure, axes[0], metric)
-    return figure
+        family = [member for member in _kinds(curves) if member.suppressor == teacher or member.model == "filtered"]
+        beside = [member for member in family if member.model in ("filtered", "suppressed")]
+        students = [member for member in family if member.model == "undo"]
+        for part in in_panels([member for member in students if member.beta == beta], STUDENTS):
+            panels.append((f"UNDO of {teacher}, β {beta:g}", _lines(curves, [*beside, *part], looks)))
+        for alpha in sorted({member.alpha for member in students if member.beta != beta and member.alpha is not None}):
+            colours = cycle(BETAS)
+            of_alpha = [member for member in students if member.alpha == alpha]
+            for part in in_panels(sorted(of_alpha, key=lambda member: member.beta or 0), STUDENTS):
+                lines = _lines(curves, beside, looks)
+                for member in part:
+                    look = {} if member.beta == beta else {"color": PALETTE[next(colours)]}
+                    lines |= _lines(curves, [member], looks, f"β {member.beta:g}", **look)
+                panels.append((f"UNDO of {teacher}, α {alpha:g}", lines))
+    return _attacks(panels, metric)
 
 
-def _family(teacher: str | None, belongs: Callable[..., bool]) -> Callable[[Member], bool]:
-    """Say whether a member is the filtered model, a teacher, or one of the teacher's students that belong."""
-
-    def of_family(member: Member) -> bool:
-        if member.model == "undo" and member.suppressor == teacher:
-            return belongs(member)
-        return member.model == "filtered" or (member.model == "suppressed" and member.suppressor == teacher)
-
-    return of_family
-
-
+@styled()
 def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
-    """Robustness against compute: a point per model, and a linear fit for each teacher at the main noise scale.
+    """Robustness against compute: a point per model. A line joins the means at the main noise scale, in order of α.
 
     Empty points are models whose robustness means little, because their retain performance is not their teacher's.
     """
-    figure, axis = subplots(figsize=(7.5, 5))
-    for i, (method, rows) in enumerate(undone.groupby("suppressor", sort=False)):
-        for is_main in (True, False):
-            those = rows[(rows.beta == beta) == is_main]
-            if those.empty:
-                continue
-            x, y = (100 * those[name].astype(float) for name in ("compute", "robustness"))
-            look = {"marker": MARKERS[i % len(MARKERS)], "cmap": "viridis", "vmin": 0, "vmax": 1}
-            look |= {"linewidths": 0.5 if is_main else 1.5, "edgecolors": "black" if is_main else COLORS["filtered"]}
-            label = f"{method}, β = {beta:g}" if is_main else f"{method}, other β"
-            doubtful = those.comparable == False  # noqa: E712
-            alpha = those.alpha.astype(float)[~doubtful]
-            points = axis.scatter(x[~doubtful], y[~doubtful], c=alpha, s=50, label=label, **look)
-            if doubtful.any():
-                empty = {"marker": look["marker"], "facecolors": "white", "edgecolors": look["edgecolors"]}
-                label = f"{method}, retain performance not back"
-                axis.scatter(x[doubtful], y[doubtful], s=50, label=label, **empty)
-            x, y = x[~doubtful], y[~doubtful]
-            if not is_main or x.nunique() < 2:
-                continue
-            slope, intercept = np.polyfit(x, y, 1)
-            ends = np.array([x.min(), x.max()])
-            label = f"{method}, linear fit, r = {np.corrcoef(x, y)[0, 1]:.2f}"
-            axis.plot(ends, intercept + slope * ends, linestyle=DASHES[1 + i % 3], color="#777777", label=label)
-    figure.colorbar(points, label="noise level α")
-    axis.plot(100, 100, "*", color=COLORS["filtered"], markersize=14, linestyle="", label="filtered model")
-    axis.set(xlabel="steps of distillation (% of the filtered model's steps)", ylabel="robustness (%)")
-    axis.set_title("UNDO: 0 % is as robust as the suppressed model, 100 % as the filtered model", fontsize="medium")
-    axis.legend(frameon=False, fontsize="small", loc="lower right")
-    figure.tight_layout()
+    figure, axes = subplots(height=4.4)
+    looks = suppressed_looks(undone.suppressor)
+    for method, rows in undone.groupby("suppressor", sort=False):
+        marker = looks[str(method)]["marker"]
+        percent = rows.assign(x=100 * rows.compute.astype(float), y=100 * rows.robustness.astype(float))
+        for row in percent.itertuples():
+            look = {"color": ordered_colour(row.alpha), "mec": "black", "mew": 0.5}
+            if row.beta != beta:
+                look |= {"mec": PALETTE["vermillion"], "mew": 1.5}
+            if row.comparable == False:  # noqa: E712
+                look |= {"mfc": "white", "mec": look["color"], "mew": 1.2}
+            axes.plot(row.x, row.y, marker, markersize=6, linestyle="", **look)
+        sound = percent[percent.comparable != False]  # noqa: E712
+        means = sound[sound.beta == beta].groupby("alpha")[["x", "y"]].mean()
+        axes.plot(means.x, means.y, color=GREYS[2], linewidth=1, zorder=1)
+        if method == undone.suppressor.iloc[0]:  # the other lines have the same colours
+            for alpha, place in means.iterrows():
+                where = {"xytext": (7, -9), "textcoords": "offset points", "fontsize": SMALL}
+                axes.annotate(f"α {alpha:g}", tuple(place), color=ordered_colour(alpha), **where)
+    axes.plot(100, 100, "*", color=LOOKS["filtered"]["color"], markersize=12)
+    axes.annotate(
+        "filtered model", (100, 100), xytext=(0, -14), textcoords="offset points", ha="center", fontsize=SMALL
+    )
+    for method in undone.suppressor.unique():
+        axes.plot([], [], looks[method]["marker"], color=GREYS[2], label=f"UNDO of {method}, β {beta:g}")
+    if (undone.beta != beta).any():
+        axes.plot([], [], "o", mfc="none", mec=PALETTE["vermillion"], mew=1.5, label="another noise scale β")
+    if (undone.comparable == False).any():  # noqa: E712
+        axes.plot([], [], "o", mfc="white", mec=GREYS[2], mew=1.2, label="empty: retain performance not back")
+    axes.set(xlabel="steps of distillation (% of the filtered model's steps)", ylabel="robustness (%)")
+    axes.set_title("0 %: as robust as the suppressed model; 100 %: as the filtered model; points: seeds")
+    axes.legend(loc="lower right")
+    _better(axes, (-1, 1))
     return figure
 
 
+@styled()
 def draw_distilled(curves: Curves, metric: Metric) -> Figure:
     """Forget performance against attack steps, of each teacher and of the new model distilled from it."""
-    methods = list(dict.fromkeys(member.suppressor for member in curves if member.model == "distilled"))
-    figure, axes = subplots(1, len(methods), figsize=(max(4.3 * len(methods), 6), 4.3), sharey=True, squeeze=False)
-    for axis, method in zip(axes[0], methods, strict=True):
-
-        def belongs(member: Member, method: str | None = method) -> bool:
-            own = member.suppressor == method and member.model in ("suppressed", "distilled")
-            return own or member.model == "filtered"
-
-        _relearning(axis, curves, belongs, metric)
-        axis.set_title(f"Teacher: {method}", fontsize="medium")
-        _legend_below(axis)
-    _finish(figure, axes[0], metric)
-    return figure
+    looks = suppressed_looks(member.suppressor for member in curves)
+    panels = []
+    for method in dict.fromkeys(member.suppressor for member in curves if member.model == "distilled"):
+        own = [member for member in _kinds(curves) if member.suppressor == method]
+        filtered = [member for member in _kinds(curves) if member.model == "filtered"]
+        shown = [*filtered, *(member for member in own if member.model in ("suppressed", "distilled"))]
+        panels.append((f"Teacher: {method}", _lines(curves, shown, looks)))
+    return _attacks(panels, metric)
 
 
+@styled()
 def draw_matching(
     curves: Curves, kept: Curves, matching: Mapping[str, Sequence[Mapping[str, float]]], metric: Metric
 ) -> Figure:
     """Divergence from the filtered model during distillation, and forget performance under two kinds of attack."""
-    figure, axes = subplots(1, 3, figsize=(14, 4.8))
-    for (name, rows), dashes in zip(matching.items(), cycle(DASHES), strict=False):
-        steps, losses = ([row[key] for row in rows] for key in ("step", "loss"))
-        axes[0].plot(
-            steps, losses, linestyle=dashes, color=COLORS.get(name), label=name, marker="." * (len(steps) == 1)
-        )
-    axes[0].set(xlabel="distillation step", ylabel="divergence from the filtered model (nats)", yscale="log")
-    axes[0].set_title("Matching the filtered model's outputs", fontsize="medium")
-    models = ("filtered", "matched, new", "matched, reference")
-    constrained = "Attack that must keep the retain performance"
-    for axis, of, title in ((axes[1], curves, "Attack"), (axes[2], kept, constrained)):
-        _relearning(axis, {member: of[member] for member in curves}, lambda member: member.model in models, metric)
-        axis.set_title(title, fontsize="medium")
-    axes[2].sharex(axes[1])
-    axes[2].sharey(axes[1])
-    axes[1].autoscale()
-    for axis in axes:
-        _legend_below(axis)
-    _finish(figure, axes[1:], metric)
-    return figure
+    shown = [member for member in _kinds(curves) if member.name in ("filtered", "matched, new", "matched, reference")]
+    titles = {"Attack": curves, "Attack that must keep the retain performance": kept}
+    panels = [(title, _lines({m: of[m] for m in curves}, shown, {})) for title, of in titles.items()]
+    return _attacks(panels, metric, before=lambda axes: _draw_matching(axes, matching))
 
 
-def draw_front(frame: pd.DataFrame, metric: Metric) -> Figure:
-    """Forget performance against retain performance: before the attack, during it and at its end."""
+@styled()
+def draw_front(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Figure:
+    """Forget performance against retain performance: before the attack, during it and at its end.
+
+    Large points are means, small ones are seeds. A line joins UNDO students in order of α.
+    """
     steps = sorted(int(name.removeprefix("forget_")) for name in frame if name.removeprefix("forget_").isdigit())
     steps = sorted({steps[0], min(steps, key=lambda step: abs(step - 0.2 * steps[-1])), steps[-1]})
-    figure, axes = subplots(1, len(steps), figsize=(13, 4.8), sharex=True, sharey=True)
-    models = [model for model in COLORS if model in set(frame.model)]
-    methods = list(dict.fromkeys(frame.suppressor.dropna()))
-    shapes = dict(zip(methods, cycle(MARKERS), strict=False))
-    for axis, step in zip(axes, steps, strict=True):
-        for model in models:
-            for method in ("", *methods):
-                rows = frame[(frame.model == model) & (frame.suppressor.fillna("") == method)]
-                look = {
-                    "marker": shapes[method] if method else "*",
-                    "s": 40 if method else 110,
-                    "edgecolors": COLORS[model],
-                }
-                look |= {"facecolors": "none" if model in ("suppressed", "reference") else COLORS[model], "alpha": 0.8}
-                axis.scatter(rows.retain, rows[f"forget_{step}"], **look)
-        axis.set_title(
-            f"After {step} attack step{'s' * (step > 1)}" if step else "Before the attack", fontsize="medium"
-        )
-        better, worse = ("higher", "lower") if metric.higher_is_better else ("lower", "higher")
-        axis.set_xlabel(f"retain {metric.unit}: {better} is better")
-        axis.margins(0.08)
-    axes[0].set_ylabel(f"forget {metric.unit}: {worse} is better")
-    figure.tight_layout(rect=(0, 0.17, 1, 1))
-    for model in models:
-        empty = model in ("suppressed", "reference")
-        shape = "o" if frame[frame.model == model].suppressor.notna().any() else "*"
-        look = {"facecolors": "none" if empty else COLORS[model], "edgecolors": COLORS[model]}
-        axes[0].scatter([], [], marker=shape, s=110 if shape == "*" else 40, label=model, **look)
-    for method, shape in shapes.items():
-        axes[0].scatter(
-            [], [], marker=shape, s=40, facecolors="none", edgecolors="black", label=f"suppressor: {method}"
-        )
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 7), frameon=False, fontsize="small")
+    figure, plots = subplots(1, len(steps), height=4, sharex=True, sharey=True, squeeze=False)
+    looks = suppressed_looks(frame.suppressor)
+    usual = frame.strength.fillna(1).eq(1) & frame.labelled.fillna(options.labelled[0]).eq(options.labelled[0])
+    frame = frame[usual & frame.beta.fillna(options.betas[0]).eq(options.betas[0])]
+    for axes, step in zip(plots[0], steps, strict=True):
+        for (model, method), rows in frame.fillna({"suppressor": ""}).groupby(["model", "suppressor"], sort=False):
+            look = {**LOOKS.get(model, {}), **looks.get(method, {}), "linestyle": ""}
+            look |= {"color": LOOKS[model]["color"]} if model in LOOKS else {}
+            if model.startswith("matched"):  # they have a figure of their own
+                continue
+            if not method:
+                look |= {"marker": "*", "markersize": 10}
+            means = rows.fillna({"alpha": 0.0}).groupby("alpha")[["retain", f"forget_{step}"]].mean()
+            if model == "undo":
+                axes.plot(*means.to_numpy().T, color=GREYS[2], linewidth=1, zorder=1)
+            for alpha, place in means.iterrows():
+                colour = ordered_colour(alpha) if model == "undo" else look["color"]
+                face = "white" if model in ("suppressed", "reference") else colour
+                seeds = rows[rows.alpha.fillna(0.0) == alpha]
+                axes.plot(seeds.retain, seeds[f"forget_{step}"], ".", color=colour, markersize=3, alpha=0.6)
+                axes.plot(*place, **{"markersize": 6, **look, "color": colour, "mfc": face, "mec": colour})
+        axes.set_title(f"After {step} attack step{'s' * (step > 1)}" if step else "Before the attack")
+        axes.set_xlabel(f"retain {metric.unit}")
+        axes.margins(0.08)
+    plots[0, 0].set_ylabel(f"forget {metric.unit}")
+    _better(plots[0, 0], (1, -1) if metric.higher_is_better else (-1, 1))
+    figure.legend(handles=_front_legend(frame, looks), loc="outside lower center", ncols=3)
+    figure.suptitle("Forget and retain performance. Large points: means; small points: seeds")
     return figure
 
 
+@styled()
 def draw_labels(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Figure:
     """Forget performance before and after the attack, against the share of the forget set that is labelled."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     last = max(int(step) for name in frame if (step := name.removeprefix("forget_")).isdigit())
-    figure, axis = subplots(figsize=(8.5, 4.5))
-    main = frame[(frame.strength == 1.0) & (frame.suppressor == next(iter(named_suppressors(options))))]
+    figure, axes = subplots(height=3.8)
+    first = next(iter(named_suppressors(options)))
+    main = frame[(frame.strength == 1.0) & (frame.suppressor == first)]
     filtered = frame[frame.model == "filtered"].fillna({"labelled": 1.0})
-    groups = {"suppressed": main, "distilled": main, "filtered": filtered}
-    for (model, rows), marker in zip(groups.items(), MARKERS, strict=False):
-        means = rows[rows.model == model].groupby("labelled")[[f"forget_{last}", "forget_0"]].mean()
-        if means.empty:
-            continue
-        look = {"color": COLORS[model], "marker": marker}
-        axis.plot(means.index, means[f"forget_{last}"], "-", label=f"{model}, after {last} attack steps", **look)
-        axis.plot(means.index, means.forget_0, ":", mfc="white", label=f"{model}, before the attack", **look)
-    axis.set(xscale="log", xlabel="share of the forget set that is labelled", ylabel=f"forget {metric.unit}")
-    axis.set_xticks(sorted(set(options.labelled)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_title("Fewer labels: mean over seeds", fontsize="medium")
-    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
+    for model, of in {"suppressed": main, "distilled": main, "filtered": filtered}.items():
+        rows = of[of.model == model].groupby("labelled")
+        look = {**LOOKS.get(model, suppressed_looks(frame.suppressor)[first])}
+        for column, style, when in ((f"forget_{last}", "-", f"after {last} steps"), ("forget_0", ":", "before")):
+            look |= {"linestyle": style, "mfc": "white" if style == ":" else look["color"]}
+            samples = [values.to_numpy() for _, values in rows[column]]
+            draw_means(axes, list(rows.groups), samples, label=f"{model}, {when}", **look)
+    axes.set(xscale="log", xlabel="share of the forget set that is labelled", ylabel=f"forget {metric.unit}")
+    axes.set_xticks(sorted(set(options.labelled)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    figure.suptitle(f"Fewer labels, before and after the attack: {over_seeds(main.groupby('name').seed.nunique())}")
+    label_ends(figure, 30)
     return figure
+
+
+Lines = tuple[Mapping[str, Any], list[WorstCase]]
+"""The look of a line, and the attacks on the model of each seed."""
 
 
 def _is_usual(member: Member, options: UndoOptions) -> bool:
@@ -259,69 +260,119 @@ def _is_usual(member: Member, options: UndoOptions) -> bool:
     return member.strength == 1.0 and member.labelled == options.labelled[0]
 
 
-def _relearning(axis: Any, curves: Curves, belongs: Callable[[Member], bool], metric: Metric) -> None:
-    """Draw the members that belong: means over seeds as lines, 95 % intervals as thin bars at some of the steps."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, ScalarFormatter
+def _kinds(curves: Curves) -> list[Member]:
+    """Return one member, of the first seed, for each name."""
+    return list({member.name: member for member in reversed(list(curves))}.values())[::-1]
 
-    groups: dict[tuple[str, str], list[WorstCase]] = {}
-    for member, case in curves.items():
-        if belongs(member):
-            groups.setdefault((member.name, member.model), []).append(case)
-    colors, fixed, others = _group_colors(groups), ("reference", "filtered"), count(2)
-    for i, ((label, model), cases) in enumerate(groups.items()):
-        known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
-        steps = sorted(set(known[0]).intersection(*known))  # attacks may end early
-        values = np.array([[of[step] for step in steps] for of in known])
-        mean, half = values.mean(axis=0), half_interval(values)
-        style = fixed.index(model) if model in fixed else next(others)
-        look = {"linestyle": DASHES[style % len(DASHES)], "marker": MARKERS[style % len(MARKERS)]}
-        axis.plot(steps, mean, color=colors[label], label=label, markersize=4, linewidth=1.5, **look)
-        some = slice(i % 3, None, 3)  # bars of different lines do not hide each other
-        axis.errorbar(
-            steps[some], mean[some], half[some], fmt="none", ecolor=colors[label], elinewidth=0.8, capsize=2, alpha=0.7
+
+def _lines(
+    curves: Curves, members: Sequence[Member], looks: Looks, name: str | None = None, **look: Any
+) -> dict[str, Lines]:
+    """Return the lines of some models of all seeds, by label.
+
+    Args:
+        looks: of suppression methods.
+        name: the label; None: the usual one.
+        look: what differs from the usual look.
+    """
+    found: dict[str, Lines] = {}
+    for member in members:
+        usual: Mapping[str, Any] = LOOKS.get(
+            member.name, LOOKS.get(member.model, looks.get(member.suppressor or "", {}))
         )
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.set_xlabel("attack step")
-    if isinstance(metric, Loss):  # losses range from below one nat to those of a model that is sure of something else
-        axis.set_yscale("log")
-        axis.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks(ScalarFormatter())
+        label = {"suppressed": member.suppressor, "distilled": "distilled"}.get(member.model, member.name)
+        if member.alpha is not None:
+            usual = {"color": ordered_colour(member.alpha), "linestyle": "-", "marker": "o"}
+            label = f"α {member.alpha:g}"
+        cases = [case for other, case in curves.items() if other.name == member.name]
+        found[name or str(label)] = ({**usual, **look}, cases)
+    return found
 
 
-def _group_colors(groups: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Colours by label: those of the kinds of models, and shades where a kind has several models."""
-    groups = list(groups)
-    colors: dict[str, Any] = {}
-    for kind in dict.fromkeys(model for _, model in groups):
-        labels = [label for label, model in groups if model == kind]
-        if len(labels) == 1:
-            colors[labels[0]] = COLORS[kind]
-        elif kind == "suppressed":
-            colors |= dict(zip(labels, cycle(SUPPRESSORS), strict=False))
-        else:
-            shades = colormap("viridis_r")(np.linspace(0.15, 1, len(labels)))
-            colors |= dict(zip(labels, shades, strict=True))
-    return colors
+def _attacks(
+    panels: Sequence[tuple[str, dict[str, Lines]]], metric: Metric, before: Callable[[Any], None] | None = None
+) -> Figure:
+    """Draw panels of forget performance against attack steps, two in a row.
+
+    Args:
+        panels: the title and the lines of each panel.
+        before: draws another panel, the first one.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    number = len(panels) + (before is not None)
+    rows, columns = -(-number // 2), min(number, 2)
+    figure, plots = subplots(rows, columns, height=0.6 + 2.6 * rows, squeeze=False)
+    for axes in plots.flat[number:]:
+        axes.set_visible(False)
+    if before is not None:
+        before(plots.flat[0])
+    drawn = plots.flat[number - len(panels) : number]
+    for axes, (title, lines) in zip(drawn, panels, strict=True):
+        if axes is not drawn[0]:
+            axes.sharey(drawn[0])
+        for i, (label, (look, cases)) in enumerate(lines.items()):
+            known = [dict(zip(case.steps, case.forget, strict=True)) for case in cases]
+            steps = sorted(set(known[0]).intersection(*known))  # attacks may end early
+            samples = [[of[step] for of in known] for step in steps]
+            some = slice(i % 3, None, 3)  # bars of different lines do not hide each other
+            draw_means(axes, steps, samples, bars=some, label=label, **look)
+        axes.set_title(title)
+        axes.set(xlabel="attack step", ylabel=f"forget {metric.unit}")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if isinstance(
+            metric, Loss
+        ):  # losses range from below one nat to those of a model that is sure of something else
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks("{x:g}")
+    seeds = over_seeds(len(cases) for _, lines in panels for _, cases in lines.values())
+    figure.suptitle(f"{NOTE}: {seeds}")
+    label_ends(figure, 20)
+    return figure
 
 
-def _legend_below(axis: Any) -> None:
-    """A legend below the axis, in the order of the curves, out of their way."""
-    axis.legend(
-        frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=5, handlelength=3.5
+def _draw_matching(axes: Any, matching: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    for name, rows in matching.items():
+        steps, losses = ([row[key] for row in rows] for key in ("step", "loss"))
+        look = {**LOOKS[name], "marker": "." * (len(steps) == 1)}
+        axes.plot(steps, losses, label=name, **look)
+    axes.set(xlabel="distillation step", ylabel="divergence from the filtered\nmodel (nats)", yscale="log")
+    axes.set_title("Matching the filtered model's outputs")
+
+
+def _better(axes: Any, way: tuple[int, int]) -> None:
+    """Draw an arrow in the direction in which models are better, where it is farthest from all points.
+
+    Args:
+        way: 1 or -1, to the right or left, and up or down.
+    """
+    axes.get_xlim(), axes.get_ylim()  # else limits that follow from the data are not set yet
+    points = np.concatenate([line.get_xydata() for line in axes.get_lines()])
+    drawn = (axes.transData - axes.transAxes).transform(points)
+    places = [(x, y) for x in (0.25, 0.5, 0.75) for y in (0.5, 0.65, 0.8)]
+    place = max(places, key=lambda place: np.linalg.norm(drawn - place, axis=1).min())
+    ends = [np.add(place, np.multiply(way, step)) for step in (0.08, -0.08)]
+    look = {"ha": "center", "va": "center", "color": GREYS[1], "arrowprops": {"arrowstyle": "-|>", "color": GREYS[1]}}
+    axes.annotate("better", *ends, xycoords="axes fraction", textcoords="axes fraction", **look)
+
+
+def _front_legend(frame: pd.DataFrame, looks: Looks) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    there, usual = set(frame.model), {"linestyle": "", "markersize": 6}
+    entries = [
+        (name, {**usual, "marker": "*", "color": LOOKS[name]["color"], "mfc": "white" if name == "reference" else None})
+        for name in ("reference", "filtered")
+        if name in there
+    ]
+    entries += [(f"suppressed, {name}", {**looks[name], **usual, "mfc": "white"}) for name in looks]
+    entries += [("distilled (marker: teacher)", {**LOOKS["distilled"], **usual, "marker": "o"})] * (
+        "distilled" in there
     )
-
-
-def _finish(figure: Figure, axes: Sequence[Any], metric: Metric) -> None:
-    """Label the first axis, say above the figure what is drawn, and cut wide intervals off beside the curves."""
-    axes[0].set_ylabel(f"forget {metric.unit}")
-    lines = [line for axis in axes for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
-    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines])
-    low, high = axes[0].get_ylim()
-    if isinstance(metric, Loss):
-        axes[0].set_ylim(max(low, 0.85 * drawn.min()), min(high, 1.15 * drawn.max()))
-    elif metric.limits is not None:
-        margin = 0.05 * (metric.limits[1] - metric.limits[0])
-        axes[0].set_ylim(max(low, metric.limits[0] - margin), min(high, metric.limits[1] + margin))
-    figure.suptitle(NOTE, fontsize="medium")
-    figure.tight_layout()
+    alphas = sorted(frame.alpha.dropna().unique())
+    if alphas:
+        ends = {"color": GREYS[2], "marker": "o", "mfc": ordered_colour(alphas[-1])}
+        entries.append((f"UNDO, α {alphas[0]:g} (light) to {alphas[-1]:g} (dark)", ends))
+    return [Line2D([], [], label=label, **look) for label, look in entries]
