@@ -1,14 +1,29 @@
 """A page in a real browser, without a window, which notes whatever goes wrong."""
 
+import re
 import shutil
+import subprocess
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 
+from routed_rl.runs.grid import PYTHON
+
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package is chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@contextmanager
+def demo(*directories):
+    """Run ``routed-rl demo`` in a process of its own, and yield its address."""
+    command = [*PYTHON, "routed_rl.experiments.cli", "demo", "--no-open", "--port", "0", *map(str, directories)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield re.search(r"http://\S+", process.stdout.readline())[0]
+        finally:
+            process.terminate()
 
 
 @contextmanager

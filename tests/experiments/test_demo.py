@@ -2,7 +2,6 @@
 
 import re
 import socket
-import subprocess
 import sys
 
 import pytest
@@ -11,12 +10,10 @@ from routed_rl.experiments import cli
 from routed_rl.experiments.demo.agents import carried
 from routed_rl.experiments.demo.board import Board, read
 from routed_rl.runs import write_json
-from routed_rl.runs.grid import PYTHON
 from routed_rl.runs.studies import PLANNED, STUDY
-from tests.browser import needs_browser, opened
+from tests.browser import demo, needs_browser, opened
 from tests.experiments.mistakes import complaints
 
-DEMO = [*PYTHON, "routed_rl.experiments.cli", "demo", "--no-open", "--port", "0"]
 ENDS = re.compile(r"ends on: ghost (\d+)%, diamond (\d+)%, neither (\d+)%")
 
 
@@ -32,11 +29,8 @@ def unfinished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(unfinished):
     """The address of a running demo with a study."""
-    with subprocess.Popen([*DEMO, str(unfinished)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield re.search(r"http://\S+", process.stdout.readline())[0]
-        finally:
-            process.terminate()
+    with demo(unfinished) as address:
+        yield address
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from routed_rl.lm import EraStudy, evaluate, models, stories_tokenizer, train_to
 from routed_rl.lm.documents import Document
 from routed_rl.lm.steering import steered
 from routed_rl.runs import read_json
+from tests.browser import demo, needs_browser, opened
 from tests.experiments import killed_studies
 from tests.experiments.demo_views import shown, switch_on, texts, widget
 from tests.lm.tiny_models import tiny_model
@@ -57,14 +58,7 @@ def era(folder):
         patch.setattr(EraStudy, "FIGURES", ())
         options = (
             *killed_studies.OPTIONS,
-            "--methods",
-            "base",
-            "filtering",
-            "era",
-            "--labelled",
-            "0.5",
-            "--seeds",
-            "1",
+            *["--methods", "base", "filtering", "era", "--labelled", "0.5", "--seeds", "1"],
         )
         cli.main(["era", *options, "--corpora", str(folder / "corpora"), "--out", str(out)])
     return out
@@ -336,3 +330,20 @@ def test_damaged_studies_are_named_and_the_others_shown(bread, tmp_path):
     shutil.rmtree(lost / "runs" / "routed-s0" / "model")
     shutil.rmtree(lost / "corpus")
     assert 'role="alert"' in shown(language_tab([lost]), "steered text")
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@needs_browser
+def test_the_page_colours_a_users_text_and_steers_with_the_slider(era, bread):
+    with demo(era, bread) as address, opened(address, viewport={"width": 1000, "height": 2400}) as (page, wrong):
+        page.get_by_role("tab", name="Language").click()
+        text = page.get_by_role("textbox", name=re.compile("^Text \\("))
+        text.fill("the tree near a ship")
+        text.press("Tab")
+        page.get_by_label(re.compile("^ship: ")).first.wait_for()
+        page.get_by_role("checkbox", name="Show the losses as a table").check()
+        page.get_by_role("region", name="Losses by token").get_by_role("row").nth(5).wait_for()
+        assert page.get_by_role("heading", name="Steer with a scalar").count() == 1
+        assert not wrong

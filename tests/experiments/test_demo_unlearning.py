@@ -11,6 +11,7 @@ from routed_rl.experiments.demo.relearning_figure import MOST, drawn, relearning
 from routed_rl.experiments.demo.undo_results import UndoResults, leaderboard, read_undo
 from routed_rl.experiments.demo.unlearning import progress_text, unlearning_tab
 from routed_rl.unlearning import UndoStudy
+from tests.browser import demo, needs_browser, opened
 from tests.experiments.demo_views import shown, switch_on, texts, widget
 from tests.experiments.killed_undo import OPTIONS
 from tests.experiments.small_undo import run
@@ -207,3 +208,21 @@ def test_without_a_study_the_tab_says_what_to_run(tmp_path):
 def test_a_damaged_study_is_said_to_be_one(copied):
     (copied / "results.csv").write_text('name,"\n')
     assert 'role="alert"' in texts(unlearning_tab([copied]))
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@needs_browser
+def test_the_page_moves_the_leaderboard_with_the_attack_step(study):
+    with demo(study) as address, opened(address, viewport={"width": 1000, "height": 1600}) as (page, wrong):
+        page.get_by_role("tab", name="Unlearning").click()
+        page.get_by_role("heading", name="Most robust after 3 attack steps").wait_for()
+        rows = page.get_by_role("region", name="Models by robustness").get_by_role("row").count()
+        assert rows == 1 + len(pd.read_csv(study / "results.csv"))
+        handle = page.locator(".noUi-handle").nth(1)
+        handle.press("ArrowLeft")
+        page.get_by_role("heading", name="Most robust after 1 attack step").wait_for()
+        page.get_by_role("tab", name="Study").click()
+        page.get_by_text("runs are finished.").wait_for()
+        assert not wrong
