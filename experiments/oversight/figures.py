@@ -10,6 +10,7 @@ from routed_rl.experiments.common.agents.worlds import load_run, make_env, world
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.runs import read_run
 from routed_rl.runs.figures import styled, subplots
+from routed_rl.runs.tables import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def draw_arrows(run: Path) -> Figure:
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
         axes.set_title(title)
     figure.suptitle(
-        f"Policies of one run: {config['method']}, oversight level {config['oversight']:.1%}, seed {read_run(run).seed}"
+        f"Policies of one run: {config['method']}, oversight level {percent(config['oversight'])}, seed {read_run(run).seed}"
     )
     figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid")
     return figure

@@ -36,6 +36,11 @@ def shown_mean(cell: Any, digits: int = 3) -> str:
     return f"{cell['mean']:.{digits}f}" + ("" if np.isnan(cell["half"]) else f" ± {cell['half']:.{digits}f}")
 
 
+def percent(share: float) -> str:
+    """Return a share as percent, with as many digits as it needs: 0.1 is "10 %"."""
+    return f"{100 * share:g} %"
+
+
 def least_to_most(numbers: pd.Series) -> str:
     """Return the number that all entries have, or the least and the most of them: "3", or "2 to 3"."""
     low, high = numbers.min(), numbers.max()

@@ -133,7 +133,7 @@ def test_a_study_has_every_run_table_and_figure(whole):
     for name in figures - {"arrows"}:
         assert isinstance(of_given.figure(name), Figure)
     title = draw_arrows(whole / "runs" / "routing" / "0.1-s1").get_suptitle()
-    assert title == "Policies of one run: routing, oversight level 10.0%, seed 1"
+    assert title == "Policies of one run: routing, oversight level 10 %, seed 1"
     with pytest.raises(ValueError, match="there is no figure 'arrows'; the figures are returns, methods"):
         of_given.figure("arrows")
 

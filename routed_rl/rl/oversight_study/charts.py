@@ -10,6 +10,7 @@ import pandas as pd
 from routed_rl.rl.oversight_study.figures import Looks
 from routed_rl.rl.oversight_study.table import compared, label_of, learning_curve, read_agent
 from routed_rl.runs.charts import COLUMNS, Chart
+from routed_rl.runs.tables import percent
 
 RETURN = "true return"
 
@@ -35,7 +36,7 @@ def curves_chart(runs: Mapping[tuple[str, str], Sequence[Path]], focus: float, l
         for seed in [read_agent(run).seed]
         for step, value in learning_curve(run, key[1])
     ]
-    title = f"Learning curves at oversight level {focus:.1%}"
+    title = f"Learning curves at oversight level {percent(focus)}"
     return Chart(
         title,
         "environment steps (millions)",

@@ -24,7 +24,7 @@ from routed_rl.runs.figures import (
     styled,
     subplots,
 )
-from routed_rl.runs.tables import half_interval
+from routed_rl.runs.tables import half_interval, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,7 +137,7 @@ def draw_curves(
         _draw_limits(axes, None if exact is None else exact(focus))
     drawn[-1][0].set_xlabel("environment steps (millions)")
     seeds = over_seeds(len(of) for of in runs.values())
-    figure.suptitle(f"Learning curves at oversight level {focus:.1%}: {seeds}")
+    figure.suptitle(f"Learning curves at oversight level {percent(focus)}: {seeds}")
     label_ends(figure)
     return figure
 
@@ -178,7 +178,7 @@ def draw_bars(frame: pd.DataFrame, wanted: str, focus: float, exact: Limits | No
     if entries[1]:
         figure.legend(*entries, loc="outside lower center", ncols=2)
     seeds = over_seeds(shown.groupby("label").seed.nunique())
-    figure.suptitle(f"Oversight level {focus:.1%}: {seeds}; circles: seeds")
+    figure.suptitle(f"Oversight level {percent(focus)}: {seeds}; circles: seeds")
     return figure
 
 
@@ -199,7 +199,7 @@ def draw_noise(noise: pd.DataFrame, wanted: str, focus: float) -> Figure:
     axes.axhline(0, color=GREYS[3], linewidth=0.8)
     axes.set(xlabel="rate of lost or wrong labels (%)", ylabel=f"true return when steered to {wanted.capitalize()}")
     seeds = over_seeds(noise.groupby(["kind", "rate"]).seed.nunique())
-    figure.suptitle(f"Label noise at oversight level {focus:.1%}: {seeds}")
+    figure.suptitle(f"Label noise at oversight level {percent(focus)}: {seeds}")
     label_ends(figure, 20)
     return figure
 
