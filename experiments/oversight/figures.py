@@ -32,8 +32,7 @@ def draw_arrows(run: Path) -> Figure:
         with model.steered(**steering):
             figures.draw_policy(axes, model.policy, world, figures.LAYOUT)
         axes.set_title(title)
-    figure.suptitle(
-        f"Policies of one run: {config['method']}, oversight level {percent(config['oversight'])}, seed {read_run(run).seed}"
-    )
+    level, seed = percent(config["oversight"]), read_run(run).seed
+    figure.suptitle(f"Policies of one run: {config['method']}, oversight level {level}, seed {seed}")
     figure.supxlabel("arrow length: probability of the action; nothing is overseen in this grid")
     return figure
