@@ -18,7 +18,7 @@ FOREIGN = """
 project = "routed_rl"
 release = version = installed("routed-rl")
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
@@ -28,6 +28,7 @@ extensions = [
 root_doc = "index"
 nitpicky = True
 myst_heading_anchors = 4
+nb_execution_mode = "off"  # in full form the notebooks take minutes; tests/experiments/test_notebooks.py executes them
 html_theme = "furo"
 html_title = "routed_rl"
 html_copy_source = False

@@ -1,0 +1,106 @@
+"""The notebooks of the documentation run: in a reduced form, and in full in slow tests."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jupytext
+import pytest
+from PIL import Image
+
+TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
+NOTEBOOKS = [path for path in sorted(TUTORIALS.glob("*.md")) if "kernelspec" in jupytext.read(path).metadata]
+IDS = [path.stem for path in NOTEBOOKS]
+WIDEST, LARGEST = 900, 150_000
+"""Pixels and bytes of a picture that is shown on the site."""
+
+REDUCED = {
+    "route_an_agent": "total_steps, episodes = 2_048, 100",
+    "route_any_network": "steps, copies = 10, 20",
+    "run_a_study": "methods, controls, seeds, total_steps = ['routing'], ['shuffled'], 1, 1_024",
+}
+"""Notebook → smaller values of what its cell with the tag ``parameters`` sets."""
+
+FACTS = {
+    "route_an_agent": """
+        assert torch.equal(policies["snacks ablated"], policies["steered to desk"])
+        assert not torch.equal(policies["steered to snacks"], policies["steered to desk"])
+        assert model.num_timesteps >= total_steps
+    """,
+    "route_any_network": """
+        for exact, (before, after) in moved.items():
+            assert torch.equal(before, after) == exact and before[0, 1] < -0.5, exact
+        assert all(abs(found - (1 - p) / (2 - p)) < 1e-5 for p, found in zip(shares, left, strict=True))
+        assert outputs["routed"][1] == 0 > outputs["unrouted"][1]
+    """,
+    "run_a_study": """
+        assert study.plan().finished.all() and set(results.method) == {"routing", "shuffled"}
+        agents = set(Path(OUT).glob("runs/*/*/model/*.safetensors"))
+        assert len(agents) == 2 and len({path.read_bytes() for path in agents}) == 2
+        written = {path: path.stat().st_mtime_ns for path in agents}
+        assert study.run(OUT, workers=workers).equals(results)
+        assert written == {path: path.stat().st_mtime_ns for path in agents}
+    """,
+}
+"""Notebook → what holds at its end, said with its own names, and cannot hold by accident."""
+
+
+def script(notebook, reduced="", facts=""):
+    """Return the code of a notebook, with reduced values after its parameters, and what must hold at the end."""
+    code = []
+    for cell in jupytext.read(notebook).cells:
+        if cell.cell_type == "code":
+            code.append(cell.source)
+            if "parameters" in cell.metadata.get("tags", []):
+                assert names_set(reduced) <= names_set(cell.source), f"{notebook.name} has other parameters: {reduced}"
+                code.append(reduced)
+    assert reduced in code, f"{notebook.name} has no cell with the tag 'parameters'"
+    return "\n\n".join([*code, textwrap.dedent(facts)])
+
+
+def names_set(code):
+    """Return the names that a cell assigns to."""
+    named = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
+    return {node.id for node in named if isinstance(node.ctx, ast.Store)}
+
+
+def run(notebook, folder, reduced="", facts=""):
+    """Run a notebook in a new process in a folder, as a reader does, and check that it has drawn its picture."""
+    (folder / "notebook.py").write_text(script(notebook, reduced, facts))
+    done = subprocess.run(
+        [sys.executable, "notebook.py"],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    with Image.open(folder / f"{notebook.stem}.png") as drawn, Image.open(notebook.with_suffix(".png")) as shown:
+        assert drawn.size == shown.size
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=IDS)
+def test_a_notebook_runs_in_a_reduced_form(notebook, tmp_path):
+    assert notebook.stem in REDUCED and notebook.stem in FACTS, "say here how to reduce it, and what holds at its end"
+    run(notebook, tmp_path, REDUCED[notebook.stem], FACTS[notebook.stem])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=IDS)
+def test_a_notebook_runs_in_full(notebook, tmp_path):
+    run(notebook, tmp_path)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=IDS)
+def test_a_notebook_shows_the_picture_that_it_draws_last(notebook):
+    *_, last, page = jupytext.read(notebook).cells
+    picture = notebook.with_suffix(".png")
+    assert last.cell_type == "code" and f'savefig("{picture.name}", dpi=110)' in last.source
+    assert re.match(rf"!\[.+\]\({picture.name}\)", page.source)
+    assert picture.stat().st_size <= LARGEST
+    with Image.open(picture) as shown:
+        assert shown.width <= WIDEST
