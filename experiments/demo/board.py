@@ -13,8 +13,6 @@ from routed_rl.envs.world import next_cells
 from routed_rl.rl import RoutedActorCriticPolicy
 
 PLAYER, WALL, OVERSEEN = "player", "wall", "overseen"
-STEPS = 32
-"""Most steps of an episode, as in the paper (Cloud et al. 2024, section F)."""
 MOVES = ("up", "right", "down", "left")
 
 
@@ -137,7 +135,7 @@ class Reading:
         board, there, ended = self.board, self.board.next_cells(), list(self.board.terminals.values())
         at = np.zeros(board.world.cells)
         at[board.player] = 1
-        for _ in range(STEPS):
+        for _ in range(board.world.max_steps):
             stays = np.zeros_like(at)
             stays[ended] = at[ended]
             np.add.at(stays, there, (at - stays)[:, None] * self.probabilities)
@@ -149,7 +147,7 @@ class Reading:
         """Return the cells of a sampled episode, from the player's cell to its end."""
         random, there = np.random.default_rng(seed), self.board.next_cells()
         trail = [self.board.player]
-        while trail[-1] not in self.board.terminals.values() and len(trail) <= STEPS:
+        while trail[-1] not in self.board.terminals.values() and len(trail) <= self.board.world.max_steps:
             chances = self.probabilities[trail[-1]].astype(float)
             trail.append(int(there[trail[-1], random.choice(4, p=chances / chances.sum())]))
         return trail

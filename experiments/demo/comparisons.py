@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -132,8 +133,8 @@ class EraComparison(Comparison):
     def describe_attack(self) -> str:
         if self._division is None:
             return (
-                "There is no attack here, because the study's corpus is not found. Start the demo in the directory in "
-                "which the study was run."
+                "There is no attack here, because the study's corpus is not found. It is looked for in the folders "
+                "corpora and runs/corpora beside the study, and in runs/corpora where the demo was started."
             )
         attack = self._division.command.attack
         return (
@@ -237,7 +238,7 @@ def _of_era(directory: Path) -> list[Comparison]:
         run, method = path.parent, path.parents[1].name
         share, _, seed = run.name.partition("-s")
         bases = [base for base in sorted(directory.glob(f"runs/{BASE}/*-s{seed}")) if is_finished(base)]
-        if method == BASE or not seed.isdigit() or not bases or not is_finished(run):
+        if method == BASE or re.fullmatch(r"[\d.e-]+-s\d+", run.name) is None or not bases or not is_finished(run):
             continue
         title = f"{directory.name}: {method}, {100 * float(share):g} % labelled, seed {seed}"
         found.append(EraComparison(title, bases[-1] / MODEL, path, "base model", f"after {method}"))

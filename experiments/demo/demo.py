@@ -46,7 +46,7 @@ def _check(directory: Path, is_run: bool) -> None:
     if not is_run:
         raise ValueError(
             f"{os.fspath(directory)!r} is neither the run of an agent nor a study: name a directory that train, "
-            "oversight, era or undo has made"
+            "oversight, era, undo or steering-scalar has made"
         )
 
 

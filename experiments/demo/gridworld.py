@@ -106,7 +106,7 @@ class Gridworld:
         self.weights.objects = self.mix
         self.ablated.param.update(options=[name.capitalize() for name in modules], value=[])
         self.contrast.value, self.temperature.value = 0, 1
-        self._show("")
+        self._show()
 
     def _place(self, cell: int) -> None:
         known = {"Player": PLAYER, "Wall": WALL, "Overseen": OVERSEEN}
@@ -115,7 +115,7 @@ class Gridworld:
         except ValueError as error:
             self._say(str(error))
         else:
-            self._show("")
+            self._show()
 
     def _play(self) -> None:
         self.seed += 1
@@ -125,12 +125,13 @@ class Gridworld:
                 continue
             view.trail = trail = reading.play(self.seed)
             lines.append(f"{title.value}: {outcome(self.board, trail)}")
-        self._say(". ".join(lines) + ".")
+        if lines:
+            self._say(". ".join(lines) + ".")
 
     def _say(self, text: str) -> None:
         self.said.object = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
 
-    def _show(self, text: str | None = None) -> None:
+    def _show(self) -> None:
         """Show what both agents do on the board as it is."""
         left, right = self.agents[self.agent.value], self.agents[self.other.value]
         for widget in (*self.mix, self.contrast, self.temperature):
@@ -139,6 +140,7 @@ class Gridworld:
         try:
             reading = self._steered(left)
         except ValueError as error:
+            self.readings = [None, None]
             self._say(str(error))
             return
         same = (left.world.observation_shape, left.world.names) == (right.world.observation_shape, right.world.names)
@@ -153,8 +155,7 @@ class Gridworld:
                 title=f"Board of {agent.name}", columns=self.board.world.width, cells=_cells(found), trail=[]
             )
             note.object = _note(found)
-        if text is not None:
-            self._say(text)
+        self._say("")
 
     def _steered(self, agent: Agent) -> Reading:
         """Return what an agent does with the steering that the widgets ask for; ValueError if it is impossible."""

@@ -18,7 +18,7 @@ HEIGHT = 460
 MOST = 7
 """Most models in a figure."""
 COLORS = {"reference": "#808080", "filtered": "#d55e00", "suppressed": "#2f86c5", "distilled": "#009e73"}
-"""Colours of kinds of models, as in the study's own figures, but seen on light and on dark pages."""
+"""Colours of kinds of models that can be seen on light and on dark pages."""
 SHADES = ("#c2649a", "#a97a00", "#8a6fd1", "#3f9f9f")
 """Colours of UNDO students."""
 INKS = {"default": "#444444", "dark": "#dddddd"}

@@ -11,9 +11,13 @@ import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 
+from routed_rl.experiments.common.agents.worlds import wanted
+from routed_rl.experiments.demo.agents import is_agent
 from routed_rl.rl import OversightReport
 from routed_rl.runs.charts import Chart, read_charts
-from routed_rl.runs.studies import CHARTS, SUMMARY, progress
+from routed_rl.runs.grid import is_finished
+from routed_rl.runs.page import rendered
+from routed_rl.runs.studies import CHARTS, SUMMARY, planned, progress
 from routed_rl.runs.tables import shown_mean
 
 NONE = """
@@ -42,23 +46,29 @@ class Results:
 
 
 def open_study(directory: Path) -> Results:
-    """Return what there is to show of a study. The charts of an oversight study are there before it is finished."""
-    finished, planned = progress(directory)
-    state = f"All {planned} runs are finished." if planned else "An earlier version has made this study."
-    if finished < planned:
-        state = f"This study is not finished: {finished} of {planned} runs are done. What follows is of these runs."
-    if finished == planned and (directory / CHARTS).is_file():
-        return Results(state, read_charts(directory / CHARTS), (directory / SUMMARY).read_text(encoding="utf-8"))
-    runs: dict[str, list[Path]] = {}
-    for path in sorted((directory / "runs").glob("*/*/evaluation.json")):
-        runs.setdefault(path.parent.parent.name, []).append(path.parent)
-    try:
-        found = OversightReport(runs).find() if runs else None
-    except ValueError:  # runs of another kind of study
-        found = None
-    if found is None:
-        return Results(f"{state.split('. ')[0].rstrip('.')}. Its charts come when it is finished.", {}, "")
-    return Results(state, {name: draw() for name, draw in found.charts.items()}, found.summary)
+    """Return what there is to show of a study. The charts of an oversight study are there before it is finished.
+
+    Raises:
+        ValueError: if a file of the study is damaged.
+    """
+    done, count = progress(directory)
+    state = f"All {count} runs are finished." if count else "This study does not say how many runs it has."
+    if done < count:
+        state = f"This study is not finished: {done} of {count} runs are done."
+        runs = [directory / name for name in planned(directory) if is_finished(directory / name)]
+        if runs and is_agent(runs[0]):
+            by_method: dict[str, list[Path]] = {}
+            for run in runs:
+                by_method.setdefault(run.parent.name, []).append(run)
+            found = OversightReport(by_method, wanted(runs[0])).find()
+            if found is not None:
+                charts = {name: draw() for name, draw in found.charts.items()}
+                return Results(f"{state} What follows is of these.", charts, found.summary)
+    if not (directory / CHARTS).is_file():
+        return Results(f"{state} Charts are there when it is finished." if done < count else state, {}, "")
+    if done < count:
+        state += " What follows was written before."
+    return Results(state, read_charts(directory / CHARTS), (directory / SUMMARY).read_text(encoding="utf-8"))
 
 
 def study_tab(directories: Sequence[Path]) -> Any:
@@ -74,7 +84,7 @@ def _study(directory: str) -> Any:
         results = open_study(Path(directory))
     except (ValueError, OSError) as error:
         return pmui.Alert(title=str(error), alert_type="error")
-    head = pmui.Alert(title=results.state, alert_type="success" if results.state.startswith("All") else "warning")
+    head = pmui.Alert(title=results.state, alert_type="success" if results.state.startswith("All") else "info")
     if not results.charts:
         return pn.Column(head, sizing_mode="stretch_width")
     chart = pmui.Select(label="Chart", options=list(results.charts), value=next(iter(results.charts)))
@@ -90,7 +100,7 @@ def _study(directory: str) -> Any:
         head,
         pmui.FlexBox(chart, shown),
         pn.bind(lambda names: _drawn(results.charts[chart.value], names), shown),
-        pmui.Accordion(("Summary of the study", pn.pane.Markdown(results.summary, sizing_mode="stretch_width"))),
+        pmui.Accordion(("Summary of the study", pn.pane.HTML(rendered(results.summary), sizing_mode="stretch_width"))),
         sizing_mode="stretch_width",
     )
 

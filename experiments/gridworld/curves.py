@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from routed_rl.errors import UserError, user_input
-from routed_rl.experiments.common.agents.worlds import task_of
+from routed_rl.experiments.common.agents.worlds import wanted
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.gridworld.options import Curves
-from routed_rl.rl.oversight_study.table import learning_curve, read_agent
-from routed_rl.rl.oversight_study.tasks import values_of, wanted_of
+from routed_rl.rl.oversight_study.table import learning_curve
 
 USUAL = "steered to the wanted outcome, or unsteered where a run has one module"
 
@@ -29,12 +26,6 @@ def main(command: Curves) -> None:
     header = ("run", "best return", "best at step", "last return", "last at step")
     show_table(f"True return (policy: {command.policy or USUAL})", header, rows)
     print(f"Figure: {command.figure}")
-
-
-def wanted(run: Path) -> str:
-    """The outcome of highest value in the environment of a run. RunError if there is no run of an agent."""
-    config = read_agent(run).config
-    return wanted_of(values_of(config["outcomes"]) if config.get("env") else task_of(config).values)
 
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:

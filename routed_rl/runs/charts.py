@@ -36,6 +36,7 @@ class Chart:
         points: a row per point of a curve and seed, with the columns :data:`COLUMNS`.
         log_x: whether the x axis is logarithmic.
         colours: of curves by name, as in the figures of the study; others get the next free one.
+        joined: whether the points of a curve are joined by a line.
     """
 
     title: str
@@ -44,6 +45,10 @@ class Chart:
     points: pd.DataFrame
     log_x: bool = False
     colours: Mapping[str, str] = field(default_factory=dict)
+    joined: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", self.points.dropna(subset=["y"]))
 
     @property
     def series(self) -> list[str]:
@@ -52,8 +57,13 @@ class Chart:
         return sorted(ends, key=lambda name: (-len(ends[name]), -ends[name]["mean"].iloc[-1]))
 
     def only(self, names: Collection[str]) -> Chart:
-        """Return the chart with the curves of these names alone."""
-        return replace(self, points=self.points[self.points.series.isin(list(names))])
+        """Return the chart with the curves of these names alone, in the colours that they have here."""
+        return replace(self, points=self.points[self.points.series.isin(list(names))], colours=self._all_colours())
+
+    def _all_colours(self) -> dict[str, str]:
+        taken = set(self.colours.values())
+        free = cycle([colour for colour in PALETTE.values() if colour not in taken] or PALETTE.values())
+        return {name: self.colours.get(name) or next(free) for name in self.series}
 
     def means(self, name: str) -> pd.DataFrame:
         """Return the curve of this name: ``x``, ``mean`` over seeds, ``half`` its 95 % interval, number of ``seeds``.
@@ -83,15 +93,13 @@ class Chart:
             plot.xaxis.ticker = places
             plot.xaxis.major_label_overrides = {place: f"{place:g}" for place in places}
         entries = []
-        free = cycle(colour for colour in PALETTE.values() if colour not in self.colours.values())
-        for number, name in enumerate(self.series):
-            colour, marker = self.colours.get(name) or next(free), MARKERS[number % len(MARKERS)]
-            dash = DASHES[number // MOST % len(DASHES)]
+        for number, (name, colour) in enumerate(self._all_colours().items()):
+            marker, dash = MARKERS[number % len(MARKERS)], DASHES[number // MOST % len(DASHES)]
             means, points = self.means(name), self.points[self.points.series == name]
             shown = {"color": colour}
             whole = {**means.to_dict("list"), "name": [name] * len(means)}
             whole["interval"] = [f" ± {half:.3g}" if np.isfinite(half) else "" for half in means["half"]]
-            line = plot.line("x", "mean", source=whole, line_width=2, line_dash=dash, **shown)
+            lines = [plot.line("x", "mean", source=whole, line_width=2, line_dash=dash, **shown)] if self.joined else []
             mean = plot.scatter("x", "mean", source=whole, marker=marker, size=7 if len(means) < 15 else 4, **shown)
             each = {"x": points.x, "y": points.y, "seed": points.seed.astype(str), "name": [name] * len(points)}
             seeds = plot.scatter("x", "y", source=each, size=4, alpha=0.4, **shown)
@@ -99,7 +107,7 @@ class Chart:
             several = [("mean of @seeds seeds", "@mean{0.000}@interval")]
             plot.add_tools(HoverTool(renderers=[mean], tooltips=tips + several))
             plot.add_tools(HoverTool(renderers=[seeds], tooltips=[*tips, (self.y, "@y{0.000}"), ("seed", "@seed")]))
-            entries.append((name, [line, mean, seeds]))
+            entries.append((name, [*lines, mean, seeds]))
         # Below the plot, where it leaves room for the curves on a narrow screen too.
         look = {"ncols": 2, "location": "top_left", "border_line_color": None}
         plot.add_layout(Legend(items=entries, click_policy="hide", **look), "below")
@@ -107,15 +115,15 @@ class Chart:
 
 
 def write_charts(charts: Mapping[str, Chart], path: Path) -> None:
-    """Write charts as JSON, by name, to be read by :func:`read_charts`."""
-    write_json(path, {name: _as_json(chart) for name, chart in charts.items()})
+    """Write charts as JSON, in their order, to be read by :func:`read_charts`."""
+    write_json(path, [{"name": name, **_as_json(chart)} for name, chart in charts.items()])
 
 
 def read_charts(path: Path) -> dict[str, Chart]:
     """Return the charts of a file that :func:`write_charts` has written; ValueError if it is none."""
     found = read_json(path)
     try:
-        return {name: Chart(**{**chart, "points": _points(chart["points"])}) for name, chart in found.items()}
+        return {chart.pop("name"): Chart(**{**chart, "points": _points(chart["points"])}) for chart in found}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no charts of a study: {error}") from None
 

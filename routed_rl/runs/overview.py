@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -14,7 +15,7 @@ from routed_rl.runs.grid import RESULT, is_finished
 from routed_rl.runs.lock import is_locked
 from routed_rl.runs.metrics import read_metrics
 from routed_rl.runs.record import CONFIG, RunError, RunRecord, find_run
-from routed_rl.runs.studies import STUDY, progress
+from routed_rl.runs.studies import RESULTS, STUDY, progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,8 @@ def list_runs(folder: StrPath, headline: Headline = lambda result: "") -> pd.Dat
         headline: what to say of a run's result, the content of its ``evaluation.json``.
 
     Returns:
-        The columns ``path``, relative to the folder; ``kind``, "run" or "study"; ``state``, "finished", "running" or
-        "stopped"; ``progress``; ``result``; ``changed``, when something was last written there.
+        The columns ``path``, relative to the folder; ``kind``, "run" or "study"; ``state``, "finished", "running",
+        "stopped" or "damaged"; ``progress``; ``result`` of a run; ``changed``, when something was last written there.
 
     Raises:
         RunError: if there is no such directory.
@@ -53,23 +54,35 @@ def list_runs(folder: StrPath, headline: Headline = lambda result: "") -> pd.Dat
 
 
 def _found(folder: Path, headline: Headline, depth: int) -> Iterator[tuple[Path, str, dict[str, str]]]:
+    damaged = {"state": "damaged", "progress": "", "result": ""}
     if (folder / STUDY).is_file():
-        yield folder, "study", _study(folder)
+        try:
+            about = _study(folder)
+        except (ValueError, OSError):
+            about = damaged
+        yield folder, "study", about
         return
     try:
         record = find_run(folder) if (folder / CONFIG).is_file() else None
     except RunError:  # a folder of a language model has a file of this name too
         return
     if record is not None:
-        yield folder, "run", _run(folder, record, headline)
+        try:
+            about = _run(folder, record, headline)
+        except (ValueError, LookupError, TypeError, AttributeError, OSError):  # a result that is not as runs write it
+            about = damaged
+        yield folder, "run", about
     elif depth:
-        for inside in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            yield from _found(inside, headline, depth - 1)
+        for inside in sorted(folder.iterdir()):
+            if inside.is_dir() and not inside.is_symlink() and not inside.name.startswith("."):
+                yield from _found(inside, headline, depth - 1)
 
 
 def _study(folder: Path) -> dict[str, str]:
     done, planned = progress(folder)
-    state = "running" if is_locked(folder) else "finished" if planned and done == planned else "stopped"
+    # Some studies, and those of earlier versions, do not say which runs they have, but write their table at the end.
+    over = done == planned if planned else (folder / RESULTS).is_file()
+    state = "running" if is_locked(folder) else "finished" if over else "stopped"
     return {"state": state, "progress": f"{done} of {planned} runs" if planned else "", "result": ""}
 
 
@@ -90,5 +103,8 @@ def _run(folder: Path, record: RunRecord, headline: Headline) -> dict[str, str]:
 
 def _changed(folder: Path) -> datetime:
     """When a file of the run, or of the study itself, was last written."""
-    times = [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+    times = [folder.lstat().st_mtime]
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a temporary file of a process that writes
+            times.append(path.lstat().st_mtime)
     return datetime.fromtimestamp(max(times)).replace(microsecond=0)

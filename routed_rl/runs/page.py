@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import re
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Template
 from markdown_it import MarkdownIt
 
 from routed_rl.runs.charts import Chart
 
-NAME = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<=\")p[0-9]{4,}(?=\")")
-"""What Bokeh calls a document, a place in a page, or a part of a chart."""
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
@@ -34,40 +33,55 @@ def study_page(
         figures: PNG files by name.
         meanings: what each column of ``results.csv`` means.
     """
-    scripts, places = _charts(charts)
+    places = {f"chart-{number}": chart for number, chart in enumerate(charts)}
     page: str = Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True, trim_blocks=True).render(
         title=title,
         version=version("routed-rl"),
-        scripts=scripts,
-        charts=places,
-        summary=_rendered(summary),
+        scripts=_scripts() if charts else "",
+        charts=[(place, chart.title, _item(chart, place)) for place, chart in places.items()],
+        summary=rendered(summary),
         figures={name: base64.b64encode(data).decode() for name, data in figures.items()},
         meanings=meanings,
     )
     return page
 
 
-def _charts(charts: Sequence[Chart]) -> tuple[str, str]:
-    """Return the scripts that draw charts, and the places where they are drawn."""
-    if not charts:
-        return "", ""
-    from bokeh.embed import components
+def _scripts() -> str:
+    """Return Bokeh's scripts, to be part of a page."""
     from bokeh.resources import Resources
 
-    script, places = components([chart.draw() for chart in charts])
-    drawn = script, "".join(places)
-    # Names in place of random ones and of those that Bokeh counts up, so that the same study gives the same bytes.
-    names: dict[str, str] = {}
-    script, place = (NAME.sub(lambda of: names.setdefault(of[0], f"c{len(names)}"), text) for text in drawn)
-    return Resources(mode="inline", components=["bokeh"]).render_js() + script, place
+    scripts: str = Resources(mode="inline", components=["bokeh"]).render_js()
+    return scripts
 
 
-def _rendered(markdown: str) -> str:
-    """Return Markdown as HTML, with headings one level lower, below the title of the page, and tables that scroll."""
+def _item(chart: Chart, place: str) -> str:
+    """Return a chart as JSON that Bokeh draws into the element ``place``; it may stand in a script of a page."""
+    from bokeh.embed import json_item
+
+    names: dict[str, str] = {}  # in place of numbers that Bokeh counts up, so that the same study gives the same bytes
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(child) for child in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: names.setdefault(child, f"{place}-{len(names)}") if key in ("id", "root_id") else renamed(child)
+            for key, child in value.items()
+        }
+
+    return json.dumps(renamed(json_item(chart.draw(), place))).replace("<", "\\u003c")
+
+
+def rendered(markdown: str) -> str:
+    """Return Markdown as HTML, with headings one level lower, below the title of the page, and tables that scroll.
+
+    HTML in it is shown as text.
+    """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
-    rendered: str = parser.renderer.render(tokens, parser.options, {})
-    return rendered.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    drawn: str = parser.renderer.render(tokens, parser.options, {})
+    return drawn.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")

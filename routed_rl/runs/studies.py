@@ -260,19 +260,28 @@ class Study(Reported):
         write_bytes(self.out / REPORT, self._page(found, drawn).encode())
 
     def _note(self, runs: Sequence[Any]) -> None:
-        """Note which runs the study has, with those of earlier starts, so that others can tell how far it is."""
-        known = _planned(self.out)
+        """Note which runs the study has, so that others can tell how far it is.
+
+        Runs of earlier starts count if they are finished: the others are no longer asked for.
+        """
+        with user_input():
+            known = [name for name in planned(self.out) if is_finished(self.out / name)]
         names = {run.out.relative_to(self.out).as_posix() for run in runs}
         write_json(self.out / PLANNED, {"runs": sorted(names.union(known))})
 
 
 def progress(out: Path) -> tuple[int, int]:
-    """Return how many runs of the study in a directory are finished, and how many it has."""
-    names = _planned(out)
+    """Return how many runs of the study in a directory are finished, and how many it has. Errors: :func:`planned`."""
+    names = planned(out)
     return sum(is_finished(out / name) for name in names), len(names)
 
 
-def _planned(out: Path) -> list[str]:
+def planned(out: Path) -> list[str]:
+    """Return the directories of a study's runs, below its own; none if the study does not say.
+
+    Raises:
+        ValueError: if the file that names them is damaged.
+    """
     if not (out / PLANNED).exists():
         return []
     found = read_json(out / PLANNED)

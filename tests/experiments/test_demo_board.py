@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from routed_rl.envs import VARIANTS, DiamondGhostEnv, make_world
 from routed_rl.experiments.demo.agents import carried
-from routed_rl.experiments.demo.board import OVERSEEN, PLAYER, STEPS, WALL, Board, Reading, outcome, read
+from routed_rl.experiments.demo.board import OVERSEEN, PLAYER, WALL, Board, Reading, outcome, read
 
 BOARD = Board.usual(make_world())
 
@@ -85,16 +85,18 @@ def test_what_steering_asks_for_is_what_is_read(routed):
     assert np.allclose(found.gate[BOARD.places()].sum(1), 1)
 
 
-def walk(chances, walls=()):
+def walk(chances, max_steps=32):
     """A policy that moves with the same chances everywhere, on a board of one row: ghost, player, diamond."""
-    board = Board(make_world(size=(1, 3)), 1, {"ghost": 0, "diamond": 2}, frozenset(walls))
+    board = Board(make_world(size=(1, 3), max_steps=max_steps), 1, {"ghost": 0, "diamond": 2})
     probabilities = np.tile(np.array(chances), (3, 1))
     return Reading(board, probabilities, np.ones((3, 1)), probabilities[None], ("policy",))
 
 
-def test_the_chances_of_the_ends_are_exact():
-    ends = walk([0.5, 0.3, 0.0, 0.2]).ends()
-    left = 0.5**STEPS
+@pytest.mark.parametrize("steps", [1, 4, 32])
+def test_the_chances_of_the_ends_are_exact_for_the_worlds_step_limit(steps):
+    found = walk([0.5, 0.3, 0.0, 0.2], steps)
+    ends, left = found.ends(), 0.5**steps
+    assert max(len(found.play(seed)) for seed in range(200)) <= steps + 1
     assert ends["diamond"] == pytest.approx(0.6 * (1 - left)) and ends["ghost"] == pytest.approx(0.4 * (1 - left))
     assert ends[None] == pytest.approx(left)
     assert walk([1.0, 0, 0, 0]).ends() == {"ghost": 0, "diamond": 0, None: 1}

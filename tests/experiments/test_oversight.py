@@ -16,6 +16,7 @@ from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents import worlds as gridworld
 from routed_rl.experiments.common.agents.grid import arguments, train_all
 from routed_rl.experiments.common.agents.options import Train
+from routed_rl.experiments.demo.study import open_study
 from routed_rl.experiments.oversight.figures import draw_arrows
 from routed_rl.options.oversight import Learner
 from routed_rl.rl import OversightReport
@@ -138,10 +139,28 @@ def test_a_study_has_every_run_table_and_figure(whole):
         of_given.figure("arrows")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_all_planned_runs_of_a_finished_study_are_finished(whole):
     done, planned = progress(whole)
     assert done == planned > 1
+
+
+def test_the_demo_shows_what_is_finished_of_a_study_and_says_how_much(whole, tmp_path):
+    finished = open_study(whole)
+    _, count = progress(whole)
+    assert finished.state == f"All {count} runs are finished." and list(finished.charts) == ["returns", "curves"]
+    half = shutil.copytree(whole, tmp_path / "half")
+    shutil.copytree(half / "runs" / "routing" / "0.1-s0", half / "runs" / "routing" / "backup")
+    (half / "runs" / "naive-early-stopped" / "0.4-s1" / "evaluation.json").unlink()
+    found = open_study(half)
+    assert f"{count - 1} of {count} runs are done" in found.state
+    seeds = found.charts["returns"].means("naive-early-stopped").set_index("x").seeds
+    assert seeds[40] == 1 and seeds[10] == 2
+    assert found.charts["returns"].means("routed").seeds.tolist() == [2, 2], "a copy of a run is none of the study's"
+    shutil.rmtree(half / "runs")
+    assert "0 of" in open_study(half).state and list(open_study(half).charts) == ["returns", "curves"]
+    (half / "planned.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"planned\.json' names no runs"):
+        open_study(half)
 
 
 @needs_browser
@@ -149,6 +168,7 @@ def test_the_report_of_a_study_opens_from_disk(whole):
     assert_report_opens(whole / "report.html", charts=2)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_interrupted_and_asked_for_in_two_portions_is_the_same(whole, in_process, tmp_path, monkeypatch):
     """Interrupted after three runs; then with one seed more and the controls."""
     begun = []

@@ -1,11 +1,13 @@
 """Charts and pages of studies: their numbers, their files, and that they show texts as texts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from routed_rl.runs.charts import Chart, read_charts, write_charts
-from routed_rl.runs.page import study_page
+from routed_rl.runs.page import rendered, study_page
 from routed_rl.runs.tables import half_interval
 from tests.browser import column, needs_browser, opened
 
@@ -19,16 +21,24 @@ def test_a_curve_is_the_mean_over_seeds_with_its_interval():
     assert found[["x", "mean", "seeds"]].values.tolist() == [[1, 0.5, 2], [2, 3.0, 1]]
     assert found.half[0] == half_interval(np.array([0.0, 1.0])) and np.isnan(found.half[1])
     assert CHART.only(["b"]).series == ["b"]
+    assert CHART.only(["b"]).colours == CHART.only(["a", "b"]).colours
+
+
+def test_a_point_without_a_value_is_left_out(tmp_path):
+    chart = replace(CHART, points=pd.concat([CHART.points, pd.DataFrame([{"series": "a", "x": 1, "y": np.nan}])]))
+    assert chart.means("a").seeds.tolist() == [2, 1]
+    write_charts({"one": chart}, tmp_path / "charts.json")
 
 
 def test_charts_are_read_as_they_were_written(tmp_path):
-    write_charts({"one": CHART}, tmp_path / "charts.json")
+    write_charts({"one": CHART, "another": CHART}, tmp_path / "charts.json")
+    assert list(read_charts(tmp_path / "charts.json")) == ["one", "another"]
     found = read_charts(tmp_path / "charts.json")["one"]
     assert (found.title, found.x, found.y, found.log_x) == (CHART.title, CHART.x, CHART.y, True)
     pd.testing.assert_frame_equal(found.points, CHART.points)
 
 
-@pytest.mark.parametrize("text", ["[]", '{"one": 1}', '{"one": {"title": "t", "x": "x", "y": "y", "points": {}}}'])
+@pytest.mark.parametrize("text", ['{"one": 1}', "[1]", "3", '[{"name": "a", "title": "t", "points": {"x": [1]}}]'])
 def test_a_file_of_something_else_is_refused_by_name(text, tmp_path):
     (tmp_path / "charts.json").write_text(text)
     with pytest.raises(ValueError, match=r"charts\.json' holds no charts"):
@@ -48,6 +58,11 @@ def test_the_same_study_gives_the_same_bytes():
     assert pages[0] == pages[1]
 
 
+def test_a_summary_is_shown_as_text():
+    shown = rendered("# A\n\n<img src=x onerror=alert(1)> [a](javascript:alert(1))\n\n| a |\n| --- |\n| <b> |\n")
+    assert "<h2>A</h2>" in shown and "<img" not in shown and "<b>" not in shown and "href" not in shown
+
+
 @needs_browser
 def test_a_page_opens_from_disk_sorts_its_tables_and_shows_texts_as_texts(tmp_path):
     summary = "# Head\n\n| name | value |\n| --- | ---: |\n| b | 2 |\n| a | 10 |\n| <script>x</script> | −3 |\n"
@@ -64,4 +79,4 @@ def test_a_page_opens_from_disk_sorts_its_tables_and_shows_texts_as_texts(tmp_pa
         page.get_by_role("button", name="name").click()
         assert column(page, 0, 0) == ["<script>x</script>", "a", "b"]
         assert page.locator("h2", has_text="Head").count() == 1
-        assert not wrong
+        assert wrong == []

@@ -7,7 +7,7 @@ from routed_rl.experiments.overview.runs import headline
 from routed_rl.runs import RunDirectory, RunError, write_json
 from routed_rl.runs.lock import is_locked, locked
 from routed_rl.runs.overview import list_runs
-from routed_rl.runs.studies import PLANNED, STUDY
+from routed_rl.runs.studies import PLANNED, RESULTS, STUDY
 from tests.experiments.mistakes import complaints
 
 
@@ -58,6 +58,36 @@ def test_a_run_itself_can_be_named(folder):
 def test_a_study_with_all_of_its_runs_is_finished(folder):
     make(folder / "study" / "runs" / "b" / "0", {}, {})
     assert list_runs(folder / "study").state.tolist() == ["finished"]
+
+
+def test_a_study_that_does_not_say_its_runs_is_finished_once_it_has_its_table(folder):
+    (folder / "study" / PLANNED).unlink()
+    assert list_runs(folder / "study").state.tolist() == ["stopped"]
+    (folder / "study" / RESULTS).touch()
+    assert list_runs(folder / "study").state.tolist() == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("study/planned.json", "[]"),
+        ("study/planned.json", '{"ru'),
+        ("done/evaluation.json", "[]"),
+        ("done/evaluation.json", '{"policies": {"unsteered": {"true_return": null}}}'),
+    ],
+)
+def test_what_is_damaged_is_said_and_hides_nothing_else(file, text, folder):
+    (folder / file).write_text(text)
+    found = list_runs(folder, headline)
+    states = dict(zip(found.path, found.state, strict=True))
+    assert states.pop(file.split("/")[0]) == "damaged" and set(states.values()) <= {"finished", "stopped"}
+    assert len(found) == 3
+
+
+def test_links_are_not_followed(folder):
+    (folder / "loop").symlink_to(folder)
+    (folder / "done" / "gone").symlink_to(folder / "nowhere")
+    assert len(list_runs(folder)) == 3
 
 
 def test_a_folder_that_is_not_there_is_named(folder, capsys):

@@ -27,7 +27,8 @@ from routed_rl.experiments.common.agents.tampering import TamperingVecEnv
 from routed_rl.rl import RoutedAlgorithm
 from routed_rl.rl.oversight_study import recipe
 from routed_rl.rl.oversight_study.recipe import own_task
-from routed_rl.rl.oversight_study.tasks import Task
+from routed_rl.rl.oversight_study.table import read_agent
+from routed_rl.rl.oversight_study.tasks import Task, values_of, wanted_of
 
 VARIANT_OF: Mapping[str, str] = {
     "trap": "DiamondGhostTrap",
@@ -154,6 +155,12 @@ class WorldTask(Task):
 def task_of(config: Mapping[str, Any]) -> Task:
     """Where a run trains and is tested. Raises ValueError for an impossible world or environment."""
     return own_task(config) if config.get("env") else WorldTask(config)
+
+
+def wanted(run: Path) -> str:
+    """The outcome of highest value in the environment of a run. RunError if there is no run of an agent."""
+    config = read_agent(run).config
+    return wanted_of(values_of(config["outcomes"]) if config.get("env") else task_of(config).values)
 
 
 def make_model(config: Mapping[str, Any], seed: int) -> RoutedAlgorithm:

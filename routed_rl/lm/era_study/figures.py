@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,7 +150,7 @@ def draw_tokens(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _groups(methods: pd.Series) -> dict[str, list[str]]:
+def _groups(methods: Iterable[str]) -> dict[str, list[str]]:
     """Return the methods of each column. A column of nothing but controls and what the first column has is left out."""
     there = set(methods)
     first, second = ([method for method in names if method in there] for names in GROUPS.values())
