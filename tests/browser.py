@@ -47,7 +47,7 @@ def opened(url, **options):
         page = browser.new_page(**options)
         page.on("request", request)
         page.on("pageerror", lambda error: wrong.append(f"error {error}"))
-        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         with page.expect_console_message(lambda said: "document idle" in said.text):  # of Bokeh: all is connected
             page.goto(url)
         try:
