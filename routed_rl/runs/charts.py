@@ -89,11 +89,13 @@ class Chart:
         plot.toolbar.active_scroll = None  # the wheel scrolls the page
         plot.toolbar.logo = None
         places = sorted({float(x) for x in self.points.x})
-        if len(places) <= TICKS:  # few places, as shares are: each has a tick, with its number in full
+        if len(places) <= TICKS and all(len(f"{place:g}") <= 4 for place in places):  # as shares: a tick at each
             plot.xaxis.ticker = places
             plot.xaxis.major_label_overrides = {place: f"{place:g}" for place in places}
         entries = []
+        known = list(self.colours)
         for number, (name, colour) in enumerate(self._all_colours().items()):
+            number = known.index(name) if name in known else number  # the same look in all charts of the study
             marker, dash = MARKERS[number % len(MARKERS)], DASHES[number // MOST % len(DASHES)]
             means, points = self.means(name), self.points[self.points.series == name]
             shown = {"color": colour}

@@ -104,6 +104,12 @@ def png(figure: Figure) -> bytes:
     return _drawn(figure, "png")
 
 
+def title(figure: Figure) -> str:
+    """Return the title of a figure, or that of its first panel, on one line."""
+    panels = (axes.get_title() or axes.get_title(loc="left") for axes in figure.axes)
+    return " ".join((figure.get_suptitle() or next(filter(None, panels), "")).split())
+
+
 @styled()
 def _drawn(figure: Figure, kind: str) -> bytes:
     drawn = io.BytesIO()

@@ -45,7 +45,7 @@ def list_runs(folder: StrPath, headline: Headline = lambda result: "") -> pd.Dat
 
     root = expanded(folder)
     if not root.is_dir():
-        raise RunError(f"there is no folder {str(root)!r}")
+        raise RunError(f"there is no folder {str(root)!r}: name the one that holds your runs")
     rows = [
         {"path": os.path.relpath(path, root), "kind": kind, **about, "changed": _changed(path)}
         for path, kind, about in _found(root, headline, DEPTH)

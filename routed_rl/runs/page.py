@@ -19,18 +19,20 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 def study_page(
     title: str,
+    options: Mapping[str, Any],
     summary: str,
     charts: Sequence[Chart],
-    figures: Mapping[str, bytes],
+    figures: Sequence[tuple[str, bytes]],
     meanings: Mapping[str, str],
 ) -> str:
     """Return a page of a study: charts, the summary with tables that can be sorted, figures, and what columns mean.
 
     Args:
         title: of the page.
+        options: what all runs share, by name.
         summary: Markdown. HTML in it is shown as text.
         charts: curves to draw with Bokeh, whose scripts are part of the page.
-        figures: PNG files by name.
+        figures: titles and PNG files.
         meanings: what each column of ``results.csv`` means.
     """
     places = {f"chart-{number}": chart for number, chart in enumerate(charts)}
@@ -40,7 +42,8 @@ def study_page(
         scripts=_scripts() if charts else "",
         charts=[(place, chart.title, _item(chart, place)) for place, chart in places.items()],
         summary=rendered(summary),
-        figures={name: base64.b64encode(data).decode() for name, data in figures.items()},
+        options={name: json.dumps(value, ensure_ascii=False) for name, value in options.items()},
+        figures=[(text, base64.b64encode(data).decode()) for text, data in figures],
         meanings=meanings,
     )
     return page

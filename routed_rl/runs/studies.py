@@ -17,7 +17,7 @@ from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.paths import expanded
 from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.charts import Chart, write_charts
-from routed_rl.runs.figures import png
+from routed_rl.runs.figures import png, save, title
 from routed_rl.runs.files import StrPath, plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
 from routed_rl.runs.lock import locked
@@ -131,11 +131,17 @@ class Reported(ABC):
             ValueError: if no run is finished.
         """
         found = self._found()
-        return self._page(found, {name: png(draw()) for name, draw in found.figures.items()})
+        return self._page(found, [draw() for draw in found.figures.values()])
 
-    def _page(self, found: Findings, drawn: Mapping[str, bytes]) -> str:
+    def _page(self, found: Findings, figures: Sequence[Figure]) -> str:
         charts = [draw() for draw in found.charts.values()]
-        return study_page(self.TITLE, found.summary, charts, drawn, described(found.results, found.meanings))
+        drawn = [(title(figure), png(figure)) for figure in figures]
+        meanings = described(found.results, found.meanings)
+        return study_page(self.TITLE, self._options(), found.summary, charts, drawn, meanings)
+
+    def _options(self) -> Mapping[str, Any]:
+        """The options that all runs share, for the page."""
+        return {}
 
     def _found(self) -> Findings:
         found = self.find()
@@ -249,15 +255,18 @@ class Study(Reported):
         rows = [[f"`{column}`", meaning] for column, meaning in explained.items()]
         header = f"# Columns of `{RESULTS}`\n\n| column | meaning |\n| --- | --- |\n"
         write_bytes(self.out / COLUMNS, (header + "".join(f"| {a} | {b} |\n" for a, b in rows)).encode())
-        drawn = {}
+        drawn = []
         for name in self.FIGURES:
             path = self.out / f"{name}.png"
             path.unlink(missing_ok=True)  # an earlier start may have had models that this one has not
             if name in found.figures:
-                drawn[name] = png(found.figures[name]())
-                write_bytes(path, drawn[name])
+                drawn.append(found.figures[name]())
+                save(drawn[-1], path)
         write_charts({name: draw() for name, draw in found.charts.items()}, self.out / CHARTS)
         write_bytes(self.out / REPORT, self._page(found, drawn).encode())
+
+    def _options(self) -> Mapping[str, Any]:
+        return self._identity()
 
     def _note(self, runs: Sequence[Any]) -> None:
         """Note which runs the study has, so that others can tell how far it is.

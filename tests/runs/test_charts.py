@@ -54,7 +54,7 @@ def test_a_drawn_chart_holds_each_seed_and_each_mean():
 
 
 def test_the_same_study_gives_the_same_bytes():
-    pages = [study_page("t", "text", [CHART, CHART], {"f": b"png"}, {"a": "b"}) for _ in range(2)]
+    pages = [study_page("t", {"a": 1}, "text", [CHART, CHART], [("f", b"png")], {"a": "b"}) for _ in range(2)]
     assert pages[0] == pages[1]
 
 
@@ -67,7 +67,7 @@ def test_a_summary_is_shown_as_text():
 def test_a_page_opens_from_disk_sorts_its_tables_and_shows_texts_as_texts(tmp_path):
     summary = "# Head\n\n| name | value |\n| --- | ---: |\n| b | 2 |\n| a | 10 |\n| <script>x</script> | −3 |\n"
     page_file = tmp_path / "report.html"
-    page_file.write_text(study_page("A <b> title", summary, [CHART], {}, {"column": "meaning <i>"}))
+    page_file.write_text(study_page("A <b> title", {"text": "<i>"}, summary, [CHART], [], {"column": "meaning <i>"}))
     with opened(page_file.as_uri()) as (page, wrong):
         page.locator(".bk-Figure").first.wait_for()
         assert page.title() == "A <b> title"
