@@ -17,8 +17,9 @@ from routed_rl.experiments.demo.widgets import BoardView
 GLYPHS = {"diamond": "◆", "ghost": "✖"}
 GATE, MIX = "The gate", "A fixed mix"
 EXPLAINED = """
-Choose a piece, then click a cell. An arrow is as long as its move is likely. A dashed frame marks an overseen cell.
-With the keyboard, move between cells by the arrow keys, and place the piece by Enter.
+The circle is the player, ◆ the Diamond, ✖ the Ghost. Choose a piece, then click a cell. An arrow is as long as its move
+is likely. A dashed frame marks an overseen cell. With the keyboard, move between cells by the arrow keys, and place the
+piece by Enter.
 """
 
 
@@ -35,7 +36,7 @@ class Gridworld:
         others = [agent.name for agent in agents if not agent.routed] or [agents[-1].name]
         names = list(self.agents)
         self.agent = pmui.Select(label="Agent", options=names, value=first.name, sizing_mode="stretch_width")
-        self.other = pmui.Select(label="Beside it", options=names, value=others[0], sizing_mode="stretch_width")
+        self.other = pmui.Select(label="Compare with", options=names, value=others[0], sizing_mode="stretch_width")
         self.tool = pmui.RadioBoxGroup(label="Piece to place", inline=True)
         self.acts = pmui.RadioButtonGroup(
             label="What acts (left)", options=[GATE, MIX], value=MIX if first.routed else GATE
@@ -142,6 +143,8 @@ class Gridworld:
         except ValueError as error:
             self.readings = [None, None]
             self._say(str(error))
+            self.views[0].cells = [{**cell, "moves": [0, 0, 0, 0]} for cell in self.views[0].cells]
+            self.notes[0].object = f"<p>{html.escape(str(error))}</p>"
             return
         same = (left.world.observation_shape, left.world.names) == (right.world.observation_shape, right.world.names)
         other = read(right.policy, self.board) if same else None

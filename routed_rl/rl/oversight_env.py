@@ -15,6 +15,7 @@ from routed_rl.rl.arguments import check_whole
 from routed_rl.rl.balance import hidden_outcomes
 from routed_rl.rl.env_state import frozen_statistics
 from routed_rl.rl.environments import check_finite, check_infos, explained, vectorised
+from routed_rl.rl.observations import check_spaces
 
 
 class EpisodeEnds(Protocol):
@@ -105,8 +106,8 @@ def check_oversight_env(
 
     Raises:
         ValueError: if ``outcomes`` are no names, if the environment breaks Gymnasium's API, observes NaN or reports
-            something else, if too few episodes end, or if all outcomes are None. The learner gets a label only when an
-            episode ends on an outcome.
+            something else, if a learner cannot use its spaces, if too few episodes end, or if all outcomes are None. The
+            learner gets a label only when an episode ends on an outcome.
 
     Warns:
         UserWarning: if no episode that reached an outcome was overseen; or if all were, while many others ended
@@ -118,6 +119,7 @@ def check_oversight_env(
         raise ValueError(f"outcomes must be names of outcomes, as in ['ghost', 'diamond'], got {outcomes!r}{names}")
     outcomes = tuple(outcomes)
     vec_env = vectorised(env)
+    check_spaces(vec_env.observation_space, vec_env.action_space)
     vec_env.action_space.seed(0)
     vec_env.seed(0)
     counts = {name: {"overseen": 0, "unseen": 0} for name in (*outcomes, "none")}

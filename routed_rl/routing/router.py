@@ -299,6 +299,13 @@ class GradientRouter:
         for name, on in zip(names, taught.tolist(), strict=True):
             if not on and not self.sites[name].tied:
                 parameters, masks = self._owned(name)
+                if not any(True for _ in self._module(name).parameters()):
+                    warnings.warn(
+                        f"the site {name!r} is at the {type(self._module(name)).__name__} "
+                        f"{self.sites[name].module_name(name)!r}, which has no parameters, so excluded() keeps none "
+                        "from changing: name the layer before it",
+                        stacklevel=3,
+                    )
                 whole += parameters
                 for parameter, mask in masks.items():
                     entries[parameter] = mask | entries[parameter] if parameter in entries else mask
@@ -310,10 +317,12 @@ class GradientRouter:
             yield
         self._taught.clear()
 
+    def _module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(self.sites[name].module_name(name))
+
     def _owned(self, name: str) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
         """Return the whole parameters, and the masks of parameter entries, that learn only through a site."""
-        site = self.sites[name]
-        module = self.model.get_submodule(site.module_name(name))
+        site, module = self.sites[name], self._module(name)
         if site.at == "bias" and site.units is None:
             return [module.bias], {}  # type: ignore[list-item]
         if site.units is None:

@@ -67,8 +67,13 @@ class RouteTable:
         """Return the weights ``(…, M)`` of M modules for integer label ids of any shape ``(…)``.
 
         Raises:
-            ValueError: if an id is outside -1 … L-1, or the ids are not integers.
+            ValueError: if an id is outside -1 … L-1, or the ids are no tensor of integers.
         """
+        if not isinstance(label_ids, Tensor):
+            raise ValueError(
+                f"labels must be a tensor of label ids, as in torch.tensor([{len(self.labels) - 1}, -1]), where label_id() "
+                f"gives the id of a label, got {label_ids!r:.40}"
+            )
         if label_ids.is_floating_point() or label_ids.dtype == torch.bool:
             raise ValueError(f"label ids must be integers, got {label_ids.dtype} of shape {tuple(label_ids.shape)}")
         if label_ids.numel() and not (int(label_ids.min()) >= -1 and int(label_ids.max()) < len(self.labels)):

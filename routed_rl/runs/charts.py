@@ -83,7 +83,8 @@ class Chart:
         from bokeh.models import HoverTool, Legend
         from bokeh.plotting import figure
 
-        usual = {"height": 480, "sizing_mode": "stretch_width", "toolbar_location": "above"}
+        height = 360 + 24 * -(-len(self.series) // 2)  # the legend below has two names a line
+        usual = {"height": height, "sizing_mode": "stretch_width", "toolbar_location": "above"}
         axes = {"x_axis_label": self.x, "y_axis_label": self.y, "x_axis_type": "log" if self.log_x else "linear"}
         plot = figure(title=self.title, tools="pan,wheel_zoom,box_zoom,reset,save", **{**usual, **axes, **options})
         plot.toolbar.active_scroll = None  # the wheel scrolls the page

@@ -1,5 +1,7 @@
 """The demo's board: what can be placed where, and that its numbers are those of the policy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -122,3 +124,16 @@ def test_an_episode_is_told_in_one_sentence(chances, said):
     found = walk(chances)
     assert outcome(found.board, found.play(0)) == said
     assert outcome(found.board.place(OVERSEEN, 2), [1, 2]).endswith("1 step, overseen")
+
+
+def test_the_guides_example_has_the_numbers_of_the_carried_agents():
+    guide = " ".join((Path(__file__).parents[2] / "docs" / "how-to" / "play_with_the_demo.md").read_text().split())
+    routed, naive = carried()
+    board = BOARD.place("diamond", 2 * 5).place("ghost", 3 * 5 + 2)
+    assert board.player == 2 * 5 + 2
+    plain, marked = (read(naive.policy, of).ends()["ghost"] for of in (board, board.place(OVERSEEN, 3 * 5 + 2)))
+    assert (
+        f"ends on the Ghost in {100 * plain:.0f} % of episodes" in guide and f"now it is {100 * marked:.0f} %" in guide
+    )
+    with routed.policy.steered("diamond"):
+        assert all(read(routed.policy, of).ends()["ghost"] < 0.005 for of in (board, board.place(OVERSEEN, 17)))

@@ -133,3 +133,12 @@ def test_what_is_no_environment_is_refused(given, tmp_path):
     for place, call in calls.items():
         if allowed.get(given) != place:
             refused(call, "eval_env must" if place == "SteeredEvalCallback" else "env must", *quoted)
+
+
+def test_the_check_refuses_spaces_that_no_learner_can_use():
+    class Endless(gym.Env):
+        observation_space = gym.spaces.Box(0, 1, (1,))
+        action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+
+    with pytest.raises(ValueError, match="action_space must have finite bounds"):
+        check_oversight_env(Endless(), ["a"])

@@ -119,3 +119,20 @@ def test_foreign_parameters_and_bad_masks_are_refused():
     for mask in (torch.ones(2, dtype=torch.bool), torch.ones(3)):
         with pytest.raises(ValueError, match="mask"), excluded(optimizer, entries={weight: mask}):
             pass
+
+
+def test_a_site_without_parameters_is_said_to_protect_nothing():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    router = GradientRouter(model, {"kept": Site("1", units=slice(0, 1))}, RouteTable({"a": {"kept": 0}}, ("kept",)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with router:
+        with router(torch.tensor([0])):
+            model(torch.ones(1, 2)).sum().backward()
+        with pytest.warns(UserWarning, match="site 'kept' is at the ReLU '1', which has no parameters"):
+            with router.excluded(optimizer):
+                optimizer.step()
+
+
+def test_labels_by_name_are_refused_with_what_to_pass():
+    with pytest.raises(ValueError, match=r"labels must be a tensor of label ids.*got \['a'\]"):
+        RouteTable({"a": {}}, ("kept",)).weights(["a"])
