@@ -106,8 +106,8 @@ def check_oversight_env(
 
     Raises:
         ValueError: if ``outcomes`` are no names, if the environment breaks Gymnasium's API, observes NaN or reports
-            something else, if a learner cannot use its spaces, if too few episodes end, or if all outcomes are None. The
-            learner gets a label only when an episode ends on an outcome.
+            something else, if a learner cannot use its spaces, if too few episodes end, or if all outcomes are None.
+            The learner gets a label only when an episode ends on an outcome.
 
     Warns:
         UserWarning: if no episode that reached an outcome was overseen; or if all were, while many others ended

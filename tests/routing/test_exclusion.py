@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from routed_rl.routing import excluded
+from routed_rl.routing import GradientRouter, RouteTable, Site, excluded
 
 OPTIMIZERS = {
     "adam": lambda p, **kw: torch.optim.Adam(p, lr=0.1, weight_decay=0.1, **kw),
@@ -123,14 +123,14 @@ def test_foreign_parameters_and_bad_masks_are_refused():
 
 def test_a_site_without_parameters_is_said_to_protect_nothing():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    router = GradientRouter(model, {"kept": Site("1", units=slice(0, 1))}, RouteTable({"a": {"kept": 0}}, ("kept",)))
+    router = GradientRouter(model, {"kept": Site(module="1")}, RouteTable({"a": {"kept": 0}}, ("kept",)))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with router:
         with router(torch.tensor([0])):
             model(torch.ones(1, 2)).sum().backward()
-        with pytest.warns(UserWarning, match="site 'kept' is at the ReLU '1', which has no parameters"):
-            with router.excluded(optimizer):
-                optimizer.step()
+        said = "site 'kept' is at the ReLU '1', which has no parameters"
+        with pytest.warns(UserWarning, match=said), router.excluded(optimizer):
+            optimizer.step()
 
 
 def test_labels_by_name_are_refused_with_what_to_pass():
