@@ -19,13 +19,20 @@ WIDEST, LARGEST = 900, 150_000
 """Pixels and bytes of a picture that is shown on the site."""
 
 REDUCED = {
+    "cut_out_a_topic": "stories, steps, repair_steps, tested = 200, 3, 2, 40",
     "route_an_agent": "total_steps, episodes = 2_048, 100",
     "route_any_network": "steps, copies = 10, 20",
     "run_a_study": "methods, controls, seeds, total_steps = ['routing'], ['shuffled'], 1, 1_024",
+    "unlearn_attack_undo": "people, steps, distil_steps, measured = 120, 3, 2, (0, 2)",
 }
 """Notebook → smaller values of what its cell with the tag ``parameters`` sets."""
 
 FACTS = {
+    "cut_out_a_topic": """
+        assert model.num_parameters() == small == repaired.num_parameters()
+        assert all(abs(losses["expanded"][what] - loss) < 1e-5 for what, loss in losses["new model"].items())
+        assert all(losses["ablated"][what] != loss for what, loss in losses["routed"].items())
+    """,
     "route_an_agent": """
         assert torch.equal(policies["snacks ablated"], policies["steered to desk"])
         assert not torch.equal(policies["steered to snacks"], policies["steered to desk"])
@@ -44,6 +51,13 @@ FACTS = {
         written = {path: path.stat().st_mtime_ns for path in agents}
         assert study.run(OUT, workers=workers).equals(results)
         assert written == {path: path.stat().st_mtime_ns for path in agents}
+    """,
+    "unlearn_attack_undo": """
+        again = trained(corpus.documents("train")).state_dict()
+        assert all(torch.equal(again[name], weight) for name, weight in reference.state_dict().items())
+        for model in (unlearned, *students.values()):
+            assert any(not torch.equal(again[name], weight) for name, weight in model.state_dict().items())
+        assert len({tuple(curve) for curve in worst.values()}) == len(worst) == 4
     """,
 }
 """Notebook → what holds at its end, said with its own names, and cannot hold by accident."""
@@ -100,7 +114,7 @@ def test_a_notebook_shows_the_picture_that_it_draws_last(notebook):
     *_, last, page = jupytext.read(notebook).cells
     picture = notebook.with_suffix(".png")
     assert last.cell_type == "code" and f'savefig("{picture.name}", dpi=110)' in last.source
-    assert re.match(rf"!\[.+\]\({picture.name}\)", page.source)
+    assert re.match(rf"!\[[^]]+\]\({picture.name}\)", page.source)
     assert picture.stat().st_size <= LARGEST
     with Image.open(picture) as shown:
         assert shown.width <= WIDEST
