@@ -71,8 +71,8 @@ class RouteTable:
         """
         if not isinstance(label_ids, Tensor):
             raise ValueError(
-                f"labels must be a tensor of label ids, as in torch.tensor([{len(self.labels) - 1}, -1]); label_id() gives "
-                f"the id of a label; got {repr(label_ids)[:40]}"
+                f"labels must be a tensor of label ids, as in torch.tensor([{len(self.labels) - 1}, -1]); label_id() "
+                f"gives the id of a label; got {repr(label_ids)[:40]}"
             )
         if label_ids.is_floating_point() or label_ids.dtype == torch.bool:
             raise ValueError(f"label ids must be integers, got {label_ids.dtype} of shape {tuple(label_ids.shape)}")
