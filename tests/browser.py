@@ -71,4 +71,4 @@ def assert_report_opens(path, charts):
         assert all(images.evaluate_all("all => all.map(image => image.naturalWidth > 100)"))
         page.get_by_role("columnheader").nth(1).get_by_role("button").click()
         assert page.locator("th[aria-sort=ascending]").count() == 1
-        assert wrong == []
+        assert wrong == [], wrong

@@ -238,10 +238,11 @@ def label_ends(figure: Figure, width: int = 26) -> None:
         for line in axes.get_lines():
             if str(line.get_label()).startswith("_"):
                 continue
-            ends = line.get_transform() - axes.transAxes
-            x, y = ends.transform(
-                np.asarray(line.get_xydata())[np.isfinite(np.asarray(line.get_ydata(), dtype=float))][-1]
-            )
+            points = np.asarray(line.get_xydata(), dtype=float)
+            points = points[np.isfinite(points).all(1)]
+            if not len(points):  # losses that are infinite, say
+                continue
+            x, y = (line.get_transform() - axes.transAxes).transform(points[-1])
             tie = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.7, "alpha": 0.7, "relpos": (0, 0.5)}
             dark = 0.75 * np.array(to_rgb(line.get_color()))  # thin letters look lighter than a line
             label = axes.annotate(

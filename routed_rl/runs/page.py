@@ -53,8 +53,8 @@ def _scripts() -> str:
     """Return Bokeh's scripts, to be part of a page."""
     from bokeh.resources import Resources
 
-    scripts: str = Resources(mode="inline", components=["bokeh"]).render_js()
-    return scripts
+    # Not render_js(): other packages that use Bokeh, as Panel, add links there to files that only their servers have.
+    return "<script>" + "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw) + "</script>"
 
 
 def _item(chart: Chart, place: str) -> str:

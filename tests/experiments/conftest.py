@@ -5,6 +5,7 @@ import torch
 
 from routed_rl.experiments.oversight.oversight import PublishedStudy
 from routed_rl.lm import EraStudy
+from routed_rl.runs import studies
 from routed_rl.unlearning import UndoStudy
 from tests.experiments.small_undo import STUDY, run, small_models
 
@@ -28,12 +29,14 @@ def study(small, tmp_path_factory):
     out = tmp_path_factory.mktemp("undo") / "study"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UndoStudy, "FIGURES", ())
+        patch.setattr(studies, "study_page", lambda *_: "")
         run(small, *STUDY, "--out", out)
     return out
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Studies draw no figures, which take a third of the time of a small one."""
+    """Studies draw no figures and no page, which take a third of the time of a small one."""
+    monkeypatch.setattr(studies, "study_page", lambda *_: "")
     for study in (EraStudy, PublishedStudy, UndoStudy):
         monkeypatch.setattr(study, "FIGURES", ())

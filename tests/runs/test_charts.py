@@ -1,5 +1,6 @@
 """Charts and pages of studies: their numbers, their files, and that they show texts as texts."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +57,11 @@ def test_a_drawn_chart_holds_each_seed_and_each_mean():
 def test_the_same_study_gives_the_same_bytes():
     pages = [study_page("t", {"a": 1}, "text", [CHART, CHART], [("f", b"png")], {"a": "b"}) for _ in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_a_page_loads_nothing_also_after_panel_has_been_used():
+    pytest.importorskip("panel").extension()
+    assert not re.search(r"<(script|link|img)[^>]* (src|href)=.(?!data:)", study_page("t", {}, "s", [CHART], [], {}))
 
 
 def test_a_summary_is_shown_as_text():
