@@ -102,6 +102,10 @@ class LabelTable(NamedTuple):
     shares: Tensor  # (K + 3, M + 1) weight of the environment's own reward, at every step
 
 
+OF_STUDIES = {"routing-predicted": "unlabelled='predicted', and solo=1 for the learner", "strict": "unlabelled='none'"}
+"""Methods of studies that are routing with other options."""
+
+
 class Overseer:
     """Labels episodes, and gives each label a training reward, a policy-loss weight and route weights.
 
@@ -159,6 +163,8 @@ class Overseer:
     ) -> None:
         check_type((Mapping,), "outcome → value, as in {'ghost': -1, 'diamond': 1}", values=values)
         check_type((LabelNoise,), "a LabelNoise, as in LabelNoise(miss_rate=0.1)", noise=noise)
+        if not isinstance(method, Method) and method in OF_STUDIES:
+            raise ValueError(f"{method!r} is a method of studies: here it is 'routing' with {OF_STUDIES[method]}")
         if not isinstance(method, Method) and method not in METHODS:
             raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}, or a Method(…)")
         if unlabelled not in ("all", "none", "predicted"):

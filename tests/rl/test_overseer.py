@@ -175,3 +175,9 @@ def test_what_differs_from_the_defaults_is_shown():
     everything = repr(Overseer(VALUES, **{name: value for name, (value, _) in SHOWN.items()}))
     assert everything == f"{plain}, {', '.join(SHOWN[name][1] for name in options)})"
     assert repr(eval(everything)) == everything
+
+
+@pytest.mark.parametrize(("method", "options"), [("routing-predicted", "solo=1"), ("strict", "unlabelled='none'")])
+def test_a_method_of_studies_is_translated(method, options):
+    with pytest.raises(ValueError, match=f"'{method}' is a method of studies: here it is 'routing' with .*{options}"):
+        Overseer({"good": 1}, method=method)
