@@ -17,7 +17,7 @@ from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.paths import expanded
 from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.charts import Chart, write_charts
-from routed_rl.runs.figures import png, save, title
+from routed_rl.runs.figures import png, title
 from routed_rl.runs.files import StrPath, plain_json
 from routed_rl.runs.grid import Kind, is_finished, open_backend, run_all
 from routed_rl.runs.lock import locked
@@ -131,13 +131,13 @@ class Reported(ABC):
             ValueError: if no run is finished.
         """
         found = self._found()
-        return self._page(found, [draw() for draw in found.figures.values()])
-
-    def _page(self, found: Findings, figures: Sequence[Figure]) -> str:
-        charts = [draw() for draw in found.charts.values()]
+        figures = [draw() for draw in found.figures.values()]
         drawn = [(title(figure), png(figure)) for figure in figures]
+        return self._page(found, [draw() for draw in found.charts.values()], drawn)
+
+    def _page(self, found: Findings, charts: Sequence[Chart], figures: Sequence[tuple[str, bytes]]) -> str:
         meanings = described(found.results, found.meanings)
-        return study_page(self.TITLE, self._options(), found.summary, charts, drawn, meanings)
+        return study_page(self.TITLE, self._options(), found.summary, charts, figures, meanings)
 
     def _options(self) -> Mapping[str, Any]:
         """The options that all runs share, for the page."""
@@ -260,10 +260,12 @@ class Study(Reported):
             path = self.out / f"{name}.png"
             path.unlink(missing_ok=True)  # an earlier start may have had models that this one has not
             if name in found.figures:
-                drawn.append(found.figures[name]())
-                save(drawn[-1], path)
-        write_charts({name: draw() for name, draw in found.charts.items()}, self.out / CHARTS)
-        write_bytes(self.out / REPORT, self._page(found, drawn).encode())
+                figure = found.figures[name]()
+                drawn.append((title(figure), png(figure)))
+                write_bytes(path, drawn[-1][1])
+        charts = {name: draw() for name, draw in found.charts.items()}
+        write_charts(charts, self.out / CHARTS)
+        write_bytes(self.out / REPORT, self._page(found, [*charts.values()], drawn).encode())
 
     def _options(self) -> Mapping[str, Any]:
         return self._identity()

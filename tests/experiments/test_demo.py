@@ -14,8 +14,6 @@ from routed_rl.runs.studies import PLANNED, STUDY
 from tests.browser import demo, needs_browser, opened
 from tests.experiments.mistakes import complaints
 
-ENDS = re.compile(r"ends on: ghost (\d+)%, diamond (\d+)%, neither (\d+)%")
-
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
@@ -39,11 +37,6 @@ def page(address):
         page.get_by_role("gridcell").first.wait_for()
         yield page
         assert not wrong
-
-
-def ends(page, board=0):
-    """The chances in percent of Ghost, Diamond and neither, as the page says below a board."""
-    return tuple(map(int, ENDS.findall(page.locator("body").inner_text())[board]))
 
 
 def steer(page, ghost, diamond):
