@@ -44,17 +44,23 @@ def steer(page, ghost, diamond):
         page.get_by_role("slider", name=f"Weight of {name}").press(key)
 
 
+def assert_shown(place):
+    """The page shows this, or does so soon."""
+    place.wait_for()
+    assert place.is_visible()
+
+
 @needs_browser
 def test_what_is_placed_is_on_both_boards(page):
     page.get_by_role("radio", name="Diamond").check()
     page.get_by_role("gridcell").nth(0).click()
-    page.get_by_role("gridcell", name="row 1, column 1: diamond").nth(1).wait_for()
+    assert_shown(page.get_by_role("gridcell", name="row 1, column 1: diamond").nth(1))
     page.get_by_role("radio", name="Overseen").check()
     page.get_by_role("gridcell").nth(0).click()
-    page.get_by_role("gridcell", name="row 1, column 1: diamond, overseen").nth(1).wait_for()
+    assert_shown(page.get_by_role("gridcell", name="row 1, column 1: diamond, overseen").nth(1))
     page.get_by_role("radio", name="Wall").check()
     page.get_by_role("gridcell").nth(0).click()
-    page.get_by_text("there is the diamond: move it away before you build a wall").wait_for()
+    assert_shown(page.get_by_text("there is the diamond: move it away before you build a wall"))
 
 
 @needs_browser
@@ -63,7 +69,7 @@ def test_the_keyboard_alone_places_a_piece(page):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    page.get_by_role("gridcell", name="row 2, column 2: player").first.wait_for()
+    assert_shown(page.get_by_role("gridcell", name="row 2, column 2: player").first)
 
 
 @needs_browser
@@ -74,28 +80,28 @@ def test_steering_chooses_the_end_and_contrast_changes_it(page):
         steer(page, *weights)
         with agent.policy.steered(steering):
             ghost, diamond, neither = read(agent.policy, board).ends().values()
-        page.get_by_text(f"ghost {ghost:.0%}, diamond {diamond:.0%}, neither {neither:.0%}").first.wait_for()
+        assert_shown(page.get_by_text(f"ghost {ghost:.0%}, diamond {diamond:.0%}, neither {neither:.0%}").first)
         assert max(ghost, diamond) > 0.9
     page.get_by_role("slider", name="Contrast").press("End")
     with agent.policy.steered("ghost", avoid={"diamond": 8.0}):
         contrasted = read(agent.policy, board)
     chances = [f"{chance:.0%}" for chance in contrasted.probabilities[board.player]]
-    page.get_by_role("row", name=f"as steered {' '.join(chances)}").first.wait_for()
+    assert_shown(page.get_by_role("row", name=f"as steered {' '.join(chances)}").first)
 
 
 @needs_browser
 def test_what_is_ablated_does_not_act(page):
     page.get_by_role("button", name="The gate").click()
     page.get_by_role("checkbox", name="Diamond").check()
-    page.get_by_role("row", name=re.compile("Diamond alone .* 0%$")).first.wait_for()
+    assert_shown(page.get_by_role("row", name=re.compile("Diamond alone .* 0%$")).first)
     page.get_by_role("checkbox", name="Ghost").check()
-    page.get_by_text("one module must remain").first.wait_for()
+    assert_shown(page.get_by_text("one module must remain").first)
 
 
 @needs_browser
 def test_an_episode_is_played_and_its_trail_drawn(page):
     page.get_by_role("button", name="Play an episode").click()
-    page.get_by_text("reached the Diamond after").first.wait_for()
+    assert_shown(page.get_by_text("reached the Diamond after").first)
     assert page.locator(".trail polyline").count() == 2
     page.get_by_role("button", name="Start again").click()
     page.locator(".trail polyline").first.wait_for(state="detached")
@@ -104,13 +110,13 @@ def test_an_episode_is_played_and_its_trail_drawn(page):
 @needs_browser
 def test_a_study_that_is_not_finished_is_shown_as_such(page):
     page.get_by_role("tab", name="Study").click()
-    page.get_by_text("This study is not finished: 0 of 2 runs are done").wait_for()
+    assert_shown(page.get_by_text("This study is not finished: 0 of 2 runs are done"))
 
 
 @needs_browser
 def test_the_page_fits_a_phone(address):
     with opened(address, viewport={"width": 390, "height": 844}) as (page, wrong):
-        page.get_by_role("gridcell").first.wait_for()
+        assert_shown(page.get_by_role("gridcell").first)
         wide = page.evaluate("document.documentElement.scrollWidth")
         boxes = [cell.bounding_box() for cell in page.get_by_role("gridcell").all()[:5]]
         assert wide <= 390 and all(box["x"] + box["width"] <= 390 for box in boxes) and not wrong
