@@ -1,0 +1,1 @@
+"""The unlearning arena: methods, robust stages and attacks on a benchmark, in one table."""

@@ -1,0 +1,116 @@
+"""The base class of the arena's attacks: attempts to bring back what a model has forgotten."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import nn
+
+from routed_rl.lm.batches import Batches
+from routed_rl.lm.models import keeps_apart
+from routed_rl.lm.texts import row_length, text_corpus
+from routed_rl.runs import derive_seed
+from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example, Row
+
+Setting = float | str
+"""What distinguishes an attempt from the others of an attack, such as its learning rate."""
+Group = Literal["weights", "prompts"]
+"""What an attacker changes: the model's weights, or only what the model reads."""
+
+
+class Look(Protocol):
+    """Measures an attacked model."""
+
+    def __call__(
+        self, step: int, model: nn.Module, change: Callable[[Example], Example] = lambda example: example
+    ) -> float:
+        """Measure, and return the benchmark's main score: how much the model knows of the forget set.
+
+        Args:
+            step: what the attempt has spent so far, in gradient steps.
+            model: the attacked model, which is not changed.
+            change: what the attacker makes of each question.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """A model under attack, with what an attacker may use. The attacker has the benchmark, and no answer of its own.
+
+    Attributes:
+        model: not to be changed. Attack a copy.
+        original: the model before it was unlearned. None: the attacker has not got it.
+        batch_size: rows of a gradient step.
+        steps: gradient steps that an attempt may spend. A forward pass over as many rows counts a third.
+        seed: fixes all that is random.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    benchmark: Benchmark
+    original: nn.Module | None
+    batch_size: int
+    steps: int
+    seed: int
+
+    def batches(self, rows: Sequence[Row], name: str, others: Sequence[Row] = ()) -> Batches:
+        """Return batches of documents, for training. Their order is fixed by the seed and ``name``.
+
+        Args:
+            rows: the documents. If they are too few for a batch, they are repeated.
+            others: documents that are not in the batches; any that differ from ``rows``.
+        """
+        others = others or [row for row in (*self.benchmark.retain, *self.benchmark.forget) if row not in rows][:1]
+        corpus = text_corpus(self.tokenizer, rows, others, allow_overlap=True)
+        length = row_length(corpus, self.model)
+        documents = corpus.documents("train", "forget")
+        while True:
+            try:
+                return Batches(
+                    corpus,
+                    documents,
+                    length,
+                    self.batch_size,
+                    derive_seed(self.seed, name),
+                    pack=keeps_apart(self.model),
+                )
+            except ValueError:
+                if len(documents) >= self.batch_size * length:
+                    raise
+                documents = documents.repeat(2)
+
+
+class ArenaAttack(ABC):
+    """Attempts to bring back what a model has forgotten. The best attempt counts, and in it the best look.
+
+    An attack of your own is a subclass that can be made without arguments: ``--attacks my_module:MyAttack``.
+
+    Attributes:
+        group: what the attacker changes.
+        needs_original: whether the attacker needs the model before it was unlearned.
+    """
+
+    group: ClassVar[Group]
+    needs_original: ClassVar[bool] = False
+
+    def undefined(self, benchmark: Benchmark) -> str | None:
+        """Return why the attack is not possible on a benchmark. None: it is."""
+        return None
+
+    @property
+    @abstractmethod
+    def attempts(self) -> Sequence[Setting]:
+        """The setting of each attempt. They share the attack's budget."""
+
+    @abstractmethod
+    def attempt(self, setting: Setting, victim: Victim, look: Look) -> float:
+        """Attack a copy of a model once, and let ``look`` measure it at least once, at the end.
+
+        An attempt may end early where it diverges.
+
+        Returns:
+            The cost, in gradient steps of the victim's batch size. A forward pass over as many rows counts a third.
+        """

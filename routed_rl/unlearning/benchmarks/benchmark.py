@@ -1,0 +1,162 @@
+"""What a benchmark of unlearning is: documents that models learn, and examples by which they are measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from routed_rl.lm.training import Training
+
+Row = Mapping[str, Any]
+"""A document, of a form of :func:`~routed_rl.lm.from_row`."""
+FORGET, RETAIN, HOLDOUT = "forget", "retain", "holdout"
+"""Sets of examples that have a meaning of their own. Nothing in ``holdout`` was ever learned; it is like ``forget``."""
+TEXTS = "_texts"
+"""End of the names of sets whose examples are texts to be continued, such as ``forget_texts``."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its answer, or a text with its continuation.
+
+    Attributes:
+        prompt: the question, or the beginning of the text. Blank: all of the text is ``answer``.
+        answer: the right answer, or the rest of the text.
+        paraphrases: the right answer in other words.
+        perturbed: wrong answers in the same words but for the fact.
+        choices: options of a multiple-choice question, the right one first. Empty: none.
+        key: the words of the answer that state the fact. Blank: all of the answer.
+        chat: whether prompt and answer are messages of a user and a model. False: parts of one text.
+    """
+
+    prompt: str
+    answer: str
+    paraphrases: tuple[str, ...] = ()
+    perturbed: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    key: str = ""
+    chat: bool = True
+
+    def row(self, answer: str | None = None) -> dict[str, str]:
+        """Return the document that has this answer, or the right one."""
+        answer = self.answer if answer is None else answer
+        if not self.prompt:
+            return {"text": answer}
+        names = ("question", "answer") if self.chat else ("prompt", "completion")
+        return dict(zip(names, (self.prompt, answer), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Documents and examples.
+
+    Attributes:
+        forget, retain: the documents to unlearn, and those to keep. A model to be unlearned has learned both.
+        sets: examples by set: ``forget``, ``retain``, ``holdout``, and others, all of which a model should keep. Sets
+            of texts are called after their kind, such as ``forget_texts``.
+        main: name of the score that says how much of the forget set a model knows. Attackers raise it.
+        chance: the main score of a model that only guesses.
+
+    Raises:
+        ValueError: for a benchmark without documents or without examples to forget and to retain, or with a text in
+            both sets.
+    """
+
+    forget: Sequence[Row]
+    retain: Sequence[Row]
+    sets: Mapping[str, Sequence[Example]]
+    main: str = "knowledge"
+    chance: float = 0.0
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind in (FORGET, RETAIN):
+            if not getattr(self, kind):
+                raise ValueError(f"the benchmark has no {kind} documents")
+            if not self.examples(kind):
+                raise ValueError(f"the benchmark has no examples of the {kind} set")
+        learned = {kind: {_text(row) for row in getattr(self, kind)} for kind in (FORGET, RETAIN)}
+        both = learned[FORGET] & learned[RETAIN]
+        if both:
+            raise ValueError(
+                f"{len(both)} of {len(self.forget)} forget documents are in the retain set too, for example "
+                f"{min(both)[:60]!r}: take them out of one set"
+            )
+        held = {_text(example.row()) for example in self.examples(HOLDOUT)}
+        for kind, texts in learned.items():
+            if shared := held & texts:
+                raise ValueError(
+                    f"{len(shared)} of {len(held)} holdout examples are {kind} documents, for example "
+                    f"{min(shared)[:60]!r}: a holdout must be new to all models"
+                )
+
+    def examples(self, name: str) -> Sequence[Example]:
+        """Return a set's questions, or where it has none its texts, or nothing."""
+        return self.sets.get(name) or self.sets.get(f"{name}{TEXTS}", ())
+
+    def texts(self, name: str) -> Sequence[Example]:
+        """Return a set's texts, or where it has none its questions, or nothing."""
+        return self.sets.get(f"{name}{TEXTS}") or self.sets.get(name, ())
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of the sets that a model should keep."""
+        return [name for name in self.sets if name.removesuffix(TEXTS) not in (FORGET, HOLDOUT)]
+
+
+def _text(row: Row) -> str:
+    return " ".join(" ".join(value for value in row.values() if isinstance(value, str)).split())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a small model learns a benchmark.
+
+    Attributes:
+        model: a name in :data:`~routed_rl.lm.PRESETS`.
+        vocabulary: most tokens of the tokenizer that is trained on the benchmark's texts.
+        training: of the model that learns everything, and of the one that learns the retain set alone.
+        batch_size: rows of a training step.
+    """
+
+    model: str
+    vocabulary: int
+    training: Training
+    batch_size: int = 16
+
+
+class BenchmarkKind(ABC):
+    """A benchmark that can be named: where its documents come from.
+
+    Attributes:
+        splits: names of its splits, the usual one first. Empty: it has none.
+        recipe: how the arena trains a model of its own. None: the user names a model that knows the benchmark.
+    """
+
+    splits: ClassVar[Sequence[str]] = ()
+    recipe: ClassVar[Recipe | None] = None
+
+    @abstractmethod
+    def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
+        """Return the benchmark.
+
+        Args:
+            data: a folder or file with its data. None: the usual place, such as the Hugging Face Hub.
+            split: one of :attr:`splits`. None: the usual one.
+
+        Raises:
+            ValueError: for data without a field that is needed, or an unknown split.
+            ConnectionError: if the Hub cannot be read.
+        """
+
+    @classmethod
+    def documents(cls, benchmark: Benchmark) -> Iterator[str]:
+        """Yield the texts on which a tokenizer is trained: all documents and answers."""
+        for row in (*benchmark.forget, *benchmark.retain):
+            yield _text(row)
+        for examples in benchmark.sets.values():
+            for example in examples:
+                for answer in (example.answer, *example.paraphrases, *example.perturbed, *example.choices):
+                    yield f"{example.prompt} {answer}"
