@@ -21,6 +21,7 @@ import tyro
 
 import routed_rl
 from routed_rl.errors import fail, guarded
+from routed_rl.experiments.arena.options import Arena
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.common.agents.options import PRESETS, Train
 from routed_rl.experiments.common.characters import print_in_any_encoding
@@ -52,6 +53,7 @@ GROUPS: Mapping[str, Mapping[type, str]] = {
         Era: "language.era",
         SteeringScalar: "language.steering_scalar",
         Undo: "undo.undo",
+        Arena: "arena.arena",
     },
     "Vision": {Mnist: "vision.mnist", Cifar: "vision.cifar"},
     "Speed": {Benchmark: "benchmarks.benchmark"},

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from routed_rl.lm.adapters import check_plain
@@ -145,7 +146,7 @@ def undo(
     forget: Texts | Corpus,
     retain: Texts | None = None,
     *,
-    alpha: float = 0.6,
+    alpha: float | None = 0.6,
     beta: float = 0.1,
     steps: int = 1200,
     learning_rate: float = 2e-3,
@@ -163,6 +164,7 @@ def undo(
     allow_overlap: bool = False,
     seed: int = 0,
     progress: bool = True,
+    callback: Callable[[int, nn.Module], None] = lambda steps, model: None,
 ) -> nn.Module:
     """Return a student with noised weights, distilled from an unlearned model (UNDO, Lee et al. 2025, section 4).
 
@@ -179,8 +181,10 @@ def undo(
 
     Args:
         model: the unlearned model, which is the teacher. As for :func:`unlearn`, it is only frozen during the call.
-        tokenizer, forget, retain, batch_size, length, pack, allow_overlap, seed, progress: as for :func:`unlearn`.
+        tokenizer, forget, retain, batch_size, length, pack, allow_overlap, seed, progress, callback: as for
+            :func:`unlearn`.
         alpha: how far each weight moves from its value (0) to noise (1). More is more robust, and takes more steps.
+            None: the student is a new model of the same configuration (Unlearn-and-Distill).
         beta: scale of the noise (UNDO: 0.1).
         steps: gradient steps of distillation, at most.
         learning_rate: AdamW's highest; it decays by a cosine to a tenth.
@@ -201,13 +205,20 @@ def undo(
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     check_plain(model)
     options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
-    copied = TrainedCopy(model, rank, **options, changed=True)
-    touch = {"touch": matrices} if touched == "matrices" else {}
-    shrink_and_perturb(copied.model, alpha, beta, derive_seed(seed, "noise"), **touch)
+    copied = TrainedCopy(model if alpha is not None else _new(model, seed), rank, **options, changed=True)
+    if alpha is not None:
+        touch = {"touch": matrices} if touched == "matrices" else {}
+        shrink_and_perturb(copied.model, alpha, beta, derive_seed(seed, "noise"), **touch)
     copied.warn(learning_rate)
     copied.begin(derive_seed(seed, "adapters"))
     retained = data.measured("retain")
-    with kept(model), progress_bar(f"distil, α {alpha:g}", steps, _shown(progress)) as tick:
+    what = "distil" if alpha is None else f"distil, α {alpha:g}"
+    with kept(model), progress_bar(what, steps, _shown(progress)) as tick:
+
+        def after(step: int) -> None:
+            callback(step + 1, copied.model)
+            tick(step)
+
         found = distil(
             copied.distributed,
             model,
@@ -216,7 +227,7 @@ def undo(
             None if within is None else (lambda tuned: evaluate(tuned, retained).mean()),
             StopRule(within or 0.0, least=least),
             seed=derive_seed(seed, "train"),
-            on_step=tick,
+            on_step=after,
         )
     if within is not None and not found.reached:
         last = list(found.student.values())[-1]
@@ -225,7 +236,7 @@ def undo(
             "raise steps or learning_rate, or lower alpha; a damaged student looks robust",
             stacklevel=2,
         )
-    elif within is not None and found.early:
+    elif within is not None and found.early and alpha is not None:
         warnings.warn(
             f"noise with alpha={alpha:g} cost so little that distillation stopped after {found.steps} steps, its least "
             "number: the student is still close to its teacher, so raise alpha",
@@ -318,6 +329,15 @@ def attack(
             stacklevel=2,
         )
     return pd.DataFrame(rows, columns=["learning_rate", "step", "forget_loss", "retain_loss"])
+
+
+def _new(model: nn.Module, seed: int) -> nn.Module:
+    """Return a model of the same class and configuration with new weights, on the same device and of the same dtype."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "student"))
+        made = type(model)(model.config)
+    first = next(model.parameters())
+    return made.to(first.device, first.dtype)
 
 
 class _Data:

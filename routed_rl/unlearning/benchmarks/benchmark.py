@@ -133,10 +133,12 @@ class BenchmarkKind(ABC):
     Attributes:
         splits: names of its splits, the usual one first. Empty: it has none.
         recipe: how the arena trains a model of its own. None: the user names a model that knows the benchmark.
+        settings: of methods on this benchmark, each ``METHOD.NAME=VALUE``. Others keep their own recipes.
     """
 
     splits: ClassVar[Sequence[str]] = ()
     recipe: ClassVar[Recipe | None] = None
+    settings: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:

@@ -29,11 +29,13 @@ class Score(ABC):
         best: whether an unlearned model should have a low or a high number, or zero.
         limits: the smallest and the largest number that there can be. None: there is no limit.
         compared: whether the number needs those of the retrained model, which never learned the forget set.
+        companions: other models that the reader needs: "full", the model before it was unlearned, or "retrained".
     """
 
     best: ClassVar[Best]
     limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     compared: ClassVar[bool] = False
+    companions: ClassVar[tuple[str, ...]] = ()
 
     def undefined(self, benchmark: Benchmark) -> str | None:
         """Return why the score is not defined for a benchmark, such as "no example has choices". None: it is."""

@@ -1,0 +1,33 @@
+"""``routed-rl arena``: methods × what follows × attacks on a benchmark, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from routed_rl.experiments.arena.options import Arena
+from routed_rl.experiments.common.display import show_table
+from routed_rl.experiments.common.studies import run_and_show
+from routed_rl.lm.inputs import quiet_libraries
+from routed_rl.options.arena import ArenaOptions
+from routed_rl.runs.process import one_thread
+from routed_rl.unlearning.arena import ArenaStudy
+
+QUICK = {"methods": ("graddiff", "npo", "rmu"), "budget": 60}
+"""Options of ``--quick``."""
+
+
+def main(command: Arena) -> None:
+    one_thread()
+    quiet_libraries()
+    given = {field.name: getattr(command, field.name) for field in fields(ArenaOptions)}
+    if command.quick:
+        given |= {name: value for name, value in QUICK.items() if given[name] == getattr(ArenaOptions(), name)}
+    study = ArenaStudy(**given)
+    if not command.plan:
+        run_and_show(study, command)
+        return
+    plan = study.plan()
+    shown = plan.drop(columns="trains").astype(str)
+    show_table("Stages of the study", list(shown), shown.to_numpy().tolist(), left=range(shown.shape[1]))
+    runs = plan[plan.reason != "is finished"]
+    print(f"{len(runs)} of {len(plan)} stages would run; {runs.trains.sum()} of them train or attack a model")

@@ -1,0 +1,19 @@
+"""Options of ``routed-rl arena``. A field is an option; its docstring is the help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from routed_rl.options import Workers
+from routed_rl.options.arena import ArenaOptions
+
+
+@dataclass(frozen=True)
+class Arena(Workers, ArenaOptions):
+    """Unlearn a benchmark by many methods, attack every model, and rank them in one table. Only what has changed is
+    run, and an interrupted study continues."""
+
+    quick: bool = False
+    """a few minutes: three methods, alone and with UNDO, one attack, one seed; other options still count"""
+    plan: bool = False
+    """run nothing; show which stages would run, and why"""

@@ -1,0 +1,188 @@
+"""The models of an arena, and the stages that make, score and attack them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from routed_rl.lm.inputs import model_identity
+from routed_rl.lm.suppressors import METHODS
+from routed_rl.options.arena import ArenaOptions
+from routed_rl.plugins import Plugin
+from routed_rl.runs import Stage
+from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack
+from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
+from routed_rl.unlearning.scores import ALL_SCORES, Score
+from routed_rl.unlearning.undo_study.members import make_suppressor
+from routed_rl.wording import written
+
+FULL, RETRAINED, UNLEARN, DISTIL, SCORE, ATTACK = "full", "retrained", "unlearn", "distil", "score", "attack"
+"""Kinds of stages: four that make a model, and two that measure it."""
+MAKE = (FULL, RETRAINED, UNLEARN, DISTIL)
+SEED = "{seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A model of the arena.
+
+    Attributes:
+        method: the method that made it forget. None: none did.
+        then: what followed the method, as in :class:`~routed_rl.options.arena.ArenaOptions`.
+        stage: makes the model.
+        scores, attacks: the stages that measure it, by the name of the score or the attack.
+    """
+
+    seed: int
+    stage: Stage
+    scores: Mapping[str, Stage]
+    attacks: Mapping[str, Stage]
+    method: str | None = None
+    then: str = "none"
+    alpha: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name in tables and figures."""
+        if self.method is None:
+            return self.stage.kind
+        return self.method + {"none": "", "undo": f" + UNDO α {self.alpha}", "distil": " + distil"}[self.then]
+
+    def __iter__(self) -> Iterator[Stage]:
+        yield self.stage
+        yield from self.scores.values()
+        yield from self.attacks.values()
+
+
+class Arena:
+    """What the options of an arena name.
+
+    Raises:
+        ValueError, OSError: for options that do not fit together, or things that are not found.
+    """
+
+    def __init__(self, options: ArenaOptions) -> None:
+        self.options = options
+        self._benchmark = ALL_BENCHMARKS.find(options.benchmark, "--benchmark")
+        self.kind: BenchmarkKind = self._benchmark.kind()
+        self.methods = METHODS.find_all(options.methods, "--methods")
+        self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
+        for name, attack in self.attacks.items():
+            made = attack.kind()
+            if options.budget < len(made.attempts):
+                raise ValueError(
+                    f"{written('--budget', options.budget)} is less than the {len(made.attempts)} attempts of the "
+                    f"attack {name}: raise --budget, or leave the attack out"
+                )
+            if (why := made.undefined(self.benchmark)) is not None:
+                raise ValueError(f"{written('--attacks', name)} is not possible on {self._benchmark.name}: {why}")
+        if options.model is None and self.kind.recipe is None:
+            raise ValueError(f"{written('--benchmark', self._benchmark.name)} needs --model, a model that knows it")
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The benchmark."""
+        return self.kind.load(self.options.data, self.options.split)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the benchmark's documents and examples."""
+        whole = {
+            "forget": [dict(row) for row in self.benchmark.forget],
+            "retain": [dict(row) for row in self.benchmark.retain],
+            "sets": {name: [asdict(example) for example in of] for name, of in self.benchmark.sets.items()},
+            "main": self.benchmark.main,
+        }
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def scores(self) -> Mapping[str, Plugin[Score]]:
+        """The scores that are measured, by name. The benchmark's main score is always one of them.
+
+        Raises:
+            ValueError: for a score that was asked for and is not defined for the benchmark.
+        """
+        main, asked = self.benchmark.main, self.options.scores
+        found = ALL_SCORES.find_all(tuple(dict.fromkeys((main, *(asked or ALL_SCORES.built_in)))), "--scores")
+        compared = self.options.model is None or self.options.retrained is not None
+        kept = {}
+        for name, score in found.items():
+            why = score.kind().undefined(self.benchmark)
+            if score.kind().compared and not compared:
+                why = "it compares with a model that never learned the forget set: name one with --retrained"
+            if why is None:
+                kept[name] = score
+            elif name in asked or name == main:
+                raise ValueError(f"the score {name} is not defined for {self._benchmark.name}: {why}")
+        return kept
+
+    def settings(self) -> tuple[str, ...]:
+        """Return the settings of methods: the benchmark's recipes, and those of the options, which come last."""
+        return (*self.kind.settings, *self.options.settings)
+
+    def entries(self) -> list[Entry]:
+        """Return all models: for each seed the full model, the retrained model, and those of each method."""
+        options = self.options
+        return [entry for seed in range(options.seeds) for entry in self._of_seed(options.first_seed + seed)]
+
+    def _of_seed(self, seed: int) -> Iterator[Entry]:
+        options, about = self.options, {"benchmark": self.digest}
+        training = about | {"batch_size": options.batch_size}
+        training |= {"rank": options.rank} if options.rank is not None else {}
+        training |= {} if options.master_weights else {"master_weights": False}
+        full = self._known(FULL, options.model, seed)
+        assert full is not None
+        retrained = self._known(RETRAINED, options.retrained, seed)
+        companions = {FULL: full} | ({} if retrained is None else {RETRAINED: retrained})
+
+        def entry(stage: Stage, **keys: Any) -> Entry:
+            scores = {name: self._score(score, stage, companions, about) for name, score in self.scores.items()}
+            budget = {"budget": options.budget, "batch_size": options.batch_size}
+            attacks = {
+                name: Stage(
+                    ATTACK,
+                    about | budget | {"attack": attack.reference, "code": attack.code()},
+                    seed,
+                    {"model": stage, **({FULL: full} if attack.kind().needs_original else {})},
+                )
+                for name, attack in self.attacks.items()
+            }
+            return Entry(seed, stage, scores, attacks, **keys)
+
+        yield entry(full)
+        if retrained is not None:
+            yield entry(retrained)
+        for name, method in self.methods.items():
+            suppressor, recipe = make_suppressor(self.settings(), method.reference)
+            config: dict[str, Any] = {"method": method.reference, "code": method.code()}
+            config |= {"settings": asdict(suppressor), "steps": recipe.steps, "learning_rate": recipe.learning_rate}
+            unlearned = Stage(UNLEARN, training | config, seed, {"model": full})
+            for then in options.then:
+                for alpha in options.alphas if then == "undo" else (None,):
+                    stage = unlearned
+                    if then != "none":
+                        noise = {"alpha": alpha, "beta": options.beta} if then == "undo" else {"new": True}
+                        stage = Stage(DISTIL, training | noise | asdict(options.student), seed, {"teacher": unlearned})
+                    yield entry(stage, method=name, then=then, alpha=alpha)
+
+    def _score(self, score: Plugin[Score], model: Stage, known: Mapping[str, Stage], about: Mapping[str, Any]) -> Stage:
+        """Return the stage of a model's score, after that of the retrained model where they are compared."""
+        kind, retrained = score.kind(), known.get(RETRAINED)
+        config = {**about, "score": score.reference, "code": score.code()}
+        parents = {"model": model, **{role: known[role] for role in kind.companions if known[role] is not model}}
+        if kind.compared and retrained is not None and model is not retrained:
+            parents["compared"] = self._score(score, retrained, known, about)
+        return Stage(SCORE, config, model.seed, parents)
+
+    def _known(self, kind: str, given: str | None, seed: int) -> Stage | None:
+        """Return the stage of the full or of the retrained model. None: there is no such model."""
+        if given is not None:
+            return Stage(kind, {"given": model_identity(given.replace(SEED, str(seed)))}, seed, {})
+        recipe = self.kind.recipe
+        if recipe is None or self.options.model is not None:
+            return None
+        return Stage(kind, {"benchmark": self.digest, "recipe": asdict(recipe)}, seed, {})

@@ -1,0 +1,125 @@
+"""The figures of an arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from routed_rl.runs.figures import GREYS, PALETTE, SMALL, over_seeds, spread, styled, subplots
+from routed_rl.runs.tables import half_interval
+from routed_rl.unlearning.benchmarks import Benchmark
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = ("ranks", "arrows", "compute")
+COLOURS = {"none": PALETTE["vermillion"], "undo": PALETTE["indigo"], "distil": PALETTE["teal"]}
+NAMES = {"none": "method alone", "undo": "then UNDO", "distil": "then distilled into a new model"}
+
+
+def figures(
+    frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, utility: str | None
+) -> dict[str, Callable[[], Figure]]:
+    """Return a function that draws each figure, for the figures whose models are finished.
+
+    Args:
+        frame: the rows of ``results.csv``.
+        board: the leaderboard.
+        utility: the score that says what a model has kept.
+    """
+    drawn: dict[str, tuple[Any, Callable[[], Figure]]] = {
+        "ranks": (len(board), lambda: draw_ranks(frame, board, benchmark)),
+        "arrows": (utility is not None, lambda: draw_arrows(board, benchmark, str(utility))),
+        "compute": (board.compute.notna().any(), lambda: draw_compute(board, benchmark)),
+    }
+    return {name: draw for name, (is_there, draw) in drawn.items() if is_there}
+
+
+def _colour(row: Any) -> str:
+    return GREYS[0] if pd.isna(row.method) else COLOURS[row.then]
+
+
+@styled()
+def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark) -> Figure:
+    """Knowledge before any attack and after the worst one, a line for each model, the best at the top."""
+    figure, axes = subplots(height=1.2 + 0.28 * len(board))
+    for place, (name, row) in enumerate(board.iterrows()):
+        before, after = row[benchmark.main], row["after worst"]
+        colour = _colour(row)
+        axes.plot([before, after], [place, place], color=colour, linewidth=1, alpha=0.6)
+        axes.plot(before, place, "o", color=colour, mfc="white", markersize=5)
+        axes.plot(after, place, "o", color=colour, markersize=5)
+        values = frame[(frame.name == name) & (frame.attack == "worst")].value.to_numpy(float)
+        if len(values) > 2:
+            half = half_interval(values)
+            axes.plot([after - half, after + half], [place, place], color=colour, linewidth=3, alpha=0.35)
+        elif len(values) == 2:
+            axes.plot(values, [place, place], ".", color=colour, markersize=3)
+    names = [f"{name}{'' if row.kept else ' (utility lost)'}" for name, row in board.iterrows()]
+    axes.set_yticks(range(len(board)), names)
+    axes.invert_yaxis()
+    axes.axvline(benchmark.chance, color=GREYS[3], linewidth=0.8, linestyle=":")
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xlabel(f"{benchmark.main} of the forget set")
+    note = over_seeds(frame.groupby("name").seed.nunique())
+    axes.set_title(f"Before any attack (open) and after the worst one (full); {note}", loc="left")
+    _legend(axes, board)
+    return figure
+
+
+def _legend(axes: Any, board: pd.DataFrame) -> None:
+    from matplotlib.lines import Line2D
+
+    there = [then for then in COLOURS if (board.then[board.method.notna()] == then).any()]
+    lines = [Line2D([], [], color=COLOURS[then], marker="o", label=NAMES[then]) for then in there]
+    lines.append(Line2D([], [], color=GREYS[0], marker="o", label="full and retrained model"))
+    axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.4, -0.12 - 0.6 / len(board)), ncols=len(lines))
+
+
+@styled()
+def draw_arrows(board: pd.DataFrame, benchmark: Benchmark, utility: str) -> Figure:
+    """Knowledge against utility, with an arrow from before to after the worst attack for each model."""
+    figure, axes = subplots(height=5.0)
+    places = board[utility].to_numpy(float)
+    for row, x in zip(board.itertuples(), places, strict=True):
+        before, after = board.loc[row.Index, benchmark.main], board.loc[row.Index, "after worst"]
+        axes.annotate(
+            "", (x, after), (x, before), arrowprops={"arrowstyle": "-|>", "color": _colour(row), "linewidth": 1.2}
+        )
+        axes.plot(x, before, "o", color=_colour(row), markersize=3)
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_xlim(min(-0.02, np.nanmin(places)), max(np.nanmax(places) * 1.05, 0.1))
+    axes.set_xlabel(f"{utility} before the attack")
+    axes.set_ylabel(f"{benchmark.main} of the forget set")
+    ends = board["after worst"].to_numpy(float)
+    heights = [0.035] * len(board)
+    for name, y, x, row, at in zip(board.index, spread(list(ends), heights), places, board.itertuples(), ends, strict=True):
+        axes.annotate(
+            name, (x, at), (1.02, y), textcoords="axes fraction", fontsize=SMALL, va="center", color=_colour(row),
+            arrowprops={"arrowstyle": "-", "color": _colour(row), "linewidth": 0.4, "alpha": 0.5},
+        )  # fmt: skip
+    axes.set_title("Arrows: from before any attack to after the worst one (bottom right is best)", loc="left")
+    return figure
+
+
+@styled()
+def draw_compute(board: pd.DataFrame, benchmark: Benchmark) -> Figure:
+    """Knowledge after the worst attack against compute."""
+    figure, axes = subplots(height=4.5)
+    shown = board[board.compute.notna() & board.method.notna()]
+    for name, row in shown.iterrows():
+        axes.plot(100 * row.compute, row["after worst"], "o", color=_colour(row), markersize=5)
+        axes.annotate(
+            str(name), (100 * row.compute, row["after worst"]), (4, 3), textcoords="offset points", fontsize=SMALL
+        )
+    if "retrained" in board.index:
+        axes.axhline(board.loc["retrained", "after worst"], color=GREYS[1], linewidth=0.9, linestyle="--")
+        axes.annotate("retrained", (1.01, board.loc["retrained", "after worst"]), xycoords=("axes fraction", "data"))
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_xlabel("compute (% of the retrained model's)")
+    axes.set_ylabel(f"{benchmark.main} after the worst attack")
+    axes.set_title("What robustness costs (bottom left is best)", loc="left")
+    return figure

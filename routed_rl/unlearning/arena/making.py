@@ -1,0 +1,139 @@
+"""The models of an arena: trained, given, unlearned and distilled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from routed_rl.lm import Batches, Training, build_model, load_model, load_tokenizer, save_model, text_corpus, train
+from routed_rl.lm.documents import Document
+from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
+from routed_rl.lm.texts import row_length
+from routed_rl.lm.tokenizers import train_tokenizer
+from routed_rl.options.arena import ArenaOptions
+from routed_rl.runs import Stage, derive_seed
+from routed_rl.unlearning.arena.entries import FULL, RETRAINED, SEED, UNLEARN, Arena
+from routed_rl.unlearning.pipeline import undo, unlearn
+from routed_rl.unlearning.undo_study.members import make_suppressor
+
+MODEL = "model"
+"""Folder of a stage's model."""
+OnStep = Callable[[int], None]
+
+
+class Maker:
+    """Makes the models of stages, in the directory of all stages."""
+
+    def __init__(self, arena: Arena, root: Any) -> None:
+        self.arena, self.root = arena, root
+        self._device = arena.options.device
+
+    def load(self, stage: Stage) -> tuple[nn.Module, Any]:
+        """Return the model of a finished stage, and its tokenizer."""
+        folder = stage.path(self.root) / MODEL
+        return load_model(str(folder), None).to(self._device), load_tokenizer(str(folder))
+
+    def make(self, stage: Stage, on_step: OnStep) -> dict[str, Any]:
+        """Make a stage's model, save it in the stage's directory, and return what it has cost.
+
+        ``steps`` are gradient steps. ``cost`` counts them in rows: a step on two sets costs two, and a forward pass a
+        third. Models that are given have neither.
+        """
+        config: Mapping[str, Any] = stage.config
+        if "given" in config:
+            options = self.arena.options
+            named = options.model if stage.kind == FULL else options.retrained
+            assert named is not None
+            name = named.replace(SEED, str(stage.seed))
+            model, tokenizer, cost = load_model(name, None), load_tokenizer(name), {"steps": None, "cost": None}
+        elif stage.kind in (FULL, RETRAINED):
+            model, tokenizer, cost = self._learned(stage, on_step)
+        elif stage.kind == UNLEARN:
+            model, tokenizer, cost = self._unlearned(stage, on_step)
+        else:
+            model, tokenizer, cost = self._distilled(stage, on_step)
+        save_model(model, tokenizer, stage.path(self.root) / MODEL)
+        return cost
+
+    def total(self, stage: Stage) -> int:
+        """Return the maximum number of gradient steps of a stage that makes a model; 0 for a model that is given."""
+        return total_steps(stage, self.arena.options)
+
+    def _learned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
+        recipe, benchmark = self.arena.kind.recipe, self.arena.benchmark
+        assert recipe is not None
+        texts = (Document(text) for text in self.arena.kind.documents(benchmark))
+        tokenizer = train_tokenizer(texts, recipe.vocabulary)
+        corpus = text_corpus(tokenizer, benchmark.forget, benchmark.retain)
+        model = build_model(recipe.model, tokenizer, derive_seed(stage.seed, "model")).to(self._device)
+        kinds = ("retain",) if stage.kind == RETRAINED else ("forget", "retain")
+        documents = np.concatenate([corpus.documents("train", kind) for kind in kinds])  # type: ignore[arg-type]
+        order = derive_seed(stage.seed, "order")
+        source = Batches(corpus, documents, row_length(corpus, model), recipe.batch_size, order)
+        train(model, source, recipe.training, seed=derive_seed(stage.seed, "train"), on_step=on_step)
+        return model, tokenizer, {"steps": recipe.training.steps, "cost": float(recipe.training.steps)}
+
+    def _unlearned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
+        config: Mapping[str, Any] = stage.config
+        model, tokenizer = self.load(stage.parents["model"])
+        method, recipe = make_suppressor(self.arena.settings(), config["method"])
+        made = unlearn(
+            model,
+            tokenizer,
+            self.arena.benchmark.forget,
+            self.arena.benchmark.retain,
+            method,
+            **self._common(stage),
+            callback=lambda done, _: on_step(done - 1),
+            steps=recipe.steps,
+            learning_rate=recipe.learning_rate,
+        )
+        return made, tokenizer, {"steps": recipe.steps, "cost": 2.0 * recipe.steps * method.cost}
+
+    def _distilled(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
+        options, config = self.arena.options, stage.config
+        model, tokenizer = self.load(stage.parents["teacher"])
+        done = [0]
+
+        def after(steps: int, _: nn.Module) -> None:
+            done.append(steps)
+            on_step(steps - 1)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the table says how good the student is
+            made = undo(
+                model,
+                tokenizer,
+                self.arena.benchmark.forget,
+                self.arena.benchmark.retain,
+                alpha=None if config.get("new") else config["alpha"],  # type: ignore[arg-type]
+                beta=options.beta,
+                **asdict(options.student),
+                **self._common(stage),
+                callback=after,
+            )
+        return made, tokenizer, {"steps": done[-1], "cost": done[-1] * (1 + FORWARD_PASS)}
+
+    def _common(self, stage: Stage) -> dict[str, Any]:
+        options = self.arena.options
+        return {
+            "rank": options.rank,
+            "master_weights": options.master_weights,
+            "gradient_checkpointing": options.checkpointing,
+            "batch_size": options.batch_size,
+            "seed": stage.seed,
+            "progress": False,
+        }
+
+
+def total_steps(stage: Stage, options: ArenaOptions) -> int:
+    """Return the maximum number of gradient steps of a stage; 0 for one that trains nothing."""
+    config: Mapping[str, Any] = stage.config
+    if "recipe" in config:
+        return Training(**config["recipe"]["training"]).steps
+    return int(config.get("steps", 0))

@@ -1,0 +1,164 @@
+"""The unlearning arena as an object: methods × what follows × attacks on a benchmark. Only what has changed is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from routed_rl.errors import user_input
+from routed_rl.lm.folders import CONFIG
+from routed_rl.lm.own import saved_model
+from routed_rl.options import RUNS
+from routed_rl.options.arena import ArenaOptions
+from routed_rl.options.conform import conform
+from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
+from routed_rl.runs.studies import Findings, Study, check_study, refuse_unknown
+from routed_rl.unlearning.arena import report
+from routed_rl.unlearning.arena.entries import ATTACK, MAKE, Arena, Entry
+from routed_rl.unlearning.arena.figures import FIGURES
+from routed_rl.unlearning.arena.worker import STAGES
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage as one run of the study."""
+
+    stage: Stage
+    options: ArenaOptions
+    out: Path
+    seed: int
+    force: bool = False
+
+
+def _command(batch: Sequence[StageRun]) -> list[str]:
+    only = ("--only", *(run.out.name for run in batch))
+    return [*PYTHON, "routed_rl.unlearning.arena.worker", *only, *options(batch[0].options, ArenaOptions())]
+
+
+def _together(runs: list[StageRun]) -> list[list[StageRun]]:
+    """Group stages into commands: each model by itself, all scores of a model, and each attack on it."""
+    found: dict[tuple[str, str], list[StageRun]] = {}
+    for run in runs:
+        stage = run.stage
+        measured = stage if stage.kind in MAKE else stage.parents["model"]
+        part = stage.key if stage.kind in (*MAKE, ATTACK) else stage.kind
+        found.setdefault((measured.key, part), []).append(run)
+    return list(found.values())
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class ArenaStudy(ArenaOptions, Study):
+    """Unlearning methods on a benchmark, each alone and with UNDO, each under attack, in one table.
+
+    >>> study = ArenaStudy(benchmark="tofu-small", methods=["npo", "rmu"], seeds=3)  # doctest: +SKIP
+    >>> study.run("runs/arena")  # doctest: +SKIP
+    >>> study.figure("arrows")  # doctest: +SKIP
+
+    Every field of :class:`~routed_rl.options.arena.ArenaOptions`, that is every option of ``routed-rl arena``, is an
+    argument with the same name and default. A study of this class and a command with the same options share their
+    directory and their bytes.
+
+    Args:
+        tokenizer: of ``model`` and ``retrained``, where these are objects. They are saved below ``runs/corpora`` first.
+        **given: the options. ``model`` and ``retrained`` may be Hugging Face causal language models.
+
+    Raises:
+        TypeError: for an argument that is not an option.
+        UserError: for an option of another type, or a model that cannot be saved.
+    """
+
+    out: Path = RUNS
+    KIND = Kind(
+        config=lambda run: run.stage.record.config,
+        command=_command,
+        total=lambda run: 0,
+        counter="step",
+        batches=_together,
+        after=lambda run: [stage.path(run.out.parent) for stage in run.stage.parents.values()],
+    )
+    TITLE = "Unlearning arena"
+    FIGURES = FIGURES
+
+    def __init__(self, *, tokenizer: Any = None, **given: Any) -> None:
+        values = vars(ArenaOptions())
+        refuse_unknown(ArenaOptions, given, values)
+        with user_input():
+            for name in ("model", "retrained"):
+                if isinstance(given.get(name), nn.Module):
+                    given[name] = saved_model(given[name], tokenizer, Path(os.path.abspath(RUNS / "corpora")))
+        values = conform(ArenaOptions, {**values, **given})
+        values["out"] = Path(os.path.abspath(values["out"] or RUNS / f"arena-{values['benchmark'].split(':')[-1]}"))
+        for name in ("model", "retrained", "data"):
+            there = values[name] and (name == "data" or Path(values[name].replace("{seed}", "0"), CONFIG).exists())
+            if there and Path(values[name].replace("{seed}", "0")).exists():
+                values[name] = os.path.abspath(values[name])
+        ArenaOptions.__init__(self, **values)
+
+    def plan(self) -> pd.DataFrame:
+        """Return what ``run`` would do, without doing it.
+
+        Returns:
+            A row per stage, with ``stage``, its directory's name; ``model``; ``seed``; ``trains``, whether it trains or
+            attacks a model; ``reason``, why it would run, or "is finished".
+
+        Raises:
+            UserError: for options, a model or data that the study cannot use.
+        """
+        with user_input():
+            runs = self._prepare(True)
+            check_study(self.out, self._identity())
+            reasons = {stage.key: reason for stage, reason in plan([run.stage for run in runs], self.root)}
+        names = {stage.key: entry.name for entry in reversed(self.entries) for stage in with_ancestors([entry.stage])}
+        names |= {stage.key: entry.name for entry in reversed(self.entries) for stage in entry}
+        rows = [
+            {
+                "stage": run.out.name,
+                "model": names[run.stage.key],
+                "seed": run.seed,
+                "trains": run.stage.kind in (*MAKE, ATTACK),
+                "reason": reasons[run.stage.key] or "is finished",
+            }
+            for run in runs
+        ]
+        return pd.DataFrame(rows)
+
+    @property
+    def root(self) -> Path:
+        """The directory of all stages."""
+        return self.out / STAGES
+
+    @cached_property
+    def arena(self) -> Arena:
+        """What the options name."""
+        with user_input():
+            return Arena(self)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """All models of the study."""
+        with user_input():
+            return self.arena.entries()
+
+    def _identity(self) -> Mapping[str, Any]:
+        return {"benchmark": self.benchmark, "split": self.split, "device": self.device}
+
+    def _prepare(self, here: bool) -> Sequence[StageRun]:
+        given = ArenaOptions(**{field.name: getattr(self, field.name) for field in fields(ArenaOptions)})
+        stages = with_ancestors(stage for entry in self.entries for stage in entry)
+        return [StageRun(stage, given, stage.path(self.root), stage.seed) for stage in stages]
+
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return the results of all finished models. None: no model is finished."""
+        return report.find(self, self.arena, self.entries, self.root, failed or {})
+
+    def _failure(self, failed: Mapping[Path, str], runs: Sequence[StageRun]) -> str:
+        waiting = sum(run.out not in failed and not is_finished(run.out) for run in runs)
+        return f"{len(failed)} of {len(runs)} stages failed; not run, because they depend on failed ones: {waiting}"

@@ -1,0 +1,159 @@
+"""Stages of an arena in a process of their own: ``python -m routed_rl.unlearning.arena.worker``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.progress import Progress
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from routed_rl.errors import UserError, guarded, user_input
+from routed_rl.lm.inputs import quiet_libraries
+from routed_rl.options.arena import ArenaOptions
+from routed_rl.runs import Stage, derive_seed, finish_stage, with_ancestors
+from routed_rl.runs.files import JSON
+from routed_rl.runs.grid import FAILED
+from routed_rl.runs.process import check_device, one_thread
+from routed_rl.runs.progress import progress_display
+from routed_rl.unlearning.arena.attacking import run_attack
+from routed_rl.unlearning.arena.attacks import Victim
+from routed_rl.unlearning.arena.entries import FULL, MAKE, SCORE, Arena
+from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
+from routed_rl.unlearning.benchmarks import Example
+from routed_rl.unlearning.scores import Reader, interval
+from routed_rl.wording import speak_of
+
+STAGES = "stages"
+NUMBERS = "numbers.safetensors"
+"""File of a score's numbers of single examples."""
+
+
+class Worker:
+    """Does stages, one after the other. A model's scores share what they read."""
+
+    def __init__(self, options: ArenaOptions, root: Path) -> None:
+        self.arena, self.root = Arena(options), root
+        self.maker = Maker(self.arena, root)
+        self._reader: tuple[str, Reader] | None = None
+
+    def do(self, stage: Stage, on_step: Callable[[int], None] = lambda step: None) -> None:
+        """Do a stage whose parents are finished; FloatingPointError if a loss is not finite."""
+        with stage.open(self.root) as run:
+            if run.finished:
+                return
+            run.load_checkpoint()  # finds none: a stage that was interrupted begins again
+            files: list[str] = []
+            result: dict[str, JSON]
+            if stage.kind in MAKE:
+                result = self.maker.make(stage, on_step)
+                files = [f"{MODEL}/config.json", f"{MODEL}/model.safetensors"]
+            elif stage.kind == SCORE:
+                result, files = self._scored(stage, run.path / NUMBERS), [NUMBERS]
+            else:
+                result = self._attacked(stage)
+            finish_stage(run, result, files)
+
+    def _scored(self, stage: Stage, path: Path) -> dict[str, JSON]:
+        """Measure a score, write the numbers of examples to a path, and return the score with its interval."""
+        score = next(of.kind() for of in self.arena.scores.values() if of.reference == stage.config["score"])
+        found = score.examples(self.reader(stage))
+        numbers = {name: np.ascontiguousarray(of, dtype=np.float64) for name, of in found.items()}
+        save_file(numbers, path)
+        compared = None
+        if score.compared:
+            with_retrained = stage.parents.get("compared")
+            compared = numbers if with_retrained is None else load_file(with_retrained.path(self.root) / NUMBERS)
+        ends = interval(score, numbers, compared, derive_seed(stage.seed, "bootstrap"))
+        named = zip(("value", "low", "high"), (score.value(numbers, compared), *ends), strict=True)
+        return {name: float(value) if np.isfinite(value) else None for name, value in named}
+
+    def reader(self, stage: Stage) -> Reader:
+        """Return the reader of the model that a stage measures, with the models that it is compared with."""
+        key = stage.parents["model"].key
+        if self._reader is None or self._reader[0] != key:
+            self._reader = key, self._new_reader(stage.parents["model"])
+        return self._reader[1]
+
+    def _new_reader(self, model: Stage) -> Reader:
+        return Reader(*self.maker.load(model), self.arena.benchmark)
+
+    def _attacked(self, stage: Stage) -> dict[str, JSON]:
+        attack = next(of.kind() for of in self.arena.attacks.values() if of.reference == stage.config["attack"])
+        model, tokenizer = self.maker.load(stage.parents["model"])
+        original = self.maker.load(stage.parents[FULL])[0] if FULL in stage.parents else None
+        options, benchmark = self.arena.options, self.arena.benchmark
+        score = self.arena.scores[benchmark.main].kind()
+
+        def measure(attacked: nn.Module, change: Callable[[Example], Example]) -> dict[str, float]:
+            return {"main": score.value(score.examples(Reader(attacked, tokenizer, benchmark, change)))}
+
+        seed = derive_seed(stage.seed, "attack")
+        steps = max(1, options.budget // len(attack.attempts))
+        victim = Victim(model, tokenizer, benchmark, original, options.batch_size, steps, seed)
+        return run_attack(attack, victim, measure)
+
+
+@dataclass(frozen=True)
+class Stages(ArenaOptions):
+    """Do stages of an arena, in this order. The stages that they depend on, apart from each other, are finished."""
+
+    only: tuple[str, ...] = ()
+    """names of the stages' directories"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do the stages of a command line. A user's mistake ends as in :func:`~routed_rl.errors.guarded`."""
+    command = tyro.cli(Stages, args=argv)
+    guarded(lambda: _do_all(command))
+
+
+def _do_all(command: Stages) -> None:
+    speak_of(ArenaOptions)
+    one_thread()
+    quiet_libraries()
+    assert command.out is not None
+    with user_input():
+        check_device(command.device)
+        worker = Worker(command, command.out / STAGES)
+        entries = worker.arena.entries()
+        stages = {s.path(worker.root).name: s for s in with_ancestors(s for entry in entries for s in entry)}
+    if unknown := [name for name in command.only if name not in stages]:
+        raise UserError(
+            f"--only {unknown[0]!r} is not a stage of this study; if the code of a plug-in was edited meanwhile, start "
+            "the study again"
+        )
+    failed = []
+    with progress_display() as display:
+        for name in command.only:
+            try:
+                _do(worker, stages[name], display)
+            except UserError as error:  # the others do not depend on it
+                path = os.path.realpath(stages[name].path(worker.root))
+                print(f"{FAILED}{path}: {error}", file=sys.stderr)
+                failed.append(name)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(command.only)} stages failed, {failed[0]} first")
+
+
+def _do(worker: Worker, stage: Stage, display: Progress) -> None:
+    task: Any = display.add_task(stage.kind, total=total_steps(stage, worker.arena.options) or None)
+    try:
+        with user_input():
+            worker.do(stage, lambda step: display.update(task, completed=step + 1))
+    except FloatingPointError as error:
+        raise UserError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the device has too little memory, lower --batch-size: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
