@@ -29,6 +29,8 @@ class Example:
         choices: options of a multiple-choice question, the right one first. Empty: none.
         key: the words of the answer that state the fact. Blank: all of the answer.
         chat: whether prompt and answer are messages of a user and a model. False: parts of one text.
+        group: what the example belongs to, such as a person or a text. Attackers who know some examples of a group are
+            measured on other groups. Blank: it is a group of its own.
     """
 
     prompt: str
@@ -38,6 +40,7 @@ class Example:
     choices: tuple[str, ...] = ()
     key: str = ""
     chat: bool = True
+    group: str = ""
 
     def row(self, answer: str | None = None) -> dict[str, str]:
         """Return the document that has this answer, or the right one."""

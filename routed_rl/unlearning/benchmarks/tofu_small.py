@@ -48,6 +48,7 @@ def author_examples(rng: np.random.Generator, authors: Sequence[str]) -> Iterato
                 paraphrases=(paraphrase.format(author, right),),
                 perturbed=tuple(answer.format(author, value) for value in wrong),
                 key=right,
+                group=author,
             )
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
 from routed_rl.lm.batches import Batches
-from routed_rl.lm.models import keeps_apart
+from routed_rl.lm.models import keeps_apart, positions
 from routed_rl.lm.texts import row_length, text_corpus
 from routed_rl.runs import derive_seed
 from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example, Row
+from routed_rl.unlearning.scores.reader import Reader
 
 Setting = float | str
 """What distinguishes an attempt from the others of an attack, such as its learning rate."""
@@ -25,7 +28,11 @@ class Look(Protocol):
     """Measures an attacked model."""
 
     def __call__(
-        self, step: int, model: nn.Module, change: Callable[[Example], Example] = lambda example: example
+        self,
+        step: float,
+        model: nn.Module,
+        change: Callable[[Example], Example] = lambda example: example,
+        benchmark: Benchmark | None = None,
     ) -> float:
         """Measure, and return the benchmark's main score: how much the model knows of the forget set.
 
@@ -33,6 +40,8 @@ class Look(Protocol):
             step: what the attempt has spent so far, in gradient steps.
             model: the attacked model, which is not changed.
             change: what the attacker makes of each question.
+            benchmark: the benchmark whose examples are measured, for an attacker who has some of them. None: the
+                victim's.
         """
 
 
@@ -56,6 +65,11 @@ class Victim:
     steps: int
     seed: int
 
+    @cached_property
+    def reader(self) -> Reader:
+        """What the model makes of the benchmark's examples before the attack."""
+        return Reader(self.model, self.tokenizer, self.benchmark)
+
     def batches(self, rows: Sequence[Row], name: str, others: Sequence[Row] = ()) -> Batches:
         """Return batches of documents, for training. Their order is fixed by the seed and ``name``.
 
@@ -63,7 +77,9 @@ class Victim:
             rows: the documents. If they are too few for a batch, they are repeated.
             others: documents that are not in the batches; any that differ from ``rows``.
         """
-        others = others or [row for row in (*self.benchmark.retain, *self.benchmark.forget) if row not in rows][:1]
+        if not others:
+            known = (row for row in (*self.benchmark.retain, *self.benchmark.forget) if row not in rows)
+            others = list(islice(known, 1))
         corpus = text_corpus(self.tokenizer, rows, others, allow_overlap=True)
         length = row_length(corpus, self.model)
         documents = corpus.documents("train", "forget")
@@ -82,6 +98,15 @@ class Victim:
                     raise
                 documents = documents.repeat(2)
 
+    def fits(self, example: Example) -> bool:
+        """Return whether the model has a position for each token of an example, with any of its answers."""
+        most = positions(self.model)
+        if most is None:
+            return True
+        answers = (example.answer, *example.paraphrases, *example.perturbed, *example.choices)
+        encoded = self.reader.encoded([example.row(answer) for answer in answers])
+        return all(len(document.tokens) <= most for document in encoded)
+
 
 class ArenaAttack(ABC):
     """Attempts to bring back what a model has forgotten. The best attempt counts, and in it the best look.
@@ -91,10 +116,12 @@ class ArenaAttack(ABC):
     Attributes:
         group: what the attacker changes.
         needs_original: whether the attacker needs the model before it was unlearned.
+        sweep: whether the settings are learning rates. Then the best should be neither the lowest nor the highest.
     """
 
     group: ClassVar[Group]
     needs_original: ClassVar[bool] = False
+    sweep: ClassVar[bool] = False
 
     def undefined(self, benchmark: Benchmark) -> str | None:
         """Return why the attack is not possible on a benchmark. None: it is."""
@@ -109,8 +136,9 @@ class ArenaAttack(ABC):
     def attempt(self, setting: Setting, victim: Victim, look: Look) -> float:
         """Attack a copy of a model once, and let ``look`` measure it at least once, at the end.
 
-        An attempt may end early where it diverges.
+        An attempt that diverges ends early, and may then end without a look.
 
         Returns:
             The cost, in gradient steps of the victim's batch size. A forward pass over as many rows counts a third.
+            Looks cost nothing.
         """

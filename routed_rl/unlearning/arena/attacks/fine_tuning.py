@@ -1,4 +1,4 @@
-"""Fine-tuning on forget documents, the relearning attack: with all weights, or with low-rank adapters."""
+"""Fine-tuning on forget documents: the relearning attack."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from routed_rl.unlearning.arena.attacks.attack import ArenaAttack, Group, Look, 
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.benchmarks.benchmark import Row
 
-LOOKS = 4
-"""Times that an attempt measures the model."""
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
+"""Shares of its steps after which an attempt measures the model. Most knowledge comes back early."""
 
 
 @dataclass(frozen=True)
 class FineTuning(ArenaAttack):
-    """Fine-tune all weights on the forget documents, once for each learning rate (UNDO, Lee et al. 2025)."""
+    """Fine-tune all weights on the forget documents, once for each learning rate (UNDO, Lee et al. 2025).
+
+    The attacker has all forget documents.
+    """
 
     learning_rates: tuple[float, ...] = (1e-3, 3e-4, 1e-4)
     """learning rate of each attempt; AdamW, constant"""
-    rank: int | None = None
-    """rank of low-rank adapters; None: all weights"""
 
     group: ClassVar[Group] = "weights"
+    sweep: ClassVar[bool] = True
+    rank: ClassVar[int | None] = None
 
     @property
     def attempts(self) -> Sequence[Setting]:
@@ -38,12 +41,21 @@ class FineTuning(ArenaAttack):
 
     def attempt(self, setting: Setting, victim: Victim, look: Look) -> float:
         """Fine-tune at one learning rate; see :meth:`ArenaAttack.attempt`."""
-        measured = sorted({round(victim.steps * (i + 1) / LOOKS) for i in range(LOOKS)} - {0})
-        steps = iter(measured)
+        measured = sorted({round(victim.steps * share) for share in SHARES} - {0})
+        steps, done = iter(measured), [0]
 
         def measure(tuned: nn.Module) -> dict[str, float]:
             return {"main": look(next(steps), tuned)}
 
-        source = victim.batches(self.documents(victim), "attack")
-        relearn(victim.model, source, victim.steps, float(setting), measured, measure, rank=self.rank, seed=victim.seed)
-        return float(victim.steps)
+        relearn(
+            victim.model,
+            victim.batches(self.documents(victim), "attack"),
+            victim.steps,
+            float(setting),
+            measured,
+            measure,
+            rank=self.rank,
+            seed=victim.seed,
+            on_step=lambda step: done.append(step + 1),
+        )
+        return float(done[-1])
