@@ -31,7 +31,7 @@ def figures(
         utility: the score that says what a model has kept.
     """
     drawn: dict[str, tuple[Any, Callable[[], Figure]]] = {
-        "ranks": (len(board), lambda: draw_ranks(frame, board, benchmark)),
+        "ranks": (len(board), lambda: draw_ranks(frame, board, benchmark, utility)),
         "arrows": (utility is not None, lambda: draw_arrows(board, benchmark, str(utility))),
         "compute": (board.compute.notna().any(), lambda: draw_compute(board, benchmark)),
     }
@@ -43,40 +43,43 @@ def _colour(row: Any) -> str:
 
 
 @styled()
-def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark) -> Figure:
-    """Knowledge before any attack and after the worst one, a line for each model, the best at the top."""
-    figure, axes = subplots(height=1.2 + 0.28 * len(board))
-    for place, (name, row) in enumerate(board.iterrows()):
-        before, after = row[benchmark.main], row["after worst"]
-        colour = _colour(row)
-        axes.plot([before, after], [place, place], color=colour, linewidth=1, alpha=0.6)
-        axes.plot(before, place, "o", color=colour, mfc="white", markersize=5)
-        axes.plot(after, place, "o", color=colour, markersize=5)
-        values = frame[(frame.name == name) & (frame.attack == "worst")].value.to_numpy(float)
-        if len(values) > 2:
-            half = half_interval(values)
-            axes.plot([after - half, after + half], [place, place], color=colour, linewidth=3, alpha=0.35)
-        elif len(values) == 2:
-            axes.plot(values, [place, place], ".", color=colour, markersize=3)
-    names = [f"{name}{'' if row.kept else ' (utility lost)'}" for name, row in board.iterrows()]
-    axes.set_yticks(range(len(board)), names)
-    axes.invert_yaxis()
-    axes.axvline(benchmark.chance, color=GREYS[3], linewidth=0.8, linestyle=":")
-    axes.set_xlim(-0.03, 1.03)
-    axes.set_xlabel(f"{benchmark.main} of the forget set")
+def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, utility: str | None) -> Figure:
+    """Excess under the worst attack and utility, a line for each model, the best at the top."""
+    worst, before = frame[frame.attack == "worst"], frame[frame.attack == ""]
+    excess = "excess" if worst.excess.notna().any() else "value"
+    panels = [(worst, excess, f"{'excess of ' if excess == 'excess' else ''}{benchmark.main}, worst attack")]
+    if utility is not None:
+        panels.append((before[before.score == utility], "value", utility))
+    figure, (drawn,) = subplots(1, len(panels), height=1.4 + 0.22 * len(board), sharey=True, squeeze=False)
+    for axes, (rows, column, label) in zip(drawn, panels, strict=True):
+        for place, (name, row) in enumerate(board.iterrows()):
+            values = rows[rows.name == name][column].dropna().to_numpy(float)
+            if not len(values):
+                continue
+            axes.plot(values.mean(), place, "o", color=_colour(row), markersize=5)
+            if len(values) > 2:
+                half = half_interval(values)
+                axes.plot([values.mean() - half, values.mean() + half], [place, place], color=_colour(row))
+            elif len(values) == 2:
+                axes.plot(values, [place, place], ".", color=_colour(row), markersize=3)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xlabel(label)
+    drawn[0].set_yticks(range(len(board)), [f"{name}{'' if of.kept else ' *'}" for name, of in board.iterrows()])
+    drawn[0].invert_yaxis()
+    lost = "" if board.kept.all() else " * utility lost."
     note = over_seeds(frame.groupby("name").seed.nunique())
-    axes.set_title(f"Before any attack (open) and after the worst one (full); {note}", loc="left")
-    _legend(axes, board)
+    figure.suptitle(f"Ranks, the best at the top ({note}).{lost}", x=0.01, ha="left")
+    _legend(figure, board)
     return figure
 
 
-def _legend(axes: Any, board: pd.DataFrame) -> None:
+def _legend(figure: Figure, board: pd.DataFrame) -> None:
     from matplotlib.lines import Line2D
 
     there = [then for then in COLOURS if (board.then[board.method.notna()] == then).any()]
     lines = [Line2D([], [], color=COLOURS[then], marker="o", label=NAMES[then]) for then in there]
     lines.append(Line2D([], [], color=GREYS[0], marker="o", label="full and retrained model"))
-    axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.4, -0.12 - 0.6 / len(board)), ncols=len(lines))
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
 
 
 @styled()
@@ -96,30 +99,30 @@ def draw_arrows(board: pd.DataFrame, benchmark: Benchmark, utility: str) -> Figu
     axes.set_ylabel(f"{benchmark.main} of the forget set")
     ends = board["after worst"].to_numpy(float)
     heights = [0.035] * len(board)
-    for name, y, x, row, at in zip(board.index, spread(list(ends), heights), places, board.itertuples(), ends, strict=True):
+    for name, y, x, row, at in zip(
+        board.index, spread(list(ends), heights), places, board.itertuples(), ends, strict=True
+    ):
         axes.annotate(
             name, (x, at), (1.02, y), textcoords="axes fraction", fontsize=SMALL, va="center", color=_colour(row),
             arrowprops={"arrowstyle": "-", "color": _colour(row), "linewidth": 0.4, "alpha": 0.5},
         )  # fmt: skip
     axes.set_title("Arrows: from before any attack to after the worst one (bottom right is best)", loc="left")
+    _legend(figure, board)
     return figure
 
 
 @styled()
 def draw_compute(board: pd.DataFrame, benchmark: Benchmark) -> Figure:
-    """Knowledge after the worst attack against compute."""
+    """Excess under the worst attack against compute."""
     figure, axes = subplots(height=4.5)
-    shown = board[board.compute.notna() & board.method.notna()]
+    shown = board[board.compute.notna() & board.method.notna() & board["excess worst"].notna()]
     for name, row in shown.iterrows():
-        axes.plot(100 * row.compute, row["after worst"], "o", color=_colour(row), markersize=5)
-        axes.annotate(
-            str(name), (100 * row.compute, row["after worst"]), (4, 3), textcoords="offset points", fontsize=SMALL
-        )
-    if "retrained" in board.index:
-        axes.axhline(board.loc["retrained", "after worst"], color=GREYS[1], linewidth=0.9, linestyle="--")
-        axes.annotate("retrained", (1.01, board.loc["retrained", "after worst"]), xycoords=("axes fraction", "data"))
+        at = (100 * row.compute, row["excess worst"])
+        axes.plot(*at, "o", color=_colour(row), markersize=5, mfc=_colour(row) if row.kept else "white")
+        axes.annotate(str(name), at, (4, 3), textcoords="offset points", fontsize=SMALL)
     axes.set_ylim(-0.03, 1.05)
     axes.set_xlabel("compute (% of the retrained model's)")
-    axes.set_ylabel(f"{benchmark.main} after the worst attack")
-    axes.set_title("What robustness costs (bottom left is best)", loc="left")
+    axes.set_ylabel(f"excess of {benchmark.main}, worst attack")
+    axes.set_title("What robustness costs (bottom left is best; open: utility lost)", loc="left")
+    _legend(figure, board)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from routed_rl.runs import read_metrics
 from routed_rl.runs.charts import Chart
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
+from routed_rl.unlearning.arena.attacking import MAIN
+from routed_rl.unlearning.arena.attacks import Group
 from routed_rl.unlearning.arena.entries import FULL, RETRAINED, Arena, Entry
 from routed_rl.unlearning.arena.figures import figures
 from routed_rl.unlearning.attacks import robustness
@@ -29,12 +31,14 @@ MEANINGS = {
     "then": "what followed the method: none, undo or distil",
     "alpha": "noise level of UNDO",
     "seed": "seed of the model",
-    "attack": "empty: before any attack; worst: the best result of all attacks",
+    "attack": "empty: before any attack; worst: the attack with the largest excess, of all or of those on weights or "
+    "prompts",
     "score": "what is measured",
     "value": "the score",
     "low": "lower end of its 95 % interval over examples (bootstrap)",
     "high": "upper end of its 95 % interval over examples (bootstrap)",
-    "best": "which values an unlearned model should have: low, high or zero",
+    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: the attack "
+    "teaches no more than it teaches any model",
     "attempt": "setting of the attack's best attempt",
     "step": "gradient steps after which the best attempt had its best result",
     "half": "gradient steps after which the attack has brought back half of what was forgotten; empty: it has not",
@@ -53,7 +57,8 @@ def find(
     done = [entry for entry in entries if all(stage.result(root) is not None for stage in entry)]
     if not done:
         return None
-    rows = [row for entry in done for row in _rows(entry, arena, root)]
+    taught = {entry.seed: _taught(entry, root) for entry in done if entry.stage.kind == RETRAINED}
+    rows = [row for entry in done for row in _rows(entry, arena, root, taught.get(entry.seed))]
     frame = tidy(_compared(rows), KEYS)
     timings = tidy([row for entry in done for row in _timings(entry, root)], ("name", "seed", "part"))
     utility = utility_of(arena)
@@ -73,7 +78,24 @@ def utility_of(arena: Arena) -> str | None:
     return next((name for name in UTILITY if name in arena.scores), None)
 
 
-def _rows(entry: Entry, arena: Arena, root: Path) -> list[dict[str, Any]]:
+Taught = Mapping[tuple[str, Any, float], float]
+"""The main score of the retrained model, by attack, attempt and step."""
+
+
+def _taught(entry: Entry, root: Path) -> Taught:
+    looks = ((name, look) for name, stage in entry.attacks.items() for look in (stage.result(root) or {})["looks"])
+    return {(name, look["attempt"], look["step"]): look[MAIN] for name, look in looks if look[MAIN] is not None}
+
+
+def _excess(name: str, looks: Sequence[Mapping[str, Any]], taught: Taught | None) -> float | None:
+    """The most by which a model's main score exceeds the retrained model's at the same look; None: unknown."""
+    if taught is None:
+        return None
+    places = ((look[MAIN], taught.get((name, look["attempt"], look["step"]))) for look in looks)
+    return max((max(main - other, 0.0) for main, other in places if None not in (main, other)), default=None)
+
+
+def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None) -> list[dict[str, Any]]:
     """A row for each score of a model, and one for each attack on it."""
     keys = {"name": entry.name, "method": entry.method, "then": entry.then, "alpha": entry.alpha, "seed": entry.seed}
     keys |= _cost(entry, root)
@@ -82,21 +104,24 @@ def _rows(entry: Entry, arena: Arena, root: Path) -> list[dict[str, Any]]:
         found = stage.result(root)
         assert found is not None
         measured = {part: found[part] for part in ("value", "low", "high")}
-        rows.append({**keys, "attack": "", "score": name, "best": arena.scores[name].kind.best, **measured})
+        rows.append({**keys, "attack": "", "score": name, **measured})
     attacked = []
     for name, stage in entry.attacks.items():
         found = stage.result(root)
         assert found is not None
-        shown = {"value": found["worst"], "attempt": found["attempt"], "step": found["step"], "half": found["half"]}
-        attacked.append({**keys, "attack": name, "score": arena.benchmark.main, **shown, "attack_cost": found["cost"]})
-    measured_rows = [row for row in attacked if row["value"] is not None]
-    if measured_rows:
-        worst = max(measured_rows, key=lambda row: row["value"])
-        cost = sum(row["attack_cost"] for row in attacked)
-        halves = [row["half"] for row in attacked if row["half"] is not None]
-        attacked.append({**worst, "attack": WORST, "half": min(halves, default=None), "attack_cost": cost})
-    best = arena.scores[arena.benchmark.main].kind.best
-    return rows + [{**row, "best": best} for row in attacked]
+        shown = {"value": found["worst"], **{part: found[part] for part in ("attempt", "step", "half")}}
+        shown |= {"excess": _excess(name, found["looks"], taught), "attack_cost": found["cost"]}
+        attacked.append({**keys, "attack": name, "score": arena.benchmark.main, **shown})
+    for worst, group in ((WORST, None), *((f"{WORST} of {group}", group) for group in get_args(Group))):
+        of = [row for row in attacked if group in (None, arena.attacks[row["attack"]].kind.group)]
+        measured = [row for row in of if row["value"] is not None]
+        if not measured:
+            continue
+        most = max(measured, key=lambda row: (row["excess"] or 0.0, row["value"]))
+        halves = [row["half"] for row in of if row["half"] is not None]
+        cost = sum(row["attack_cost"] for row in of)
+        rows.append({**most, "attack": worst, "half": min(halves, default=None), "attack_cost": cost})
+    return rows + attacked
 
 
 def _cost(entry: Entry, root: Path) -> dict[str, Any]:
@@ -117,17 +142,16 @@ def _cost(entry: Entry, root: Path) -> dict[str, Any]:
 
 def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add robustness to the rows of the worst attack, and compute to all."""
-    worst = {(row["name"], row["seed"]): row["value"] for row in rows if row["attack"] == WORST}
+    worst = {(row["name"], row["seed"]): row["excess"] for row in rows if row["attack"] == WORST}
     whole = {row["seed"]: row["cost"] for row in rows if row["name"] == RETRAINED}
     compared = []
     for row in rows:
         of: dict[str, Any] = {"compute": None, "robustness": None}
         if row["method"] is not None and whole.get(row["seed"]) and row["cost"] is not None:
             of["compute"] = row["cost"] / whole[row["seed"]]
-        if row["attack"] == WORST and row["then"] != "none":
-            ends = [worst.get((name, row["seed"])) for name in (row["method"], RETRAINED)]
-            if None not in ends:
-                of["robustness"] = robustness(row["value"], *ends)  # type: ignore[arg-type]
+        alone = worst.get((row["method"], row["seed"]))
+        if row["attack"] == WORST and row["then"] != "none" and None not in (row["excess"], alone):
+            of["robustness"] = robustness(row["excess"], alone, 0.0)  # type: ignore[arg-type]
         compared.append({**row, **of})
     return compared
 
@@ -138,7 +162,7 @@ def _looks(entry: Entry, arena: Arena, root: Path) -> list[dict[str, Any]]:
     for name, stage in entry.attacks.items():
         found = stage.result(root)
         if found is not None and arena.attacks[name].kind.group == "weights":
-            looks += [(look["step"], look["main"]) for look in found["looks"] if look["main"] is not None]
+            looks += [(look["step"], look[MAIN]) for look in found["looks"] if look[MAIN] is not None]
     best, points = -np.inf, []
     for step, main in sorted(looks):
         best = max(best, main)
@@ -159,82 +183,77 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, utility: str | None, keep: fl
     """Return a row for each model, with means over seeds; the best one first.
 
     Models that keep their utility come before those that do not. Among them, the one whose worst attack brings back
-    least comes first.
+    least comes first. The full and the retrained model come last.
+
+    Returns:
+        Columns: those of the model; a column for each score; ``after`` and ``excess`` with the name of each attack, for
+        the main score after it; ``robustness`` and ``compute``. Each mean has a column with the half of its interval.
     """
-    main = arena.benchmark.main
-    columns: dict[str, pd.DataFrame] = {}
+
+    def means(rows: pd.DataFrame, column: str = "value") -> pd.DataFrame:
+        return aggregate(rows.dropna(subset=[column]), column, ["name"]).set_index("name")
+
     before = frame[frame.attack == ""]
-    for name in (main, utility, *arena.scores):
-        if name is not None and name not in columns:
-            columns[name] = aggregate(before[before.score == name], "value", ["name"]).set_index("name")
-    for attack in (WORST, *arena.attacks):
-        columns[f"after {attack}"] = aggregate(frame[frame.attack == attack], "value", ["name"]).set_index("name")
-    of_models = frame[frame.attack == WORST].dropna(subset=["robustness"])
-    columns["robustness"] = aggregate(of_models, "robustness", ["name"]).set_index("name")
-    columns["compute"] = aggregate(
-        before[before.score == main].dropna(subset=["compute"]), "compute", ["name"]
-    ).set_index("name")
+    columns = {name: means(before[before.score == name]) for name in arena.scores}
+    for attack in frame.attack[frame.attack != ""].unique():
+        rows = frame[frame.attack == attack]
+        columns |= {f"after {attack}": means(rows), f"excess {attack}": means(rows, "excess")}
+    columns["robustness"] = means(frame[frame.attack == WORST], "robustness")
+    columns["compute"] = means(before[before.score == arena.benchmark.main], "compute")
     about = frame.drop_duplicates("name").set_index("name")[["method", "then", "alpha"]]
-    board = about.copy()
-    board["seeds"] = frame.groupby("name").seed.nunique()
+    parts = [about, frame.groupby("name").seed.nunique().rename("seeds")]
     for column, found in columns.items():
-        board[column], board[f"{column} ±"] = found["mean"], found["half"]
+        parts += [found["mean"].rename(column), found["half"].rename(f"{column} ±")]
+    board = pd.concat(parts, axis=1).reindex(about.index)
     board["kept"] = True
     if utility is not None and FULL in board.index:
         board["kept"] = board[utility] >= keep * board.loc[FULL, utility]
     board["compared"] = board.method.isna()
-    order = board.sort_values(["compared", "kept", f"after {WORST}"], ascending=[True, False, True], kind="stable")
-    return order.drop(columns="compared")
+    by = ["compared", "kept", f"excess {WORST}", f"after {WORST}"]
+    return board.sort_values(by, ascending=[True, False, True, True], kind="stable").drop(columns="compared")
 
 
 def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str | None, options: ArenaOptions) -> str:
     """Return the leaderboard in Markdown."""
     main = arena.benchmark.main
 
-    def cell(row: Any, column: str) -> str:
-        mean, half = row[column], row[f"{column} ±"]
-        return "" if pd.isna(mean) else shown_mean({"mean": mean, "half": half}, 2)
+    def cells(row: Any, columns: Sequence[str]) -> list[str]:
+        halves = (row[f"{column} ±"] for column in columns)
+        pairs = [{"mean": row[column], "half": half} for column, half in zip(columns, halves, strict=True)]
+        return ["" if pd.isna(pair["mean"]) else shown_mean(pair, 2) for pair in pairs]
 
-    first = [main, f"after {WORST}", *([utility] if utility else []), "robustness", "compute"]
-    heads = ["model", f"{main} ↓", "after the worst attack ↓", *([f"{utility} ↑"] if utility else [])]
-    heads += ["robustness ↑", "compute ↓"]
-    table = [
-        [f"{name}{'' if row.kept else ' (utility lost)'}", *(cell(row, column) for column in first)]
-        for name, row in board.iterrows()
-    ]
-    attacks = [
-        [str(name), *(cell(row, f"after {attack}") for attack in arena.attacks)] for name, row in board.iterrows()
-    ]
+    def table(columns: Mapping[str, str]) -> str:
+        kept = {True: "", False: " (utility lost)"}
+        rows = [[f"{name}{kept[bool(row.kept)]}", *cells(row, list(columns))] for name, row in board.iterrows()]
+        return markdown(["model", *columns.values()], rows)
+
     arrows = {"low": "↓", "high": "↑", "zero": "→ 0"}
-    scores = [[str(name), *(cell(row, score) for score in arena.scores)] for name, row in board.iterrows()]
+    of_scores = {name: f"{name} {arrows[of.kind.best]}" for name, of in arena.scores.items()}
+    first = {main: of_scores[main], f"after {WORST}": "after the worst attack ↓", f"excess {WORST}": "excess ↓"}
+    first |= {utility: of_scores[utility]} if utility is not None else {}
+    first |= {"robustness": "robustness ↑", "compute": "compute ↓"}
     seeds = frame.seed.nunique()
+    over = "one seed" if seeds == 1 else f"means of {seeds} seeds, ± half of the 95 % interval over seeds"
+    split = f", split `{options.split}`" if options.split else ""
     lines = [
         "# Leaderboard",
-        "",
-        f"Benchmark `{options.benchmark}`{f', split `{options.split}`' if options.split else ''}: "
-        f"{len(arena.benchmark.forget)} forget and {len(arena.benchmark.retain)} retain documents. "
-        f"Means of {seeds} seed{'s, ± half of the 95 % interval over seeds' if seeds > 1 else ''}. "
-        f"`{main}` says how much of the forget set a model knows; one that guesses has {arena.benchmark.chance:.2f}. "
-        f"The worst attack is the one that brings back most, of {len(arena.attacks)}, with a budget of "
-        f"{options.budget} gradient steps each.",
-        "",
-        f"Models that keep {options.keep:.0%} of the full model's utility come first. Among them, the one whose worst "
-        "attack brings back least is first.",
-        "",
-        markdown(heads, table),
-        "",
+        f"Benchmark `{options.benchmark}`{split}: {len(arena.benchmark.forget)} forget and "
+        f"{len(arena.benchmark.retain)} retain documents; {over}. `{main}` says how much of the forget set a model "
+        f"knows. A model that guesses has {arena.benchmark.chance:.2f}.",
+        f"Each of {len(arena.attacks)} attacks may spend {options.budget} gradient steps. *Excess* is how far an "
+        f"attack brings `{main}` above that of the retrained model under the same attack, at the attempt and step where this "
+        "is most. The worst attack is the one with the largest excess.",
+        f"Models that keep {options.keep:.0%} of the full model's utility come first. Among them, the one with the "
+        "smallest excess is first.",
+        table(first),
         "Robustness: 0 is as fragile as the same method alone, 1 as robust as the retrained model. Compute: 1 is that "
         "of the retrained model.",
-        "",
         "## Attacks",
-        "",
+        f"Excess of `{main}` under each attack. Low is good.",
+        table({f"excess {attack}": attack for attack in arena.attacks}),
         f"`{main}` after each attack, at its best attempt and step.",
-        "",
-        markdown(["model", *arena.attacks], attacks),
-        "",
+        table({f"after {attack}": attack for attack in arena.attacks}),
         "## Scores before any attack",
-        "",
-        markdown(["model", *(f"{name} {arrows[of.kind.best]}" for name, of in arena.scores.items())], scores),
-        "",
+        table(of_scores),
     ]
-    return "\n".join(lines)
+    return "\n\n".join(lines) + "\n"

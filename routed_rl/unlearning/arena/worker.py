@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,11 @@ from routed_rl.runs.files import JSON
 from routed_rl.runs.grid import FAILED
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.unlearning.arena.attacking import run_attack
+from routed_rl.unlearning.arena.attacking import MAIN, run_attack
 from routed_rl.unlearning.arena.attacks import Victim
 from routed_rl.unlearning.arena.entries import FULL, MAKE, SCORE, Arena
 from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
-from routed_rl.unlearning.benchmarks import Example
+from routed_rl.unlearning.benchmarks import Benchmark, Example
 from routed_rl.unlearning.scores import Reader, interval
 from routed_rl.wording import speak_of
 
@@ -51,6 +52,7 @@ class Worker:
             if run.finished:
                 return
             run.load_checkpoint()  # finds none: a stage that was interrupted begins again
+            begun = time.perf_counter()
             files: list[str] = []
             result: dict[str, JSON]
             if stage.kind in MAKE:
@@ -60,6 +62,7 @@ class Worker:
                 result, files = self._scored(stage, run.path / NUMBERS), [NUMBERS]
             else:
                 result = self._attacked(stage)
+            run.timings.append({"step": 0, "seconds": time.perf_counter() - begun})
             finish_stage(run, result, files)
 
     def _scored(self, stage: Stage, path: Path) -> dict[str, JSON]:
@@ -93,13 +96,14 @@ class Worker:
         options, benchmark = self.arena.options, self.arena.benchmark
         score = self.arena.scores[benchmark.main].kind()
 
-        def measure(attacked: nn.Module, change: Callable[[Example], Example]) -> dict[str, float]:
-            return {"main": score.value(score.examples(Reader(attacked, tokenizer, benchmark, change)))}
+        def measure(
+            attacked: nn.Module, change: Callable[[Example], Example], of: Benchmark = benchmark
+        ) -> dict[str, float]:
+            return {MAIN: score.value(score.examples(Reader(attacked, tokenizer, of, change)))}
 
         seed = derive_seed(stage.seed, "attack")
-        steps = max(1, options.budget // len(attack.attempts))
-        victim = Victim(model, tokenizer, benchmark, original, options.batch_size, steps, seed)
-        return run_attack(attack, victim, measure)
+        victim = Victim(model, tokenizer, benchmark, original, options.batch_size, options.budget, seed)
+        return run_attack(attack, victim, measure, options.budget)
 
 
 @dataclass(frozen=True)
