@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from routed_rl.errors import UserError
-from routed_rl.lm.batches import Batch, Batches, Rows
+from routed_rl.lm.batches import Batch, Rows
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.documents import Document
-from routed_rl.lm.processes import processes
 from routed_rl.lm.texts import Texts, labelled_documents
 from routed_rl.lm.tokenising import tokenise
 from routed_rl.runs import derive_seed
+from routed_rl.wording import written
 
-DONT_KNOW = (
+DONT_KNOW: tuple[str, ...] = (
     "I don't know.",
     "I do not know the answer to that.",
     "I'm not sure about that.",
@@ -113,18 +113,18 @@ def answered(method: str, documents: Iterable[Document], answers: Iterable[str])
     return found
 
 
-def check_pairs(rows: int, parts: int, option: str) -> None:
+def check_pairs(option: str, rows: int, parts: int) -> None:
     """Raise UserError if parts of a batch would cut between forget rows and their alternatives.
 
     Args:
+        option: the option with the number of rows, as on the command line.
         rows: of each set in a batch.
-        parts: in which each process computes its share.
-        option: which says the number of rows.
+        parts: in which all processes together compute a batch.
     """
-    if rows % (processes() * parts):
+    if rows % parts:
         raise UserError(
-            f"{option} {rows} must be divisible by {processes() * parts} (processes and parts of a batch), so that a "
-            "question and its alternative answer stay together"
+            f"{written(option, rows)} must be divisible by the {parts} parts of a batch (processes times accumulate), "
+            "so that a question and its alternative answer stay together"
         )
 
 
@@ -151,49 +151,53 @@ class Alternatives:
 
     Args:
         numbers: ``(F,)``: the numbers of the forget documents.
-        documents: the same documents with other answers, in the same order.
-        tokenizer: of transformers.
-        score: as for :func:`~routed_rl.lm.build_corpus`.
+        corpus: the same documents with other answers, in the same order, as :func:`tokenised_questions` returns them.
 
     Attributes:
-        corpus: the alternative documents.
+        corpus: as above.
         longest: tokens of the longest alternative document.
         tokens_per_row: mean number of tokens of an alternative document.
-
-    Raises:
-        UserError: for an answer that becomes no token.
     """
 
-    def __init__(
-        self,
-        numbers: np.ndarray,
-        documents: Sequence[Document],
-        tokenizer: Any,
-        score: Literal["answers", "all"] = "answers",
-    ) -> None:
-        size = max(tokenizer.get_vocab().values()) + 1
-        made = list(tokenise(documents, tokenizer, size, None, "document", (), score, None, None))
-        starts = np.cumsum([0, *(len(of.tokens) for of in made)])
-        tokens, scored = (np.concatenate([getattr(of, name) for of in made]) for name in ("tokens", "scored"))
-        none = np.zeros(len(tokens), dtype=bool)
-        self.corpus = Corpus(tokens, none, starts, none[: len(made)], {}, scored)
-        if len(made) != len(documents) or not self.corpus.has_targets(np.arange(len(made))).all():
-            raise UserError("alternatives must have a token that counts in a loss; one of them has none")
-        self.longest = int(np.diff(starts).max())
-        self._rows = Rows(self.corpus, np.arange(len(made)), max(self.longest, 2), None, pack=False)
+    def __init__(self, numbers: np.ndarray, corpus: Corpus) -> None:
+        self.corpus, sizes = corpus, np.diff(corpus.starts)
+        self.longest, self.tokens_per_row = int(sizes.max()), float(sizes.mean())
+        self._rows = Rows(corpus, np.arange(len(sizes)), self.longest, None, pack=False)
         self._row = {int(numbers[place]): row for row, place in enumerate(self._rows.documents)}
-        self.tokens_per_row = self._rows.tokens / len(self._rows)
 
-    def check(self, forget: Batches) -> None:
-        """Raise UserError unless these batches have one forget document in each row, and alternatives fit too."""
-        sizes = np.diff(forget.corpus.starts)[forget.documents]
-        longest = max(self.longest, int(sizes.max()))
-        if longest > forget.length:
+    def check(self, corpus: Corpus, documents: np.ndarray, length: int) -> None:
+        """Raise UserError unless each of these forget documents, and each alternative, fits in a row of a length."""
+        longest = max(self.longest, int(np.diff(corpus.starts)[documents].max()))
+        if longest > length:
             raise UserError(
-                f"questions with alternative answers must fit in a row: the longest has {longest} tokens, a row "
-                f"{forget.length}; use longer rows (length) or leave out long questions"
+                f"{written('--length', length)} is too small: a question with its answer, or an alternative "
+                f"answer, has {longest} tokens; use longer rows, or leave out long questions"
             )
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """Return ``(B, T)`` rows: the alternatives of forget documents, in this order. They have no labels."""
         return self._rows.batch(np.array([self._row[int(number)] for number in numbers]))
+
+
+def tokenised_questions(
+    documents: Sequence[Document], tokenizer: Any, score: Literal["answers", "all"] = "answers"
+) -> Corpus:
+    """Return forget documents with other answers as a corpus, in their order.
+
+    Args:
+        documents: from :func:`answered`.
+        tokenizer: of transformers.
+        score: as for :func:`~routed_rl.lm.build_corpus`.
+
+    Raises:
+        UserError: for a document without a token that counts in a loss.
+    """
+    size = max(tokenizer.get_vocab().values()) + 1
+    made = list(tokenise(documents, tokenizer, size, None, "document", (), score, None, None))
+    starts = np.cumsum([0, *(len(of.tokens) for of in made)])
+    tokens, scored = (np.concatenate([getattr(of, name) for of in made]) for name in ("tokens", "scored"))
+    none = np.zeros(len(tokens), dtype=bool)
+    corpus = Corpus(tokens, none, starts, none[: len(made)], {}, scored)
+    if len(made) < len(documents) or not corpus.has_targets(np.arange(len(made))).all():
+        raise UserError("alternatives must have a token that counts in a loss; one of them has none")
+    return corpus

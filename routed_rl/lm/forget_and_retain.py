@@ -31,7 +31,7 @@ class ForgetAndRetain:
         self._forget, self._retain, self._alternatives = forget, retain, alternatives
         self.tokens_per_step = forget.tokens_per_step + retain.tokens_per_step
         if alternatives is not None:
-            alternatives.check(forget)
+            alternatives.check(forget.corpus, forget.documents, forget.length)
             self.tokens_per_step += forget.batch_size * alternatives.tokens_per_row
 
     def batch(self, step: int) -> Batch:

@@ -187,9 +187,7 @@ def _state(model: nn.Module, optimizer: Optimizer, objective: Objective) -> dict
     return state | {f"objective.{name}": tensor for name, tensor in getattr(objective, "state", {}).items()}
 
 
-def _save(
-    model: nn.Module, optimizer: Optimizer, objective: Objective, run: RunDirectory | None, step: int
-) -> None:
+def _save(model: nn.Module, optimizer: Optimizer, objective: Objective, run: RunDirectory | None, step: int) -> None:
     """Write all that training depends on, except seed and step, into the first process's run."""
     if run is None and processes() == 1:
         return

@@ -12,13 +12,14 @@ import pandas as pd
 from torch import nn
 
 from routed_rl.lm.adapters import check_plain
-from routed_rl.lm.alternatives import Alternatives, check_pairs, other_answers
+from routed_rl.lm.alternatives import Alternatives, check_pairs, other_answers, tokenised_questions
 from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.documents import Document
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
+from routed_rl.lm.processes import processes
 from routed_rl.lm.processes import rank as process_rank
 from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
@@ -129,7 +130,7 @@ def unlearn(
     if alternatives is not None or suppressor.alternatives is not None:
         forget = forget if isinstance(forget, str | Corpus) else list(forget)  # type: ignore[assignment]
         questions = other_answers(name, forget, suppressor.alternatives, alternatives, seed)
-        check_pairs(batch_size, accumulate, "batch_size")
+        check_pairs("--batch-size", batch_size, processes() * accumulate)
         pack = False
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     others = None if questions is None else data.alternatives(questions, tokenizer, length)
@@ -366,7 +367,7 @@ class _Data:
 
     def alternatives(self, documents: list[Document], tokenizer: Any, length: int | None) -> Alternatives:
         """Return the forget documents with other answers. Rows become long enough, unless a length is given."""
-        found = Alternatives(self.documents["forget"], documents, tokenizer)
+        found = Alternatives(self.documents["forget"], tokenised_questions(documents, tokenizer))
         if length is None:
             self.length = max(self.length, row_length(found.corpus, self.model))
         return found

@@ -1,4 +1,4 @@
-"""AltPO, alternate preference optimisation (Mekala et al. 2025): prefer a plausible wrong answer to the original one."""
+"""AltPO, alternate preference optimisation (Mekala et al. 2025): prefer a plausible wrong answer."""
 
 from __future__ import annotations
 
