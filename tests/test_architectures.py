@@ -25,6 +25,7 @@ from routed_rl.routing import ablate as silence
 from routed_rl.routing.layers import linear_weight
 from routed_rl.unlearning import SUPPRESSORS, attack, quantised, undo, unlearn
 from tests.lm.tiny_models import DENSE, FAMILIES, HIDDEN, MIXTURES, WIDTH_NAMES, some_tokens, tiny_model
+from tests.unlearning.questions import PAIRED, for_method
 
 TOKENIZER = stories_tokenizer()
 TEXTS = [" ".join(story.text.split()[:12]) for story in generate_stories(12, 0)]
@@ -150,7 +151,9 @@ def test_adapters_are_routed_and_the_forget_adapter_is_deleted(family):
 def test_every_method_suppresses(family, method):
     model = made(family)
     was = state(model)
-    found = unlearn(model, TOKENIZER, CORPUS, method=method, steps=2, **SMALL, **DEPTH.get(method, {}))
+    sets, options = for_method(method, FORGET, RETAIN) if method in PAIRED else ([CORPUS], {})
+    options |= {"allow_overlap": True, **SMALL, **DEPTH.get(method, {})}
+    found = unlearn(model, TOKENIZER, *sets, method=method, steps=2, **options)
     assert not changed(model, was) and logits(found).isfinite().all()
     learned = changed(found, was)
     if method == "rmu":  # the last projections, or the weights of the experts

@@ -20,8 +20,9 @@ from torch import Tensor
 from routed_rl.lm.corpora import Corpus
 from routed_rl.runs import derive_seed
 
-FORGET_LABEL, NO_LABEL = 0, -1
-"""Labels of a token. ``FORGET_LABEL``: it is in the forget set. ``NO_LABEL``: nobody has labelled it."""
+ALTERNATIVE_LABEL, FORGET_LABEL, NO_LABEL = 1, 0, -1
+"""Labels of a token. ``FORGET_LABEL``: it is in the forget set. ``ALTERNATIVE_LABEL``: it is in a forget question with
+another answer. ``NO_LABEL``: nobody has labelled it."""
 PADDING = -1
 """Value of :attr:`Batch.examples` at padding."""
 TOKENS_AT_ONCE = 4096
@@ -38,7 +39,7 @@ class Batch:
 
     Attributes:
         tokens: ``(B, T)`` int64. A row that is shorter than ``T`` ends with padding, which is token 0.
-        labels: ``(B, T)`` int64: 0 where the token has the label "forget", else -1.
+        labels: ``(B, T)`` int64: 0 where the token has the label "forget", 1 in alternative rows, else -1.
         scored: ``(B, T - 1)`` bool: the targets that count in a loss. An example's first token does not count.
         examples: ``(B, T)`` int64: the number of each token's example in its row, from 0; -1 at padding. If left out,
             each row is one example without padding.
@@ -171,7 +172,7 @@ class Batches:
             raise ValueError(f"a batch needs rows of at least 2 tokens, got {batch_size} rows of {length} tokens")
         self.corpus, self.documents, self.length = corpus, documents, length
         self.batch_size, self.seed = batch_size, seed
-        self._rows = _Rows(corpus, documents, length, labelled, pack)
+        self._rows = Rows(corpus, documents, length, labelled, pack)
         if len(self._rows) < batch_size:
             raise ValueError(
                 f"{len(documents)} documents fill {len(self._rows)} rows of {length} tokens, and a batch needs "
@@ -183,13 +184,21 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, 0 or later."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return self._rows.batch(self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size])
+        return self._rows.batch(self._of_step(step))
+
+    def documents_of(self, step: int) -> np.ndarray:
+        """Return ``(B,)``: the document of each row of a step's batch; in a packed row, that of the first example."""
+        return self._rows.documents[self._of_step(step)]
 
     def epoch(self, number: int = 0) -> Iterator[Batch]:
         """Yield all batches of an epoch."""
         for step in range(self.steps_per_epoch):
             yield self.batch(number * self.steps_per_epoch + step)
+
+    def _of_step(self, step: int) -> np.ndarray:
+        """Return the rows of a step's batch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the order of an epoch's rows."""
@@ -210,7 +219,7 @@ class WholeDocuments:
 
     def __init__(self, corpus: Corpus, documents: np.ndarray, labelled: np.ndarray | None = None) -> None:
         self.corpus, self.documents, self.labelled = corpus, documents, labelled
-        self._rows: dict[int, _Rows] = {}
+        self._rows: dict[int, Rows] = {}
 
     def batches(self, window: int = WINDOW) -> Iterator[tuple[Batch, np.ndarray]]:
         """Yield batches of at most ``TOKENS_AT_ONCE`` tokens, and ``(B,)``: the number of each row's document.
@@ -219,7 +228,7 @@ class WholeDocuments:
             window: most tokens in a row. Longer documents have several rows, as in :class:`Batches`.
         """
         if window not in self._rows:
-            self._rows[window] = _Rows(self.corpus, self.documents, window, self.labelled, pack=False)
+            self._rows[window] = Rows(self.corpus, self.documents, window, self.labelled, pack=False)
         rows = self._rows[window]
         begin = 0
         while begin < len(rows):  # rows are sorted, the longest first
@@ -228,8 +237,10 @@ class WholeDocuments:
             begin = end
 
 
-class _Rows:
+class Rows:
     """Documents cut into examples of at most ``length`` tokens, in rows. Examples without a target are left out.
+
+    The arguments are those of :class:`Batches`. If documents are not packed, longer rows come first.
 
     Attributes:
         documents, lengths: ``(R,)`` each: the document of each row's first example, and the tokens in each row.

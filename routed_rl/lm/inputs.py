@@ -180,7 +180,7 @@ def open_text(options: CorpusOptions) -> Text:
     name = Path(options.corpus).stem.replace("/", "-")
     corpus = build_corpus(
         options.corpora / f"{name}-{digest}",
-        _documents(options),
+        read_corpus(options),
         tokenizer,
         finder,
         **how,
@@ -290,7 +290,8 @@ def model_identity(name: str) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _documents(options: CorpusOptions) -> Iterator[Document]:
+def read_corpus(options: CorpusOptions) -> Iterator[Document]:
+    """Yield the documents of the options' corpus, in its order."""
     if options.corpus in GENERATED:
         documents = GENERATED[options.corpus].documents(options.documents)
     else:
@@ -356,7 +357,7 @@ def _tokenizer(options: CorpusOptions) -> Any:
     folder = options.corpora / f"tokenizer-{config_hash({'of': about})}"
     if not folder.is_dir():
         temporary = temporary_beside(folder)
-        save_tokenizer(train_tokenizer(_documents(options), options.vocabulary), temporary)
+        save_tokenizer(train_tokenizer(read_corpus(options), options.vocabulary), temporary)
         move_in(temporary, folder)
     return load_tokenizer(str(folder))
 

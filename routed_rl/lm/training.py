@@ -25,7 +25,8 @@ from routed_rl.lm.training_log import TrainingLog
 from routed_rl.runs import RunDirectory, derive_seed
 
 Objective = Callable[[nn.Module, Batch], Tensor]
-"""A function that returns the sum of a batch's losses over its scored targets."""
+"""A function that returns the sum of a batch's losses over its scored targets. It may have an attribute ``state``:
+tensors by name, which it changes in place during training. Checkpoints save them."""
 Gradient = Callable[[nn.Module, Callable[[], Tensor]], Tensor]
 """A function that leaves a step's gradient in the parameters and returns the loss. Its second argument is a function
 that does so at the current weights."""
@@ -113,7 +114,7 @@ def train(
     """
     make_ready(model)
     optimizer = make_optimizer(model, training)
-    start = _load(model, optimizer, run)
+    start = _load(model, optimizer, objective, run)
     model.train()
     done, ended = start, stop(start)
     with closing(TrainingLog(model, training.precision, run, start)) as log:
@@ -135,7 +136,7 @@ def train(
             if done % LOG_EVERY == 0 or ended:
                 log.row(done, training.rate(step), undivided(norm))
                 if done % (LOG_EVERY * CHECKPOINT_EVERY) == 0 or ended:
-                    _save(model, optimizer, run, done)
+                    _save(model, optimizer, objective, run, done)
     return done
 
 
@@ -172,7 +173,7 @@ def _parts(whole: Batch, accumulate: int) -> Iterator[tuple[Batch, bool]]:
 # --- checkpoints --------------------------------------------------------------------------------
 
 
-def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _state(model: nn.Module, optimizer: Optimizer, objective: Objective) -> dict[str, Tensor]:
     """Return all that training changes, by name. Missing moments are created with the values that AdamW starts with."""
     inner = undistributed(model)
     state = {f"model.{name}": tensor for name, tensor in inner.state_dict().items()}
@@ -183,27 +184,30 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
                 moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 moments |= {part: torch.zeros_like(parameter) for part in ("exp_avg", "exp_avg_sq")}
             state |= {f"optimizer.{part}.{name}": tensor for part, tensor in moments.items()}
-    return state
+    return state | {f"objective.{name}": tensor for name, tensor in getattr(objective, "state", {}).items()}
 
 
-def _save(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None, step: int) -> None:
+def _save(model: nn.Module, optimizer: Optimizer, objective: Objective, run: RunDirectory | None, step: int) -> None:
     """Write all that training depends on, except seed and step, into the first process's run."""
     if run is None and processes() == 1:
         return
-    tensors = gather(_state(model, optimizer))
+    tensors = gather(_state(model, optimizer, objective))
     if run is not None:
         run.save_checkpoint(step, tensors, {})
 
 
 @torch.no_grad()
-def _load(model: nn.Module, optimizer: Optimizer, run: RunDirectory | None) -> int:
-    """Load the last checkpoint into model and optimizer, on every process, and return its step; 0 if there is none."""
+def _load(model: nn.Module, optimizer: Optimizer, objective: Objective, run: RunDirectory | None) -> int:
+    """Load the last checkpoint into model, optimizer and objective, on every process, and return its step.
+
+    The step is 0 if there is no checkpoint.
+    """
     checkpoint = None if run is None else run.load_checkpoint()
     step = torch.tensor(0 if checkpoint is None else checkpoint.step, device=next(model.parameters()).device)
     if processes() > 1:
         dist.broadcast(step, 0)
     if not step:
         return 0
-    for name, tensor in _state(model, optimizer).items():
+    for name, tensor in _state(model, optimizer, objective).items():
         spread(None if checkpoint is None else checkpoint.tensors[name], tensor)
     return int(step)

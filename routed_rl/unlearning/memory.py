@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, TOKENS_AT_ONCE, Batch
+from routed_rl.lm.batches import ALTERNATIVE_LABEL, FORGET_LABEL, NO_LABEL, TOKENS_AT_ONCE, Batch
 from routed_rl.lm.losses import next_token_loss, token_losses
 from routed_rl.lm.training import Gradient, Objective, Training, backward
 from routed_rl.unlearning.copies import TrainedCopy
@@ -109,12 +109,13 @@ def memory(
     suppressor, _ = made_method(method)
     if master_weights is None:
         master_weights = stage == "attack"
-    rows, left = divmod(2 * batch_size if stage == "suppress" else batch_size, accumulate)
+    kinds = 1 if stage != "suppress" else 2 if suppressor.alternatives is None else 3
+    rows, left = divmod(kinds * batch_size, accumulate)
     if left or not rows:
         raise ValueError(f"a batch of {batch_size} rows of each set cannot be shared evenly by {accumulate} parts")
     parts = min(accumulate, 2)  # the second one needs most, because gradients are there already
     model = _outlined(model, dtype)
-    tracked = Tracker(model.get_input_embeddings().weight.shape[0], rows // 2)  # type: ignore[operator]
+    tracked = Tracker(model.get_input_embeddings().weight.shape[0], rows // max(kinds, 2))  # type: ignore[operator]
     with torch.random.fork_rng(devices=[]), tracked:
         options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing}
         copied = TrainedCopy(model.requires_grad_(False).eval(), rank, **options, changed=stage == "distil")
@@ -135,7 +136,7 @@ def memory(
             tracked.exclude(model)
             tracked.exclude(own)
             trained = [parameter for parameter in own.parameters() if parameter.requires_grad]
-            batch, training = _batch(parts * rows, length), copied.training(Training(accumulate=parts))
+            batch, training = _batch(parts * rows, length, kinds == 3), copied.training(Training(accumulate=parts))
             own.train()
             with tracked.counting():
                 gradient(own, lambda: backward(own, batch, training, objective, 0))
@@ -305,11 +306,13 @@ def _without_random_state(model: nn.Module) -> None:
             wrapped.keywords["preserve_rng_state"] = False
 
 
-def _batch(rows: int, length: int) -> Batch:
-    """Return a batch of full rows, in turn labelled "forget" and not."""
+def _batch(rows: int, length: int, paired: bool = False) -> Batch:
+    """Return a batch of full rows, in turn labelled "forget", as an alternative if paired, and not at all."""
     tokens = torch.zeros((rows, length), dtype=torch.int64)
     labels = torch.full_like(tokens, NO_LABEL)
-    labels[::2] = FORGET_LABEL
+    labels[:: 3 if paired else 2] = FORGET_LABEL
+    if paired:
+        labels[1::3] = ALTERNATIVE_LABEL
     return Batch(tokens, labels, torch.ones((rows, length - 1), dtype=torch.bool), packed=True)
 
 

@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from routed_rl.lm.adapters import check_plain
+from routed_rl.lm.alternatives import Alternatives, check_pairs, other_answers, tokenised_questions
 from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus
+from routed_rl.lm.documents import Document
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
+from routed_rl.lm.processes import processes
 from routed_rl.lm.processes import rank as process_rank
 from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
@@ -44,6 +47,7 @@ def unlearn(
     retain: Texts | None = None,
     method: Method = "npo",
     *,
+    alternatives: Sequence[str] | None = None,
     rank: int | None = None,
     merge: bool = True,
     master_weights: bool = False,
@@ -80,6 +84,10 @@ def unlearn(
         retain: documents on which the model should stay as good as before.
         method: a name in :data:`SUPPRESSORS` or of a method in an installed package; ``"MODULE:CLASS"``; or a subclass
             of :class:`Suppressor` or an instance.
+        alternatives: for a method that teaches another answer (``idk-nll``, ``idk-dpo``, ``alt-po``), one answer for
+            each document of ``forget``, in order. Or, except for ``alt-po``, a pool of another number of answers: each
+            question gets one of them, fixed by ``seed``. None: the method's own pool. ``forget`` then has rows with a
+            question and one answer, see :func:`~routed_rl.lm.from_row`.
         rank: of low-rank adapters (LoRA) on the linear layers that the method trains. Only they learn. None: all
             weights that the method trains.
         merge: with a rank, return a plain model with the adapters merged into its weights. False: a model of PEFT,
@@ -89,13 +97,15 @@ def unlearn(
         gradient_checkpointing: compute each block again in the backward pass. Results are the same. It takes about a
             third more time and much less memory.
         accumulate: parts in which a batch is computed one after the other, to save memory. Results are the same within
-            rounding. It must divide the rows of a step, and of each process's share of them.
+            rounding. It must divide the rows of a step, and of each process's share of them. For a method that teaches
+            another answer, it must divide each process's share of ``batch_size``.
         shard: with several processes, divide the copy among them while it is trained: its weights, gradients and
             optimizer state (:func:`torch.distributed.fsdp.fully_shard`). Without it each process has the whole copy.
             ``model`` is whole on each process.
         batch_size: rows of each set in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256. Longer documents are cut.
-        pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
+        pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own, as
+            always for a method that teaches another answer.
         allow_overlap: accept texts that are in both sets.
         seed: fixes the order of documents and the method's own randomness.
         progress: show a progress bar on standard error.
@@ -109,17 +119,26 @@ def unlearn(
     Raises:
         ValueError: for an unknown method or setting, a method that cannot be imported, or too few documents for one
             batch. Also for ``merge=False`` without a rank, and for a rank if the model has adapters or the method
-            trains no linear layer.
+            trains no linear layer. Also for alternatives that the method does not take or that are missing, and for
+            forget documents without a question.
         FloatingPointError: if the loss diverges.
     """
     if rank is None and not merge:
         raise ValueError("merge=False needs a rank: without adapters there is nothing to merge")
     suppressor, name = made_method(method)
     suppressor, recipe = _with_settings(suppressor, name, settings)
+    questions = None
+    if alternatives is not None or suppressor.alternatives is not None:
+        forget = forget if isinstance(forget, str | Corpus) else list(forget)  # type: ignore[assignment]
+        questions = other_answers(name, forget, suppressor.alternatives, alternatives, seed)
+        check_pairs("--batch-size", batch_size, processes() * accumulate)
+        pack = False
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
+    others = None if questions is None else data.alternatives(questions, tokenizer, length)
     source = ForgetAndRetain(
         data.batches("forget", batch_size, derive_seed(seed, "forget")),
         data.batches("retain", batch_size, derive_seed(seed, "retain")),
+        others,
     )
     options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
     copied = TrainedCopy(model, rank, **options)
@@ -363,7 +382,15 @@ class _Data:
             self.corpus = text_corpus(tokenizer, forget, retain, allow_overlap)
         self.documents = {kind: self.corpus.documents("train", kind) for kind in ("forget", "retain")}  # type: ignore[arg-type]
         self.labelled = self.corpus.labelled(1.0)
+        self.model = model
         self.length, self.pack = length or row_length(self.corpus, model), pack and keeps_apart(model)
+
+    def alternatives(self, documents: list[Document], tokenizer: Any, length: int | None) -> Alternatives:
+        """Return the forget documents with other answers. Rows become long enough, unless a length is given."""
+        found = Alternatives(self.documents["forget"], tokenised_questions(documents, tokenizer))
+        if length is None:
+            self.length = max(self.length, row_length(found.corpus, self.model))
+        return found
 
     def batches(self, kind: str, batch_size: int, seed: int) -> Batches:
         return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled, self.pack)

@@ -117,6 +117,10 @@ def tune(
     apart = math.ceil(HELD_OUT * len(tried["retain"]))
     allow = bool(fixed.get("allow_overlap"))
     corpus = text_corpus(tokenizer, tried["forget"], tried["retain"][:apart], allow)
+    own: dict[str, Any] = {}
+    answers = fixed.get("alternatives")
+    if isinstance(answers, Sequence) and len(answers) == len(sets["forget"]):  # one for each document
+        own["alternatives"] = [answers[i] for i in chosen["forget"]]
     combinations = [dict(zip(values, of, strict=True)) for of in itertools.product(*values.values())]
     usual_steps = int(fixed.get("steps", suppressor.recipe.steps))
     trainings = together(combinations, usual_steps, suppressor.recipe)
@@ -129,7 +133,7 @@ def tune(
             if done in steps:
                 found[done] = _losses(unlearned, corpus)
 
-        given = {**fixed, **settings, "steps": max(steps)}
+        given = {**fixed, **settings, "steps": max(steps), **own}
         with suppress(FloatingPointError):
             trained = tried["forget"], tried["retain"][apart:]
             unlearn(model, tokenizer, *trained, method, seed=seed, progress=False, callback=look, **given)

@@ -19,6 +19,7 @@ from routed_rl.lm import (
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from routed_rl.unlearning import SUPPRESSORS, ForgetAndRetain
 from tests.lm.tiny_models import ALONE, FAMILIES, MIXTURES, tiny_model
+from tests.unlearning.questions import PAIRED
 
 TOKENIZER = stories_tokenizer()
 SIZES = np.random.default_rng(0).integers(1, 38, 30)
@@ -72,9 +73,12 @@ def test_models_that_cannot_keep_documents_apart_are_noticed(kind):
     assert not keeps_apart(model) and model.training
 
 
-@pytest.mark.parametrize("name", sorted(set(SUPPRESSORS) - {"repnoise", "sam"}))
+@pytest.mark.parametrize("name", sorted(set(SUPPRESSORS) - {"repnoise", "sam", *PAIRED}))
 def test_a_suppressor_sees_examples_not_rows(name):
-    """Its loss is the same for packed documents and for a row each. RepNoise compares rows; SAM is another's loss."""
+    """Its loss is the same for packed documents and for a row each. RepNoise compares rows; SAM is another's loss.
+
+    Methods that teach another answer never pack documents.
+    """
     method = SUPPRESSORS[name](**({"depth": 1} if name == "rmu" else {}))
     model = tiny_model("llama").double()
     with torch.no_grad():

@@ -17,6 +17,7 @@ from routed_rl.unlearning.attacks import Relearning, attacked_size, save_attacke
 from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.pipeline import _Data
 from tests.lm.tiny_models import tiny_model
+from tests.unlearning.questions import for_method
 
 SMALL = {"batch_size": 4, "length": 33, "progress": False}
 DEPTH = {"rmu": {"depth": 1}}  # the model has two blocks
@@ -56,8 +57,9 @@ def ranks(after, before):
 @pytest.mark.parametrize("method", SUPPRESSORS)
 def test_low_rank_suppression_changes_linear_layers_by_that_rank_and_no_other_weight(method, model, tokenizer):
     before = state(model)
-    options = {"steps": 3, "learning_rate": 0.02, "rank": 2, **SMALL, **DEPTH.get(method, {})}
-    unlearned = unlearn(model, tokenizer, *SETS, method, **options)
+    sets, options = for_method(method, *SETS)
+    options |= {"steps": 3, "learning_rate": 0.02, "rank": 2, "allow_overlap": True, **SMALL, **DEPTH.get(method, {})}
+    unlearned = unlearn(model, tokenizer, *sets, method, **options)
     assert_same(state(model), before)
     after = state(unlearned)
     changed = {name: rank for name, rank in ranks(after, before).items() if rank}

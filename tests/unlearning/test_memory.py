@@ -90,7 +90,8 @@ def test_the_dry_run_counts_what_a_real_step_allocates(stage, rank, options, mon
     method, again = options.get("method", "npo"), bool(options.get("gradient_checkpointing"))
     method = SUPPRESSORS[method]() if isinstance(method, str) else method
     settings = Training(accumulate=options.get("accumulate", 1))
-    batch = _batch(2 * ROWS if stage == "suppress" else ROWS, LENGTH)
+    kinds = 1 if stage != "suppress" else 2 if method.alternatives is None else 3
+    batch = _batch(kinds * ROWS, LENGTH, kinds == 3)
     trained = TrainedCopy(model, rank, gradient_checkpointing=again, changed=stage == "distil")
     with kept(model):
         objective, gradient = next_token_loss, lambda model, compute: compute()

@@ -11,6 +11,7 @@ from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from routed_rl.unlearning import SUPPRESSORS, attack, undo, unlearn
 from routed_rl.unlearning.pipeline import _Data
 from tests.lm.tiny_models import tiny_model
+from tests.unlearning.questions import for_method
 
 SMALL = {"batch_size": 4, "length": 33, "progress": False}
 TOPIC = next(story.topic for story in generate_stories(1, 0))
@@ -59,7 +60,9 @@ def test_unlearning_raises_the_forget_loss_of_a_copy_and_is_repeatable(model, to
 
 @pytest.mark.parametrize("method", SUPPRESSORS)
 def test_every_method_is_one_call(method, model, tokenizer):
-    unlearned = unlearn(model, tokenizer, FORGET, RETAIN, method, steps=2, **SMALL, **DEPTH.get(method, {}))
+    sets, options = for_method(method, FORGET, RETAIN)
+    options |= DEPTH.get(method, {})
+    unlearned = unlearn(model, tokenizer, *sets, method, steps=2, allow_overlap=True, **SMALL, **options)
     assert not torch.equal(weights(unlearned), weights(model))
     assert all(parameter.requires_grad for parameter in unlearned.parameters())
 

@@ -9,6 +9,7 @@ from routed_rl.lm.batches import WholeDocuments
 from routed_rl.lm.texts import text_corpus
 from routed_rl.unlearning import SUPPRESSORS, tune, tuning, unlearn
 from routed_rl.unlearning.undo_study.members import make_suppressor
+from tests.unlearning.questions import for_method
 from tests.unlearning.test_pipeline import DEPTH, FORGET, RETAIN, SMALL, model, tokenizer  # noqa: F401
 
 FIXED = {name: value for name, value in SMALL.items() if name != "progress"}
@@ -56,7 +57,9 @@ def test_it_says_when_nothing_keeps_enough(model, tokenizer):  # noqa: F811
 @pytest.mark.parametrize("method", SUPPRESSORS)
 def test_every_method_has_a_grid_and_settings_for_a_study(method, model, tokenizer, monkeypatch):  # noqa: F811
     monkeypatch.setattr(tuning, "FACTORS", {"learning_rate": (1.0,), "steps": (0.02,), "retain_weight": (1.0, 2.0)})
-    found = tune(model, tokenizer, FORGET, RETAIN, method, keep=0.0, **SMALL, **DEPTH.get(method, {}))
+    sets, options = for_method(method, FORGET, RETAIN)
+    options |= {"allow_overlap": True, **SMALL, **DEPTH.get(method, {})}
+    found = tune(model, tokenizer, *sets, method, keep=0.0, **options)
     suppressor, recipe = make_suppressor(found.options, method)
     assert recipe.steps == found.settings["steps"] <= 2 and recipe.learning_rate == found.settings["learning_rate"]
     assert getattr(suppressor, "retain_weight", None) == found.settings.get("retain_weight")

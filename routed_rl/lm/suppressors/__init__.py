@@ -5,15 +5,23 @@ A method of your own is a subclass of :class:`Suppressor` in any module. A metho
 
 from collections.abc import Mapping
 
+from routed_rl.lm.suppressors.alt_po import AltPo
+from routed_rl.lm.suppressors.ceu import Ceu
+from routed_rl.lm.suppressors.grad_ascent import GradAscent
 from routed_rl.lm.suppressors.graddiff import GradDiff
+from routed_rl.lm.suppressors.idk_dpo import IdkDpo
+from routed_rl.lm.suppressors.idk_nll import IdkNll
 from routed_rl.lm.suppressors.maxent import MaxEnt
 from routed_rl.lm.suppressors.npo import Npo
+from routed_rl.lm.suppressors.pdu import Pdu
 from routed_rl.lm.suppressors.repnoise import RepNoise
 from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.suppressors.sam import Sam
+from routed_rl.lm.suppressors.satimp import SatImp
 from routed_rl.lm.suppressors.simnpo import SimNpo
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
 from routed_rl.lm.suppressors.undial import Undial
+from routed_rl.lm.suppressors.wga import Wga
 from routed_rl.plugins import Registry
 
 SUPPRESSORS: Mapping[str, type[Suppressor]] = {
@@ -25,6 +33,14 @@ SUPPRESSORS: Mapping[str, type[Suppressor]] = {
     "undial": Undial,
     "repnoise": RepNoise,
     "sam": Sam,
+    "grad-ascent": GradAscent,
+    "wga": Wga,
+    "satimp": SatImp,
+    "ceu": Ceu,
+    "pdu": Pdu,
+    "idk-nll": IdkNll,
+    "idk-dpo": IdkDpo,
+    "alt-po": AltPo,
 }
 """The methods by name. Called without arguments, they have the settings of the small protocol."""
 METHODS: Registry[Suppressor] = Registry("suppression method", Suppressor, SUPPRESSORS, "routed_rl.suppressors")
@@ -34,13 +50,21 @@ __all__ = [
     "FORWARD_PASS",
     "METHODS",
     "SUPPRESSORS",
+    "AltPo",
+    "Ceu",
+    "GradAscent",
     "GradDiff",
+    "IdkDpo",
+    "IdkNll",
     "MaxEnt",
     "Npo",
+    "Pdu",
     "RepNoise",
     "Rmu",
     "Sam",
+    "SatImp",
     "SimNpo",
     "Suppressor",
     "Undial",
+    "Wga",
 ]

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from routed_rl.lm.batches import Batch, Batches
+from routed_rl.lm.alternatives import Alternatives
+from routed_rl.lm.batches import ALTERNATIVE_LABEL, Batch, Batches
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.structure import blocks
@@ -33,7 +35,8 @@ def check_suppressor(method: Suppressor, parts: bool = True) -> None:
 
     - Settings are fields of a dataclass, and ``recipe`` is a :class:`~routed_rl.lm.Training`.
     - The loss is one finite number, and so is its gradient. It changes some weights, but not before the first step.
-    - The loss of a batch is the sum of the losses of its parts. A part without forget targets has a finite loss.
+    - The loss of a batch is the sum of the losses of its parts. A part without forget targets has a finite loss. No
+      part is cut between a forget row and its alternative.
     - The same seed gives the same weights, whatever random numbers were drawn before.
     - ``cost`` is the cost of the forward and backward passes.
 
@@ -49,7 +52,8 @@ def check_suppressor(method: Suppressor, parts: bool = True) -> None:
     """
     name = type(method).__name__
     _check_settings(method, name)
-    source, model = _source(), _model()
+    paired = method.alternatives is not None
+    source, model = _source(paired), _model()
     start = copy.deepcopy(model.state_dict())
     loss = method.loss(model, 0)
     if any(not torch.equal(value, start[key]) for key, value in model.state_dict().items()):
@@ -104,9 +108,11 @@ def _loss(loss: Any, whose: str) -> Tensor:
 
 
 def _check_parts(loss: Any, model: nn.Module, batch: Batch, whole: float, name: str) -> None:
+    alternative = (batch.labels == ALTERNATIVE_LABEL).any(dim=1)  # these rows stay with the rows before them
+    starts = [*torch.nonzero(~alternative).flatten().tolist(), len(batch)]
     shares = [
-        _loss(loss(model, batch.rows(slice(row, row + 1))), f"of {name} for a part of a batch").item()
-        for row in range(len(batch))
+        _loss(loss(model, batch.rows(slice(*part))), f"of {name} for a part of a batch").item()
+        for part in pairwise(starts)
     ]
     if not math.isclose(sum(shares), whole, rel_tol=1e-5, abs_tol=1e-7):
         raise ValueError(
@@ -150,8 +156,12 @@ def _model() -> nn.Module:
         return LlamaForCausalLM(config).double()
 
 
-def _source() -> ForgetAndRetain:
-    """Return batches of random documents. Each set has tokens of its own, and rows differ in length."""
+def _source(paired: bool) -> ForgetAndRetain:
+    """Return batches of random documents. Each set has tokens of its own, and rows differ in length.
+
+    Args:
+        paired: whether there are alternatives, which are random documents of the retain set.
+    """
     rng = np.random.default_rng(0)
     starts = np.cumsum([0, *rng.integers(LENGTH // 2, LENGTH + 1, 2 * DOCUMENTS)])
     forget = np.arange(starts[-1]) >= starts[DOCUMENTS]
@@ -159,4 +169,6 @@ def _source() -> ForgetAndRetain:
     tokens = (rng.integers(0, half, starts[-1]) + half * forget).astype(np.uint32)
     corpus = Corpus(tokens, forget, starts, np.zeros(2 * DOCUMENTS, dtype=bool), {})
     sets = np.arange(DOCUMENTS, 2 * DOCUMENTS), np.arange(DOCUMENTS)
-    return ForgetAndRetain(*(Batches(corpus, of, LENGTH, ROWS, 0, corpus.to_forget, pack=False) for of in sets))
+    forget, retain = (Batches(corpus, of, LENGTH, ROWS, 0, corpus.to_forget, pack=False) for of in sets)
+    others = replace(corpus, tokens=corpus.tokens[: starts[DOCUMENTS]], starts=starts[: DOCUMENTS + 1])
+    return ForgetAndRetain(forget, retain, Alternatives(sets[0], others) if paired else None)

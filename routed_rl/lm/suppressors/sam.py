@@ -37,6 +37,11 @@ class Sam(Suppressor):
         """:attr:`Suppressor.cost`: twice that of the suppressor."""
         return 2 * self.of.cost
 
+    @property
+    def alternatives(self) -> tuple[str, ...] | None:
+        """:attr:`Suppressor.alternatives` of the suppressor."""
+        return self.of.alternatives
+
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss of the suppressor; see :meth:`Suppressor.loss`."""
         return self.of.loss(model, seed)

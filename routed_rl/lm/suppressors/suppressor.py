@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from routed_rl.lm.batches import FORGET_LABEL, Batch, in_parts, row_keys
+from routed_rl.lm.batches import ALTERNATIVE_LABEL, FORGET_LABEL, Batch, in_parts, row_keys
 from routed_rl.lm.losses import target_logits, token_losses
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.training import Objective, Training
@@ -42,8 +42,8 @@ _GIVEN: ContextVar[_Given] = ContextVar("given", default=NOTHING)
 class Suppressor(ABC):
     """The settings of a method that suppresses what a model knows of the forget set.
 
-    Losses are means over the scored targets of a batch. Targets with the label "forget" are the forget targets, all
-    others the retain targets::
+    Losses are means over the scored targets of a batch. Targets with the label "forget" are the forget targets. Targets
+    of alternative answers, if the method needs them, have a label of their own. All others are the retain targets::
 
         method = MaxEnt(retain_weight=2.0)
         source = ForgetAndRetain(forget, retain)
@@ -73,9 +73,20 @@ class Suppressor(ABC):
         """Cost of one step, in plain gradient steps on as many tokens."""
         return 1.0
 
+    @property
+    def alternatives(self) -> tuple[str, ...] | None:
+        """Answers of which each forget question gets one. Batches then have an alternative row after each forget row.
+
+        None: the method needs no alternative answers. Without any: the user gives one for each forget question.
+        """
+        return None
+
     @abstractmethod
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss, a function of a model and a batch. For a part of a batch it gives the part's share.
+
+        A loss that changes from step to step by more than the weights keeps what changes in tensors, and changes them
+        in place. Its attribute ``state`` has them by name. Checkpoints save them.
 
         Args:
             model: the original model, before it is distributed.
@@ -104,11 +115,22 @@ class Suppressor(ABC):
             loss = self.loss(model, seed)
         finally:
             _GIVEN.reset(given)
-        return lambda trained, batch: loss(trained, batch) * int(batch.whole.scored.sum())
+        return _Summed(loss)
 
     def gradient(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
         """Compute a step's gradient for :func:`~routed_rl.lm.train`: that of the loss at the current weights."""
         return compute()
+
+
+class _Summed:
+    """A loss times the number of targets, by which training divides; with the state of the loss, if it has any."""
+
+    def __init__(self, loss: Objective) -> None:
+        self._loss = loss
+        self.state: dict[str, Tensor] = getattr(loss, "state", {})
+
+    def __call__(self, trained: nn.Module, batch: Batch) -> Tensor:
+        return self._loss(trained, batch) * int(batch.whole.scored.sum())
 
 
 def brief(steps: int, learning_rate: float) -> Training:
@@ -122,8 +144,14 @@ def forget_targets(batch: Batch) -> Tensor:
 
 
 def retain_targets(batch: Batch) -> Tensor:
-    """Return ``(B, T - 1)`` bool: the scored targets without the label "forget"."""
-    return batch.scored & (batch.labels[:, 1:] != FORGET_LABEL)
+    """Return ``(B, T - 1)`` bool: the scored targets that are neither forget targets nor of alternative answers."""
+    labels = batch.labels[:, 1:]
+    return batch.scored & (labels != FORGET_LABEL) & (labels != ALTERNATIVE_LABEL)
+
+
+def alternative_targets(batch: Batch) -> Tensor:
+    """Return ``(B, T - 1)`` bool: the scored targets of alternative answers."""
+    return batch.scored & (batch.labels[:, 1:] == ALTERNATIVE_LABEL)
 
 
 def forget_examples(batch: Batch) -> Tensor:
@@ -166,7 +194,7 @@ class Reference:
 
 
 class ReferenceLosses:
-    """The original model's loss on each forget example, summed over forget targets.
+    """The original model's loss on each example, summed over some of its targets. Default: the forget targets.
 
     If :meth:`Suppressor.objective` got the batches of training, the losses of all their rows are computed once, before
     training, and no reference is kept. Else a :class:`Reference` is run on every batch. An example's loss does not
@@ -176,23 +204,23 @@ class ReferenceLosses:
         ValueError: when called, for rows that were not in the batches.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        given = _GIVEN.get()
+    def __init__(self, model: nn.Module, targets: Callable[[Batch], Tensor] = forget_targets) -> None:
+        given, self._targets = _GIVEN.get(), targets
         self._known: dict[bytes, Tensor] | None = None
         self._reference: Reference | None = None
         if given.batches is None:
             self._reference = Reference(model)
         else:
-            self._known = _example_losses(model if given.original is None else given.original, given.batches)
+            self._known = _example_losses(model if given.original is None else given.original, given.batches, targets)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return ``(B, T)``, as :meth:`Batch.by_example`."""
         if self._known is None:
             assert self._reference is not None
-            return batch.by_example(self._reference.losses(batch).masked_fill(~forget_targets(batch), 0.0))
-        forget = forget_targets(batch)
-        found = [self._known.get(key) for key in row_keys(batch, forget)]
-        needed = forget.any(dim=1).tolist()
+            return batch.by_example(self._reference.losses(batch).masked_fill(~self._targets(batch), 0.0))
+        chosen = self._targets(batch)
+        found = [self._known.get(key) for key in row_keys(batch, chosen)]
+        needed = chosen.any(dim=1).tolist()
         if missing := sum(need and losses is None for need, losses in zip(needed, found, strict=True)):
             raise ValueError(f"the original model's losses of {missing} rows are unknown: pass all batches of training")
         width = batch.tokens.shape[1]
@@ -201,24 +229,26 @@ class ReferenceLosses:
 
 
 @torch.no_grad()
-def _example_losses(model: nn.Module, batches: Iterable[Batch]) -> dict[bytes, Tensor]:
-    """Return each row's ``(E,)`` losses of examples, summed over forget targets, by the row's key. Rows without forget
-    targets are left out."""
+def _example_losses(
+    model: nn.Module, batches: Iterable[Batch], targets: Callable[[Batch], Tensor]
+) -> dict[bytes, Tensor]:
+    """Return each row's ``(E,)`` losses of examples, summed over some targets, by the row's key. Rows without any of
+    these targets are left out."""
     known: dict[bytes, Tensor] = {}
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         for batch in batches:
-            forget = forget_targets(batch)
-            keys = row_keys(batch, forget)
-            new = [i for i, key in enumerate(keys) if bool(forget[i].any()) and key not in known]
+            chosen = targets(batch)
+            keys = row_keys(batch, chosen)
+            new = [i for i, key in enumerate(keys) if bool(chosen[i].any()) and key not in known]
             if not new:
                 continue
             for part in in_parts(batch.rows(torch.tensor(new))):
                 part = part.to(device)
-                sums = part.by_example(token_losses(model, part).masked_fill(~forget_targets(part), 0.0)).cpu()
+                sums = part.by_example(token_losses(model, part).masked_fill(~targets(part), 0.0)).cpu()
                 examples = part.examples.amax(dim=1).cpu() + 1
-                for row, count, key in zip(sums, examples, row_keys(part, forget_targets(part)), strict=True):
+                for row, count, key in zip(sums, examples, row_keys(part, targets(part)), strict=True):
                     known[key] = row[: int(count)].clone()
     finally:
         model.train(training)

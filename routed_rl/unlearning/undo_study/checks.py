@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
+import numpy as np
+
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm import PRESETS
+from routed_rl.lm.alternatives import check_pairs
 from routed_rl.lm.inputs import check_corpus_options
 from routed_rl.options.undo import TASKS, UndoOptions
 from routed_rl.runs.files import plain_json
 from routed_rl.unlearning.attacks import Attack, Relearning
+from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.measuring import ATTACKS, METRICS, make_attack
 from routed_rl.unlearning.undo_study.members import TRAIN, make_suppressor, named_suppressors, stop_metric
 from routed_rl.wording import shown, written
@@ -117,6 +121,16 @@ def check_options(command: UndoOptions) -> None:
         raise UserError(
             f"{written('--pretrain.steps', 0)} leaves the new model {command.model} untrained: use a pretrained --model"
         )
+
+
+def check_alternatives(command: UndoOptions, domains: Domains, documents: np.ndarray, seed: int) -> None:
+    """Raise ValueError if a method that teaches another answer cannot be used on these forget documents."""
+    for name, found in named_suppressors(command).items():
+        method, _ = make_suppressor(command.settings, found.reference)
+        if method.alternatives is not None:
+            check_pairs("--suppress-rows", command.suppress_rows, command.processes)
+            others = domains.alternatives(name, method.alternatives, documents, seed)
+            others.check(domains.corpus, documents, command.length)
 
 
 def _new() -> str:

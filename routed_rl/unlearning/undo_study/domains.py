@@ -8,9 +8,10 @@ from typing import get_args
 import numpy as np
 from torch import nn
 
-from routed_rl.errors import user_input
-from routed_rl.lm import Batches, WholeDocuments, keeps_apart
-from routed_rl.lm.inputs import Text
+from routed_rl.errors import UserError, user_input
+from routed_rl.lm import Batches, Document, WholeDocuments, keeps_apart
+from routed_rl.lm.alternatives import Alternatives, answered, chosen_answers, tokenised_questions
+from routed_rl.lm.inputs import Text, read_corpus
 from routed_rl.options.undo import UndoOptions
 from routed_rl.routing import LabelNoise
 from routed_rl.runs import derive_seed
@@ -106,6 +107,31 @@ class Domains:
             )
         return found, retain
 
+    def alternatives(self, method: str, pool: tuple[str, ...], documents: np.ndarray, seed: int) -> Alternatives:
+        """Return forget documents with answers of a pool, for a method that teaches another answer.
+
+        Raises:
+            UserError: for a method without a pool, or documents without a question and one answer.
+            ValueError: if the texts have changed since they were tokenised.
+        """
+        if not pool:
+            raise UserError(
+                f"{written('--suppress', method)} needs an alternative answer for each question, which a study does "
+                "not have: use unlearn(…, alternatives=…), and give the study its result by --teachers"
+            )
+        wanted: dict[int, Document | None] = dict.fromkeys(documents.tolist())
+        read = 0
+        for number, document in enumerate(read_corpus(self.command)):
+            read = number + 1
+            if number in wanted:
+                wanted[number] = document
+        found = [document for document in wanted.values() if document is not None]
+        if read != len(self.corpus.validation) or len(found) < len(wanted):
+            raise ValueError(f"the corpus has {len(self.corpus.validation)} documents, but its texts now have {read}")
+        answers = chosen_answers(method, None, pool, len(found), seed)
+        questions = answered(method, found, answers)
+        return Alternatives(documents, tokenised_questions(questions, self.tokenizer, self.command.score))
+
     def tuning(self, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return documents on which settings of suppressors are tried, and on which no model is measured.
 
@@ -145,14 +171,21 @@ class Domains:
         return documents if without is None else documents[~np.isin(documents, without)]
 
     def batches(
-        self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int, labelled: bool = False
+        self,
+        model: nn.Module,
+        documents: np.ndarray,
+        batch_size: int,
+        seed: int,
+        labelled: bool = False,
+        pack: bool = True,
     ) -> Batches:
         """Return batches of documents for a model, in a new order each epoch. Too few for a batch are repeated.
 
         Args:
             labelled: whether all of them have the label "forget".
+            pack: whether short documents may share a row.
         """
-        pack, length = self.command.pack and keeps_apart(model), self.command.length
+        pack, length = pack and self.command.pack and keeps_apart(model), self.command.length
         rows = float(len(documents))  # at least
         if pack:
             rows = np.minimum(np.diff(self.corpus.starts)[documents], length).sum() / length

@@ -147,10 +147,12 @@ def members(command: UndoOptions, text: Text) -> list[Member]:
             del steps["accumulate"]  # changes rounding only, except for repnoise and perhaps plug-ins, see below
             config: dict[str, Any] = {"method": methods[method].reference, "settings": asdict(suppressor)}
             config |= {"recipe": steps, "labelled": labelled}
+            if suppressor.alternatives is not None:
+                config["alternatives"] = list(suppressor.alternatives)
             if codes[method]:
                 config["code"] = codes[method]
             if codes[method] or method == "repnoise":
-                config["parts"] = command.processes * suppression_parts(command)
+                config["parts"] = command.processes * suppression_parts(command, suppressor.alternatives is not None)
             config |= {"rows": command.suppress_rows, **errors, **learning}
             parents = {"reference": reference}
             if command.tune is not None:
@@ -208,9 +210,13 @@ def even_parts(command: UndoOptions, rows: int, least: int = 1) -> int:
     return max((n for n in range(2, command.accumulate + 1) if share % n == 0 and share // n >= least), default=1)
 
 
-def suppression_parts(command: UndoOptions) -> int:
-    """Return :func:`even_parts` of a batch of suppression. Each part has at least two rows of both kinds."""
-    return even_parts(command, 2 * command.suppress_rows, least=4)
+def suppression_parts(command: UndoOptions, paired: bool = False) -> int:
+    """Return :func:`even_parts` of a batch of suppression. Each part has at least two rows of both kinds.
+
+    Args:
+        paired: whether each forget row has an alternative row, which must stay with it.
+    """
+    return even_parts(command, (1 if paired else 2) * command.suppress_rows, least=2 if paired else 4)
 
 
 def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:

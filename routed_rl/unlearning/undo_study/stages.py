@@ -134,15 +134,15 @@ class Worker(Measurements):
         config: Mapping[str, Any] = stage.config
         rows, seed = config["rows"], stage.seed
         model = self.load(stage.parents["reference"], None)
-        training = training_of(stage, suppression_parts(self.command))
         method, _ = make_suppressor(self.command.settings, config["method"])
+        training = training_of(stage, suppression_parts(self.command, method.alternatives is not None))
         marked, retained = self.domains.labelled(config["labelled"], seed)
         tuning: dict[str, Any] = {}
         if "tuned" in stage.parents:
             best, tuning = self._chosen(stage.parents["tuned"], config["keep"])
             method, training = tuned(method, training, best)
             training = replace(training, **with_strength({"steps": training.steps}, config.get("strength", 1.0)))
-        source = self._source(model, (marked, retained), rows, seed)
+        source = self._source(model, method, config["method"], (marked, retained), rows, seed)
         made = self._suppressed(model, method, training, source, seed, run, lambda step, _: on_step(step))
         return made, {
             "labelled_documents": len(marked),
@@ -163,12 +163,24 @@ class Worker(Measurements):
         return best, {f"tuning_{name}": value for name, value in facts.items()}
 
     def _source(
-        self, model: nn.Module, documents: tuple[np.ndarray, np.ndarray], rows: int, seed: int
+        self,
+        model: nn.Module,
+        method: Suppressor,
+        name: str,
+        documents: tuple[np.ndarray, np.ndarray],
+        rows: int,
+        seed: int,
     ) -> ForgetAndRetain:
         """Return batches of suppression: of documents with the label "forget", and of those that are retained."""
+        pool, others = method.alternatives, None
+        if pool is not None:
+            with user_input():
+                others = self.domains.alternatives(name, pool, documents[0], seed)
+        batches = partial(self.domains.batches, model, pack=pool is None)
         return ForgetAndRetain(
-            self.domains.batches(model, documents[0], rows, derive_seed(seed, "forget"), labelled=True),
-            self.domains.batches(model, documents[1], rows, derive_seed(seed, "retain")),
+            batches(documents[0], rows, derive_seed(seed, "forget"), labelled=True),
+            batches(documents[1], rows, derive_seed(seed, "retain")),
+            others,
         )
 
     def _suppressed(
@@ -216,9 +228,9 @@ class Worker(Measurements):
         config: Mapping[str, Any] = stage.config
         model, seed = self.load(stage.parents["reference"], None), stage.seed
         method, _ = make_suppressor(self.command.settings, config["method"])
-        usual = training_of(stage, suppression_parts(self.command))
+        usual = training_of(stage, suppression_parts(self.command, method.alternatives is not None))
         marked, retained, held_out = self.domains.tuning(config["labelled"], seed)
-        source = self._source(model, (marked, retained), config["rows"], seed)
+        source = self._source(model, method, config["method"], (marked, retained), config["rows"], seed)
         measured = {
             name: WholeDocuments(self.domains.corpus, of) for name, of in (("forget", marked), ("retain", held_out))
         }

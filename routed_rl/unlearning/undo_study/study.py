@@ -22,7 +22,7 @@ from routed_rl.runs import Stage, plan, with_ancestors
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.unlearning.undo_study import report
-from routed_rl.unlearning.undo_study.checks import check_options, check_plugins
+from routed_rl.unlearning.undo_study.checks import check_alternatives, check_options, check_plugins
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
 from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, CURVES, MEASURE, TRAINED, Measurer
@@ -191,7 +191,7 @@ class UndoStudy(UndoOptions, Study):
                 check_given(self, self.text, given_filtered(self, seed))
             domains.attacked_with(seed)
             for share in self.labelled:
-                domains.labelled(share, seed)
+                check_alternatives(self, domains, domains.labelled(share, seed)[0], seed)
                 if self.tune is not None:
                     domains.tuning(share, seed)
         domains.check_metrics()
