@@ -5,10 +5,13 @@ A method of your own is a subclass of :class:`Suppressor` in any module. A metho
 
 from collections.abc import Mapping
 
+from routed_rl.lm.suppressors.circuit_breaker import CircuitBreaker
 from routed_rl.lm.suppressors.graddiff import GradDiff
+from routed_rl.lm.suppressors.lat import Lat
 from routed_rl.lm.suppressors.maxent import MaxEnt
 from routed_rl.lm.suppressors.npo import Npo
 from routed_rl.lm.suppressors.repnoise import RepNoise
+from routed_rl.lm.suppressors.repselect import RepSelect
 from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.simnpo import SimNpo
@@ -25,6 +28,9 @@ SUPPRESSORS: Mapping[str, type[Suppressor]] = {
     "undial": Undial,
     "repnoise": RepNoise,
     "sam": Sam,
+    "repselect": RepSelect,
+    "circuit-breaker": CircuitBreaker,
+    "lat": Lat,
 }
 """The methods by name. Called without arguments, they have the settings of the small protocol."""
 METHODS: Registry[Suppressor] = Registry("suppression method", Suppressor, SUPPRESSORS, "routed_rl.suppressors")
@@ -34,10 +40,13 @@ __all__ = [
     "FORWARD_PASS",
     "METHODS",
     "SUPPRESSORS",
+    "CircuitBreaker",
     "GradDiff",
+    "Lat",
     "MaxEnt",
     "Npo",
     "RepNoise",
+    "RepSelect",
     "Rmu",
     "Sam",
     "SimNpo",
