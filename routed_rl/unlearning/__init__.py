@@ -37,12 +37,14 @@ from routed_rl.unlearning.memory import Memory, memory
 from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
+from routed_rl.unlearning.procedures import PROCEDURES, Layered, Procedure, TaskVector
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
 from routed_rl.unlearning.tuning import Tuned, tune
 from routed_rl.unlearning.undo_study import UndoStudy
 
 __all__ = [
     "FORWARD_PASS",
+    "PROCEDURES",
     "SUPPRESSORS",
     "Attack",
     "CircuitBreaker",
@@ -52,10 +54,12 @@ __all__ = [
     "GradDiff",
     "Head",
     "Lat",
+    "Layered",
     "MaxEnt",
     "Memory",
     "Metric",
     "Npo",
+    "Procedure",
     "Relearning",
     "RepNoise",
     "RepSelect",
@@ -65,6 +69,7 @@ __all__ = [
     "StopRule",
     "SuppressionError",
     "Suppressor",
+    "TaskVector",
     "TeacherCache",
     "Tuned",
     "Undial",

@@ -49,12 +49,19 @@ def rerouting(stream: Tensor, before: Tensor, direction: Tensor) -> Tensor:
     return F.cosine_similarity(stream, turned, dim=-1).relu()
 
 
+def relative_distance(stream: Tensor, before: Tensor) -> Tensor:
+    """Return ``|h - h_before| / |h_before|``, over the last dimension."""
+    moved, length = (torch.linalg.vector_norm(of, dim=-1) for of in (stream - before, before))
+    return moved / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+
 @dataclass(frozen=True)
 class CircuitBreaker(Suppressor):
-    """``rerouting`` of forget states plus ``a |h - h_before|`` of retain states, as means over residual streams.
+    """``rerouting`` of forget states plus ``a`` times ``relative_distance`` of retain states, as means over streams.
 
-    States are those at the positions that predict targets. The blocks up to the deepest of these streams learn, and
-    no other weight.
+    States are those of residual streams, at the positions that predict targets. The blocks up to the deepest stream
+    learn, and no other weight. The paper's distance is not divided by ``|h_before|``. Without this division, ``a``
+    would have to fit the length of a model's states.
 
     In the paper the weight of the first term falls during training and that of the second one rises:
     ``1 - t / 2`` and ``t / 2``, with ``t`` from 0 to 1. Here both weights are constant, because a loss does not know
@@ -94,7 +101,7 @@ class CircuitBreaker(Suppressor):
             for stream, before in zip(seen[:], reference.outputs(names, batch), strict=True):
                 now, then = promoted(stream[:, :-1]), promoted(before[:, :-1])
                 turned = mean(rerouting(now, then, direction.to(now)), forget_targets, batch)
-                held = mean(torch.linalg.vector_norm(now - then, dim=-1), retain_targets, batch)
+                held = mean(relative_distance(now, then), retain_targets, batch)
                 total = total + (turned + self.retain_weight * held) / len(names)
             return total
 

@@ -85,7 +85,7 @@ class RepSelect(Suppressor):
         Raises:
             ValueError: for MLPs that are not found, as :func:`~routed_rl.lm.mlp`.
         """
-        learning = []
+        learning: list[str] = []
         for layer in range(len(blocks(model))):
             found = feed_forward(model, layer, self.projections)
             learning += found.linear if set(found.last) <= set(found.linear) else found.last
