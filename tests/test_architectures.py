@@ -20,6 +20,7 @@ from routed_rl.lm import (
 from routed_rl.lm.batches import FORGET_LABEL, Batch
 from routed_rl.lm.era import TABLE, EraObjective, era_weights
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
+from routed_rl.lm.structure import feed_forward
 from routed_rl.routing import GradientRouter
 from routed_rl.routing import ablate as silence
 from routed_rl.routing.layers import linear_weight
@@ -159,6 +160,10 @@ def test_every_method_suppresses(family, method):
     if method == "rmu":  # the last projections, or the weights of the experts
         ends = {mlp(model, layer).consumer for layer in (0, 1)} if family in DENSE else {".mlp.experts."}
         assert learned and all(any(end in name for end in ends) for name in learned)
+    elif method == "repselect":  # all projections of the MLPs, or the weights of the experts
+        mlps = {name for layer in (0, 1) for name in feed_forward(model, layer).linear}
+        ends = mlps if family in DENSE else {".mlp.experts."}
+        assert len(learned) >= 4 and all(any(end in name for end in ends) for name in learned)
     else:
         assert len(learned) > 0.8 * len(was)
 

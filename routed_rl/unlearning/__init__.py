@@ -5,10 +5,13 @@ from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.suppressors import (
     FORWARD_PASS,
     SUPPRESSORS,
+    CircuitBreaker,
     GradDiff,
+    Lat,
     MaxEnt,
     Npo,
     RepNoise,
+    RepSelect,
     Rmu,
     Sam,
     SimNpo,
@@ -34,31 +37,39 @@ from routed_rl.unlearning.memory import Memory, memory
 from routed_rl.unlearning.metrics import Metric
 from routed_rl.unlearning.noise import matrices, most_changed, shrink_and_perturb
 from routed_rl.unlearning.pipeline import attack, undo, unlearn
+from routed_rl.unlearning.procedures import PROCEDURES, Layered, Procedure, TaskVector
 from routed_rl.unlearning.teacher_cache import TeacherCache, cache_teacher
 from routed_rl.unlearning.tuning import Tuned, tune
 from routed_rl.unlearning.undo_study import UndoStudy
 
 __all__ = [
     "FORWARD_PASS",
+    "PROCEDURES",
     "SUPPRESSORS",
     "Attack",
+    "CircuitBreaker",
     "DistillationObjective",
     "Distilled",
     "ForgetAndRetain",
     "GradDiff",
     "Head",
+    "Lat",
+    "Layered",
     "MaxEnt",
     "Memory",
     "Metric",
     "Npo",
+    "Procedure",
     "Relearning",
     "RepNoise",
+    "RepSelect",
     "Rmu",
     "Sam",
     "SimNpo",
     "StopRule",
     "SuppressionError",
     "Suppressor",
+    "TaskVector",
     "TeacherCache",
     "Tuned",
     "Undial",

@@ -102,7 +102,7 @@ class TrainedCopy:
         """Return training settings: with float32 weights of a bfloat16 model, matrix products are in bfloat16."""
         return replace(training, precision="bf16") if self._master and torch.bfloat16 in self._half else training
 
-    def warn(self, learning_rate: float) -> None:
+    def warn(self, learning_rate: float, stacklevel: int = 3) -> None:
         """Warn if most weights are in half precision and too large to be moved by a step of this learning rate.
 
         The distance between numbers of the format is at least ``eps / 2`` of a number. A step of less than half of
@@ -120,7 +120,7 @@ class TrainedCopy:
             warnings.warn(
                 f"the weights are in {dtype}, and {share:.0%} of them are too large to be moved by steps of the "
                 f"learning rate {learning_rate:g}: set master_weights=True or a rank, or raise the learning rate",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
     def result(self, merge: bool = True) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,32 +12,30 @@ import pandas as pd
 import torch
 from torch import nn
 
+from routed_rl.errors import UserError
 from routed_rl.lm.adapters import check_plain
 from routed_rl.lm.alternatives import Alternatives, check_pairs, other_answers, tokenised_questions
 from routed_rl.lm.batches import Batches, WholeDocuments
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.documents import Document
-from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
 from routed_rl.lm.processes import processes
 from routed_rl.lm.processes import rank as process_rank
-from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
-from routed_rl.lm.training import Training, train
+from routed_rl.lm.training import Training
 from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.distillation import StopRule, distil
+from routed_rl.unlearning.methods import AnyMethod, made_any, with_settings
 from routed_rl.unlearning.noise import matrices, shrink_and_perturb
-from routed_rl.wording import did_you_mean
+from routed_rl.unlearning.procedures import Procedure
+from routed_rl.unlearning.stage import SuppressionStage
 
 MEASURED = 200
 """Documents of each set on which losses are measured, at most."""
-OF_RECIPE = ("steps", "learning_rate")
-Method = str | type[Suppressor] | Suppressor
-"""A suppression method: its name, its class, or the class with settings."""
 
 
 def unlearn(
@@ -45,7 +43,7 @@ def unlearn(
     tokenizer: Any,
     forget: Texts | Corpus,
     retain: Texts | None = None,
-    method: Method = "npo",
+    method: AnyMethod = "npo",
     *,
     alternatives: Sequence[str] | None = None,
     rank: int | None = None,
@@ -83,7 +81,8 @@ def unlearn(
             which has both sets; then leave out ``retain``.
         retain: documents on which the model should stay as good as before.
         method: a name in :data:`SUPPRESSORS` or of a method in an installed package; ``"MODULE:CLASS"``; or a subclass
-            of :class:`Suppressor` or an instance.
+            of :class:`Suppressor` or an instance. Or a procedure, which has several stages or changes weights directly:
+            a name in :data:`PROCEDURES`, or a subclass of :class:`Procedure` or an instance.
         alternatives: for a method that teaches another answer (``idk-nll``, ``idk-dpo``, ``alt-po``), one answer for
             each document of ``forget``, in order. Or, except for ``alt-po``, a pool of another number of answers: each
             question gets one of them, fixed by ``seed``. None: the method's own pool. ``forget`` then has rows with a
@@ -111,7 +110,8 @@ def unlearn(
         progress: show a progress bar on standard error.
         callback: called after each gradient step, with the number of steps so far and the model in training, on all
             processes.
-        **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``.
+        **settings: ``steps``, ``learning_rate``, and the fields of the method's class, such as ``retain_weight``. Each
+            stage of a procedure has this number of steps.
 
     Warns:
         UserWarning: if most weights are in half precision and too large to be moved by steps of the learning rate.
@@ -125,38 +125,32 @@ def unlearn(
     """
     if rank is None and not merge:
         raise ValueError("merge=False needs a rank: without adapters there is nothing to merge")
-    suppressor, name = made_method(method)
-    suppressor, recipe = _with_settings(suppressor, name, settings)
+    chosen, name = made_any(method)
+    chosen, recipe = with_settings(chosen, name, settings)
+    if isinstance(chosen, Procedure) and not merge:
+        raise UserError(f"merge=False does not go with {name}, whose stages merge their adapters: leave out merge")
     questions = None
-    if alternatives is not None or suppressor.alternatives is not None:
+    if alternatives is not None or chosen.alternatives is not None:
         forget = forget if isinstance(forget, str | Corpus) else list(forget)  # type: ignore[assignment]
-        questions = other_answers(name, forget, suppressor.alternatives, alternatives, seed)
+        questions = other_answers(name, forget, chosen.alternatives, alternatives, seed)
         check_pairs("--batch-size", batch_size, processes() * accumulate)
         pack = False
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     others = None if questions is None else data.alternatives(questions, tokenizer, length)
-    source = ForgetAndRetain(
-        data.batches("forget", batch_size, derive_seed(seed, "forget")),
-        data.batches("retain", batch_size, derive_seed(seed, "retain")),
-        others,
-    )
     options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
-    copied = TrainedCopy(model, rank, **options)
-    copied.warn(recipe.learning_rate)
-    seed = derive_seed(seed, "suppress")
-    with kept(model), progress_bar(f"unlearn, {name}", recipe.steps, _shown(progress)) as tick:
-        batches = (source.batch(step) for step in range(recipe.steps))
-        objective = suppressor.objective(copied.model, seed, original=model, batches=batches)
-        copied.begin(seed)
-        recipe = copied.training(replace(recipe, accumulate=accumulate))
+    steps = recipe.steps * (chosen.stages if isinstance(chosen, Procedure) else 1)
+    with progress_bar(f"unlearn, {name}", steps, _shown(progress)) as tick:
 
-        def after(step: int) -> None:
-            callback(step + 1, copied.model)
-            tick(step)
+        def after(steps: int, trained: nn.Module) -> None:
+            callback(steps, trained)
+            tick(steps)
 
-        train(copied.distributed, source, recipe, objective, seed=seed, gradient=suppressor.gradient, on_step=after)
-    unlearned: nn.Module = copied.result(merge)
-    return unlearned
+        recipe = replace(recipe, accumulate=accumulate)
+        stage = SuppressionStage(data, recipe, batch_size, rank, merge, options, after, others)
+        sets = data.documents["forget"], data.documents["retain"]
+        if isinstance(chosen, Procedure):
+            return chosen.run(model, stage, *sets, seed)
+        return stage(model, *sets, chosen, seed)
 
 
 def undo(
@@ -317,7 +311,7 @@ def attack(
         raise ValueError("learning_rates must be one or more, got none")
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     kinds = {kind: data.measured(kind) for kind in ("forget", "retain")}
-    source = data.batches("forget", batch_size, derive_seed(seed, "attack"))
+    source = data.batches(data.documents["forget"], batch_size, derive_seed(seed, "attack"))
     looks = [step for step in measured if step <= steps]
     rows: list[dict[str, float]] = []
     with progress_bar("attack", steps * len(learning_rates), _shown(progress)) as tick:
@@ -392,8 +386,8 @@ class _Data:
             self.length = max(self.length, row_length(found.corpus, self.model))
         return found
 
-    def batches(self, kind: str, batch_size: int, seed: int) -> Batches:
-        return Batches(self.corpus, self.documents[kind], self.length, batch_size, seed, self.labelled, self.pack)
+    def batches(self, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
+        return Batches(self.corpus, documents, self.length, batch_size, seed, self.labelled, self.pack)
 
     def mixture(self, batch_size: int, seed: int) -> Batches:
         """Return batches of both sets. The smaller set is repeated until both are about as large (UNDO, section 4)."""
@@ -408,21 +402,3 @@ class _Data:
 def _shown(progress: bool) -> bool:
     """Return whether this process shows a progress bar: the first one does."""
     return progress and process_rank() == 0
-
-
-def made_method(method: Method) -> tuple[Suppressor, str]:
-    """Return a method with its settings, and its short name; ValueError as :meth:`Registry.find`."""
-    if isinstance(method, Suppressor):
-        return method, METHODS.find(type(method), "method").name
-    found = METHODS.find(method, "method")
-    return found.kind(), found.name
-
-
-def _with_settings(suppressor: Suppressor, name: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
-    """Return a method and its training with these settings. Raise ValueError for settings that it does not have."""
-    known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
-    if unknown := [setting for setting in settings if setting not in known]:
-        nearest = did_you_mean(unknown[0], known)
-        raise ValueError(f"{name} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
-    recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
-    return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe

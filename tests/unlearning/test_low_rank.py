@@ -63,7 +63,7 @@ def test_low_rank_suppression_changes_linear_layers_by_that_rank_and_no_other_we
     assert_same(state(model), before)
     after = state(unlearned)
     changed = {name: rank for name, rank in ranks(after, before).items() if rank}
-    wanted = "layers.0.mlp.down_proj" if method == "rmu" else "proj"
+    wanted = {"rmu": "layers.0.mlp.down_proj", "repselect": ".mlp."}.get(method, "proj")
     assert set(changed) == {name for name in before if wanted in name} and set(changed.values()) <= {1, 2}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name not in changed)
     assert all(parameter.requires_grad for parameter in unlearned.parameters()) and not unlearned.training

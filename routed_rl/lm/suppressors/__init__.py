@@ -7,14 +7,17 @@ from collections.abc import Mapping
 
 from routed_rl.lm.suppressors.alt_po import AltPo
 from routed_rl.lm.suppressors.ceu import Ceu
+from routed_rl.lm.suppressors.circuit_breaker import CircuitBreaker
 from routed_rl.lm.suppressors.grad_ascent import GradAscent
 from routed_rl.lm.suppressors.graddiff import GradDiff
 from routed_rl.lm.suppressors.idk_dpo import IdkDpo
 from routed_rl.lm.suppressors.idk_nll import IdkNll
+from routed_rl.lm.suppressors.lat import Lat
 from routed_rl.lm.suppressors.maxent import MaxEnt
 from routed_rl.lm.suppressors.npo import Npo
 from routed_rl.lm.suppressors.pdu import Pdu
 from routed_rl.lm.suppressors.repnoise import RepNoise
+from routed_rl.lm.suppressors.repselect import RepSelect
 from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.satimp import SatImp
@@ -41,6 +44,9 @@ SUPPRESSORS: Mapping[str, type[Suppressor]] = {
     "idk-nll": IdkNll,
     "idk-dpo": IdkDpo,
     "alt-po": AltPo,
+    "repselect": RepSelect,
+    "circuit-breaker": CircuitBreaker,
+    "lat": Lat,
 }
 """The methods by name. Called without arguments, they have the settings of the small protocol."""
 METHODS: Registry[Suppressor] = Registry("suppression method", Suppressor, SUPPRESSORS, "routed_rl.suppressors")
@@ -52,14 +58,17 @@ __all__ = [
     "SUPPRESSORS",
     "AltPo",
     "Ceu",
+    "CircuitBreaker",
     "GradAscent",
     "GradDiff",
     "IdkDpo",
     "IdkNll",
+    "Lat",
     "MaxEnt",
     "Npo",
     "Pdu",
     "RepNoise",
+    "RepSelect",
     "Rmu",
     "Sam",
     "SatImp",

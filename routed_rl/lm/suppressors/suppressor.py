@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -185,12 +185,16 @@ class Reference:
         return token_losses(self._model.to(batch.tokens.device), batch)
 
     @torch.no_grad()
+    def outputs(self, names: Sequence[str], batch: Batch) -> list[Tensor]:
+        """Return the outputs of some of the model's modules, in the order in which they run."""
+        model = self._model.to(batch.tokens.device)
+        with outputs(*map(model.get_submodule, names)) as seen:
+            model(**batch.inputs)
+        return seen
+
     def output(self, name: str, batch: Batch) -> Tensor:
         """Return the output of one of the model's modules."""
-        model = self._model.to(batch.tokens.device)
-        with outputs(model.get_submodule(name)) as seen:
-            model(**batch.inputs)
-        return seen[0]
+        return self.outputs([name], batch)[0]
 
 
 class ReferenceLosses:

@@ -37,8 +37,8 @@ MEANINGS = {
     "value": "the score",
     "low": "lower end of its 95 % interval over examples (bootstrap)",
     "high": "upper end of its 95 % interval over examples (bootstrap)",
-    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: the attack "
-    "teaches no more than it teaches any model",
+    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: the "
+    "attack teaches no more than it teaches any model",
     "attempt": "setting of the attack's best attempt",
     "step": "gradient steps after which the best attempt had its best result",
     "half": "gradient steps after which the attack has brought back half of what was forgotten; empty: it has not",
@@ -112,12 +112,13 @@ def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None) -> list
         shown = {"value": found["worst"], **{part: found[part] for part in ("attempt", "step", "half")}}
         shown |= {"excess": _excess(name, found["looks"], taught), "attack_cost": found["cost"]}
         attacked.append({**keys, "attack": name, "score": arena.benchmark.main, **shown})
-    for worst, group in ((WORST, None), *((f"{WORST} of {group}", group) for group in get_args(Group))):
+    groups = {WORST: None, **{f"{WORST} of {group}": group for group in get_args(Group)}}
+    for worst, group in groups.items():
         of = [row for row in attacked if group in (None, arena.attacks[row["attack"]].kind.group)]
-        measured = [row for row in of if row["value"] is not None]
-        if not measured:
+        finite = [row for row in of if row["value"] is not None]
+        if not finite:
             continue
-        most = max(measured, key=lambda row: (row["excess"] or 0.0, row["value"]))
+        most = max(finite, key=lambda row: (row["excess"] or 0.0, row["value"]))
         halves = [row["half"] for row in of if row["half"] is not None]
         cost = sum(row["attack_cost"] for row in of)
         rows.append({**most, "attack": worst, "half": min(halves, default=None), "attack_cost": cost})
@@ -241,8 +242,8 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         f"{len(arena.benchmark.retain)} retain documents; {over}. `{main}` says how much of the forget set a model "
         f"knows. A model that guesses has {arena.benchmark.chance:.2f}.",
         f"Each of {len(arena.attacks)} attacks may spend {options.budget} gradient steps. *Excess* is how far an "
-        f"attack brings `{main}` above that of the retrained model under the same attack, at the attempt and step where this "
-        "is most. The worst attack is the one with the largest excess.",
+        f"attack brings `{main}` above that of the retrained model under the same attack, at the attempt and step where "
+        "this is most. The worst attack is the one with the largest excess.",
         f"Models that keep {options.keep:.0%} of the full model's utility come first. Among them, the one with the "
         "smallest excess is first.",
         table(first),

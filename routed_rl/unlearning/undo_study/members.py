@@ -21,6 +21,7 @@ from routed_rl.options.conform import from_text, takes_text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
+from routed_rl.unlearning.procedures import PROCEDURES
 from routed_rl.unlearning.tuning import FACTORS, around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean, written
@@ -223,8 +224,14 @@ def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:
     """Return the suppressors of the options, by the short names that tables and settings have.
 
     Raises:
-        ValueError: for a suppressor that is not found, two with the same name, or settings of any other name.
+        ValueError: for a suppressor that is not found, two with the same name, settings of any other name, or a
+            procedure.
     """
+    if procedures := [name for name in command.suppress if name in PROCEDURES]:
+        raise ValueError(
+            f"--suppress {procedures[0]} is a procedure of its own stages, and a study trains one stage: run "
+            f"unlearn(…, method={procedures[0]!r}) in Python, and pass its result in --teachers NAME=FOLDER"
+        )
     found = METHODS.find_all(command.suppress, "--suppress")
     known = {_plain(name): name for name in (*SUPPRESSORS, *found)}
     for setting in command.settings:
