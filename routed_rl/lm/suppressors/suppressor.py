@@ -38,8 +38,25 @@ NOTHING = _Given()
 _GIVEN: ContextVar[_Given] = ContextVar("given", default=NOTHING)
 
 
+class UnlearningMethod(ABC):
+    """What makes a model forget: a :class:`Suppressor`, or a procedure of several trainings."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Training:
+        """The training settings of the small protocol; of a procedure, those of each stage."""
+
+    @property
+    def alternatives(self) -> tuple[str, ...] | None:
+        """Answers of which each forget question gets one. Batches then have an alternative row after each forget row.
+
+        None: the method needs no alternative answers. Without any: the user gives one for each forget question.
+        """
+        return None
+
+
 @dataclass(frozen=True)
-class Suppressor(ABC):
+class Suppressor(UnlearningMethod):
     """The settings of a method that suppresses what a model knows of the forget set.
 
     Losses are means over the scored targets of a batch. Targets with the label "forget" are the forget targets. Targets
@@ -64,22 +81,9 @@ class Suppressor(ABC):
                 raise ValueError(f"{field.name} of {type(self).__name__} must be 0 or more, got {value}")
 
     @property
-    @abstractmethod
-    def recipe(self) -> Training:
-        """The training settings of the small protocol."""
-
-    @property
     def cost(self) -> float:
         """Cost of one step, in plain gradient steps on as many tokens."""
         return 1.0
-
-    @property
-    def alternatives(self) -> tuple[str, ...] | None:
-        """Answers of which each forget question gets one. Batches then have an alternative row after each forget row.
-
-        None: the method needs no alternative answers. Without any: the user gives one for each forget question.
-        """
-        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, seed: int) -> Objective:

@@ -10,20 +10,28 @@ from functools import cached_property
 from typing import Any
 
 from routed_rl.lm.inputs import model_identity
-from routed_rl.lm.suppressors import METHODS
+from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
+from routed_rl.lm.suppressors.suppressor import UnlearningMethod
+from routed_rl.lm.training import Training
 from routed_rl.options.arena import ArenaOptions
-from routed_rl.plugins import Plugin
+from routed_rl.plugins import Plugin, Registry
 from routed_rl.runs import Stage
 from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
+from routed_rl.unlearning.procedures import PROCEDURES, Procedure
 from routed_rl.unlearning.scores import ALL_SCORES, Score
-from routed_rl.unlearning.undo_study.members import make_suppressor
+from routed_rl.unlearning.undo_study.members import check_settings, make_suppressor, with_named_settings
 from routed_rl.wording import written
 
 FULL, RETRAINED, UNLEARN, DISTIL, SCORE, ATTACK = "full", "retrained", "unlearn", "distil", "score", "attack"
 """Kinds of stages: four that make a model, and two that measure it."""
+ORIGINAL = "original"
+"""Role of the full model for the models that are made of it."""
 MAKE = (FULL, RETRAINED, UNLEARN, DISTIL)
 SEED = "{seed}"
+METHODS_AND_PROCEDURES: Registry[UnlearningMethod] = Registry(
+    "unlearning method", UnlearningMethod, {**SUPPRESSORS, **PROCEDURES}, "routed_rl.suppressors"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +77,8 @@ class Arena:
         self.options = options
         self._benchmark = ALL_BENCHMARKS.find(options.benchmark, "--benchmark")
         self.kind: BenchmarkKind = self._benchmark.kind()
-        self.methods = METHODS.find_all(options.methods, "--methods")
+        self.methods = METHODS_AND_PROCEDURES.find_all(options.methods, "--methods")
+        check_settings(options.settings, (*METHODS_AND_PROCEDURES.built_in, *self.methods))
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
             made = attack.kind()
@@ -112,7 +121,7 @@ class Arena:
         kept = {}
         for name, score in found.items():
             why = score.kind().undefined(self.benchmark)
-            if score.kind().compared and not compared:
+            if (score.kind().compared or RETRAINED in score.kind().needs) and not compared:
                 why = "it compares with a model that never learned the forget set: name one with --retrained"
             if why is None:
                 kept[name] = score
@@ -120,9 +129,15 @@ class Arena:
                 raise ValueError(f"the score {name} is not defined for {self._benchmark.name}: {why}")
         return kept
 
-    def settings(self) -> tuple[str, ...]:
-        """Return the settings of methods: the benchmark's recipes, and those of the options, which come last."""
-        return (*self.kind.settings, *self.options.settings)
+    def method(self, reference: str) -> tuple[Suppressor | Procedure, Training]:
+        """Return a method and its training, with the benchmark's recipe and the settings of the options."""
+        settings = (*self.kind.settings, *self.options.settings)
+        found = METHODS_AND_PROCEDURES.find(reference, "--methods")
+        if issubclass(found.kind, Suppressor):
+            return make_suppressor(settings, reference)
+        made = found.kind()
+        assert isinstance(made, Procedure)
+        return with_named_settings(made, made.recipe, found.name, settings)
 
     def entries(self) -> list[Entry]:
         """Return all models: for each seed the full model, the retrained model, and those of each method."""
@@ -137,7 +152,7 @@ class Arena:
         full = self._known(FULL, options.model, seed)
         assert full is not None
         retrained = self._known(RETRAINED, options.retrained, seed)
-        companions = {FULL: full} | ({} if retrained is None else {RETRAINED: retrained})
+        companions = {ORIGINAL: full} | ({} if retrained is None else {RETRAINED: retrained})
 
         def entry(stage: Stage, **keys: Any) -> Entry:
             scores = {name: self._score(score, stage, companions, about) for name, score in self.scores.items()}
@@ -147,7 +162,7 @@ class Arena:
                     ATTACK,
                     about | budget | {"attack": attack.reference, "code": attack.code()},
                     seed,
-                    {"model": stage, **({FULL: full} if attack.kind().needs_original else {})},
+                    {"model": stage, **({ORIGINAL: full} if attack.kind().needs_original else {})},
                 )
                 for name, attack in self.attacks.items()
             }
@@ -157,9 +172,9 @@ class Arena:
         if retrained is not None:
             yield entry(retrained)
         for name, method in self.methods.items():
-            suppressor, recipe = make_suppressor(self.settings(), method.reference)
+            made, recipe = self.method(method.reference)
             config: dict[str, Any] = {"method": method.reference, "code": method.code()}
-            config |= {"settings": asdict(suppressor), "steps": recipe.steps, "learning_rate": recipe.learning_rate}
+            config |= {"settings": repr(made), "steps": recipe.steps, "learning_rate": recipe.learning_rate}
             unlearned = Stage(UNLEARN, training | config, seed, {"model": full})
             for then in options.then:
                 for alpha in options.alphas if then == "undo" else (None,):
@@ -173,7 +188,7 @@ class Arena:
         """Return the stage of a model's score, after that of the retrained model where they are compared."""
         kind, retrained = score.kind(), known.get(RETRAINED)
         config = {**about, "score": score.reference, "code": score.code()}
-        parents = {"model": model, **{role: known[role] for role in kind.companions if known[role] is not model}}
+        parents = {"model": model, **{role: known[role] for role in kind.needs}}
         if kind.compared and retrained is not None and model is not retrained:
             parents["compared"] = self._score(score, retrained, known, about)
         return Stage(SCORE, config, model.seed, parents)

@@ -18,8 +18,9 @@ from routed_rl.lm.tokenizers import train_tokenizer
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.runs import Stage, derive_seed
 from routed_rl.unlearning.arena.entries import FULL, RETRAINED, SEED, UNLEARN, Arena
+from routed_rl.unlearning.benchmarks.benchmark import FORGET, Benchmark
 from routed_rl.unlearning.pipeline import undo, unlearn
-from routed_rl.unlearning.undo_study.members import make_suppressor
+from routed_rl.unlearning.procedures import Procedure
 
 MODEL = "model"
 """Folder of a stage's model."""
@@ -81,19 +82,22 @@ class Maker:
     def _unlearned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         config: Mapping[str, Any] = stage.config
         model, tokenizer = self.load(stage.parents["model"])
-        method, recipe = make_suppressor(self.arena.settings(), config["method"])
+        method, recipe = self.arena.method(config["method"])
         made = unlearn(
             model,
             tokenizer,
             self.arena.benchmark.forget,
             self.arena.benchmark.retain,
             method,
+            alternatives=wrong_answers(self.arena.benchmark) if method.alternatives == () else None,
             **self._common(stage),
             callback=lambda done, _: on_step(done - 1),
             steps=recipe.steps,
             learning_rate=recipe.learning_rate,
         )
-        return made, tokenizer, {"steps": recipe.steps, "cost": 2.0 * recipe.steps * method.cost}
+        steps = recipe.steps * (method.stages if isinstance(method, Procedure) else 1)
+        sets = 2 if method.alternatives is None else 3
+        return made, tokenizer, {"steps": steps, "cost": float(sets * steps * getattr(method, "cost", 1.0))}
 
     def _distilled(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         options, config = self.arena.options, stage.config
@@ -129,6 +133,19 @@ class Maker:
             "seed": stage.seed,
             "progress": False,
         }
+
+
+def wrong_answers(benchmark: Benchmark) -> list[str]:
+    """Return a perturbed answer for each forget document, for methods that teach another answer.
+
+    Raises:
+        ValueError: for a document that is no example with perturbed answers.
+    """
+    known = {tuple(example.row().items()): example.perturbed for example in benchmark.examples(FORGET)}
+    found = [known.get(tuple(row.items()), ()) for row in benchmark.forget]
+    if missing := sum(not wrong for wrong in found):
+        raise ValueError(f"{missing} of {len(found)} forget documents have no perturbed answer to teach instead")
+    return [wrong[0] for wrong in found]
 
 
 def total_steps(stage: Stage, options: ArenaOptions) -> int:

@@ -37,8 +37,8 @@ MEANINGS = {
     "value": "the score",
     "low": "lower end of its 95 % interval over examples (bootstrap)",
     "high": "upper end of its 95 % interval over examples (bootstrap)",
-    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: the "
-    "attack teaches no more than it teaches any model",
+    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: it "
+    "teaches no more than it teaches any model",
     "attempt": "setting of the attack's best attempt",
     "step": "gradient steps after which the best attempt had its best result",
     "half": "gradient steps after which the attack has brought back half of what was forgotten; empty: it has not",
@@ -242,8 +242,8 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         f"{len(arena.benchmark.retain)} retain documents; {over}. `{main}` says how much of the forget set a model "
         f"knows. A model that guesses has {arena.benchmark.chance:.2f}.",
         f"Each of {len(arena.attacks)} attacks may spend {options.budget} gradient steps. *Excess* is how far an "
-        f"attack brings `{main}` above that of the retrained model under the same attack, at the attempt and step where "
-        "this is most. The worst attack is the one with the largest excess.",
+        f"attack brings `{main}` above that of the retrained model under the same attack, at the attempt and step "
+        "where this is most. The worst attack is the one with the largest excess.",
         f"Models that keep {options.keep:.0%} of the full model's utility come first. Among them, the one with the "
         "smallest excess is first.",
         table(first),

@@ -27,7 +27,7 @@ from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.unlearning.arena.attacking import MAIN, run_attack
 from routed_rl.unlearning.arena.attacks import Victim
-from routed_rl.unlearning.arena.entries import FULL, MAKE, SCORE, Arena
+from routed_rl.unlearning.arena.entries import MAKE, ORIGINAL, RETRAINED, SCORE, Arena
 from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
 from routed_rl.unlearning.benchmarks import Benchmark, Example
 from routed_rl.unlearning.scores import Reader, interval
@@ -45,6 +45,7 @@ class Worker:
         self.arena, self.root = Arena(options), root
         self.maker = Maker(self.arena, root)
         self._reader: tuple[str, Reader] | None = None
+        self._companions: dict[str, Reader] = {}
 
     def do(self, stage: Stage, on_step: Callable[[int], None] = lambda step: None) -> None:
         """Do a stage whose parents are finished; FloatingPointError if a loss is not finite."""
@@ -68,7 +69,10 @@ class Worker:
     def _scored(self, stage: Stage, path: Path) -> dict[str, JSON]:
         """Measure a score, write the numbers of examples to a path, and return the score with its interval."""
         score = next(of.kind() for of in self.arena.scores.values() if of.reference == stage.config["score"])
-        found = score.examples(self.reader(stage))
+        for role in (ORIGINAL, RETRAINED):
+            if role in stage.parents and role not in self._companions:
+                self._companions[role] = Reader(*self.maker.load(stage.parents[role]), self.arena.benchmark)
+        found = score.examples(self.reader(stage.parents["model"]))
         numbers = {name: np.ascontiguousarray(of, dtype=np.float64) for name, of in found.items()}
         save_file(numbers, path)
         compared = None
@@ -80,19 +84,15 @@ class Worker:
         return {name: float(value) if np.isfinite(value) else None for name, value in named}
 
     def reader(self, stage: Stage) -> Reader:
-        """Return the reader of the model that a stage measures, with the models that it is compared with."""
-        key = stage.parents["model"].key
-        if self._reader is None or self._reader[0] != key:
-            self._reader = key, self._new_reader(stage.parents["model"])
+        """Return the reader of a stage's model. It is kept for further stages, until another model is read."""
+        if self._reader is None or self._reader[0] != stage.key:
+            self._reader = stage.key, Reader(*self.maker.load(stage), self.arena.benchmark, companions=self._companions)
         return self._reader[1]
-
-    def _new_reader(self, model: Stage) -> Reader:
-        return Reader(*self.maker.load(model), self.arena.benchmark)
 
     def _attacked(self, stage: Stage) -> dict[str, JSON]:
         attack = next(of.kind() for of in self.arena.attacks.values() if of.reference == stage.config["attack"])
         model, tokenizer = self.maker.load(stage.parents["model"])
-        original = self.maker.load(stage.parents[FULL])[0] if FULL in stage.parents else None
+        original = self.maker.load(stage.parents[ORIGINAL])[0] if ORIGINAL in stage.parents else None
         options, benchmark = self.arena.options, self.arena.benchmark
         score = self.arena.scores[benchmark.main].kind()
 

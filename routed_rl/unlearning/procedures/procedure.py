@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from routed_rl.errors import UserError
 from routed_rl.lm.suppressors import METHODS, Suppressor
-from routed_rl.lm.training import Training
+from routed_rl.lm.suppressors.suppressor import UnlearningMethod
 
 Stage = Callable[[nn.Module, np.ndarray, np.ndarray, Suppressor, int], nn.Module]
 """One training of a procedure: ``stage(model, forget, retain, method, seed)`` returns a trained copy of the model.
@@ -23,7 +23,7 @@ of a method is the model that the stage gets.
 
 
 @dataclass(frozen=True)
-class Procedure(ABC):
+class Procedure(UnlearningMethod):
     """The settings of an unlearning procedure: a way to unlearn that is no single loss.
 
     Raises:
@@ -38,18 +38,8 @@ class Procedure(ABC):
 
     @property
     @abstractmethod
-    def recipe(self) -> Training:
-        """The training settings of each stage."""
-
-    @property
-    @abstractmethod
     def stages(self) -> int:
         """How often :meth:`run` calls ``stage``."""
-
-    @property
-    def alternatives(self) -> tuple[str, ...] | None:
-        """As :attr:`Suppressor.alternatives`, of the method in the stages."""
-        return None
 
     @abstractmethod
     def run(self, model: nn.Module, stage: Stage, forget: np.ndarray, retain: np.ndarray, seed: int) -> nn.Module:

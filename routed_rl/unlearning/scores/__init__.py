@@ -2,14 +2,53 @@
 
 from collections.abc import Mapping
 
+from routed_rl.extras import require
 from routed_rl.plugins import Registry
+from routed_rl.unlearning.scores.choices import (
+    MultipleChoice,
+    MultipleChoiceTotal,
+    NormalisedProbability,
+    RetainedMultipleChoice,
+)
 from routed_rl.unlearning.scores.knowledge import Knowledge, RetainedKnowledge
+from routed_rl.unlearning.scores.memorisation import ExactMemorisation, ExtractionStrength
+from routed_rl.unlearning.scores.probability import ParaphrasedProbability, Probability, RetainedProbability
 from routed_rl.unlearning.scores.reader import Reader, Tokens
-from routed_rl.unlearning.scores.score import Best, Numbers, Score, interval
+from routed_rl.unlearning.scores.rouge import (
+    KnowledgeMemorisation,
+    RetainedKnowledgeMemorisation,
+    RetainedRougeRecall,
+    RougeRecall,
+    VerbatimMemorisation,
+)
+from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers, Score, SetScore, interval
+from routed_rl.unlearning.scores.truth_ratio import ForgetQuality, LogForgetQuality, RetainedTruthRatio, TruthRatio
+from routed_rl.unlearning.scores.utility import ModelUtility
+
+require("lm", "scipy", "sklearn")
 
 SCORES: Mapping[str, type[Score]] = {
     "knowledge": Knowledge,
     "retained-knowledge": RetainedKnowledge,
+    "extraction-strength": ExtractionStrength,
+    "exact-memorisation": ExactMemorisation,
+    "probability": Probability,
+    "retained-probability": RetainedProbability,
+    "paraphrased-probability": ParaphrasedProbability,
+    "normalised-probability": NormalisedProbability,
+    "truth-ratio": TruthRatio,
+    "retained-truth-ratio": RetainedTruthRatio,
+    "forget-quality": ForgetQuality,
+    "log-forget-quality": LogForgetQuality,
+    "rouge-recall": RougeRecall,
+    "retained-rouge-recall": RetainedRougeRecall,
+    "knowledge-memorisation": KnowledgeMemorisation,
+    "retained-knowledge-memorisation": RetainedKnowledgeMemorisation,
+    "verbatim-memorisation": VerbatimMemorisation,
+    "model-utility": ModelUtility,
+    "multiple-choice": MultipleChoice,
+    "multiple-choice-total": MultipleChoiceTotal,
+    "retained-multiple-choice": RetainedMultipleChoice,
 }
 """The scores by name."""
 ALL_SCORES: Registry[Score] = Registry("score", Score, SCORES, "routed_rl.scores")
@@ -19,11 +58,32 @@ __all__ = [
     "ALL_SCORES",
     "SCORES",
     "Best",
+    "ExactMemorisation",
+    "ExtractionStrength",
+    "ForgetQuality",
     "Knowledge",
+    "KnowledgeMemorisation",
+    "LogForgetQuality",
+    "MeanScore",
+    "ModelUtility",
+    "MultipleChoice",
+    "MultipleChoiceTotal",
+    "NormalisedProbability",
     "Numbers",
+    "ParaphrasedProbability",
+    "Probability",
     "Reader",
     "RetainedKnowledge",
+    "RetainedKnowledgeMemorisation",
+    "RetainedMultipleChoice",
+    "RetainedProbability",
+    "RetainedRougeRecall",
+    "RetainedTruthRatio",
+    "RougeRecall",
     "Score",
+    "SetScore",
     "Tokens",
+    "TruthRatio",
+    "VerbatimMemorisation",
     "interval",
 ]

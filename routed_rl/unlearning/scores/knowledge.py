@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from routed_rl.lm.unicode import composed
-from routed_rl.unlearning.benchmarks.benchmark import FORGET, RETAIN, Benchmark, Example
+from routed_rl.unlearning.benchmarks.benchmark import FORGET, RETAIN, Example
 from routed_rl.unlearning.scores.reader import Reader
-from routed_rl.unlearning.scores.score import Best, Numbers, Score
+from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers
 
 
 def words(text: str) -> list[str]:
@@ -33,10 +33,11 @@ def states(written: str, key: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Knowledge(Score):
-    """Share of forget questions whose written answer states the fact. A model that guesses has the benchmark's chance.
+class Knowledge(MeanScore):
+    """Share of forget questions whose written answer states the fact.
 
-    The model writes by greedy decoding. The fact is the example's ``key``, or else its whole answer.
+    The model writes by greedy decoding. The fact is the example's ``key``, or else its whole answer. A model that
+    guesses has the chance of the benchmark, not 0.
     """
 
     of: str = FORGET
@@ -44,18 +45,10 @@ class Knowledge(Score):
 
     best: ClassVar[Best] = "low"
 
-    def undefined(self, benchmark: Benchmark) -> str | None:
-        """Return why the score is not defined; see :meth:`Score.undefined`."""
-        return None if benchmark.examples(self.of) else f"the benchmark has no examples of the {self.of} set"
-
     def examples(self, reader: Reader) -> Numbers:
         """Return 1 or 0 for each example; see :meth:`Score.examples`."""
-        asked = reader.benchmark.examples(self.of)
-        return {"right": np.array([_right(w, e) for w, e in zip(reader.written(asked), asked, strict=True)], float)}
-
-    def value(self, numbers: Numbers, retrained: Numbers | None = None) -> float:
-        """Return the mean; see :meth:`Score.value`."""
-        return float(numbers["right"].mean())
+        asked = self.asked(reader.benchmark)
+        return {"right": np.array([_right(w, e) for w, e in zip(reader.written(asked), asked, strict=True)])}
 
 
 @dataclass(frozen=True)
@@ -67,5 +60,5 @@ class RetainedKnowledge(Knowledge):
     best: ClassVar[Best] = "high"
 
 
-def _right(written: str, example: Example) -> bool:
-    return states(written, example.key or example.answer)
+def _right(written: str | None, example: Example) -> float:
+    return np.nan if written is None else float(states(written, example.key or example.answer))

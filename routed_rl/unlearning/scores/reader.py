@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from routed_rl.lm.documents import from_row
+from routed_rl.lm.chat import rendered
+from routed_rl.lm.documents import Document, from_row
 from routed_rl.lm.losses import promoted
 from routed_rl.lm.models import positions
 from routed_rl.lm.tokenising import Tokenised, tokenise
+from routed_rl.lm.tokenizers import special_ids
 from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example
 
 LONGEST_ANSWER = 128
@@ -51,6 +56,8 @@ class Reader:
         benchmark: the examples.
         change: what an attacker makes of an example, for example a longer prompt.
         tokens_at_once: tokens that the model reads at a time.
+        companions: readers of other models with which some scores compare: ``original``, the model before it was
+            unlearned, and ``retrained``, which never learned the forget set. They use the same tokenizer.
     """
 
     def __init__(
@@ -60,104 +67,163 @@ class Reader:
         benchmark: Benchmark,
         change: Callable[[Example], Example] = lambda example: example,
         tokens_at_once: int = 4096,
+        companions: Mapping[str, Reader] = MappingProxyType({}),
     ) -> None:
-        self.model, self.tokenizer, self.benchmark = model, tokenizer, benchmark
+        self.model, self.tokenizer, self.benchmark, self.companions = model, tokenizer, benchmark, companions
+        self.special = np.array(special_ids(tokenizer), dtype=np.int64)
         self._change, self._at_once = change, tokens_at_once
         self._vocabulary = max(tokenizer.get_vocab().values()) + 1
         self._read: dict[tuple[Example, str], Tokens] = {}
-        self._written: dict[Example, str] = {}
+        self._written: dict[Example, str | None] = {}
 
     def answers(self, examples: Sequence[Example], answers: Sequence[str] | None = None) -> list[Tokens]:
-        """Return what the model predicts for the answer of each example.
+        """Return what the model predicts for the answer of each example. Its end token is a part of the answer.
 
         Args:
             examples: of the benchmark, or others.
             answers: one for each example. None: the right ones.
 
         Raises:
-            ValueError: for an answer without tokens.
+            ValueError: for an answer without tokens, or beyond what the model can read.
         """
         given = [example.answer for example in examples] if answers is None else answers
         wanted = list(zip(examples, given, strict=True))
         new = list(dict.fromkeys(pair for pair in wanted if pair not in self._read))
-        encoded = self.encoded([self._change(example).row(answer) for example, answer in new])
-        for pair, document in zip(new, encoded, strict=True):
-            if not document.scored[1:].any():
-                raise ValueError(f"the answer {pair[1]!r} to {pair[0].prompt!r} has no tokens")
-        for index, found in self._forward(encoded):
-            self._read[new[index]] = found
+        encoded = self.encoded([example for example, _ in new], [answer for _, answer in new])
+        for rows, tokens in self.batches(encoded):
+            with evaluating(self.model):
+                logits = self.model(input_ids=tokens, use_cache=False).logits
+            for i, own, of in zip(rows, tokens, logits, strict=True):
+                places = encoded[i].scored.nonzero()[0]
+                self._read[new[i]] = predictions(of[places - 1], own[places])
         return [self._read[pair] for pair in wanted]
 
-    def encoded(self, rows: Sequence[dict[str, str]]) -> list[Tokenised]:
-        """Return the tokens of documents, with those of their answers marked as in training."""
-        documents = [from_row(row) for row in rows]
-        return list(tokenise(documents, self.tokenizer, self._vocabulary, None, "document", (), "answers", None, None))
+    def text(self, tokens: Tokens) -> np.ndarray:
+        """Return ``(N,)`` bool: which tokens of an answer are text, and not its end."""
+        return ~np.isin(tokens.ids, self.special)
 
-    def written(self, examples: Sequence[Example]) -> list[str]:
-        """Return what the model answers to each example by greedy decoding, at most a little more than the answer."""
-        new = list(dict.fromkeys(example for example in examples if example not in self._written))
-        encoded = self.encoded([self._change(example).row() for example in new])
-        rows = []
-        for example, document in zip(new, encoded, strict=True):
-            begin = max(int(np.flatnonzero(document.scored)[0]), 1)
-            count = min(int(len(document.tokens) - begin) + 4, LONGEST_ANSWER)
-            rows.append((document.tokens[:begin], count, example))
-        rows.sort(key=lambda row: len(row[0]))
-        for length, group in groupby(rows, key=lambda row: len(row[0])):
-            same = list(group)  # prompts of the same length need no padding
-            size = max(1, self._at_once // (length + max(count for _, count, _ in same)))
-            for start in range(0, len(same), size):
-                self._continue(same[start : start + size])
-        return [self._written[example] for example in examples]
+    def encoded(self, examples: Sequence[Example], answers: Sequence[str] | None = None) -> list[Tokenised]:
+        """Return the tokens of examples, with those of their answers marked as in training.
 
-    @torch.no_grad()
-    def _continue(self, rows: Sequence[tuple[np.ndarray, int, Example]]) -> None:
-        model, end = self.model, self.tokenizer.eos_token_id
-        training = model.training
-        model.eval()
-        tokens = torch.tensor(np.stack([row for row, _, _ in rows]), device=next(model.parameters()).device)
-        length = tokens.shape[1]
-        limit = max(count for _, count, _ in rows)
-        if (most := positions(model)) is not None:
-            limit = min(limit, most - length)
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=tokens.device)
-        for _ in range(limit):  # not generate(), which follows the model's own generation settings
-            likeliest = model(input_ids=tokens, use_cache=False).logits[:, -1].argmax(dim=-1)
-            tokens = torch.cat([tokens, likeliest[:, None]], dim=1)
-            ended |= likeliest == end
-            if end is not None and bool(ended.all()):
-                break
-        for continued, (_, count, example) in zip(tokens[:, length:].tolist(), rows, strict=True):
-            kept = continued[:count]
-            if end in kept:
-                kept = kept[: kept.index(end)]
-            self._written[example] = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        model.train(training)
+        The first token of a document is not marked: nothing comes before it.
 
-    @torch.no_grad()
-    def _forward(self, documents: Sequence[Tokenised]) -> list[tuple[int, Tokens]]:
-        """Return what the model predicts for each document, by its index."""
+        Args:
+            examples, answers: as for :meth:`answers`.
+
+        Raises:
+            ValueError: as :meth:`answers`.
+        """
+        return self._tokenised(self._documents(examples, answers), examples)
+
+    def keys(self, examples: Sequence[Example]) -> list[Tokenised]:
+        """Return the tokens of examples, with only those of the answer that state the fact marked.
+
+        These are the example's ``key``, where it is in the answer, or else all of the answer without its end token.
+        """
+        documents = [_only_key(d, e) for d, e in zip(self._documents(examples, None), examples, strict=True)]
+        found = self._tokenised(documents, examples)
+        return [replace(of, scored=of.scored & ~np.isin(of.tokens, self.special)) for of in found]
+
+    def _documents(self, examples: Sequence[Example], answers: Sequence[str] | None) -> list[Document]:
+        given: Sequence[str | None] = [None] * len(examples) if answers is None else answers
+        rows = [self._change(example).row(answer) for example, answer in zip(examples, given, strict=True)]
+        return [rendered(from_row(row), self.tokenizer) for row in rows]
+
+    def _tokenised(self, documents: Sequence[Document], examples: Sequence[Example]) -> list[Tokenised]:
+        longest = positions(self.model)
+        found = list(
+            tokenise(documents, self.tokenizer, self._vocabulary, None, "document", (), "answers", None, longest)
+        )
+        for document, example in zip(found, examples, strict=True):
+            document.scored[0] = False
+            if not document.scored.any():
+                raise ValueError(
+                    f"no token of the answer to {example.prompt[:60]!r} can be scored: it is empty, or it lies beyond "
+                    f"the {longest} tokens that the model can read"
+                )
+        return found
+
+    def batches(self, documents: Sequence[Tokenised]) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield documents of similar length together: their indices, and their tokens, padded, ``(B, T)``.
+
+        Padding comes last and attention is causal, so it needs no mask.
+        """
         order = sorted(range(len(documents)), key=lambda i: len(documents[i].tokens))
-        device, training = next(self.model.parameters()).device, self.model.training
-        self.model.eval()
-        found: list[tuple[int, Tokens]] = []
+        device = next(self.model.parameters()).device
         while order:
-            size = max(1, self._at_once // len(documents[order[0]].tokens))
-            rows = order[:size]
+            rows = order[: max(1, self._at_once // len(documents[order[0]].tokens))]
             while len(rows) > 1 and len(rows) * len(documents[rows[-1]].tokens) > self._at_once:
                 rows.pop()
             order = order[len(rows) :]
             width = len(documents[rows[-1]].tokens)
-            # Padding comes last and attention is causal, so it needs no mask.
             padded = np.stack([np.pad(documents[i].tokens, (0, width - len(documents[i].tokens))) for i in rows])
-            tokens = torch.tensor(padded, device=device)
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-            for i, own, of in zip(rows, tokens, logits, strict=True):
-                scored = torch.tensor(documents[i].scored[1:], device=device)
-                end = len(documents[i].tokens)
-                found.append((i, predictions(of[: end - 1][scored], own[1:end][scored])))
-        self.model.train(training)
-        return found
+            yield rows, torch.tensor(padded, device=device)
+
+    def written(self, examples: Sequence[Example]) -> list[str | None]:
+        """Return what the model answers to each example by greedy decoding, at most a little more than the answer.
+
+        None stands for a diverged model, whose logits are no numbers.
+        """
+        new = list(dict.fromkeys(example for example in examples if example not in self._written))
+        rows = []
+        for example, document in zip(new, self.encoded(new), strict=True):
+            begin, last = document.scored.nonzero()[0][[0, -1]]
+            count = min(int(len(document.tokens) - begin) + 4, LONGEST_ANSWER)
+            ends = {self.tokenizer.eos_token_id, *np.intersect1d(document.tokens[last], self.special).tolist()}
+            rows.append((document.tokens[:begin], count, frozenset(ends - {None}), example))
+        rows.sort(key=lambda row: len(row[0]))
+        for length, group in groupby(rows, key=lambda row: len(row[0])):
+            same = list(group)  # prompts of the same length need no padding
+            size = max(1, self._at_once // (length + max(count for _, count, _, _ in same)))
+            for start in range(0, len(same), size):
+                self._continue(same[start : start + size])
+        return [self._written[example] for example in examples]
+
+    def _continue(self, rows: Sequence[tuple[np.ndarray, int, frozenset[int], Example]]) -> None:
+        tokens = torch.tensor(np.stack([row for row, *_ in rows]), device=next(self.model.parameters()).device)
+        length = tokens.shape[1]
+        limit = max(count for _, count, _, _ in rows)
+        if (most := positions(self.model)) is not None:
+            limit = min(limit, most - length)
+        ended, diverged = [False] * len(rows), torch.zeros(len(rows), dtype=torch.bool, device=tokens.device)
+        with evaluating(self.model):
+            for _ in range(limit):  # not generate(), which follows the model's own generation settings
+                logits = self.model(input_ids=tokens, use_cache=False).logits[:, -1]
+                likeliest = logits.argmax(dim=-1)
+                diverged |= logits.isnan().any(dim=-1)
+                tokens = torch.cat([tokens, likeliest[:, None]], dim=1)
+                ended = [
+                    done or token in ends
+                    for done, token, (_, _, ends, _) in zip(ended, likeliest.tolist(), rows, strict=True)
+                ]
+                if all(ended):
+                    break
+        for i, (continued, (_, count, ends, example)) in enumerate(zip(tokens[:, length:].tolist(), rows, strict=True)):
+            kept = continued[:count]
+            kept = kept[: next((place for place, token in enumerate(kept) if token in ends), None)]
+            text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+            self._written[example] = None if diverged[i] else text
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block, a model is in evaluation mode and without gradients."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _only_key(document: Document, example: Example) -> Document:
+    """Return a document in which only the last place of the key in the answer is marked, if it is there."""
+    begin, end = document.answers[-1] if document.answers else (0, len(document.text))
+    places = list(re.finditer(re.escape(example.key), document.text[begin:end], re.IGNORECASE)) if example.key else []
+    if not places:
+        return document
+    return replace(document, answers=((begin + places[-1].start(), begin + places[-1].end()),), messages=None)
 
 
 def predictions(logits: Tensor, targets: Tensor) -> Tokens:

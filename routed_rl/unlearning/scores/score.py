@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from routed_rl.unlearning.benchmarks.benchmark import Benchmark
+from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example
 from routed_rl.unlearning.scores.reader import Reader
 
 Best = Literal["low", "high", "zero"]
@@ -16,6 +16,10 @@ Best = Literal["low", "high", "zero"]
 rest."""
 Numbers = Mapping[str, np.ndarray]
 """A number for each example, ``(examples,)`` float64, by name. Arrays of one length belong to the same examples."""
+Field = Literal["", "paraphrases", "perturbed"]
+"""A field of an example that not every example has. Empty: none."""
+FIELDS: Mapping[Field, str] = {"paraphrases": "paraphrases", "perturbed": "perturbed answers"}
+"""What errors call the fields of an example."""
 DRAWS = 1000
 """Draws of a bootstrap."""
 
@@ -29,16 +33,20 @@ class Score(ABC):
         best: whether an unlearned model should have a low or a high number, or zero.
         limits: the smallest and the largest number that there can be. None: there is no limit.
         compared: whether the number needs those of the retrained model, which never learned the forget set.
-        companions: other models that the reader needs: "full", the model before it was unlearned, or "retrained".
+        needs: the reader's :attr:`~Reader.companions` that :meth:`examples` reads.
     """
 
     best: ClassVar[Best]
     limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
     compared: ClassVar[bool] = False
-    companions: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Sequence[str]] = ()
 
     def undefined(self, benchmark: Benchmark) -> str | None:
         """Return why the score is not defined for a benchmark, such as "no example has choices". None: it is."""
+        return None
+
+    def chance(self, benchmark: Benchmark) -> float | None:
+        """Return the number of a model that only guesses. None: it has no such number, or it is not known."""
         return None
 
     @abstractmethod
@@ -57,6 +65,39 @@ class Score(ABC):
             numbers: from :meth:`examples`.
             retrained: the same of the retrained model, if the score is :attr:`compared`.
         """
+
+
+class SetScore(Score):
+    """A score of the examples of one set.
+
+    Attributes:
+        of: the set.
+        field: what an example must have to count, ``paraphrases`` or ``perturbed``. Empty: all count.
+    """
+
+    of: str
+    field: ClassVar[Field] = ""
+
+    def asked(self, benchmark: Benchmark) -> Sequence[Example]:
+        """Return the examples that are measured."""
+        return [example for example in benchmark.examples(self.of) if not self.field or getattr(example, self.field)]
+
+    def undefined(self, benchmark: Benchmark) -> str | None:
+        """Return why the score is not defined; see :meth:`Score.undefined`."""
+        if self.asked(benchmark):
+            return None
+        if not benchmark.examples(self.of):
+            return f"the benchmark has no examples of the {self.of} set"
+        return f"no example of the {self.of} set has {FIELDS[self.field]}"
+
+
+class MeanScore(SetScore):
+    """A score that is the mean of one number for each example of a set."""
+
+    def value(self, numbers: Numbers, retrained: Numbers | None = None) -> float:
+        """Return the mean; see :meth:`Score.value`."""
+        (each,) = numbers.values()
+        return float(each.mean())
 
 
 def interval(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from routed_rl.errors import at_least
 from routed_rl.lm import Training
@@ -21,7 +21,7 @@ from routed_rl.options.conform import from_text, takes_text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
-from routed_rl.unlearning.procedures import PROCEDURES
+from routed_rl.unlearning.procedures import PROCEDURES, Procedure
 from routed_rl.unlearning.tuning import FACTORS, around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean, written
@@ -233,14 +233,7 @@ def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:
             f"unlearn(…, method={procedures[0]!r}) in Python, and pass its result in --teachers NAME=FOLDER"
         )
     found = METHODS.find_all(command.suppress, "--suppress")
-    known = {_plain(name): name for name in (*SUPPRESSORS, *found)}
-    for setting in command.settings:
-        whose = _parts(setting)[0]
-        if whose not in known:
-            raise ValueError(
-                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(known.values())}, got {setting!r}"
-                f"{did_you_mean(whose, known)}"
-            )
+    check_settings(command.settings, (*SUPPRESSORS, *found))
     return found
 
 
@@ -260,30 +253,54 @@ def make_suppressor(settings: Sequence[str], method: str) -> tuple[Suppressor, T
     if type(suppressor) is Sam:
         inner, recipe = make_suppressor(settings, "maxent")
         suppressor = replace(suppressor, of=inner)
-    hints = get_type_hints(type(suppressor))
-    kinds = {field.name: hints[field.name] for field in fields(suppressor) if takes_text(hints[field.name])}
+    return with_named_settings(suppressor, recipe, name_of_method, settings)
+
+
+Made = TypeVar("Made", bound=Suppressor | Procedure)
+
+
+def with_named_settings(method: Made, recipe: Training, whose: str, settings: Sequence[str]) -> tuple[Made, Training]:
+    """Return a method and its training with those of the settings that are ``whose.NAME=VALUE``.
+
+    Raises:
+        ValueError: for settings that it does not have, or values of another type.
+    """
+    hints = get_type_hints(type(method))
+    kinds = {field.name: hints[field.name] for field in fields(method) if takes_text(hints[field.name])}
     of_recipe = {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
     kinds |= {name: type(value) for name, value in of_recipe.items()}
     given: dict[str, Any] = {}
     for setting in settings:
-        whose, name, value = _parts(setting)
-        if whose != _plain(name_of_method):
+        own, name, value = _parts(setting)
+        if own != _plain(whose):
             continue
         if name not in kinds:
             nearest = did_you_mean(name, kinds)
-            raise ValueError(f"--settings {setting}: the settings of {name_of_method} are {', '.join(kinds)}{nearest}")
+            raise ValueError(f"--settings {setting}: the settings of {whose} are {', '.join(kinds)}{nearest}")
         try:
             given[name] = from_text(kinds[name], value)
         except ValueError as error:
             raise ValueError(f"--settings {setting}: {value!r} is not {error}") from None
-    at_least(1, **{f"settings {name_of_method}.steps": given.get("steps", 1)})
+    at_least(1, **{f"settings {whose}.steps": given.get("steps", 1)})
     if not 0 < given.get("learning_rate", 1.0) < math.inf:
-        raise ValueError(f"--settings {name_of_method}.learning_rate must be above 0, got {given['learning_rate']}")
+        raise ValueError(f"--settings {whose}.learning_rate must be above 0, got {given['learning_rate']}")
     recipe = replace(recipe, **{name: given.pop(name) for name in of_recipe if name in given})
     try:
-        return replace(suppressor, **given), recipe
+        return replace(method, **given), recipe
     except ValueError as error:
-        raise ValueError(f"--settings of {name_of_method}: {error}") from None
+        raise ValueError(f"--settings of {whose}: {error}") from None
+
+
+def check_settings(settings: Sequence[str], names: Iterable[str]) -> None:
+    """Raise ValueError for a setting of a method whose name is none of these."""
+    known = {_plain(name): name for name in names}
+    for setting in settings:
+        whose = _parts(setting)[0]
+        if whose not in known:
+            raise ValueError(
+                f"--settings must be METHOD.NAME=VALUE, with a METHOD of {', '.join(known.values())}, got {setting!r}"
+                f"{did_you_mean(whose, known)}"
+            )
 
 
 def _parts(setting: str) -> tuple[str, str, str]:

@@ -99,13 +99,13 @@ class Victim:
                 documents = documents.repeat(2)
 
     def fits(self, example: Example) -> bool:
-        """Return whether the model has a position for each token of an example, with any of its answers."""
+        """Return whether the model has more positions than an example has tokens, with any of its answers."""
         most = positions(self.model)
         if most is None:
             return True
         answers = (example.answer, *example.paraphrases, *example.perturbed, *example.choices)
-        encoded = self.reader.encoded([example.row(answer) for answer in answers])
-        return all(len(document.tokens) <= most for document in encoded)
+        encoded = self.reader.encoded([example] * len(answers), answers)  # cut to the positions
+        return all(len(document.tokens) < most for document in encoded)
 
 
 class ArenaAttack(ABC):

@@ -86,7 +86,7 @@ class SuffixLoss:
         return replace(example, prompt=" ".join([example.prompt, *(self.words[i] for i in suffix)]))
 
     def _batch(self, suffix: np.ndarray) -> Batch:
-        documents = self._victim.reader.encoded([self._with(example, suffix).row() for example in self.examples])
+        documents = self._victim.reader.encoded([self._with(example, suffix) for example in self.examples])
         shape = (len(documents), max(len(document.tokens) for document in documents))
         tokens, scored = np.zeros(shape, np.int64), np.zeros(shape, bool)
         examples, labels = np.full(shape, PADDING), np.full(shape, NO_LABEL)
