@@ -70,7 +70,7 @@ class SuffixLoss:
         rows, places = self._places(batch, suffix)
         of_places = of_outputs[rows[:, None], places].sum(dim=0)  # (N, D)
         words = embeddings.weight.detach()[torch.tensor(self._tokens, device=of_places.device)]
-        return float(loss), (of_places @ words.mT).double().cpu().numpy()
+        return float(loss.detach()), (of_places @ words.mT).double().cpu().numpy()
 
     def change(self, suffix: np.ndarray) -> Callable[[Example], Example]:
         """Return a function that adds a suffix to a question, if there is room for it."""
