@@ -252,18 +252,28 @@ def package_folder(package: str, *readers: str) -> Path:
 def _from_hub(source: str, field: str) -> Iterator[Document]:
     name, _, part = source.partition(":")
     repository, configuration, field = HUB.get(source, (name, part or None, field))
-    for number, row in enumerate(_hub_rows(repository, configuration), start=1):
+    advice = f"; if you meant a file, its name must end in {TEXT} or {LINES}"
+    for number, row in enumerate(hub_rows(repository, configuration, advice=advice), start=1):
         yield from_row(row, field, f"{repository!r}, row {number}")
 
 
-def _hub_rows(repository: str, configuration: str | None) -> Iterator[dict[str, Any]]:
+def hub_rows(
+    repository: str, configuration: str | None, split: str = "train", advice: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset on the Hugging Face Hub, one at a time. No code of the dataset is executed.
+
+    Args:
+        advice: how an error ends.
+
+    Raises:
+        ConnectionError: if the dataset cannot be read. The message is one line.
+    """
     from datasets import load_dataset
 
     try:
-        yield from load_dataset(repository, configuration, split="train", streaming=True)
+        yield from load_dataset(repository, configuration, split=split, streaming=True)
     except Exception as error:  # each layer of the hub's libraries raises its own errors
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"the dataset {repository!r} cannot be read from the hub: {first_line}; if you meant a file, its name must "
-            f"end in {TEXT} or {LINES}"
+            f"the dataset {repository!r} cannot be read from the hub: {first_line}{advice}"
         ) from error

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from routed_rl.errors import UserError
 from routed_rl.lm.training import Training
+from routed_rl.wording import did_you_mean
 
 Row = Mapping[str, Any]
 """A document, of a form of :func:`~routed_rl.lm.from_row`."""
@@ -155,6 +157,28 @@ class BenchmarkKind(ABC):
             ValueError: for data without a field that is needed, or an unknown split.
             ConnectionError: if the Hub cannot be read.
         """
+
+    def chosen(self, data: str | None, split: str | None) -> str:
+        """Return the split to load of a benchmark that is made here, and so has no files.
+
+        Raises:
+            UserError: for an unknown split, or for files.
+        """
+        if data is not None:
+            raise UserError(f"--data {data!r}: this benchmark is made by the program and reads no files; leave it out")
+        return self.known(split)
+
+    def known(self, split: str | None) -> str:
+        """Return a split, or the usual one for None.
+
+        Raises:
+            UserError: for an unknown split.
+        """
+        if split is not None and split not in self.splits:
+            raise UserError(
+                f"--split must be one of {', '.join(self.splits)}, got {split!r}{did_you_mean(split, self.splits)}"
+            )
+        return split or self.splits[0]
 
     @classmethod
     def documents(cls, benchmark: Benchmark) -> Iterator[str]:
