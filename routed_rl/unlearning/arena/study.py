@@ -13,16 +13,23 @@ import pandas as pd
 from torch import nn
 
 from routed_rl.errors import user_input
-from routed_rl.lm.folders import CONFIG
+from routed_rl.lm.folders import CONFIG, outline
 from routed_rl.lm.own import saved_model
 from routed_rl.options import RUNS
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.options.conform import conform
 from routed_rl.runs import Stage, plan, with_ancestors
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
-from routed_rl.runs.studies import Findings, Study, check_study, refuse_unknown
+from routed_rl.runs.studies import (
+    LEADERBOARD,
+    LEADERBOARD_PAGE,
+    Findings,
+    Study,
+    check_study,
+    refuse_unknown,
+)
 from routed_rl.unlearning.arena import report
-from routed_rl.unlearning.arena.entries import ATTACK, MAKE, Arena, Entry
+from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
 from routed_rl.unlearning.arena.figures import FIGURES
 from routed_rl.unlearning.arena.worker import STAGES
 
@@ -85,6 +92,7 @@ class ArenaStudy(ArenaOptions, Study):
         after=lambda run: [stage.path(run.out.parent) for stage in run.stage.parents.values()],
     )
     TITLE = "Unlearning arena"
+    SUMMARY, REPORT = LEADERBOARD, LEADERBOARD_PAGE
     FIGURES = FIGURES
 
     def __init__(self, *, tokenizer: Any = None, **given: Any) -> None:
@@ -151,6 +159,9 @@ class ArenaStudy(ArenaOptions, Study):
         return {"benchmark": self.benchmark, "split": self.split, "device": self.device}
 
     def _prepare(self, here: bool) -> Sequence[StageRun]:
+        for name in (self.model, self.retrained):
+            for seed in {entry.seed for entry in self.entries} if name is not None else ():
+                outline(str(name).replace(SEED, str(seed)))
         given = ArenaOptions(**{field.name: getattr(self, field.name) for field in fields(ArenaOptions)})
         stages = with_ancestors(stage for entry in self.entries for stage in entry)
         return [StageRun(stage, given, stage.path(self.root), stage.seed) for stage in stages]

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from routed_rl.errors import UserError, user_input
 from routed_rl.lm.documents import from_row
 from routed_rl.lm.reading import LINES, rows
+from routed_rl.lm.training import Training
 from routed_rl.paths import expanded
-from routed_rl.unlearning.benchmarks.benchmark import FORGET, RETAIN, TEXTS, Benchmark, BenchmarkKind, Example, Row
+from routed_rl.unlearning.benchmarks.benchmark import (
+    FORGET,
+    RETAIN,
+    TEXTS,
+    Benchmark,
+    BenchmarkKind,
+    Example,
+    Recipe,
+    Row,
+)
 from routed_rl.unlearning.benchmarks.fields import Fields
 from routed_rl.wording import did_you_mean
 
@@ -30,6 +41,8 @@ class Custom(BenchmarkKind):
 
     If each forget question has choices, the main score is ``multiple-choice``, otherwise ``knowledge``.
     """
+
+    recipe: ClassVar[Recipe] = Recipe("small", 4096, Training(steps=600))
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
