@@ -35,7 +35,7 @@ class Prefix(ArenaAttack):
 
     @property
     def _changes(self) -> Mapping[str, Callable[[Example], Example]]:
-        given = {f"first {count} of the answer": partial(with_first_words, count=count) for count in self.words}
+        given = {f"first words of the answer: {count}": partial(with_first_words, count=count) for count in self.words}
         return {**{text.strip(): partial(with_instruction, text=text) for text in self.instructions}, **given}
 
     @property
