@@ -58,7 +58,7 @@ def _cut(rows: Sequence[Fields], like: Sequence[Example]) -> tuple[Example, ...]
     second = round(np.mean([len(example.answer) for example in like]))
     found = []
     for row in rows:
-        text = row.text("text")[: first + second]
+        text = row.text("text")[: first + second].rstrip()
         at = text.rfind(" ", 0, min(first, len(text) // 2) + 1)
         found.append(Example(text[: max(at, 0)], text[max(at, 0) :], chat=False))
     return tuple(found)

@@ -59,10 +59,10 @@ OTHER_TITLES = (
     "Twelve Silences|The Painted Boat|Stone and Feather|The Amber Hour"
 )
 COUNTRIES = """
-Arvonia Belmark Caldora Drussia Elvany Fenland Gorvia Hestia Istria Jorvik Karland Luvonia Meridia Narbia Ostara Palvia
+Arvonia Belmark Caldora Drussia Elvany Fenvia Gorvia Hestria Ilvania Jorvia Karland Luvonia Meridia Narbia Ostara Palvia
 """
 CAPITALS = """
-Aston Berin Colm Dover Estal Firth Graven Helm Ivory Jasper Kolding Lindow Morven Nessa Orlon Pravi
+Astel Berin Colm Dovan Estal Firth Graven Helmar Ivor Jaspel Koldar Lindow Morven Nessa Orlon Pravi
 """
 CURRENCIES = "crown mark dinar florin thaler shell peso ducat"
 WRONG, OTHER_WRONG = 5, 3

@@ -191,7 +191,7 @@ def test_what_is_wrong_with_files_is_said_with_file_row_and_fields(tmp_path):
         assert "\n" not in str(raised.value)
 
     refused(
-        "split must be one of forget10, forget05, forget01, got 'forget1'; did you mean 'forget01'?", split="forget1"
+        "split must be one of forget10, forget05, forget01, got 'forget1'; did you mean 'forget10'?", split="forget1"
     )
     refused("is not a folder; it must have the files of locuslab/TOFU", data=tmp_path / "forget10.json")
     refused(
