@@ -115,7 +115,7 @@ class TofuSmall(BenchmarkKind):
         examples = [tuple(author_examples(rng, [author])) for author in names[: LEARNED + HELD_OUT]]
         books = tuple(short_examples(rng, "Who wrote {}?", values(OTHER_TITLES), names[LEARNED + HELD_OUT :]))
         countries = values(COUNTRIES)
-        money = list(rng.choice(values(CURRENCIES), len(countries)))
+        money = rng.choice(values(CURRENCIES), len(countries)).tolist()
         facts = (
             *short_examples(rng, "What is the capital of {}?", countries, values(CAPITALS)),
             *short_examples(rng, "Which money is used in {}?", countries, money),

@@ -102,3 +102,17 @@ def test_choice_small_is_learned_and_a_retrained_model_guesses(seed):
     assert chosen(retrained, "retain") >= 0.9
     assert 0.1 <= chosen(retrained, "forget") <= 0.4
     assert 0.1 <= chosen(full, "holdout") <= 0.45
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_muse_small_is_learned_word_by_word(seed):
+    learned = Learned("muse-small")
+    full, retrained = learned.reader(("forget", "retain"), seed), learned.reader(("retain",), seed)
+    for name in ("forget", "retain", "forget_texts", "retain_texts"):
+        assert knows(full, name) >= 0.9, name
+    assert knows(retrained, "retain") >= 0.9
+    assert knows(retrained, "retain_texts") >= 0.9
+    assert knows(retrained, "forget") <= 0.2
+    assert knows(retrained, "forget_texts") <= 0.1
+    assert knows(full, "holdout") <= 0.2
