@@ -23,6 +23,7 @@ from routed_rl.unlearning.scores.membership import (
     PrivacyLeakage,
 )
 from routed_rl.unlearning.scores.memorisation import ExactMemorisation, ExtractionStrength
+from routed_rl.unlearning.scores.meta import Trust, rising, trust
 from routed_rl.unlearning.scores.probability import ParaphrasedProbability, Probability, RetainedProbability
 from routed_rl.unlearning.scores.probe import LinearProbe
 from routed_rl.unlearning.scores.reader import Reader, Tokens
@@ -115,8 +116,11 @@ __all__ = [
     "Score",
     "SetScore",
     "Tokens",
+    "Trust",
     "TruthRatio",
     "UnlearningDepth",
     "VerbatimMemorisation",
     "interval",
+    "rising",
+    "trust",
 ]
