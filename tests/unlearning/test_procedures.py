@@ -189,8 +189,3 @@ def test_what_takes_one_loss_refuses_a_procedure(method, model, tokenizer):  # n
     ):
         with pytest.raises(ValueError, match=r"method 'layered' is a procedure .* which only unlearn.* runs: pass a"):
             call()
-
-
-def test_a_study_refuses_a_procedure_and_says_what_to_do():
-    with pytest.raises(ValueError, match=r"suppress layered .* pass its result in teachers"):
-        UndoStudy(suppress=["maxent", "layered"]).members()

@@ -61,7 +61,7 @@ class Lat(Suppressor):
     targets in a forget example are trained under the change, too.
     """
 
-    retain_weight: float = 1.0
+    retain_weight: float = 3.0
     """weight of the retain loss: a"""
     radius: float = 0.3
     """longest change of a hidden state, as a share of the state's length: r"""
@@ -71,7 +71,7 @@ class Lat(Suppressor):
     """numbers of blocks before the residual streams that are changed, such as 8,16,24; None: a quarter, a half and
     three quarters of the model's blocks"""
 
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=3e-4)
 
     @property
     def cost(self) -> float:

@@ -60,14 +60,14 @@ class RepSelect(Suppressor):
     collapsed gradient. With low-rank adapters, the gradients of the adapters' matrices are collapsed.
     """
 
-    retain_weight: float = 1.0
+    retain_weight: float = 5.0
     """weight of the retain loss: a"""
-    share: float = 0.1
+    share: float = 0.2
     """share of a gradient's principal components that are collapsed, at most 1; with 0 it is GradDiff on the MLPs"""
     projections: str | None = None
     """names of the MLPs' modules, for a model whose MLPs are not found by structure, as for routed_rl.lm.mlp"""
 
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=1e-3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
