@@ -26,7 +26,7 @@ class Ceu(Suppressor):
     retain_weight: float = 1.0
     """weight of the retain loss: a"""
 
-    recipe = brief(steps=30, learning_rate=3e-4)
+    recipe = brief(steps=60, learning_rate=3e-4)
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`."""
