@@ -16,7 +16,7 @@ from routed_rl.lm.training import Objective
 
 @dataclass(frozen=True)
 class Ceu(Suppressor):
-    """``- sum_v q(v) log p(v)`` on the forget set, plus ``a * CE_retain`` (the paper has no retain term: a is 0).
+    """``- sum_v q(v) log p(v)`` on the forget set, plus ``a * CE_retain`` (in the paper a is 0).
 
     ``p`` is the model's current distribution. ``q`` is the same distribution with the true token's probability set to
     0 and the others renormalised. It has no gradient. This is UNDIAL with an infinite strength, and with the current
