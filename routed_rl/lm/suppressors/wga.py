@@ -25,7 +25,7 @@ class Wga(Suppressor):
     beta: float = 1.0
     """how much less unlikely tokens count: b; with 0, all count equally (GradDiff)"""
 
-    recipe = brief(steps=30, learning_rate=3e-4)
+    recipe = brief(steps=60, learning_rate=3e-4)
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`."""
