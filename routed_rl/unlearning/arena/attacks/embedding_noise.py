@@ -51,7 +51,7 @@ class EmbeddingNoise(ArenaAttack):
 def _size(victim: Victim) -> float:
     """Return the root mean square of the embeddings of forget examples. Some models scale their embedding matrix."""
     model: Any = victim.model
-    rows = victim.reader.encoded([example.row() for example in victim.benchmark.examples(FORGET)])
+    rows = victim.reader.encoded(victim.benchmark.examples(FORGET))
     tokens = torch.tensor(np.concatenate([row.tokens for row in rows]), device=next(model.parameters()).device)
     return float(model.get_input_embeddings()(tokens).double().square().mean().sqrt())
 
