@@ -94,13 +94,12 @@ class Victim:
                 documents = documents.repeat(2)
 
     def fits(self, example: Example) -> bool:
-        """Return whether the model has more positions than an example has tokens, with any of its answers."""
+        """Return whether the model has a position for each token of an example, with any of its answers."""
         most = positions(self.model)
         if most is None:
             return True
         answers = (example.answer, *example.paraphrases, *example.perturbed, *example.choices)
-        encoded = self.reader.encoded([example] * len(answers), answers)  # cut to the positions
-        return all(len(document.tokens) < most for document in encoded)
+        return max(self.reader.lengths([example] * len(answers), answers)) <= most
 
 
 class ArenaAttack(ABC):
