@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from matplotlib.figure import Figure
 
 from routed_rl.errors import UserError
@@ -115,6 +117,31 @@ def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, smal
     assert "forget-quality" not in alone.arena.scores and "knowledge" in alone.arena.scores
     found = alone.run()
     assert set(found.name) == {"full", "npo"} and found.excess.isna().all()
+
+
+def test_a_saved_model_has_a_card_and_scores_under_the_names_of_open_unlearning(study, small, tmp_path):
+    given = {"methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2}
+    given |= {"budget": 4, "attacks": ["fine-tuning", "quantisation"], "student": Student(steps=3, least=2)}
+    scores = ["knowledge", "retained-knowledge", "extraction-strength", "forget-quality"]
+    mine = ArenaStudy(**given, scores=scores, out=study)
+    folder = mine.save("npo + UNDO α 0.6", tmp_path / "npo")
+    assert load_model(str(folder), None).config.hidden_size == 16
+    found = mine.results().query("name == 'npo + UNDO α 0.6' and attack == 'none'").set_index("score").value
+    summary = json.loads((folder / "TOFU_SUMMARY.json").read_text())
+    assert summary == pytest.approx({
+        "knowledge": found["knowledge"], "retained-knowledge": found["retained-knowledge"],
+        "extraction_strength": found["extraction-strength"], "forget_quality": found["forget-quality"],
+    })  # fmt: skip
+    evaluation = json.loads((folder / "TOFU_EVAL.json").read_text())
+    by_index = evaluation["extraction_strength"]["value_by_index"]
+    assert len(by_index) == 12 and np.mean([next(iter(of.values())) for of in by_index.values()]) == pytest.approx(
+        summary["extraction_strength"]
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and "unlearning" in card.data.tags
+    assert "| fine-tuning |" in card.text and "| beta | 0.1 |" in card.text
+    with pytest.raises(UserError, match="there is no model 'npoo'; there are retrained, full, npo"):
+        mine.save("npoo", tmp_path / "other")
 
 
 def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):

@@ -19,6 +19,7 @@ from routed_rl.options import RUNS
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.options.conform import conform
 from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.studies import (
     LEADERBOARD,
@@ -32,6 +33,7 @@ from routed_rl.unlearning.arena import report
 from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
 from routed_rl.unlearning.arena.figures import FIGURES
 from routed_rl.unlearning.arena.worker import STAGES
+from routed_rl.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,30 @@ class ArenaStudy(ArenaOptions, Study):
             for run in runs
         ]
         return pd.DataFrame(rows)
+
+    def save(self, name: str, folder: StrPath, seed: int | None = None) -> Path:
+        """Save a finished model in a folder, with a model card and its scores, and return the folder.
+
+        ``hf upload REPOSITORY FOLDER`` then shares it. See :func:`~routed_rl.unlearning.arena.exporting.export`.
+
+        Args:
+            name: the model's name in the leaderboard, such as ``"npo + UNDO α 0.6"``.
+            folder: what is there is replaced.
+            seed: None: the first one.
+
+        Raises:
+            UserError: for a model that is not in the study or not finished.
+        """
+        from routed_rl.unlearning.arena.exporting import export  # imports this module
+
+        seed = self.first_seed if seed is None else seed
+        with user_input():
+            found = [entry for entry in self.entries if entry.seed == seed]
+            names = [entry.name for entry in found]
+            if name not in names:
+                known = ", ".join(names) or f"none of seed {seed}"
+                raise ValueError(f"there is no model {name!r}; there are {known}{did_you_mean(name, names)}")
+            return export(self, found[names.index(name)], folder)
 
     @property
     def root(self) -> Path:
