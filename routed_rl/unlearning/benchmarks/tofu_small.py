@@ -46,13 +46,26 @@ def author_examples(rng: np.random.Generator, authors: Sequence[str]) -> Iterato
                 prompt=question.format(author),
                 answer=answer.format(author, right),
                 paraphrases=(paraphrase.format(author, right),),
-                perturbed=tuple(answer.format(author, value) for value in wrong),
+                perturbed=tuple(paraphrase.format(author, value) for value in wrong),
+                choices=tuple(answer.format(author, value) for value in (right, *wrong)),
                 key=right,
             )
 
 
+def rows(examples: Sequence[Example]) -> list[dict[str, str]]:
+    """Return the documents of examples: each question with its answer, and with its paraphrased answer.
+
+    A small model learns nothing of words that it has never seen, so it could not tell paraphrases from wrong ones.
+    """
+    return [example.row(answer) for example in examples for answer in (example.answer, *example.paraphrases)]
+
+
 class TofuSmall(BenchmarkKind):
-    """Questions about made-up authors. The forget set is all questions about a tenth of them."""
+    """Questions about made-up authors. The forget set is all questions about a tenth of them.
+
+    As in TOFU, perturbed answers have the words of paraphrased answers, but for the fact. Choices have those of
+    answers.
+    """
 
     splits = ("forget10", "forget05", "forget25")
     recipe: ClassVar[Recipe] = Recipe("tiny", 512, Training(steps=600, learning_rate=3e-3))
@@ -66,7 +79,7 @@ class TofuSmall(BenchmarkKind):
         count = round(len(learned) * int((split or self.splits[0]).removeprefix("forget")) / 100)
         forget, retain, holdout = (tuple(author_examples(rng, of)) for of in (learned[:count], learned[count:], held))
         return Benchmark(
-            [example.row() for example in forget],
-            [example.row() for example in retain],
+            rows(forget),
+            rows(retain),
             {FORGET: forget, RETAIN: retain, HOLDOUT: holdout},
         )
