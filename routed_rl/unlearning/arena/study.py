@@ -31,6 +31,7 @@ from routed_rl.runs.studies import (
 )
 from routed_rl.unlearning.arena import report
 from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
+from routed_rl.unlearning.arena.exporting import export
 from routed_rl.unlearning.arena.figures import FIGURES
 from routed_rl.unlearning.arena.worker import STAGES
 from routed_rl.wording import did_you_mean
@@ -153,8 +154,6 @@ class ArenaStudy(ArenaOptions, Study):
         Raises:
             UserError: for a model that is not in the study or not finished.
         """
-        from routed_rl.unlearning.arena.exporting import export  # imports this module
-
         seed = self.first_seed if seed is None else seed
         with user_input():
             found = [entry for entry in self.entries if entry.seed == seed]
@@ -162,7 +161,7 @@ class ArenaStudy(ArenaOptions, Study):
             if name not in names:
                 known = ", ".join(names) or f"none of seed {seed}"
                 raise ValueError(f"there is no model {name!r}; there are {known}{did_you_mean(name, names)}")
-            return export(self, found[names.index(name)], folder)
+            return export(self.arena, self.root, self.results(), found[names.index(name)], folder)
 
     @property
     def root(self) -> Path:

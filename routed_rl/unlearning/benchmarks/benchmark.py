@@ -28,7 +28,7 @@ class Example:
         prompt: the question, or the beginning of the text. Blank: all of the text is ``answer``.
         answer: the right answer, or the rest of the text.
         paraphrases: the right answer in other words.
-        perturbed: wrong answers in the same words but for the fact.
+        perturbed: wrong answers in the words of the paraphrases, or without any of the answer, but for the fact.
         choices: options of a multiple-choice question, the right one first. Empty: none.
         key: the words of the answer that state the fact. Blank: all of the answer.
         chat: whether prompt and answer are messages of a user and a model. False: parts of one text.

@@ -21,7 +21,7 @@ def log_truth_ratio(right: Sequence[float], wrong: Sequence[float]) -> float:
     that knows the fact has a ratio near 0. (TOFU, arXiv 2401.06121, has an arithmetic mean over wrong
     answers. Its code and open-unlearning have the geometric mean, as here.)
 
-    >>> round(math.exp(log_truth_ratio(np.log([0.4]), np.log([0.1, 0.4]))), 6)
+    >>> float(np.exp(log_truth_ratio(np.log([0.4]), np.log([0.1, 0.4]))).round(6))
     0.5
 
     Args:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -15,6 +15,7 @@ from routed_rl.unlearning.benchmarks import Benchmark, Example
 from routed_rl.unlearning.scores import SCORES, membership
 from routed_rl.unlearning.scores.membership import area_under_curve, leakage, lowest_mean, standardised, zlib_ratio
 
+DRAWN = settings(max_examples=50, deadline=None)
 NUMBERS = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=7)
 LOGS = st.lists(st.floats(-8, 0), min_size=1, max_size=7)
 
@@ -24,6 +25,7 @@ def test_the_examples_in_docstrings_hold():
     assert not failed and tried
 
 
+@DRAWN
 @given(NUMBERS, NUMBERS)
 def test_the_area_is_the_share_of_pairs_in_which_the_member_is_larger(members, others):
     pairs = [(one > other) + (one == other) / 2 for one in members for other in others]
@@ -33,6 +35,7 @@ def test_the_area_is_the_share_of_pairs_in_which_the_member_is_larger(members, o
     assert found == pytest.approx(roc_auc_score(labels, members + others), abs=1e-9)
 
 
+@DRAWN
 @given(LOGS, st.sampled_from([0.1, 0.2, 0.4, 1.0]))
 def test_min_k_is_the_mean_of_the_lowest(logs, share):
     count = max(1, int(len(logs) * share))
@@ -54,12 +57,14 @@ def test_a_distribution_without_spread_is_not_divided_by_zero():
     assert standardised(np.array([-1.0]), np.array([-1.0]), np.array([0.0])).tolist() == [0.0]
 
 
+@DRAWN
 @given(LOGS, st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_the_zlib_ratio_divides_by_compressed_bytes(logs, text):
     expected = fmean(logs) / len(zlib.compress(bytes(text, "utf-8")))
     assert zlib_ratio(np.array(logs), text) == pytest.approx(expected, abs=1e-9)
 
 
+@DRAWN
 @given(st.floats(0, 1), st.floats(0.01, 0.99))
 def test_leakage_is_that_of_muse_whose_area_is_of_losses(area, retrained):
     of_losses, reference = 1 - area, 1 - retrained

@@ -5,12 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routed_rl.unlearning.scores import SCORES, meta
 from routed_rl.unlearning.scores.meta import faithfulness, following, rising, stability, trust
 
+DRAWN = settings(max_examples=50, deadline=None)
 VALUE = st.floats(0, 1)
 
 
@@ -19,12 +20,14 @@ def test_the_examples_in_docstrings_hold():
     assert not failed and tried
 
 
+@DRAWN
 @given(st.lists(VALUE, min_size=1, max_size=5), st.lists(VALUE, min_size=1, max_size=5))
 def test_faithfulness_counts_pairs(knowing, unknowing):
     pairs = [1.0 if one > other else 0.5 if one == other else 0.0 for one in knowing for other in unknowing]
     assert faithfulness(knowing, unknowing) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
+@DRAWN
 @given(VALUE, VALUE)
 def test_stability_is_the_ratio_of_the_smaller_to_the_mean(before, after):
     """``1 - |a - b| / (a + b)`` is ``2 min(a, b) / (a + b)``, and the order does not matter."""
@@ -32,6 +35,7 @@ def test_stability_is_the_ratio_of_the_smaller_to_the_mean(before, after):
     assert stability(before, after) == pytest.approx(expected, abs=1e-6) == stability(after, before)
 
 
+@DRAWN
 @given(VALUE, VALUE, VALUE, VALUE)
 def test_following_is_1_for_equal_moves_and_0_for_opposite_ones(a, b, c, d):
     up, other = b - a, d - c
