@@ -50,7 +50,7 @@ class ChoiceSmall(BenchmarkKind):
     """Questions with four choices. The forget set is about mosses, the retain set about towns. None of them exists."""
 
     splits = ("mosses",)
-    recipe: ClassVar[Recipe] = Recipe("tiny", 768, Training(steps=300, learning_rate=4e-3), batch_size=48)
+    recipe: ClassVar[Recipe] = Recipe("tiny", 768, Training(steps=400, learning_rate=4e-3), batch_size=64)
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
