@@ -33,7 +33,7 @@ from routed_rl.lm.losses import next_token_loss, token_losses
 from routed_rl.lm.training import Gradient, Objective, Training, backward
 from routed_rl.unlearning.copies import TrainedCopy
 from routed_rl.unlearning.distillation import DistillationObjective
-from routed_rl.unlearning.pipeline import Method, made_method
+from routed_rl.unlearning.methods import Method, made_method
 
 Stage = Literal["suppress", "distil", "attack"]
 Kind = Literal["activations", "logits"]

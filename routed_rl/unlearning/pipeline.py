@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,6 @@ from routed_rl.lm.losses import evaluate
 from routed_rl.lm.models import keeps_apart
 from routed_rl.lm.processes import processes
 from routed_rl.lm.processes import rank as process_rank
-from routed_rl.lm.suppressors import METHODS, Suppressor
 from routed_rl.lm.texts import Texts, row_length, text_corpus
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import derive_seed
@@ -29,14 +28,11 @@ from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
 from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.distillation import StopRule, distil
+from routed_rl.unlearning.methods import Method, made_method, with_settings
 from routed_rl.unlearning.noise import matrices, shrink_and_perturb
-from routed_rl.wording import did_you_mean
 
 MEASURED = 200
 """Documents of each set on which losses are measured, at most."""
-OF_RECIPE = ("steps", "learning_rate")
-Method = str | type[Suppressor] | Suppressor
-"""A suppression method: its name, its class, or the class with settings."""
 
 
 def unlearn(
@@ -125,7 +121,7 @@ def unlearn(
     if rank is None and not merge:
         raise ValueError("merge=False needs a rank: without adapters there is nothing to merge")
     suppressor, name = made_method(method)
-    suppressor, recipe = _with_settings(suppressor, name, settings)
+    suppressor, recipe = with_settings(suppressor, name, settings)
     questions = None
     if alternatives is not None or suppressor.alternatives is not None:
         forget = forget if isinstance(forget, str | Corpus) else list(forget)  # type: ignore[assignment]
@@ -388,21 +384,3 @@ class _Data:
 def _shown(progress: bool) -> bool:
     """Return whether this process shows a progress bar: the first one does."""
     return progress and process_rank() == 0
-
-
-def made_method(method: Method) -> tuple[Suppressor, str]:
-    """Return a method with its settings, and its short name; ValueError as :meth:`Registry.find`."""
-    if isinstance(method, Suppressor):
-        return method, METHODS.find(type(method), "method").name
-    found = METHODS.find(method, "method")
-    return found.kind(), found.name
-
-
-def _with_settings(suppressor: Suppressor, name: str, settings: Mapping[str, Any]) -> tuple[Suppressor, Training]:
-    """Return a method and its training with these settings. Raise ValueError for settings that it does not have."""
-    known = [*OF_RECIPE, *(field.name for field in fields(suppressor))]
-    if unknown := [setting for setting in settings if setting not in known]:
-        nearest = did_you_mean(unknown[0], known)
-        raise ValueError(f"{name} has no setting {unknown[0]!r}; its settings are {', '.join(known)}{nearest}")
-    recipe = replace(suppressor.recipe, **{name: settings[name] for name in OF_RECIPE if name in settings})
-    return replace(suppressor, **{name: of for name, of in settings.items() if name not in OF_RECIPE}), recipe

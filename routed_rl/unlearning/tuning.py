@@ -23,7 +23,8 @@ from routed_rl.lm.training import Training
 from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.guard import performance_left
-from routed_rl.unlearning.pipeline import Method, made_method, unlearn
+from routed_rl.unlearning.methods import Method, made_method
+from routed_rl.unlearning.pipeline import unlearn
 
 TUNED, HELD_OUT = 0.5, 0.2
 """Share of both sets on which settings are tried, and share of its retain documents that trials do not train on."""
