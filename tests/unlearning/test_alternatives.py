@@ -256,3 +256,8 @@ def test_sam_needs_what_its_method_needs():
     for kind in (IdkDpo, AltPo):
         with pytest.raises(ValueError, match=f"beta of {kind.__name__} must be more than 0, got 0"):
             kind(beta=0.0)
+
+
+def test_as_many_alternatives_as_forget_documents():
+    with pytest.raises(ValueError, match="3 forget documents need as many alternatives, got 2"):
+        Alternatives(np.arange(3), corpus_of([4, 5]))
