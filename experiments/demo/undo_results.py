@@ -106,7 +106,7 @@ def read_undo(directory: Path) -> UndoResults:
 
 
 def leaderboard(results: UndoResults, step: int, seeds: bool = False) -> pd.DataFrame:
-    """Return the models after an attack step, the most robust first: a row per model, or per model and seed.
+    """Return the models within an attack step, the most robust first: a row per model, or per model and seed.
 
     Students whose robustness means little come after all others that have a robustness.
 
@@ -131,7 +131,7 @@ def leaderboard(results: UndoResults, step: int, seeds: bool = False) -> pd.Data
 
 
 def _robustness(rows: pd.DataFrame, step: int) -> list[float]:
-    """Return the robustness of each row at an attack step; NaN without a teacher or a filtered model."""
+    """Return the robustness of each row within an attack step; NaN without a teacher or a filtered model."""
     column = f"forget_{step}"
     teachers = {_teacher_key(row): row[column] for row in rows[rows.model == "suppressed"].to_dict("records")}
     filtered = rows[(rows.model == "filtered") & rows.labelled.isna()].set_index("seed")[column]

@@ -102,9 +102,9 @@ class _Curves:
         self._draw()
         self.widgets = [
             parts.note(
-                "A relearning attack fine-tunes each model on the forget set. A curve is the attacker's best result "
-                "within so many steps, over a sweep of learning rates. There is a line for each seed, and the "
-                "vertical line is the attack step of the table."
+                "A relearning attack fine-tunes each model on the forget set. A curve is the worst case within so many "
+                "steps, over all learning rates. There is a line for each seed, and the vertical line is the attack "
+                "step of the table."
             ),
             self.suppressor,
             self.alpha,
@@ -124,11 +124,11 @@ class _Curves:
         board["comparable"] = [COMPARABLE[None if pd.isna(value) else bool(value)] for value in board.comparable]
         for name in ("retain", "forget", "robustness"):
             board[name] = ["–" if pd.isna(value) else f"{value:z.3f}" for value in board[name]]
-        after = parts.attack_steps(step)
-        heads = {"name": "model", "forget": f"forget after {after}"}
+        steps = parts.attack_steps(step)
+        heads = {"name": "model", "forget": f"forget within {steps}"}
         unit = self.results.unit
         return (
-            f"<h3>Most robust after {after}</h3>"
+            f"<h3>Most robust within {steps}</h3>"
             + parts.paragraph(
                 f"Retain and forget are {unit}. Retain is measured before the attack. Robustness is 0 for the "
                 "suppressed model and 1 for the filtered model. It is comparable where the student is as good as its "

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from routed_rl.errors import UserError
 from routed_rl.lm.corpora import Corpus
 from routed_rl.runs import derive_seed
+from routed_rl.wording import written
 
 ALTERNATIVE_LABEL, FORGET_LABEL, NO_LABEL = 1, 0, -1
 """Labels of a token. ``FORGET_LABEL``: it is in the forget set. ``ALTERNATIVE_LABEL``: it is in a forget question with
@@ -150,6 +152,7 @@ class Batches:
         labelled: ``(D,)`` bool, from :meth:`Corpus.labelled`. None: no document is labelled.
         pack: whether short documents share rows (best-fit decreasing). False: each example has a row of its own. Not
             every model can keep packed documents apart: see :func:`~routed_rl.lm.keeps_apart`.
+        option: the user's name of ``batch_size``, for errors.
 
     Raises:
         ValueError: if the documents do not fill one batch, or rows have no target.
@@ -167,6 +170,7 @@ class Batches:
         seed: int | None = None,
         labelled: np.ndarray | None = None,
         pack: bool = True,
+        option: str = "--batch-size",
     ) -> None:
         if length < 2 or batch_size < 1:
             raise ValueError(f"a batch needs rows of at least 2 tokens, got {batch_size} rows of {length} tokens")
@@ -174,9 +178,10 @@ class Batches:
         self.batch_size, self.seed = batch_size, seed
         self._rows = Rows(corpus, documents, length, labelled, pack)
         if len(self._rows) < batch_size:
-            raise ValueError(
+            raise UserError(
                 f"{len(documents)} documents fill {len(self._rows)} rows of {length} tokens, and a batch needs "
-                f"{batch_size}: take more documents, shorter rows or smaller batches"
+                f"{batch_size}: take more documents, shorter rows (--length), or {written(option, len(self._rows))} or "
+                "less"
             )
         self.steps_per_epoch = len(self._rows) // batch_size
         self.tokens_per_step = batch_size * self._rows.tokens / len(self._rows)

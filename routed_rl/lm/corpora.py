@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.lib import format as npy
 
+from routed_rl.errors import UserError
 from routed_rl.lm.documents import Document
 from routed_rl.lm.finders import Finder
 from routed_rl.lm.tokenising import Tokenised, tokenise
@@ -93,9 +94,9 @@ class Corpus:
         (found,) = np.nonzero(chosen)
         if not len(found):
             wanted = "documents" if kind is None else f"{kind} documents"
-            raise ValueError(
-                f"the corpus has no {wanted} in its {split} split, of {len(self.validation)} in all: take more "
-                "documents, another word list, or another share for validation"
+            raise UserError(
+                f"the corpus has no {wanted} in its {split} split, of {len(self.validation)} documents in all: take "
+                "more documents, or another --validation share; in a .txt file, a blank line ends each document"
             )
         return found
 

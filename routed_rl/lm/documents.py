@@ -81,7 +81,8 @@ def read_documents(source: StrPath, limit: int | None = None, field: str = "text
         field: as for :func:`from_row`, in ``.jsonl`` files and in datasets without a short name.
 
     Warns:
-        UserWarning: how many files of a folder, and how many blank documents, are left out.
+        UserWarning: how many files of a folder, and how many blank documents, are left out. Also if all lines of one
+            ``.txt`` file are one document.
 
     Raises:
         ValueError: for a source that is none of these. During reading: for a file whose content does not fit its name.
@@ -97,7 +98,7 @@ def read_documents(source: StrPath, limit: int | None = None, field: str = "text
     elif path.suffix.lower() in (TEXT, LINES):
         if not path.is_file():
             raise ValueError(f"there is no file {source!r}")
-        documents = _from_file(path, field)
+        documents = _from_own_file(path, field)
     elif path.exists():
         raise ValueError(f"{source!r} is neither a folder nor a {TEXT} or {LINES} file")
     else:
@@ -109,6 +110,22 @@ def _from_file(path: Path, field: str) -> Iterator[Document]:
     if path.suffix.lower() == TEXT:
         return map(Document, _paragraphs(line for _, line in lines(path)))
     return (from_row(row, field, where) for where, row in rows(path))
+
+
+def _from_own_file(path: Path, field: str) -> Iterator[Document]:
+    """Yield the documents of a file that is a source by itself. Warn if a text of several lines is one document."""
+    number = 0
+    for document in _from_file(path, field):
+        number += 1
+        yield document
+    if number == 1 and path.suffix.lower() == TEXT:
+        count = sum(bool(line.strip()) for _, line in lines(path))
+        if count > 1:
+            warnings.warn(
+                f"the {count} lines of {str(path)!r} are one document, because {TEXT} files are split at blank lines: "
+                f"put a blank line between documents, or use {LINES}",
+                stacklevel=1,
+            )
 
 
 def _paragraphs(lines: Iterator[str]) -> Iterator[str]:

@@ -241,7 +241,8 @@ def check_fits(options: CorpusOptions, tokenizer: Any, model: nn.Module, name: s
     limit = getattr(model.config, "max_position_embeddings", options.length)  # type: ignore[union-attr]
     if options.length > limit:
         raise ValueError(
-            f"{written('--length', options.length)} is more than the {limit} positions of the model {name!r}"
+            f"{written('--length', options.length)} is more than the {limit} positions of the model {name!r}: pass "
+            f"{written('--length', limit)}"
         )
     known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     unused = {*tokenizer.all_special_ids} - {

@@ -61,7 +61,8 @@ class Relearn:
     """Relearning attack: fine-tuning on the forget set, at several learning rates."""
 
     learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4, 1e-4)
-    """learning-rate sweep: constant learning rates of AdamW; at every step the attacker's best rate counts"""
+    """learning-rate sweep: constant learning rates of AdamW; within N steps, the attacker's best rate and best step
+    count"""
     steps: int = 200
     """attack steps"""
     batch_size: int = 16

@@ -32,7 +32,7 @@ OnStep = Callable[[int], None]
 Look = Callable[[int, nn.Module], None]
 """Gets a number of steps, and the attacked model after them."""
 SMALLEST_GAP = 0.02
-"""Smallest gap between oracle and teacher for which robustness is defined, in accuracy or nats. Less is noise."""
+"""Smallest gap between filtered model and teacher for which robustness is defined, in accuracy or nats."""
 
 
 class Attack(ABC):
@@ -259,9 +259,10 @@ def relearn(
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The attacker's best result within each number of steps, over all learning rates.
+    """The worst case within N steps, for each number of steps N.
 
-    An attacker may stop early. So the best result within N steps is that of any step up to N.
+    It is the highest forget accuracy (or lowest loss) over all learning rates and all measured steps up to N, because
+    an attacker may stop early.
 
     Attributes:
         steps: numbers of steps, N, in order. 0 is before the attack.
@@ -285,7 +286,7 @@ def worst_case(
     kept: float | None = None,
     steps: Collection[int] = (),
 ) -> WorstCase:
-    """Return the worst case of attacks over a learning-rate sweep, and over their steps.
+    """Return the worst case within each number of steps: the best attack over all learning rates and steps up to it.
 
     Args:
         curves: for each learning rate, what :func:`relearn` returned, with "forget" and "retain".
@@ -326,10 +327,16 @@ def worst_case(
 
 
 def robustness(forget: float, of_teacher: float, of_oracle: float) -> float:
-    """Return ``(P - P_teacher) / (P_oracle - P_teacher)``, where ``P`` is forget performance after an attack (UNDO).
+    """Return ``(P - P_teacher) / (P_filtered - P_teacher)``, where ``P`` is forget performance under attack (UNDO).
 
-    ``P`` is the worst case over learning rates and over the attack's steps. 0 is as fragile as the suppressed model
-    (the teacher). 1 is as robust as the oracle, a model trained without the forget set. NaN: these two do not differ.
+    0 is as fragile as the suppressed model (the teacher). 1 is as robust as the oracle (= filtered model), a model
+    trained without the forget set. NaN: these two differ by less than 0.02.
+
+    Args:
+        forget: ``P`` of the student, the worst case within so many steps: the highest forget accuracy, or lowest forget
+            loss, over all learning rates and all measured steps up to this number.
+        of_teacher: the same of the student's teacher.
+        of_oracle: the same of the oracle (= filtered model).
     """
     gap = of_oracle - of_teacher
     return (forget - of_teacher) / gap if abs(gap) >= SMALLEST_GAP else math.nan

@@ -282,8 +282,10 @@ def attack(
 ) -> pd.DataFrame:
     """Return forget and retain loss during a relearning attack: fine-tuning on the forget set at each learning rate.
 
-    An attacker is as strong as its best learning rate. So report the lowest forget loss over learning rates at each
-    step: ``found.groupby("step").forget_loss.min()``. The attacked model is a copy.
+    An attacker is as strong as its best learning rate, and may stop early. So report the worst case within N steps: the
+    lowest forget loss over all learning rates and all measured steps up to N. It is
+    ``found.groupby("step").forget_loss.min().cummin()``; without ``cummin()``, each step is taken by itself. The
+    attacked model is a copy.
 
     Args:
         model: the model to attack.

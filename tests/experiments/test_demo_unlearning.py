@@ -149,9 +149,9 @@ def test_the_sliders_change_the_curves_and_the_table(study):
     widget(tab, "Noise level α").value = 0.5
     assert [item.label.value for item in pane.object.legend[0].items][-1] == "undo, maxent, α 0.5, β 0.1"
     mark = pane.object.center[-1]
-    assert mark.location == 3 and "forget after 3 attack steps" in shown(tab, "leaderboard")
+    assert mark.location == 3 and "forget within 3 attack steps" in shown(tab, "leaderboard")
     widget(tab, "Attack step").value = 1
-    assert mark.location == 1 and "forget after 1 attack step<" in shown(tab, "leaderboard")
+    assert mark.location == 1 and "forget within 1 attack step<" in shown(tab, "leaderboard")
     assert "<th>seeds</th>" in shown(tab, "leaderboard")
     switch_on(tab, "A row for each seed")
     assert "<th>seed</th>" in shown(tab, "leaderboard")
@@ -217,12 +217,12 @@ def test_a_damaged_study_is_said_to_be_one(copied):
 def test_the_page_moves_the_leaderboard_with_the_attack_step(study):
     with demo(study) as address, opened(address, viewport={"width": 1000, "height": 1600}) as (page, wrong):
         page.get_by_role("tab", name="Unlearning").click()
-        page.get_by_role("heading", name="Most robust after 3 attack steps").wait_for()
+        page.get_by_role("heading", name="Most robust within 3 attack steps").wait_for()
         rows = page.get_by_role("region", name="Models by robustness").get_by_role("row").count()
         assert rows == 1 + len(pd.read_csv(study / "results.csv"))
         handle = page.locator(".noUi-handle").nth(1)
         handle.press("ArrowLeft")
-        page.get_by_role("heading", name="Most robust after 1 attack step").wait_for()
+        page.get_by_role("heading", name="Most robust within 1 attack step").wait_for()
         page.get_by_role("tab", name="Study").click()
         page.get_by_text("runs are finished.").wait_for()
         assert not wrong

@@ -57,7 +57,7 @@ def shown(text, output):
     return text.replace("±", "+-").replace("é", r"\xe9") if output.encoding == "ascii" else text
 
 
-HEADER = ["model", "retain", "forget after 4 steps of attack", "steps / filtered", "FLOPs / filtered"]
+HEADER = ["model", "retain", "forget within 4 steps of attack", "steps / filtered", "FLOPs / filtered"]
 ROWS = [[ODD.replace(" ", ""), "5.752 ± 0.001", "1,234,567", "", "0.25"], ["m" * 60, "-0.5", "7", "8", "9"]]
 
 

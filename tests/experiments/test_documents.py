@@ -3,6 +3,7 @@
 import doctest
 import re
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -80,24 +81,36 @@ def write_own(folder):
     tokenizer.save_pretrained(folder / "my-model")
     forget, retain = split_by_words(stories, ["forest", "tree"])
     for name, texts in {"forget": forget, "retain": retain, "corpus": stories}.items():
-        (folder / f"{name}.txt").write_text("\n".join(texts))
+        (folder / f"{name}.txt").write_text("\n\n".join(texts))
+
+
+def in_few_steps(code):
+    """The example with five gradient steps in each call."""
+    for call in ("unlearn(", "undo(", "attack(", "route("):
+        code = re.sub(rf"(?<= )({re.escape(call)}.*)\)", r"\1, steps=5)", code)
+        code = re.sub(rf"^({re.escape(call)}.*?)\)", r"\1, steps=5)", code, flags=re.MULTILINE)
+    return code
 
 
 @pytest.mark.parametrize("code", [code for code in OWN if "Study(" not in code])
-def test_examples_on_ones_own_model_run(code, tmp_path, monkeypatch):
+def test_examples_on_ones_own_model_run(code, tmp_path, monkeypatch, capsys):
     """Each is at most 15 lines long and saves a model that Transformers loads."""
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     write_own(tmp_path)
-    for call in ("unlearn(", "undo(", "attack(", "route("):
-        code = re.sub(rf"(?<= )({re.escape(call)}.*)\)", r"\1, steps=2)", code)
-        code = re.sub(rf"^({re.escape(call)}.*?)\)", r"\1, steps=2)", code, flags=re.MULTILINE)
-    assert code.count("steps=2") == (3 if "undo(" in code else 1)
+    code = in_few_steps(code)
+    assert code.count("steps=5") == (3 if "undo(" in code else 1)
     monkeypatch.chdir(tmp_path)
-    run(code)
+    found = run(code)
     (saved,) = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"my-model"}
     assert (
         AutoModelForCausalLM.from_pretrained(tmp_path / saved).num_parameters() == tiny_model("llama").num_parameters()
     )
+    if "undo(" in code:  # the lines about a filtered model go on from there
+        guide = (ROOT / "docs" / "how-to" / "unlearn_your_own_model.md").read_text()
+        (more,) = (part for part in re.findall(r"(?:^(?:    .*)?\n)+", guide, re.MULTILINE) if "robustness(*" in part)
+        capsys.readouterr()
+        exec(in_few_steps(textwrap.dedent(more)), found | {"filtered": found["model"]})
+        assert re.fullmatch(r"5 (nan|-?[0-9.]+)\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("code", [code for code in OWN if "Study(" in code])

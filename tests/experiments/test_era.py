@@ -239,9 +239,12 @@ def test_a_failed_run_costs_its_rows_alone(small, tmp_path, capsys):
         (["--methods", "base", "rmu", "--labelled", "0"], "--methods rmu needs labelled documents, got --labelled 0.0"),
         (["--layers", "7"], "layers must be some of 0 … 1, each once, got [7]"),
         (["--rmu.depth", "3"], "depth must be within 1 … 2 blocks, got 3"),
-        (["--rmu.batch-size", "3000"], "and a batch needs 3000"),
+        (
+            ["--rmu.batch-size", "3000"],
+            "shorter rows (--length), or --rmu.batch-size ",
+        ),
         (["--attack.documents", "500"], "--attack.documents 500 is more than the"),
-        (["--length", "65"], "--length 65 is more than the 64 positions of the model 'tiny'"),
+        (["--length", "65"], "--length 65 is more than the 64 positions of the model 'tiny': pass --length 64"),
         (["--backend", "slurm"], "slurm"),
     ],
 )

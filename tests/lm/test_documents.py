@@ -31,6 +31,19 @@ def test_documents_of_a_text_file_are_its_paragraphs(tmp_path: Path) -> None:
     assert texts(file, limit=0) == []
 
 
+def test_a_file_whose_lines_are_one_document_gives_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """As of a user who writes a document a line. A book in a folder of books is one document on purpose."""
+    file = tmp_path / "a.txt"
+    for text in ("One line\n", "Two\nlines\n\nand more"):
+        file.write_text(text)
+        texts(file)
+    file.write_text("Two\nlines\n")
+    texts(tmp_path)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"the 2 lines of '.*a\.txt' are one document.*or use \.jsonl"):
+        assert texts(file) == ["Two lines"]
+
+
 def test_documents_of_lines_of_json(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     lines = [{"text": "one\ntwo", "topic": "sea"}, {"text": " "}, {"text": "three", "topic": 3, "body": "four"}]

@@ -64,9 +64,9 @@ class Division:
         self.candidates = candidates[: 2 * command.repair.chosen]
         self.chosen = min(command.repair.chosen, len(self.candidates) // 2)
 
-    def batches(self, documents: np.ndarray, batch_size: int, seed: int, pack: bool) -> Batches:
-        """Return batches of documents for training."""
-        return Batches(self.text.corpus, documents, self.command.length, batch_size, seed, self.labelled, pack)
+    def batches(self, documents: np.ndarray, batch_size: int, seed: int, pack: bool, option: str) -> Batches:
+        """Return batches of documents for training. ``option`` is the one that sets the size of a batch."""
+        return Batches(self.text.corpus, documents, self.command.length, batch_size, seed, self.labelled, pack, option)
 
     def whole(self, documents: np.ndarray) -> WholeDocuments:
         """Return documents for measurement, repair or an attack."""

@@ -128,7 +128,6 @@ class Pipeline:
         Raises:
             ValueError, OSError: for options that a later step could not use.
         """
-        command = self.command
         model, new = self._model()
         self._objective(model, new)
         if self.method.misdirects:
@@ -136,7 +135,7 @@ class Pipeline:
         self._source(model)
         if self.method.expands and self.data.chosen:
             shortest = self.data.candidates[np.argsort(np.diff(self.text.corpus.starts)[self.data.candidates])]
-            self._batches(model, shortest[: self.data.chosen], command.repair.documents, 0)
+            self._repair_batches(model, shortest[: self.data.chosen])
 
     def train(self, run: RunDirectory | None) -> Trained | None:
         """Train on all processes. Only the first process, which has the run directory, returns the model."""
@@ -220,9 +219,16 @@ class Pipeline:
         documents = self.data.others if self.method.drops else self.data.train
         return self._batches(model, documents, self.command.batch_size, derive_seed(self.command.seed, "order"))
 
-    def _batches(self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int) -> Batches:
+    def _repair_batches(self, model: nn.Module, chosen: np.ndarray) -> Batches:
+        """The batches of the second repair."""
+        seed = derive_seed(self.command.seed, "repair order")
+        return self._batches(model, chosen, self.command.repair.documents, seed, "--repair.documents")
+
+    def _batches(
+        self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int, option: str = "--batch-size"
+    ) -> Batches:
         """Batches of documents, packed if the options say so and the model keeps packed documents apart."""
-        return self.data.batches(documents, batch_size, seed, self.command.pack and keeps_apart(model))
+        return self.data.batches(documents, batch_size, seed, self.command.pack and keeps_apart(model), option)
 
     def finish(
         self, run: RunDirectory, model: nn.Module, new: Expansion | Adapters | None, router: GradientRouter | None
@@ -327,7 +333,7 @@ class Pipeline:
         command, repair = self.command, self.command.repair
         lost = self._candidate_losses(model) - before
         chosen = np.sort(np.argsort(lost)[: self.data.chosen])  # NaN, of documents that are no candidates, comes last
-        source = self._batches(model, chosen, repair.documents, derive_seed(command.seed, "repair order"))
+        source = self._repair_batches(model, chosen)
         training = Training(repair.chosen_steps, command.learning_rate, warmup=0, precision=command.precision)
         train(model, source, training, seed=derive_seed(command.seed, "repair"), on_step=tick)
         self.wrongly_chosen = float(self.text.corpus.to_forget[chosen].mean())
@@ -343,7 +349,7 @@ class Pipeline:
         """Prepare the model for RMU, and return the objective and its batches."""
         rmu, seed = self.command.rmu, self.command.seed
         forget, retain = (
-            self._batches(model, documents, rmu.batch_size, derive_seed(seed, "rmu", kind))
+            self._batches(model, documents, rmu.batch_size, derive_seed(seed, "rmu", kind), "--rmu.batch-size")
             for kind, documents in enumerate((self.data.marked, self.data.others))
         )
         direction = derive_seed(seed, "direction")

@@ -21,7 +21,7 @@ def relearning_chart(curves: Mapping[Member, WorstCase], metric: Metric) -> Char
         for member, case in curves.items()
         for step, forget in zip(case.steps, case.forget, strict=True)
     ]
-    title = "Relearning attack, worst case over its learning rates"
+    title = "Relearning attack: worst case within so many steps"
     points = pd.DataFrame(rows, columns=list(COLUMNS))
     return Chart(title, "attack steps", f"forget {metric.unit}", points, colours=_colours(curves))
 

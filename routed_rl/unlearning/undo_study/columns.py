@@ -13,7 +13,7 @@ MEANINGS = {
     "attack": "directory in `stages/` with its relearning attack",
     "retain": "the first metric on the retain set, before the attack",
     "forget": "the first metric on the forget set, before the attack",
-    r"forget_(\d+)": "the metric on the forget set within {} attack steps: the attacker's best rate and step",
+    r"forget_(\d+)": "the metric on the forget set, worst case within {} attack steps",
     r"forget_kept_(\d+)": "the same within {} steps, where the attack has kept 90 % of the retain performance",
     r"forget_int(\d+)": "the metric on the forget set before the attack, weights rounded to {} bits; empty: not finite",
     "worst_learning_rate": "learning rate of the attacker's best result within all steps",

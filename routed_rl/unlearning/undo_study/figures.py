@@ -43,7 +43,7 @@ SUPPRESSED = ("vermillion", "orange", "wine", "blue", "brown", "teal", "sky")
 """Colours of suppression methods, in alphabetical order."""
 BETAS = ("sky", "brown", "pink")
 """Colours of further noise scales."""
-NOTE = "Attacker's best result within so many steps, over all learning rates"
+NOTE = "Worst case within so many attack steps, over all learning rates"
 STUDENTS = 5
 """Largest number of models in a panel beside those that they are compared with."""
 Curves = Mapping[Member, WorstCase]
@@ -186,7 +186,7 @@ def draw_matching(
 
 @styled()
 def draw_front(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Figure:
-    """Forget performance against retain performance: before the attack, during it and at its end.
+    """Forget performance against retain performance: before the attack, and within two numbers of attack steps.
 
     Large points are means, small ones are seeds. A line joins UNDO students in order of α.
     """
@@ -213,7 +213,7 @@ def draw_front(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Fig
                 seeds = rows[rows.alpha.fillna(0.0) == alpha]
                 axes.plot(seeds.retain, seeds[f"forget_{step}"], ".", color=colour, markersize=3, alpha=0.6)
                 axes.plot(*place, **{"markersize": 6, **look, "color": colour, "mfc": face, "mec": colour})
-        axes.set_title(f"After {step} attack step{'s' * (step > 1)}" if step else "Before the attack")
+        axes.set_title(f"Within {step} attack step{'s' * (step > 1)}" if step else "Before the attack")
         axes.set_xlabel(f"retain {metric.unit}")
         axes.margins(0.08)
     plots[0, 0].set_ylabel(f"forget {metric.unit}")
@@ -236,7 +236,7 @@ def draw_labels(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Fi
     for model, of in {"suppressed": main, "distilled": main, "filtered": filtered}.items():
         rows = of[of.model == model].groupby("labelled")
         look = {**LOOKS.get(model, suppressed_looks(frame.suppressor)[first])}
-        for column, style, when in ((f"forget_{last}", "-", f"after {last} steps"), ("forget_0", ":", "before")):
+        for column, style, when in ((f"forget_{last}", "-", f"within {last} steps"), ("forget_0", ":", "before")):
             look |= {"linestyle": style, "mfc": "white" if style == ":" else look["color"]}
             samples = [values.to_numpy() for _, values in rows[column]]
             draw_means(axes, list(rows.groups), samples, label=f"{model}, {when}", **look)

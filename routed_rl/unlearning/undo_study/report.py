@@ -240,7 +240,7 @@ def _table(
         "steps": "steps",
         f"{metric}retain": "retain",
         f"{metric}forget": "forget",
-        f"{attacked}forget_{last}": f"forget after {last} attack steps",
+        f"{attacked}forget_{last}": f"forget within {last} attack steps",
         f"{attacked}robustness": "robustness",
         "compute": "steps / filtered",
         "compute_flops": "FLOPs / filtered",
