@@ -187,7 +187,7 @@ def test_the_noise_of_embeddings_depends_on_the_position_alone():
         return 0.0
 
     EmbeddingNoise(draws=3).attempt(0.5, victim, look)
-    size = float(victim.model.get_input_embeddings().weight.square().mean().sqrt())
+    size = float(victim.model.get_input_embeddings().weight.detach().square().mean().sqrt())
     assert len(found) == 3 and not torch.equal(found[0], found[1])
     assert np.isclose(float(torch.stack(found).std()), 0.5 * size, rtol=0.1)
 
