@@ -43,7 +43,10 @@ def choice_examples(
     for thing in things:
         for question, pool in questions.items():
             right, wrong = drawn(rng, pool, CHOICES - 1)
-            yield Example(question.format(thing), right, perturbed=tuple(wrong), choices=(right, *wrong), key=right)
+            choices = (right, *wrong)
+            yield Example(
+                question.format(thing), right, perturbed=tuple(wrong), choices=choices, key=right, group=thing
+            )
 
 
 class ChoiceSmall(BenchmarkKind):

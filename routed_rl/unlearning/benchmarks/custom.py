@@ -30,7 +30,7 @@ EXAMPLES = f"examples{LINES}"
 FORMS = (("question", "answer"), ("prompt", "completion"), ("text",))
 """The fields of a row, in one of three forms."""
 LISTS = ("paraphrases", "perturbed", "choices")
-KNOWN = ("set", *(name for form in FORMS for name in form), *LISTS, "key")
+KNOWN = ("set", *(name for form in FORMS for name in form), *LISTS, "key", "group")
 
 
 class Custom(BenchmarkKind):
@@ -111,7 +111,8 @@ def _example(fields: Fields) -> Example:
         raise fields.wrong("needs at least two 'choices', the right answer first")
     if key.casefold() not in answer.casefold():
         raise fields.wrong(f"has the key {key!r}, which is not in its answer {answer!r}")
-    return Example(prompt, answer, paraphrases, perturbed, choices, key, chat=last == "answer")
+    group = fields.text("group", "")
+    return Example(prompt, answer, paraphrases, perturbed, choices, key, chat=last == "answer", group=group)
 
 
 def _documents(place: Path, kind: str, sets: dict[str, tuple[Example, ...]]) -> Sequence[Row]:

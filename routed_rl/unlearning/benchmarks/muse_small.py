@@ -83,16 +83,17 @@ def articles(rng: np.random.Generator, count: int) -> Iterator[Article]:
         sentences = (forms[rng.integers(len(forms))].format(**facts) for forms in (OPENINGS, MIDDLES, ENDS))
         first, second, third = sentences
         yield Article(
-            Example(first, f" {second} {third}", chat=False),
+            Example(first, f" {second} {third}", chat=False, group=town),
             tuple(
-                _question(rng, form.format(town=town), values[name], facts[name]) for name, form in QUESTIONS.items()
+                _question(rng, town, form.format(town=town), values[name], facts[name])
+                for name, form in QUESTIONS.items()
             ),
         )
 
 
-def _question(rng: np.random.Generator, question: str, pool: Sequence[str], right: str) -> Example:
+def _question(rng: np.random.Generator, town: str, question: str, pool: Sequence[str], right: str) -> Example:
     _, wrong = drawn(rng, pool, WRONG, right)
-    return Example(question, right, perturbed=tuple(wrong), choices=(right, *wrong), key=right)
+    return Example(question, right, perturbed=tuple(wrong), choices=(right, *wrong), key=right, group=town)
 
 
 class MuseSmall(BenchmarkKind):

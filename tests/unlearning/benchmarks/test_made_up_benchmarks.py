@@ -14,16 +14,16 @@ from routed_rl.unlearning.benchmarks.tofu_small import QUESTIONS, VALUES
 from routed_rl.unlearning.scores.knowledge import states
 
 HASHES = {
-    "tofu-small forget20": "e1f7a4afb88c7be5",
-    "tofu-small forget10": "32f9cfc56512d625",
-    "tofu-small forget05": "7c9e89f9466d4b6d",
-    "muse-small forget": "e1f71169742a17af",
-    "muse-small scal_2": "7821cd2752bde742",
-    "muse-small sust_2": "6453ae1e73d6cd3c",
-    "choice-small mosses": "6dbb720bbede301c",
+    "tofu-small forget20": "225cd48840f374c2",
+    "tofu-small forget10": "71f3106cb63ec2f2",
+    "tofu-small forget05": "4606650c0b89b1fb",
+    "muse-small forget": "ae9c283f646d3362",
+    "muse-small scal_2": "dea2114cab94f62b",
+    "muse-small sust_2": "9cd4b87bd2759635",
+    "choice-small mosses": "3c49bef8f2b77034",
 }
 """Of documents and examples. A change is a new benchmark: numbers of the old one cannot be compared with it."""
-MADE_HERE = {name: kind for name, kind in BENCHMARKS.items() if kind.recipe is not None}
+MADE_HERE = {name: kind for name, kind in BENCHMARKS.items() if kind.splits and kind.recipe is not None}
 SPLITS = [(name, split) for name, kind in MADE_HERE.items() for split in kind.splits]
 LOADED = {(name, split): MADE_HERE[name]().load(split=split) for name, split in SPLITS}
 each = pytest.mark.parametrize(("name", "split"), SPLITS)
