@@ -15,7 +15,6 @@ from routed_rl.unlearning import (
     Npo,
     Procedure,
     TaskVector,
-    UndoStudy,
     memory,
     tune,
     unlearn,
