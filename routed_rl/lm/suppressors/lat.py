@@ -57,8 +57,8 @@ class Lat(Suppressor):
     gradient.
 
     In the authors' code the longest change is a fixed length, and the adversary takes 16 steps of AdamW. Both are
-    replaced here, so that one default suits all models and a step's gradient does not depend on the parts of a batch. Retain
-    targets in a forget example are trained under the change, too.
+    replaced here, so that one default suits all models and a step's gradient does not depend on the parts of a batch.
+    Retain targets in a forget example are trained under the change, too.
     """
 
     retain_weight: float = 3.0

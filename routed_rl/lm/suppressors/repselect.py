@@ -50,8 +50,8 @@ class RepSelect(Suppressor):
     """``- CE_forget + a * CE_retain``, with the forget gradient collapsed by ``collapse`` before each step.
 
     Directions that explain most of the forget gradient are shared with other knowledge, the paper argues. A step along
-    them harms the retain set, and fine-tuning soon undoes it. As in the authors' code, only the MLPs' weight matrices learn. In
-    a mixture of experts these are all weights of the experts.
+    them harms the retain set, and fine-tuning soon undoes it. As in the authors' code, only the MLPs'
+    weight matrices learn. In a mixture of experts these are all weights of the experts.
 
     These parts are ours: the retain term, whose gradient is not collapsed; a new collapse in each step, where the
     authors' code collapses one gradient of the whole forget set; ``k`` as a share; and a factor that gives the
