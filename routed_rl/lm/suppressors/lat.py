@@ -56,9 +56,9 @@ class Lat(Suppressor):
     ``n`` steps of projected gradient ascent. Each moves every position by ``2 / n`` of this length, along the
     gradient.
 
-    The paper's longest change is a fixed length, chosen for each model, and its adversary uses Adam. Both are replaced
-    here, so that one default suits all models and a step's gradient does not depend on the parts of a batch. Retain
-    targets in a forget example are trained under the change, too.
+    In the authors' code the longest change is a fixed length, and the adversary takes 16 steps of AdamW. Both are
+    replaced here, so that one default suits all models and a step's gradient does not depend on the parts of a batch.
+    Retain targets in a forget example are trained under the change, too.
     """
 
     retain_weight: float = 3.0

@@ -26,7 +26,7 @@ _TERM: ContextVar[Literal["both", "forget", "retain"]] = ContextVar("term", defa
 
 
 def collapse(gradient: Tensor, share: float) -> Tensor:
-    """Return a gradient with its largest principal components collapsed (the paper's soft collapse on both sides).
+    """Return a gradient with its largest principal components collapsed (soft collapse on both sides).
 
     Each of the ``k`` largest singular values ``s`` becomes ``S_k² / s``. So the components that were largest become the
     smallest, and others stay. ``k`` is a share of the singular values that are not 0, rounded up.
@@ -50,12 +50,12 @@ class RepSelect(Suppressor):
     """``- CE_forget + a * CE_retain``, with the forget gradient collapsed by ``collapse`` before each step.
 
     Directions that explain most of the forget gradient are shared with other knowledge, the paper argues. A step along
-    them harms the retain set, and fine-tuning soon undoes it. As in the paper, only the MLPs' weight matrices learn. In
-    a mixture of experts these are all weights of the experts.
+    them harms the retain set, and fine-tuning soon undoes it. As in the authors' code, only the MLPs'
+    weight matrices learn. In a mixture of experts these are all weights of the experts.
 
     These parts are ours: the retain term, whose gradient is not collapsed; a new collapse in each step, where the
-    public code collapses one gradient of the whole forget set; ``k`` as a share; and a factor that gives the
-    collapsed gradient the length that it had before, over all matrices. The paper also trains an adapter on the forget
+    authors' code collapses one gradient of the whole forget set; ``k`` as a share; and a factor that gives the
+    collapsed gradient the length that it had before, over all matrices. Their code also trains an adapter on the forget
     set first, which is left out here. AdamW scales each weight's step on its own, so a step is not exactly along the
     collapsed gradient. With low-rank adapters, the gradients of the adapters' matrices are collapsed.
     """
