@@ -17,7 +17,7 @@ class Wga(Suppressor):
     """``- mean(p^b * CE)`` over forget targets, plus ``a * CE_retain``.
 
     ``p`` is the model's current probability of the token. The weight ``p^b`` has no gradient. It goes to 0 with ``p``,
-    so the loss has a minimum, unlike that of gradient ascent.
+    so the ascent fades, unlike that of GradDiff.
     """
 
     retain_weight: float = 1.0
