@@ -15,7 +15,7 @@ from routed_rl.experiments.common.agents.worlds import wanted
 from routed_rl.experiments.demo.agents import is_agent
 from routed_rl.rl import OversightReport
 from routed_rl.runs.charts import Chart, read_charts
-from routed_rl.runs.grid import is_finished
+from routed_rl.runs.grid import called, is_finished
 from routed_rl.runs.page import rendered
 from routed_rl.runs.studies import CHARTS, LEADERBOARD, SUMMARY, planned, progress
 from routed_rl.runs.tables import shown_mean
@@ -52,9 +52,10 @@ def open_study(directory: Path) -> Results:
         ValueError: if a file of the study is damaged.
     """
     done, count = progress(directory)
-    state = f"All {count} runs are finished." if count else "This study does not say how many runs it has."
+    them = called(directory / name for name in planned(directory))
+    state = f"All {count} {them} are finished." if count else "This study does not say how many runs it has."
     if done < count:
-        state = f"This study is not finished: {done} of {count} runs are done."
+        state = f"This study is not finished: {done} of {count} {them} are done."
         runs = [directory / name for name in planned(directory) if is_finished(directory / name)]
         if runs and is_agent(runs[0]):
             by_method: dict[str, list[Path]] = {}

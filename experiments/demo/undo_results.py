@@ -12,13 +12,13 @@ import pandas as pd
 
 from routed_rl.errors import user_input
 from routed_rl.runs import read_json
-from routed_rl.runs.grid import is_finished
+from routed_rl.runs.grid import STAGES, is_finished
 from routed_rl.runs.record import RunError, find_run
 from routed_rl.runs.rundir import RESULT
 from routed_rl.runs.studies import RESULTS
 from routed_rl.unlearning.attacks import robustness, worst_case
 from routed_rl.unlearning.undo_study.measuring import ATTACK, CURVES, METRICS
-from routed_rl.unlearning.undo_study.members import STAGES, model_name
+from routed_rl.unlearning.undo_study.members import model_name
 from routed_rl.unlearning.undo_study.stages import TEACHERS
 
 MADE = ("pretrain", "filtered", "suppress", "given", "distil")

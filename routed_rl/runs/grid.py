@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from routed_rl.errors import ERROR, user_input
 from routed_rl.runs import RunError, check_run, read_json, read_metrics, run_commands
+from routed_rl.runs.lock import is_locked
 from routed_rl.runs.process import cuda_devices
 from routed_rl.runs.progress import progress_display
 
 RESULT = "evaluation.json"
+STAGES = "stages"
+"""Folder of runs that go on from each other, in the directory of their study."""
+PAUSE = 60.0
+"""Seconds after which a log says again how far runs are."""
 FAILED = "routed-rl: failed: "
 """How a process that does several runs begins the line about one that failed."""
 PYTHON = (sys.executable, "-P", "-m")
@@ -111,6 +117,11 @@ def is_finished(out: Path) -> bool:
     return True
 
 
+def called(runs: Iterable[Path]) -> str:
+    """Return what a user calls these runs: "stages" if they are in a folder of this name, else "runs"."""
+    return STAGES if all(run.parent.name == STAGES for run in runs) else "runs"
+
+
 def options(given: Any, usual: Any, prefix: str = "") -> Iterator[str]:
     """The command line of what differs from the usual options."""
     for field in fields(given):
@@ -158,24 +169,36 @@ def open_backend(
 def _progress(runs: Sequence[Any], todo: Mapping[Path, Any], kind: Kind, workers: int) -> Iterator[Callable[[], None]]:
     with progress_display(unit=kind.unit) as progress:
         total = {run.out: kind.total(run) for run in runs}
-        task = progress.add_task("", total=sum(total.values()))
-        said = sum((out / RESULT).exists() for out in total)
+        task, them = progress.add_task("", total=sum(total.values())), called(total)
+        said, when = sum((out / RESULT).exists() for out in total), monotonic()
 
         def poll() -> None:
-            nonlocal said
+            nonlocal said, when
             done = {out: _steps_done(out, total[out], kind.counter, out in todo) for out in total}
             finished = sum((out / RESULT).exists() for out in total)
             # Directories of runs that were interrupted wait among those that run.
             running = min(workers, sum(out.exists() and not (out / RESULT).exists() for out in todo))
             left = len(runs) - finished - running
-            what = f"{finished} of {len(runs)} runs done, {running} running, {left} left"
+            what = f"{finished} of {len(runs)} {them} done, {running} running, {left} left"
             progress.update(task, description=what, completed=sum(done.values()))
             said = min(said, finished)  # with --force, results go away first
-            if progress.disable and finished > said:  # in a log, a line for each change in place of a bar
-                said = finished
-                print(what, file=sys.stderr)
+            # In a log, lines take the place of a bar: one for each change, and one a minute.
+            if progress.disable and (finished > said or monotonic() - when >= PAUSE):
+                said, when = finished, monotonic()
+                print(what + _now({out: (done[out], total[out]) for out in todo}, kind.unit), file=sys.stderr)
 
         yield poll
+
+
+def _now(steps: Mapping[Path, tuple[float, int]], unit: str) -> str:
+    """Say which runs are in progress on this machine, and how far they are. Three are named."""
+    now = {out: of for out, of in steps.items() if not (out / RESULT).exists() and is_locked(out)}
+    named = [
+        f"{out.parent.name}/{out.name}" + (f" ({done:,.0f} of {total:,} {unit})" if done else "")
+        for out, (done, total) in now.items()
+    ]
+    more = [f"{len(named) - 3} more"] if len(named) > 3 else []
+    return f"; now {', '.join(named[:3] + more)}" if named else ""
 
 
 def _steps_done(run: Path, total: int, counter: str, may_be_running: bool) -> float:

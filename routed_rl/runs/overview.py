@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath, read_json
-from routed_rl.runs.grid import RESULT, is_finished
+from routed_rl.runs.grid import RESULT, called, is_finished
 from routed_rl.runs.lock import is_locked
 from routed_rl.runs.metrics import read_metrics
 from routed_rl.runs.record import CONFIG, RunError, RunRecord, find_run
-from routed_rl.runs.studies import RESULTS, STUDY, progress
+from routed_rl.runs.studies import RESULTS, STUDY, planned, progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,11 +79,12 @@ def _found(folder: Path, headline: Headline, depth: int) -> Iterator[tuple[Path,
 
 
 def _study(folder: Path) -> dict[str, str]:
-    done, planned = progress(folder)
+    done, count = progress(folder)
     # Some studies, and those of earlier versions, do not say which runs they have, but write their table at the end.
-    over = done == planned if planned else (folder / RESULTS).is_file()
+    over = done == count if count else (folder / RESULTS).is_file()
     state = "running" if is_locked(folder) else "finished" if over else "stopped"
-    return {"state": state, "progress": f"{done} of {planned} runs" if planned else "", "result": ""}
+    them = called(folder / name for name in planned(folder))
+    return {"state": state, "progress": f"{done} of {count} {them}" if count else "", "result": ""}
 
 
 def _run(folder: Path, record: RunRecord, headline: Headline) -> dict[str, str]:

@@ -220,7 +220,7 @@ class Study(Reported):
         try:
             return self._run(out, workers, backend, ray_address)
         except KeyboardInterrupt:  # without the lines of the pool, in which it waited
-            raise KeyboardInterrupt(f"the runs are stopped; {again()} to continue the study in {self.out}") from None
+            raise KeyboardInterrupt(f"the study in {self.out} is stopped; {again()} to continue it") from None
 
     def _run(self, out: StrPath | None, workers: int | None, backend: str, ray_address: str | None) -> pd.DataFrame:
         if out is not None:

@@ -224,5 +224,5 @@ def test_the_page_moves_the_leaderboard_with_the_attack_step(study):
         handle.press("ArrowLeft")
         page.get_by_role("heading", name="Most robust within 1 attack step").wait_for()
         page.get_by_role("tab", name="Study").click()
-        page.get_by_text("runs are finished.").wait_for()
+        page.get_by_text("stages are finished.").wait_for()
         assert not wrong

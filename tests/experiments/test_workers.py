@@ -1,5 +1,6 @@
 """Many runs at once: their command lines, which of them are done, and how far they are."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import tyro
 
 from routed_rl.runs import RunDirectory, grid, process, run_commands
 from routed_rl.runs.grid import Kind, is_finished, open_backend, options, run_all
+from routed_rl.runs.lock import locked
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,33 @@ def test_how_far_runs_are(tmp_path, monkeypatch, capsys):
     last = "2 of 4 runs done, 2 running, 0 left"
     assert shown == [16, ("1 of 4 runs done, 2 running, 1 left", 4 + 3), (last, 4 + 3 + 4), (last, 4 + 3 + 4)]
     assert capsys.readouterr().err == f"{last}\n"
+
+
+def test_a_log_says_once_a_minute_what_runs(tmp_path, monkeypatch, capsys):
+    """Runs in a folder of stages are called stages. Three of those that run are named."""
+    root, names, seconds = tmp_path / "stages", [f"distil-{number}" for number in range(5)], [0.0]
+    monkeypatch.setattr(grid, "monotonic", lambda: seconds[0])
+    for name in names:
+        finish(root / name, result=False)
+
+    def backend(commands, workers, logs, *, after, on_poll, poll_seconds):
+        with ExitStack() as stack:
+            for second, begun, line in (
+                (59, names[:0], ""),
+                (60, names[:1], "; now stages/distil-0 (3 of 4 steps)\n"),
+                (119, names[1:2], ""),
+                (120, names[2:4], ", stages/distil-2 (3 of 4 steps), 1 more\n"),
+            ):
+                for name in begun:
+                    stack.enter_context(locked(root / name, "run"))
+                seconds[0] = second
+                on_poll()
+                said = capsys.readouterr().err
+                assert said.startswith("0 of 6 stages done, 5 running, 1 left; now") if line else not said
+                assert said.endswith(line)
+        return [1] * len(commands)
+
+    run_all([Toy(out=root / name) for name in (*names, "new")], KIND, 5, backend)
 
 
 def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path, monkeypatch):

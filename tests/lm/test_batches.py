@@ -1,5 +1,7 @@
 """Rows of documents: every target once, documents kept apart, fixed by seed and step, labels at the right tokens."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_an_epoch_has_every_example_once(lengths, length, batch_size, seed, pack
     try:
         batches = Batches(corpus, chosen, length, batch_size, seed, pack=pack)
     except ValueError as error:
-        assert f"{len(chosen)} documents fill" in str(error)
+        assert f"{len(chosen)} documents fill" in str(error) and re.search(r"\(length\), or batch_size=\d", str(error))
         assert pack or len(expected) < batch_size
         return
     assert batches.tokens_per_step <= batch_size * length

@@ -28,7 +28,7 @@ def test_ctrl_c_is_one_sentence_without_the_pools_lines(kind, where, tmp_path, m
         monkeypatch.setattr(studies, "run_all", lambda *_: {})
     with pytest.raises(KeyboardInterrupt) as error:
         study.run(workers=1)
-    assert str(error.value) == f"the runs are stopped; run it again to continue the study in {study.out}"
+    assert str(error.value) == f"the study in {study.out} is stopped; run it again to continue it"
     assert error.value.__suppress_context__
     assert [frame.name for frame in traceback.extract_tb(error.tb)][1:] == ["run"]
     with pytest.raises(SystemExit) as stop:

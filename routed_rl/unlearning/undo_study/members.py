@@ -26,7 +26,7 @@ from routed_rl.unlearning.tuning import FACTORS, around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
 from routed_rl.wording import did_you_mean, written
 
-STAGES, TRAIN = "stages", "train"
+TRAIN = "train"
 BETAS_AT = 0.6
 """Further betas are used at the alpha nearest to this value, which UNDO recommends."""
 

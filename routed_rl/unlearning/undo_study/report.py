@@ -15,6 +15,7 @@ from routed_rl.lm.inputs import Text
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import Stage, read_metrics, with_ancestors
 from routed_rl.runs.charts import Chart
+from routed_rl.runs.grid import STAGES
 from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, escaped, markdown, shown_mean, tidy
 from routed_rl.unlearning.attacks import Attack, WorstCase, robustness, worst_case
@@ -24,7 +25,7 @@ from routed_rl.unlearning.undo_study.charts import relearning_chart, robustness_
 from routed_rl.unlearning.undo_study.columns import MEANINGS
 from routed_rl.unlearning.undo_study.figures import figures
 from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, METRICS, make_attack
-from routed_rl.unlearning.undo_study.members import STAGES, Member, stop_metric
+from routed_rl.unlearning.undo_study.members import Member, stop_metric
 from routed_rl.unlearning.undo_study.stages import TEACHERS, Worker, check_teacher
 
 KEYS = ("model", "suppressor", "strength", "labelled", "alpha", "beta", "seed")

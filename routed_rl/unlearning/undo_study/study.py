@@ -19,7 +19,7 @@ from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
 from routed_rl.paths import expanded
 from routed_rl.runs import Stage, plan, with_ancestors
-from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
+from routed_rl.runs.grid import PYTHON, STAGES, Kind, is_finished, options
 from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.unlearning.undo_study import report
 from routed_rl.unlearning.undo_study.checks import check_alternatives, check_options, check_plugins
@@ -27,7 +27,6 @@ from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.figures import FIGURES
 from routed_rl.unlearning.undo_study.measuring import ATTACK, ATTACKS, CURVES, MEASURE, TRAINED, Measurer
 from routed_rl.unlearning.undo_study.members import (
-    STAGES,
     TRAIN,
     Member,
     given_filtered,

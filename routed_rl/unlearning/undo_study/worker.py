@@ -15,9 +15,10 @@ from routed_rl.lm.inputs import open_text, quiet_libraries
 from routed_rl.lm.processes import launch, process_group, rank
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs import Stage, with_ancestors
+from routed_rl.runs.grid import STAGES
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.unlearning.undo_study.members import STAGES, members, total_steps
+from routed_rl.unlearning.undo_study.members import members, total_steps
 from routed_rl.unlearning.undo_study.stages import Worker
 from routed_rl.wording import speak_of
 
