@@ -42,7 +42,7 @@ class Maker:
     def make(self, stage: Stage, on_step: OnStep) -> dict[str, Any]:
         """Make a stage's model, save it in the stage's directory, and return what it has cost.
 
-        ``steps`` are gradient steps. ``cost`` is the number of rows that they train on; a row that is only read counts a
+        ``steps`` are gradient steps. ``cost`` is the number of rows that they train on; rows that are only read count a
         third. Models that are given have neither.
         """
         config: Mapping[str, Any] = stage.config
