@@ -20,7 +20,7 @@ from routed_rl.lm import (
 from routed_rl.lm.batches import FORGET_LABEL, Batch
 from routed_rl.lm.era import TABLE, EraObjective, era_weights
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
-from routed_rl.lm.structure import feed_forward
+from routed_rl.lm.structure import blocks, feed_forward
 from routed_rl.routing import GradientRouter
 from routed_rl.routing import ablate as silence
 from routed_rl.routing.layers import linear_weight
@@ -164,6 +164,9 @@ def test_every_method_suppresses(family, method):
         mlps = {name for layer in (0, 1) for name in feed_forward(model, layer).linear}
         ends = mlps if family in DENSE else {".mlp.experts."}
         assert len(learned) >= 4 and all(any(end in name for end in ends) for name in learned)
+    elif method == "circuit-breaker":  # the blocks, whose last stream is compared
+        of_blocks = {name for name in was if name.startswith(tuple(f"{block}." for block in blocks(model)))}
+        assert learned <= of_blocks and len(learned) > 0.8 * len(of_blocks)
     else:
         assert len(learned) > 0.8 * len(was)
 

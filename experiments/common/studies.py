@@ -6,7 +6,7 @@ import sys
 
 from routed_rl.experiments.common.display import show_markdown
 from routed_rl.options import Workers
-from routed_rl.runs.studies import REPORT, SUMMARY, RunsFailedError, Study
+from routed_rl.runs.studies import RunsFailedError, Study
 
 
 def run_and_show(study: Study, where: Workers) -> None:
@@ -27,6 +27,6 @@ def run_and_show(study: Study, where: Workers) -> None:
 
 def _show(study: Study) -> None:
     """Print what the run has just written; nothing if no run is finished."""
-    if (study.out / SUMMARY).is_file():
-        show_markdown((study.out / SUMMARY).read_text(encoding="utf-8"))
-        print(f"Tables and figures: {study.out}; all of it on one page: {study.out / REPORT}")
+    if (study.out / study.SUMMARY).is_file():
+        show_markdown((study.out / study.SUMMARY).read_text(encoding="utf-8"))
+        print(f"Tables and figures: {study.out}; all of it on one page: {study.out / study.REPORT}")

@@ -17,7 +17,7 @@ from routed_rl.rl import OversightReport
 from routed_rl.runs.charts import Chart, read_charts
 from routed_rl.runs.grid import called, is_finished
 from routed_rl.runs.page import rendered
-from routed_rl.runs.studies import CHARTS, SUMMARY, planned, progress
+from routed_rl.runs.studies import CHARTS, LEADERBOARD, SUMMARY, planned, progress
 from routed_rl.runs.tables import shown_mean
 
 NONE = """
@@ -69,7 +69,9 @@ def open_study(directory: Path) -> Results:
         return Results(f"{state} Charts are there when it is finished." if done < count else state, {}, "")
     if done < count:
         state += " What follows was written before."
-    return Results(state, read_charts(directory / CHARTS), (directory / SUMMARY).read_text(encoding="utf-8"))
+    ranked = (directory / LEADERBOARD).is_file()
+    summary = (directory / (LEADERBOARD if ranked else SUMMARY)).read_text(encoding="utf-8")
+    return Results(state, read_charts(directory / CHARTS), summary)
 
 
 def study_tab(directories: Sequence[Path]) -> Any:

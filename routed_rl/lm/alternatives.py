@@ -157,10 +157,15 @@ class Alternatives:
         corpus: as above.
         longest: tokens of the longest alternative document.
         tokens_per_row: mean number of tokens of an alternative document.
+
+    Raises:
+        ValueError: if there are more or fewer alternatives than forget documents.
     """
 
     def __init__(self, numbers: np.ndarray, corpus: Corpus) -> None:
         self.corpus, sizes = corpus, np.diff(corpus.starts)
+        if len(numbers) != len(sizes):
+            raise ValueError(f"{len(numbers)} forget documents need as many alternatives, got {len(sizes)}")
         self.longest, self.tokens_per_row = int(sizes.max()), float(sizes.mean())
         self._rows = Rows(corpus, np.arange(len(sizes)), self.longest, None, pack=False)
         self._row = {int(numbers[place]): row for row, place in enumerate(self._rows.documents)}

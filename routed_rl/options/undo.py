@@ -125,8 +125,10 @@ class UndoOptions(CorpusOptions):
     prompts of word-problems, for each operation --test-documents equations and as many stories"""
     suppress: tuple[PluginName, ...] = ("maxent",)
     """suppressors, which make the teachers; the first one is the main suppressor: graddiff, maxent, rmu, npo, simnpo,
-    undial, repnoise, sam; the name of a method in an installed package; or MODULE:CLASS, your own class in a module in
-    the working directory, or FOLDER/MODULE:CLASS"""
+    undial, repnoise, sam, grad-ascent, wga, satimp, ceu, pdu, idk-nll, idk-dpo, alt-po, repselect, circuit-breaker,
+    lat; the name of a method in an installed package; or MODULE:CLASS, your own class in a module in the working
+    directory, or FOLDER/MODULE:CLASS. idk-nll and idk-dpo need forget documents that are questions with answers;
+    alt-po needs answers that only unlearn(…) takes"""
     settings: tuple[str, ...] = ()
     """settings of suppressors, each METHOD.NAME=VALUE; METHOD is as in --suppress, and CLASS for MODULE:CLASS; NAME is
     steps, learning_rate, or an attribute of the method's class"""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STUDY = "study.json"
 RESULTS, TIMINGS, SUMMARY, COLUMNS = "results.csv", "timings.csv", "summary.md", "results.columns.md"
+LEADERBOARD, LEADERBOARD_PAGE = "leaderboard.md", "leaderboard.html"
+"""What the summary and the page of a study are called where they rank models."""
 REPORT, CHARTS, PLANNED = "report.html", "charts.json", "planned.json"
 
 
@@ -60,6 +62,7 @@ class Findings:
         meanings: of the columns of ``results``, as for :func:`~routed_rl.runs.tables.described`.
         failed: the reason for each run that failed or whose files are not sound, by its directory.
         charts: what makes each interactive chart, by name.
+        files: the content of further files that are written beside the table, by name.
     """
 
     results: pd.DataFrame
@@ -70,6 +73,7 @@ class Findings:
     meanings: Mapping[str, str]
     failed: dict[Path, str] = field(default_factory=dict)
     charts: Mapping[str, Callable[[], Chart]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reported(ABC):
@@ -158,6 +162,10 @@ class Study(Reported):
     """
 
     KIND: Kind
+    SUMMARY: ClassVar[str] = SUMMARY
+    """name of the file with the summary"""
+    REPORT: ClassVar[str] = REPORT
+    """name of the file with the page"""
     out: Path
     device: str
     processes = 1
@@ -250,7 +258,9 @@ class Study(Reported):
     def _write(self, found: Findings) -> None:
         write_table(found.results, self.out / RESULTS, found.keys)
         write_table(found.timings, self.out / TIMINGS, found.keys)
-        write_bytes(self.out / SUMMARY, found.summary.encode())
+        write_bytes(self.out / self.SUMMARY, found.summary.encode())
+        for name, text in found.files.items():
+            write_bytes(self.out / name, text.encode())
         explained = described(found.results, found.meanings)
         rows = [[f"`{column}`", meaning] for column, meaning in explained.items()]
         header = f"# Columns of `{RESULTS}`\n\n| column | meaning |\n| --- | --- |\n"
@@ -265,7 +275,7 @@ class Study(Reported):
                 write_bytes(path, drawn[-1][1])
         charts = {name: draw() for name, draw in found.charts.items()}
         write_charts(charts, self.out / CHARTS)
-        write_bytes(self.out / REPORT, self._page(found, [*charts.values()], drawn).encode())
+        write_bytes(self.out / self.REPORT, self._page(found, [*charts.values()], drawn).encode())
 
     def _options(self) -> Mapping[str, Any]:
         return self._identity()

@@ -153,6 +153,11 @@ CHOICES = {
         ({"prompts": "None"}, "prompts must not be the text 'None': give None for no value, or another text"),
         ({"task": "nix"}, "task must be one of 'arithmetic', 'languages', "),
         ({"preset": "nix"}, "preset must be one of 'quick', 'paper', got 'nix'"),
+        (
+            {"suppress": ["maxent", "layered"]},
+            "suppress layered is a procedure of its own stages, and a study trains one stage: run unlearn(…, method="
+            "'layered') in Python, and pass its result in teachers NAME=FOLDER",
+        ),
         ({"suppress": ["maxnt"]}, "suppress must be one of graddiff, maxent, rmu, npo, simnpo, undial, "),
         ({"metric": "answer"}, "metric must be one of answers, completions, loss, lm-eval, or MODULE:CLASS of your "),
         ({"attack": "relearning"}, "attack must be one of relearn, or MODULE:CLASS of your own, got 'relearning'; did"),

@@ -33,6 +33,7 @@ from tests.experiments.described import assert_described
 from tests.experiments.killed_undo import KILLS, OPTIONS
 from tests.experiments.small_undo import refused, run
 from tests.lm.tiny_models import tiny_model
+from tests.unlearning.questions import PAIRED
 
 ROOT = Path(__file__).parents[2]
 STUDY = (*OPTIONS, "--alphas", "0", "0.5", "--betas", "0.1", "0", "--students", "noised", "new", "--oracle",
@@ -374,11 +375,13 @@ def test_prompts_are_a_metric(small, tmp_path, capsys):
 
 @pytest.mark.usefixtures("undrawn")
 def test_every_suppressor_is_an_option(small, begun):
-    assert ", ".join(SUPPRESSORS) in field_docs(UndoOptions)["suppress"]
-    few = ("--settings", *(f"{name}.steps=2" for name in SUPPRESSORS), "rmu.depth=1", "repnoise.noise_weight=0.2")
-    run(small, *OPTIONS, "--suppress", *SUPPRESSORS, *few, "--students", "--filtered", "None", "--out", begun)
+    """Equations are no questions with answers: see ``test_undo_questions`` for the methods that need them."""
+    assert ", ".join(SUPPRESSORS) in " ".join(field_docs(UndoOptions)["suppress"].split())
+    names = [name for name in SUPPRESSORS if name not in PAIRED]
+    few = ("--settings", *(f"{name}.steps=2" for name in names), "rmu.depth=1", "repnoise.noise_weight=0.2")
+    run(small, *OPTIONS, "--suppress", *names, *few, "--students", "--filtered", "None", "--out", begun)
     frame = pd.read_csv(begun / "results.csv").set_index("suppressor")
-    assert set(SUPPRESSORS) <= set(frame.index) and frame.loc[list(SUPPRESSORS)].forget.nunique() == len(SUPPRESSORS)
+    assert set(names) <= set(frame.index) and frame.loc[names].forget.nunique() == len(names)
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_mistakes_end_in_one_line(small, write, tmp_path, capsys):
         ),
         (
             ["--suppress", "my_methods:Flat", "--settings", "Flta.steps=1"],
-            "sam, Flat, got 'Flta.steps=1'; did you mean",
+            ", Flat, got 'Flta.steps=1'; did you mean",
         ),
         (
             ["--suppress", "my_methods:Flat", "--settings", "Flat.slwo=1"],
@@ -156,7 +156,7 @@ def test_single_calls_take_a_name_a_class_or_an_instance(write, model, tokenizer
 
 def test_the_guides_method_is_a_plug_in(write):
     """The guide's own code, in the file that it names."""
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     write("guide_methods.py", code)
     suppressor, recipe = make_suppressor(["Flat.retain_weight=3"], "guide_methods:Flat")
     assert suppressor.retain_weight == 3 and recipe.steps == 60 and inspect.getdoc(type(suppressor))

@@ -102,7 +102,7 @@ def test_documents_by_split_and_kind(tmp_path: Path) -> None:
         naive[split, None].append(i)
     for (split, kind), expected in naive.items():
         assert corpus.documents(split, kind).tolist() == expected
-    with pytest.raises(ValueError, match=r"validation split, of 3 .*another validation share; in a \.txt"):
+    with pytest.raises(ValueError, match=r"validation split, of 3 .*another validation share; in a .txt"):
         corpus_of([2, 2, 2]).documents("validation")
     with pytest.raises(ValueError, match="no forget documents in its train split, of 3"):
         corpus_of([2, 2, 2]).documents("train", "forget")

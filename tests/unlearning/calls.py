@@ -7,8 +7,9 @@ from routed_rl.lm.corpora import Corpus
 from routed_rl.unlearning import attack, undo, unlearn
 from tests.lm.cases import LENGTH, TOKENIZER
 
-METHODS = ("maxent", "npo", "rmu", "sam")
-"""With a reference model, its losses, frozen weights, and another gradient."""
+METHODS = ("maxent", "npo", "rmu", "sam", "repselect", "lat", "layered")
+"""With a reference model, its losses, frozen weights, another gradient, gradients of each term, gradients of hidden
+states, and several stages."""
 CALLS = [
     *METHODS,
     *("adapters", "adapters, merged", "half", "undo", "attack", "attack on adapters"),

@@ -1,5 +1,6 @@
 """The suppressors' losses, compared with loops written from their formulas, for all kinds of rows, labels and masks."""
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.suppressors.maxent import divergence, divergence_from_uniform
 from routed_rl.lm.suppressors.npo import npo
-from routed_rl.unlearning import GradDiff, MaxEnt, Npo, SimNpo, Undial
+from routed_rl.unlearning import Ceu, GradAscent, GradDiff, MaxEnt, Npo, Pdu, SatImp, SimNpo, Undial, Wga
 from tests.lm.test_losses import VOCABULARY, Bigram
 
 A = 0.7
@@ -110,6 +111,21 @@ def against_lowered(strength):
     return value
 
 
+def weighted_ascent(saturation, importance):
+    def value(before, target):
+        p = math.exp(-nll(NOW, before, target))
+        return -(p**saturation) * (1 - p) ** importance * nll(NOW, before, target)
+
+    return value
+
+
+def without_the_target(before, target):
+    """The cross-entropy against the model's own distribution, with the target left out and the rest renormalised."""
+    p = [math.exp(log) for log in log_p(NOW, before)]
+    rest = sum(p) - p[target]
+    return -sum(of / rest * math.log(of) for i, of in enumerate(p) if i != target)
+
+
 FORMULAS = [
     (GradDiff(A), lambda batch: -ce(batch, True) + A * ce(batch, False)),
     (MaxEnt(A), lambda batch: over_targets(batch, True, from_uniform) + A * ce(batch, False)),
@@ -120,6 +136,11 @@ FORMULAS = [
     (Npo(A, beta=0.3), lambda batch: over_rows(batch, npo_row(0.3)) + A * ce(batch, False)),
     (SimNpo(A, 2.0, 0.4), lambda batch: over_rows(batch, simnpo_row(2.0, 0.4)) + A * ce(batch, False)),
     (Undial(A, 3.0), lambda batch: over_targets(batch, True, against_lowered(3.0)) + A * ce(batch, False)),
+    (GradAscent(), lambda batch: -ce(batch, True)),
+    (GradAscent(A), lambda batch: -ce(batch, True) + A * ce(batch, False)),
+    (Wga(A, 2.0), lambda batch: over_targets(batch, True, weighted_ascent(2.0, 0.0)) + A * ce(batch, False)),
+    (SatImp(A, 3.0, 0.5), lambda batch: over_targets(batch, True, weighted_ascent(3.0, 0.5)) + A * ce(batch, False)),
+    (Ceu(A), lambda batch: over_targets(batch, True, without_the_target) + A * ce(batch, False)),
 ]
 
 
@@ -176,7 +197,50 @@ def test_npo_falls_as_what_is_forgotten_becomes_less_likely():
     torch.testing.assert_close(rows.grad, torch.tensor([-1.0, -1.0], dtype=torch.float64), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("method", [GradDiff(), MaxEnt(), MaxEnt(retain="kl"), Npo(), SimNpo(), Undial()], ids=repr)
+@pytest.mark.parametrize(("method", "exponents"), [(Wga(beta=2.0), (2, 0)), (SatImp(), (5, 1))], ids=repr)
+def test_the_weights_of_ascent_have_no_gradient(method, exponents):
+    """The gradient by a target's logit is that of its loss, times the weight: p^b (1 - p)^c (1 - p)."""
+    model = bigram(4)
+    batch = Batch(torch.tensor([[2, 5]]), torch.tensor([[0, 0]]), torch.ones(1, 1, dtype=torch.bool))
+    method.loss(BEFORE, 0)(model, batch).backward()
+    with torch.no_grad():
+        p = math.exp(log_p(model, 2)[5])
+    expected = p ** exponents[0] * (1 - p) ** exponents[1] * (1 - p)
+    assert float(model.table.weight.grad[2, 5]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_weights_are_right_for_tokens_that_are_certain_or_impossible():
+    """1 - p keeps its digits where p is nearly 1, and no power of 0 gives NaN."""
+    for gap, method in itertools.product(
+        (30.0, 800.0, -800.0), (Wga(), Wga(beta=0.0), SatImp(), SatImp(1.0, 1.0, 0.0))
+    ):
+        model = bigram(4)
+        model.table.weight.data[2] = 0.0
+        model.table.weight.data[2, 5] = gap
+        batch = Batch(torch.tensor([[2, 5]]), torch.tensor([[0, 0]]), torch.ones(1, 1, dtype=torch.bool))
+        loss = method.loss(BEFORE, 0)(model, batch)
+        loss.backward()
+        assert loss.isfinite() and model.table.weight.grad.isfinite().all()
+        if gap == 30.0 and method == SatImp():
+            assert float(loss) == pytest.approx(-((7 * math.exp(-30)) ** 2), rel=1e-6)
+
+
+STEPPED = [
+    GradDiff(),
+    GradAscent(),
+    MaxEnt(),
+    MaxEnt(retain="kl"),
+    Npo(),
+    SimNpo(),
+    Undial(),
+    Wga(),
+    SatImp(),
+    Ceu(),
+    Pdu(),
+]
+
+
+@pytest.mark.parametrize("method", STEPPED, ids=repr)
 def test_a_step_makes_what_is_forgotten_less_likely_and_keeps_the_rest(method):
     """Tokens below 4 are forget targets, the others retain targets. Each has a follower that was learned."""
     tokens = torch.tensor([[0, 1, 2, 3, 0], [4, 5, 6, 7, 4]])

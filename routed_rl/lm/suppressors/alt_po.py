@@ -13,4 +13,4 @@ class AltPo(IdkDpo):
     """The loss of IdkDpo. The user gives the alternatives: for each question an answer of the same style, but wrong."""
 
     alternatives = ()
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=3e-4)

@@ -16,7 +16,7 @@ from routed_rl.lm.training import Objective
 
 @dataclass(frozen=True)
 class Ceu(Suppressor):
-    """``- sum_v q(v) log p(v)`` on the forget set, plus ``a * CE_retain`` (the paper has no retain term: a is 0).
+    """``- sum_v q(v) log p(v)`` on the forget set, plus ``a * CE_retain`` (in the paper a is 0).
 
     ``p`` is the model's current distribution. ``q`` is the same distribution with the true token's probability set to
     0 and the others renormalised. It has no gradient. This is UNDIAL with an infinite strength, and with the current
@@ -26,7 +26,7 @@ class Ceu(Suppressor):
     retain_weight: float = 1.0
     """weight of the retain loss: a"""
 
-    recipe = brief(steps=30, learning_rate=3e-4)
+    recipe = brief(steps=60, learning_rate=3e-4)
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`."""

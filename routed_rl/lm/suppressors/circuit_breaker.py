@@ -74,7 +74,7 @@ class CircuitBreaker(Suppressor):
     """numbers of blocks before the residual streams that are compared, such as 10,20; None: a third and two thirds of
     the model's blocks"""
 
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=1e-3)
 
     @property
     def cost(self) -> float:

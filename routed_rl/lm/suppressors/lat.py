@@ -56,12 +56,12 @@ class Lat(Suppressor):
     ``n`` steps of projected gradient ascent. Each moves every position by ``2 / n`` of this length, along the
     gradient.
 
-    The paper's longest change is a fixed length, chosen for each model, and its adversary uses Adam. Both are replaced
-    here, so that one default suits all models and a step's gradient does not depend on the parts of a batch. Retain
-    targets in a forget example are trained under the change, too.
+    In the authors' code the longest change is a fixed length, and the adversary takes 16 steps of AdamW. Both are
+    replaced here, so that one default suits all models and a step's gradient does not depend on the parts of a batch.
+    Retain targets in a forget example are trained under the change, too.
     """
 
-    retain_weight: float = 1.0
+    retain_weight: float = 3.0
     """weight of the retain loss: a"""
     radius: float = 0.3
     """longest change of a hidden state, as a share of the state's length: r"""
@@ -71,7 +71,7 @@ class Lat(Suppressor):
     """numbers of blocks before the residual streams that are changed, such as 8,16,24; None: a quarter, a half and
     three quarters of the model's blocks"""
 
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=3e-4)
 
     @property
     def cost(self) -> float:

@@ -30,7 +30,7 @@ def squared_margin(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pdu(Suppressor):
-    """``squared_margin`` on the forget set, so that the retain loss is at most ``(1 + e)`` times that before.
+    """``squared_margin`` on the forget set, with a limit to the retain loss: ``(1 + e)`` times that before.
 
     The loss of a step is ``margin + d * (CE_retain - (1 + e) * CE_retain_before)``. After the step, the dual variable
     ``d`` becomes ``max(0, d + r * (CE_retain - (1 + e) * CE_retain_before))``. Both retain losses are those of the

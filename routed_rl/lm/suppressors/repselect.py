@@ -26,7 +26,7 @@ _TERM: ContextVar[Literal["both", "forget", "retain"]] = ContextVar("term", defa
 
 
 def collapse(gradient: Tensor, share: float) -> Tensor:
-    """Return a gradient with its largest principal components collapsed (the paper's soft collapse on both sides).
+    """Return a gradient with its largest principal components collapsed (soft collapse on both sides).
 
     Each of the ``k`` largest singular values ``s`` becomes ``S_k² / s``. So the components that were largest become the
     smallest, and others stay. ``k`` is a share of the singular values that are not 0, rounded up.
@@ -50,24 +50,24 @@ class RepSelect(Suppressor):
     """``- CE_forget + a * CE_retain``, with the forget gradient collapsed by ``collapse`` before each step.
 
     Directions that explain most of the forget gradient are shared with other knowledge, the paper argues. A step along
-    them harms the retain set, and fine-tuning soon undoes it. As in the paper, only the MLPs' weight matrices learn. In
-    a mixture of experts these are all weights of the experts.
+    them harms the retain set, and fine-tuning soon undoes it. As in the authors' code, only the MLPs'
+    weight matrices learn. In a mixture of experts these are all weights of the experts.
 
     These parts are ours: the retain term, whose gradient is not collapsed; a new collapse in each step, where the
-    public code collapses one gradient of the whole forget set; ``k`` as a share; and a factor that gives the
-    collapsed gradient the length that it had before, over all matrices. The paper also trains an adapter on the forget
+    authors' code collapses one gradient of the whole forget set; ``k`` as a share; and a factor that gives the
+    collapsed gradient the length that it had before, over all matrices. Their code also trains an adapter on the forget
     set first, which is left out here. AdamW scales each weight's step on its own, so a step is not exactly along the
     collapsed gradient. With low-rank adapters, the gradients of the adapters' matrices are collapsed.
     """
 
-    retain_weight: float = 1.0
+    retain_weight: float = 5.0
     """weight of the retain loss: a"""
-    share: float = 0.1
+    share: float = 0.2
     """share of a gradient's principal components that are collapsed, at most 1; with 0 it is GradDiff on the MLPs"""
     projections: str | None = None
     """names of the MLPs' modules, for a model whose MLPs are not found by structure, as for routed_rl.lm.mlp"""
 
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=1e-3)
 
     def __post_init__(self) -> None:
         super().__post_init__()

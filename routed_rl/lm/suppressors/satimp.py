@@ -29,7 +29,7 @@ class SatImp(Suppressor):
     importance: float = 1.0
     """how much less nearly certain tokens count: c; with 0, this is WGA"""
 
-    recipe = brief(steps=60, learning_rate=3e-4)
+    recipe = brief(steps=100, learning_rate=3e-4)
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`."""

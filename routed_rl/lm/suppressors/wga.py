@@ -17,7 +17,7 @@ class Wga(Suppressor):
     """``- mean(p^b * CE)`` over forget targets, plus ``a * CE_retain``.
 
     ``p`` is the model's current probability of the token. The weight ``p^b`` has no gradient. It goes to 0 with ``p``,
-    so the loss has a minimum, unlike that of gradient ascent.
+    so the ascent fades, unlike that of GradDiff.
     """
 
     retain_weight: float = 1.0
@@ -25,7 +25,7 @@ class Wga(Suppressor):
     beta: float = 1.0
     """how much less unlikely tokens count: b; with 0, all count equally (GradDiff)"""
 
-    recipe = brief(steps=30, learning_rate=3e-4)
+    recipe = brief(steps=60, learning_rate=3e-4)
 
     def loss(self, model: nn.Module, seed: int) -> Objective:
         """Return the loss; see :meth:`Suppressor.loss`."""

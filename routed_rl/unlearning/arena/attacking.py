@@ -34,8 +34,8 @@ def run_attack(
 
     Returns:
         - ``looks``: what was measured: ``attempt``, ``step`` and the numbers. A number that is not finite is None.
-        - ``worst``: the highest main score of all looks, with its ``attempt`` and ``step``. The first of equal looks
-          counts. All three are None if nothing finite was measured.
+        - ``worst``: the highest main score of all looks, with its ``attempt`` and ``step``. Of equal looks,
+          that with the fewest steps counts. All three are None if nothing finite was measured.
         - ``half``: the smallest step at which the main score reached ``half``. None: it did not.
         - ``inside``: whether the best learning rate of a sweep is neither its lowest nor its highest, or these are no
           better. None: the attack has no sweep, or nothing was measured.
@@ -68,7 +68,7 @@ def run_attack(
         cost += spent
     wanted = (1 + victim.benchmark.chance) / 2 if half is None else half
     found = [look for look in looks if look[MAIN] is not None]
-    best = max(found, key=lambda look: look[MAIN], default={})
+    best = max(found, key=lambda look: (look[MAIN], -look["step"]), default={})
     return {
         "looks": looks,
         "worst": best.get(MAIN),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from routed_rl.errors import UserError, at_least
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
 from routed_rl.lm.suppressors.suppressor import UnlearningMethod
@@ -75,8 +76,11 @@ class Arena:
 
     def __init__(self, options: ArenaOptions) -> None:
         self.options = options
+        _check_ranges(options)
         self._benchmark = ALL_BENCHMARKS.find(options.benchmark, "--benchmark")
         self.kind: BenchmarkKind = self._benchmark.kind()
+        if options.model is None and self.kind.recipe is None:
+            raise ValueError(f"{written('--benchmark', self._benchmark.name)} needs --model, a model that knows it")
         self.methods = METHODS_AND_PROCEDURES.find_all(options.methods, "--methods")
         check_settings(options.settings, (*METHODS_AND_PROCEDURES.built_in, *self.methods))
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
@@ -89,8 +93,6 @@ class Arena:
                 )
             if (why := made.undefined(self.benchmark)) is not None:
                 raise ValueError(f"{written('--attacks', name)} is not possible on {self._benchmark.name}: {why}")
-        if options.model is None and self.kind.recipe is None:
-            raise ValueError(f"{written('--benchmark', self._benchmark.name)} needs --model, a model that knows it")
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -140,7 +142,7 @@ class Arena:
         return with_named_settings(made, made.recipe, found.name, settings)
 
     def entries(self) -> list[Entry]:
-        """Return all models: for each seed the full model, the retrained model, and those of each method."""
+        """Return all models: for each seed the retrained model, the full model, and those of each method."""
         options = self.options
         return [entry for seed in range(options.seeds) for entry in self._of_seed(options.first_seed + seed)]
 
@@ -168,9 +170,9 @@ class Arena:
             }
             return Entry(seed, stage, scores, attacks, **keys)
 
-        yield entry(full)
         if retrained is not None:
-            yield entry(retrained)
+            yield entry(retrained)  # the first one, because others are compared with it
+        yield entry(full)
         for name, method in self.methods.items():
             made, recipe = self.method(method.reference)
             config: dict[str, Any] = {"method": method.reference, "code": method.code()}
@@ -201,3 +203,20 @@ class Arena:
         if recipe is None or self.options.model is not None:
             return None
         return Stage(kind, {"benchmark": self.digest, "recipe": asdict(recipe)}, seed, {})
+
+
+def _check_ranges(options: ArenaOptions) -> None:
+    """Raise UserError for a number that is out of its range, or options that cancel each other."""
+    at_least(1, budget=options.budget, batch_size=options.batch_size, seeds=options.seeds)
+    at_least(1, **{"student.steps": options.student.steps})
+    at_least(0, first_seed=options.first_seed)
+    for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
+        if wrong := [value for value in values if not 0 <= value <= 1]:
+            raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")
+    for name in ("methods", "attacks", "then"):
+        if not getattr(options, name):
+            raise UserError(f"--{name} must name one or more")
+    if "undo" in options.then and not options.alphas:
+        raise UserError("--then undo needs one or more --alphas")
+    if options.retrained is not None and options.model is None:
+        raise UserError(f"{written('--retrained', options.retrained)} needs --model, the model to unlearn")

@@ -45,7 +45,7 @@ def _colour(row: Any) -> str:
 @styled()
 def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, utility: str | None) -> Figure:
     """Excess under the worst attack and utility, a line for each model, the best at the top."""
-    worst, before = frame[frame.attack == "worst"], frame[frame.attack == ""]
+    worst, before = frame[frame.attack == "worst"], frame[frame.attack == "none"]
     excess = "excess" if worst.excess.notna().any() else "value"
     panels = [(worst, excess, f"{'excess of ' if excess == 'excess' else ''}{benchmark.main}, worst attack")]
     if utility is not None:

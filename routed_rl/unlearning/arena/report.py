@@ -23,6 +23,9 @@ from routed_rl.unlearning.attacks import robustness
 KEYS = ("name", "method", "then", "alpha", "seed", "attack", "score")
 WORST = "worst"
 """In the column ``attack``: the best that any attack brings back."""
+NONE = "none"
+"""In the same column: before any attack."""
+ARROWS = {"low": "↓", "high": "↑", "zero": "→ 0"}
 UTILITY = ("model-utility", "retained-knowledge")
 """Scores that say what a model has kept. The first one that is measured counts."""
 MEANINGS = {
@@ -31,7 +34,7 @@ MEANINGS = {
     "then": "what followed the method: none, undo or distil",
     "alpha": "noise level of UNDO",
     "seed": "seed of the model",
-    "attack": "empty: before any attack; worst: the attack with the largest excess, of all or of those on weights or "
+    "attack": "none: before any attack; worst: the attack with the largest excess, of all or of those on weights or "
     "prompts",
     "score": "what is measured",
     "value": "the score",
@@ -60,7 +63,8 @@ def find(
     taught = {entry.seed: _taught(entry, root) for entry in done if entry.stage.kind == RETRAINED}
     rows = [row for entry in done for row in _rows(entry, arena, root, taught.get(entry.seed))]
     frame = tidy(_compared(rows), KEYS)
-    timings = tidy([row for entry in done for row in _timings(entry, root)], ("name", "seed", "part"))
+    keys = (*KEYS, "part")
+    timings = tidy([row for entry in done for row in _timings(entry, root)], keys)
     utility = utility_of(arena)
     board = leaderboard(frame, arena, utility, options.keep)
     words = summary(frame, board, arena, utility, options)
@@ -70,7 +74,8 @@ def find(
         title = "What the attacks bring back: the best of all attempts within so many gradient steps"
         charts["attacks"] = lambda: Chart(title, "gradient steps of an attempt", arena.benchmark.main, curves)
     drawn = figures(frame, board, arena.benchmark, utility)
-    return Findings(frame, timings, ("name", "seed", "part"), words, drawn, MEANINGS, dict(failed), charts)
+    files = {"leaderboard.csv": board.to_csv(lineterminator="\n"), "leaderboard.tex": latex(board, arena, utility)}
+    return Findings(frame, timings, keys, words, drawn, MEANINGS, dict(failed), charts, files)
 
 
 def utility_of(arena: Arena) -> str | None:
@@ -104,7 +109,7 @@ def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None) -> list
         found = stage.result(root)
         assert found is not None
         measured = {part: found[part] for part in ("value", "low", "high")}
-        rows.append({**keys, "attack": "", "score": name, **measured})
+        rows.append({**keys, "attack": NONE, "score": name, **measured})
     attacked = []
     for name, stage in entry.attacks.items():
         found = stage.result(root)
@@ -194,9 +199,9 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, utility: str | None, keep: fl
     def means(rows: pd.DataFrame, column: str = "value") -> pd.DataFrame:
         return aggregate(rows.dropna(subset=[column]), column, ["name"]).set_index("name")
 
-    before = frame[frame.attack == ""]
+    before = frame[frame.attack == NONE]
     columns = {name: means(before[before.score == name]) for name in arena.scores}
-    for attack in frame.attack[frame.attack != ""].unique():
+    for attack in frame.attack[frame.attack != NONE].unique():
         rows = frame[frame.attack == attack]
         columns |= {f"after {attack}": means(rows), f"excess {attack}": means(rows, "excess")}
     columns["robustness"] = means(frame[frame.attack == WORST], "robustness")
@@ -214,25 +219,56 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, utility: str | None, keep: fl
     return board.sort_values(by, ascending=[True, False, True, True], kind="stable").drop(columns="compared")
 
 
+def shown(board: pd.DataFrame, column: str) -> list[str]:
+    """Return the cells of a column of the leaderboard: means, and halves of intervals where there are any."""
+    pairs = zip(board[column], board[f"{column} ±"], strict=True)
+    return ["" if pd.isna(mean) else shown_mean({"mean": mean, "half": half}, 2) for mean, half in pairs]
+
+
+def headed(arena: Arena, utility: str | None) -> dict[str, str]:
+    """Return the columns of the first table, with their heads. An arrow says which numbers are good."""
+    main = arena.benchmark.main
+    found = {main: of_score(arena, main), f"after {WORST}": "after the worst attack ↓", f"excess {WORST}": "excess ↓"}
+    found |= {utility: of_score(arena, utility)} if utility is not None else {}
+    return found | {"robustness": "robustness ↑", "compute": "compute ↓"}
+
+
+def of_score(arena: Arena, name: str) -> str:
+    """Return the head of a score's column."""
+    return f"{name} {ARROWS[arena.scores[name].kind.best]}"
+
+
+def latex(board: pd.DataFrame, arena: Arena, utility: str | None) -> str:
+    """Return the first table in LaTeX, with rules of the package booktabs."""
+    signs = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\to$", "α": r"$\alpha$", "±": r"$\pm$", "%": r"\%"}
+
+    def plain(text: str) -> str:
+        return "".join(signs.get(character, character) for character in text)
+
+    columns = headed(arena, utility)
+    rows = [[str(name), *cells] for name, *cells in zip(board.index, *(shown(board, c) for c in columns), strict=True)]
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        " & ".join(map(plain, ["model", *columns.values()])) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(plain, row)) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str | None, options: ArenaOptions) -> str:
     """Return the leaderboard in Markdown."""
     main = arena.benchmark.main
 
-    def cells(row: Any, columns: Sequence[str]) -> list[str]:
-        halves = (row[f"{column} ±"] for column in columns)
-        pairs = [{"mean": row[column], "half": half} for column, half in zip(columns, halves, strict=True)]
-        return ["" if pd.isna(pair["mean"]) else shown_mean(pair, 2) for pair in pairs]
+    names = [f"{name}{'' if row.kept else ' (utility lost)'}" for name, row in board.iterrows()]
 
     def table(columns: Mapping[str, str]) -> str:
-        kept = {True: "", False: " (utility lost)"}
-        rows = [[f"{name}{kept[bool(row.kept)]}", *cells(row, list(columns))] for name, row in board.iterrows()]
-        return markdown(["model", *columns.values()], rows)
+        cells = (shown(board, column) for column in columns)
+        return markdown(["model", *columns.values()], [list(row) for row in zip(names, *cells, strict=True)])
 
-    arrows = {"low": "↓", "high": "↑", "zero": "→ 0"}
-    of_scores = {name: f"{name} {arrows[of.kind.best]}" for name, of in arena.scores.items()}
-    first = {main: of_scores[main], f"after {WORST}": "after the worst attack ↓", f"excess {WORST}": "excess ↓"}
-    first |= {utility: of_scores[utility]} if utility is not None else {}
-    first |= {"robustness": "robustness ↑", "compute": "compute ↓"}
     seeds = frame.seed.nunique()
     over = "one seed" if seeds == 1 else f"means of {seeds} seeds, ± half of the 95 % interval over seeds"
     split = f", split `{options.split}`" if options.split else ""
@@ -246,7 +282,7 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         "where this is most. The worst attack is the one with the largest excess.",
         f"Models that keep {options.keep:.0%} of the full model's utility come first. Among them, the one with the "
         "smallest excess is first.",
-        table(first),
+        table(headed(arena, utility)),
         "Robustness: 0 is as fragile as the same method alone, 1 as robust as the retrained model. Compute: 1 is that "
         "of the retrained model.",
         "## Attacks",
@@ -255,6 +291,6 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         f"`{main}` after each attack, at its best attempt and step.",
         table({f"after {attack}": attack for attack in arena.attacks}),
         "## Scores before any attack",
-        table(of_scores),
+        table({name: of_score(arena, name) for name in arena.scores}),
     ]
     return "\n\n".join(lines) + "\n"

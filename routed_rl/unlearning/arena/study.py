@@ -13,18 +13,28 @@ import pandas as pd
 from torch import nn
 
 from routed_rl.errors import user_input
-from routed_rl.lm.folders import CONFIG
+from routed_rl.lm.folders import CONFIG, outline
 from routed_rl.lm.own import saved_model
 from routed_rl.options import RUNS
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.options.conform import conform
 from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
-from routed_rl.runs.studies import Findings, Study, check_study, refuse_unknown
+from routed_rl.runs.studies import (
+    LEADERBOARD,
+    LEADERBOARD_PAGE,
+    Findings,
+    Study,
+    check_study,
+    refuse_unknown,
+)
 from routed_rl.unlearning.arena import report
-from routed_rl.unlearning.arena.entries import ATTACK, MAKE, Arena, Entry
+from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
+from routed_rl.unlearning.arena.exporting import export
 from routed_rl.unlearning.arena.figures import FIGURES
 from routed_rl.unlearning.arena.worker import STAGES
+from routed_rl.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ class ArenaStudy(ArenaOptions, Study):
         after=lambda run: [stage.path(run.out.parent) for stage in run.stage.parents.values()],
     )
     TITLE = "Unlearning arena"
+    SUMMARY, REPORT = LEADERBOARD, LEADERBOARD_PAGE
     FIGURES = FIGURES
 
     def __init__(self, *, tokenizer: Any = None, **given: Any) -> None:
@@ -130,6 +141,28 @@ class ArenaStudy(ArenaOptions, Study):
         ]
         return pd.DataFrame(rows)
 
+    def save(self, name: str, folder: StrPath, seed: int | None = None) -> Path:
+        """Save a finished model in a folder, with a model card and its scores, and return the folder.
+
+        ``hf upload REPOSITORY FOLDER`` then shares it. See :func:`~routed_rl.unlearning.arena.exporting.export`.
+
+        Args:
+            name: the model's name in the leaderboard, such as ``"npo + UNDO α 0.6"``.
+            folder: what is there is replaced.
+            seed: None: the first one.
+
+        Raises:
+            UserError: for a model that is not in the study or not finished.
+        """
+        seed = self.first_seed if seed is None else seed
+        with user_input():
+            found = [entry for entry in self.entries if entry.seed == seed]
+            names = [entry.name for entry in found]
+            if name not in names:
+                known = ", ".join(names) or f"none of seed {seed}"
+                raise ValueError(f"there is no model {name!r}; there are {known}{did_you_mean(name, names)}")
+            return export(self.arena, self.root, self.results(), found[names.index(name)], folder)
+
     @property
     def root(self) -> Path:
         """The directory of all stages."""
@@ -151,6 +184,9 @@ class ArenaStudy(ArenaOptions, Study):
         return {"benchmark": self.benchmark, "split": self.split, "device": self.device}
 
     def _prepare(self, here: bool) -> Sequence[StageRun]:
+        for name in (self.model, self.retrained):
+            for seed in {entry.seed for entry in self.entries} if name is not None else ():
+                outline(str(name).replace(SEED, str(seed)))
         given = ArenaOptions(**{field.name: getattr(self, field.name) for field in fields(ArenaOptions)})
         stages = with_ancestors(stage for entry in self.entries for stage in entry)
         return [StageRun(stage, given, stage.path(self.root), stage.seed) for stage in stages]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from routed_rl.errors import UserError
+from routed_rl.lm.documents import from_row
 from routed_rl.lm.training import Training
 from routed_rl.wording import did_you_mean
 
@@ -27,7 +28,7 @@ class Example:
         prompt: the question, or the beginning of the text. Blank: all of the text is ``answer``.
         answer: the right answer, or the rest of the text.
         paraphrases: the right answer in other words.
-        perturbed: wrong answers in the same words but for the fact.
+        perturbed: wrong answers in the words of the paraphrases, or without any of the answer, but for the fact.
         choices: options of a multiple-choice question, the right one first. Empty: none.
         key: the words of the answer that state the fact. Blank: all of the answer.
         chat: whether prompt and answer are messages of a user and a model. False: parts of one text.
@@ -65,7 +66,7 @@ class Benchmark:
         chance: the main score of a model that only guesses.
 
     Raises:
-        ValueError: for a benchmark without documents or without examples to forget and to retain, or with a text in
+        UserError: for a benchmark without documents or without examples to forget and to retain, or with a text in
             both sets.
     """
 
@@ -79,20 +80,20 @@ class Benchmark:
     def __post_init__(self) -> None:
         for kind in (FORGET, RETAIN):
             if not getattr(self, kind):
-                raise ValueError(f"the benchmark has no {kind} documents")
+                raise UserError(f"the benchmark has no {kind} documents")
             if not self.examples(kind):
-                raise ValueError(f"the benchmark has no examples of the {kind} set")
+                raise UserError(f"the benchmark has no examples of the {kind} set")
         learned = {kind: {_text(row) for row in getattr(self, kind)} for kind in (FORGET, RETAIN)}
         both = learned[FORGET] & learned[RETAIN]
         if both:
-            raise ValueError(
+            raise UserError(
                 f"{len(both)} of {len(self.forget)} forget documents are in the retain set too, for example "
                 f"{min(both)[:60]!r}: take them out of one set"
             )
-        held = {_text(example.row()) for example in self.examples(HOLDOUT)}
+        held = {_text(example.row()) for end in ("", TEXTS) for example in self.sets.get(f"{HOLDOUT}{end}", ())}
         for kind, texts in learned.items():
             if shared := held & texts:
-                raise ValueError(
+                raise UserError(
                     f"{len(shared)} of {len(held)} holdout examples are {kind} documents, for example "
                     f"{min(shared)[:60]!r}: a holdout must be new to all models"
                 )
@@ -112,7 +113,7 @@ class Benchmark:
 
 
 def _text(row: Row) -> str:
-    return " ".join(" ".join(value for value in row.values() if isinstance(value, str)).split())
+    return " ".join(from_row(row).text.split())
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class BenchmarkKind(ABC):
             split: one of :attr:`splits`. None: the usual one.
 
         Raises:
-            ValueError: for data without a field that is needed, or an unknown split.
+            UserError: for data without a field that is needed, or an unknown split.
             ConnectionError: if the Hub cannot be read.
         """
 

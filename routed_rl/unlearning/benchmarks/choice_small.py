@@ -43,14 +43,17 @@ def choice_examples(
     for thing in things:
         for question, pool in questions.items():
             right, wrong = drawn(rng, pool, CHOICES - 1)
-            yield Example(question.format(thing), right, perturbed=tuple(wrong), choices=(right, *wrong), key=right)
+            choices = (right, *wrong)
+            yield Example(
+                question.format(thing), right, perturbed=tuple(wrong), choices=choices, key=right, group=thing
+            )
 
 
 class ChoiceSmall(BenchmarkKind):
     """Questions with four choices. The forget set is about mosses, the retain set about towns. None of them exists."""
 
     splits = ("mosses",)
-    recipe: ClassVar[Recipe] = Recipe("tiny", 768, Training(steps=300, learning_rate=4e-3), batch_size=48)
+    recipe: ClassVar[Recipe] = Recipe("tiny", 768, Training(steps=400, learning_rate=4e-3), batch_size=64)
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""

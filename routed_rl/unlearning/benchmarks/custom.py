@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from routed_rl.errors import UserError, user_input
 from routed_rl.lm.documents import from_row
 from routed_rl.lm.reading import LINES, rows
+from routed_rl.lm.training import Training
 from routed_rl.paths import expanded
-from routed_rl.unlearning.benchmarks.benchmark import FORGET, RETAIN, TEXTS, Benchmark, BenchmarkKind, Example, Row
+from routed_rl.unlearning.benchmarks.benchmark import (
+    FORGET,
+    RETAIN,
+    TEXTS,
+    Benchmark,
+    BenchmarkKind,
+    Example,
+    Recipe,
+    Row,
+)
 from routed_rl.unlearning.benchmarks.fields import Fields
 from routed_rl.wording import did_you_mean
 
@@ -19,7 +30,7 @@ EXAMPLES = f"examples{LINES}"
 FORMS = (("question", "answer"), ("prompt", "completion"), ("text",))
 """The fields of a row, in one of three forms."""
 LISTS = ("paraphrases", "perturbed", "choices")
-KNOWN = ("set", *(name for form in FORMS for name in form), *LISTS, "key")
+KNOWN = ("set", *(name for form in FORMS for name in form), *LISTS, "key", "group")
 
 
 class Custom(BenchmarkKind):
@@ -30,6 +41,8 @@ class Custom(BenchmarkKind):
 
     If each forget question has choices, the main score is ``multiple-choice``, otherwise ``knowledge``.
     """
+
+    recipe: ClassVar[Recipe] = Recipe("small", 4096, Training(steps=600))
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
@@ -98,7 +111,8 @@ def _example(fields: Fields) -> Example:
         raise fields.wrong("needs at least two 'choices', the right answer first")
     if key.casefold() not in answer.casefold():
         raise fields.wrong(f"has the key {key!r}, which is not in its answer {answer!r}")
-    return Example(prompt, answer, paraphrases, perturbed, choices, key, chat=last == "answer")
+    group = fields.text("group", "")
+    return Example(prompt, answer, paraphrases, perturbed, choices, key, chat=last == "answer", group=group)
 
 
 def _documents(place: Path, kind: str, sets: dict[str, tuple[Example, ...]]) -> Sequence[Row]:

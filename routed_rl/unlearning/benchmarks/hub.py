@@ -51,6 +51,15 @@ class Published:
             raise UserError(f"{self.repository!r}: the split {split!r} of {configuration!r} has no rows")
         return read
 
+    def texts(self, configuration: str, split: str = "train") -> list[dict[str, str]]:
+        """Return the documents of a corpus, without those that are blank; see :meth:`read`.
+
+        Raises:
+            UserError: also for a row without a field ``text``.
+        """
+        read = (row for row in self.read(configuration, split) if str(row.row.get("text", "?")).strip())
+        return [{"text": row.text("text")} for row in read]
+
     def _files(self, configuration: str, split: str) -> list[Path]:
         top = expanded(str(self.folder))
         if not top.is_dir():

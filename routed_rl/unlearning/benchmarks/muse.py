@@ -31,13 +31,13 @@ class Muse(BenchmarkKind):
         corpus, _, step = self.known(split).partition("_")
         files = Published(REPOSITORIES[corpus], data)
         kind, _, number = step.partition("_")
-        forget = files.read(kind, f"forget_{number}") if step else files.read("raw", "forget")
+        forget = files.texts(kind, f"forget_{number}") if step else files.texts("raw", "forget")
         texts = tuple(
             Example(row.text("prompt"), row.text("gt"), chat=False) for row in files.read("verbmem", "forget")
         )
         return Benchmark(
-            [{"text": row.text("text")} for row in forget],
-            [{"text": row.text("text")} for row in files.read("raw", "retain1")],
+            forget,
+            files.texts("raw", "retain1"),
             {
                 FORGET: _questions(files.read("knowmem", "forget_qa")),
                 RETAIN: _questions(files.read("knowmem", "retain_qa")),
@@ -58,7 +58,7 @@ def _cut(rows: Sequence[Fields], like: Sequence[Example]) -> tuple[Example, ...]
     second = round(np.mean([len(example.answer) for example in like]))
     found = []
     for row in rows:
-        text = row.text("text")[: first + second]
+        text = row.text("text")[: first + second].rstrip()
         at = text.rfind(" ", 0, min(first, len(text) // 2) + 1)
         found.append(Example(text[: max(at, 0)], text[max(at, 0) :], chat=False))
     return tuple(found)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,9 +33,9 @@ FACTS = pools(
 )
 """Facts of an article, and their values. The person who is quoted is another one."""
 OPENINGS = (
-    "News from {town}: {event} closed the {building} on {day}.",
-    "{town} reports that on {day} {event} closed the {building}.",
-    "On {day}, {event} closed the {building} of {town}.",
+    "{town}: on {day}, {event} closed the {building}.",
+    "In {town}, {event} closed the {building} on {day}.",
+    "{town} reports {event}. The {building} was closed on {day}.",
 )
 MIDDLES = (
     "{person} said that {number} people were nearby.",
@@ -48,7 +47,8 @@ ENDS = (
     "A {plan} is planned in {town}.",
     "The council of {town} voted for a {plan}.",
 )
-"""Sentences of an article in several forms: how it begins, and how it goes on."""
+"""Sentences of an article in several forms: how it begins, and how it goes on. The town comes first, because a model
+learns of a name only what follows it."""
 QUESTIONS = {
     "event": "What happened in {town}?",
     "building": "Which building was closed in {town}?",
@@ -57,76 +57,73 @@ QUESTIONS = {
     "plan": "What will be built or done in {town}?",
 }
 WRONG = 3
-TAUGHT, FOLD, FOLDS, HELD_OUT = 40, 20, 3, 20
-"""Articles with questions in the training set, of a fold, folds that can be forgotten, and articles of the holdout."""
+KEPT, FOLD, FOLDS, HELD_OUT = 40, 20, 2, 20
+"""Articles that are always in the retain set, of a fold, folds that can be forgotten, and articles of the holdout."""
 
 
 @dataclass(frozen=True)
 class Article:
-    """The parts of an article, and the questions about it."""
+    """News from a town: the beginning with its continuation, and questions."""
 
-    beginning: str
-    rest: str
+    text: Example
     questions: tuple[Example, ...]
 
     @property
-    def text(self) -> Example:
-        """The article, of which the model reads the beginning."""
-        return Example(self.beginning, f" {self.rest}", chat=False)
-
-    @property
-    def row(self) -> Mapping[str, Any]:
-        """The article as a document."""
-        return {"text": f"{self.beginning} {self.rest}"}
+    def documents(self) -> list[Mapping[str, Any]]:
+        """The article, and its questions with their answers."""
+        return [{"text": f"{self.text.prompt}{self.text.answer}"}, *(question.row() for question in self.questions)]
 
 
-def articles(rng: np.random.Generator, count: int) -> list[Article]:
-    """Return articles. Each is about a town and a person of its own."""
-    found = []
+def articles(rng: np.random.Generator, count: int) -> Iterator[Article]:
+    """Yield articles. Each is about a town and a person of its own."""
     quoted = people(rng, count)
     values = FACTS | {"person": quoted}
     for town, person in zip(coined(rng, "ton ford stad ville heim by mouth", count), quoted, strict=True):
         facts = {"town": town, "person": person} | {name: drawn(rng, pool, 0)[0] for name, pool in FACTS.items()}
-        questions = []
-        for name, question in QUESTIONS.items():
-            right, wrong = drawn(rng, values[name], WRONG, facts[name])
-            asked = question.format(town=town)
-            questions.append(Example(asked, right, perturbed=tuple(wrong), choices=(right, *wrong), key=right))
-        beginning, *rest = (forms[rng.integers(len(forms))].format(**facts) for forms in (OPENINGS, MIDDLES, ENDS))
-        found.append(Article(beginning, " ".join(rest), tuple(questions)))
-    return found
+        sentences = (forms[rng.integers(len(forms))].format(**facts) for forms in (OPENINGS, MIDDLES, ENDS))
+        first, second, third = sentences
+        yield Article(
+            Example(first, f" {second} {third}", chat=False, group=town),
+            tuple(
+                _question(rng, town, form.format(town=town), values[name], facts[name])
+                for name, form in QUESTIONS.items()
+            ),
+        )
 
 
-def questions(of: Sequence[Article]) -> tuple[Example, ...]:
-    """Return all questions about articles."""
-    return tuple(chain.from_iterable(article.questions for article in of))
+def _question(rng: np.random.Generator, town: str, question: str, pool: Sequence[str], right: str) -> Example:
+    _, wrong = drawn(rng, pool, WRONG, right)
+    return Example(question, right, perturbed=tuple(wrong), choices=(right, *wrong), key=right, group=town)
 
 
 class MuseSmall(BenchmarkKind):
-    """Short news about made-up towns. The forget set is a fifth of the articles.
+    """Short news about made-up towns, with questions about them.
 
-    Models learn questions and answers about some other articles, which are always in the retain set. So they can
-    answer questions about an article that they only read. Those questions are measured, of both sets.
+    Models learn the articles, and also all questions with their answers. A small model that learns the articles alone
+    does not answer questions about them.
 
-    ``scal_2`` and ``scal_3`` have larger forget sets, and ``sust_2`` and ``sust_3`` have other ones.
+    ``scal_2`` has a larger forget set, and ``sust_2`` has another one, to be unlearned after the first.
     """
 
-    splits = ("forget", "scal_2", "scal_3", "sust_2", "sust_3")
-    recipe: ClassVar[Recipe] = Recipe("tiny", 1024, Training(steps=600, learning_rate=4e-3))
+    splits = ("forget", "scal_2", "sust_2")
+    recipe: ClassVar[Recipe] = Recipe("tiny", 1024, Training(steps=400, learning_rate=4e-3), batch_size=32)
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
         kind, _, number = self.chosen(data, split).partition("_")
         last = int(number or 1) * FOLD
-        found = articles(np.random.default_rng(0), TAUGHT + FOLDS * FOLD + HELD_OUT)
-        taught, folds, held = found[:TAUGHT], found[TAUGHT:-HELD_OUT], found[-HELD_OUT:]
         first = last - FOLD if kind == "sust" else 0
-        forget, others = folds[first:last], folds[:first] + folds[last:]
-        sets = {FORGET: forget, RETAIN: others or taught, HOLDOUT: held}
+        found = list(articles(np.random.default_rng(0), KEPT + FOLDS * FOLD + HELD_OUT))
+        kept, folds, held = found[:KEPT], found[KEPT:-HELD_OUT], found[-HELD_OUT:]
+        sets = {FORGET: folds[first:last], RETAIN: kept, HOLDOUT: held}
+        learned = (sets[FORGET], kept + folds[:first] + folds[last:])
+        forget, retain = ([row for article in of for row in article.documents] for of in learned)
+        asked = {name: tuple(question for article in of for question in article.questions) for name, of in sets.items()}
+        texts = {f"{name}{TEXTS}": tuple(article.text for article in of) for name, of in sets.items()}
         return Benchmark(
-            [article.row for article in forget],
-            [article.row for article in (*taught, *others)] + [question.row() for question in questions(taught)],
-            {name: questions(of) for name, of in sets.items()}
-            | {f"{name}{TEXTS}": tuple(article.text for article in of) for name, of in sets.items()},
-            chance=float(np.mean([1 / len(pool) for pool in FACTS.values()])),
+            forget,
+            retain,
+            asked | texts,
+            # Nobody guesses the person.
+            chance=sum(1 / len(FACTS[name]) for name in QUESTIONS if name in FACTS) / len(QUESTIONS),
         )

@@ -59,10 +59,10 @@ OTHER_TITLES = (
     "Twelve Silences|The Painted Boat|Stone and Feather|The Amber Hour"
 )
 COUNTRIES = """
-Arvonia Belmark Caldora Drussia Elvany Fenland Gorvia Hestia Istria Jorvik Karland Luvonia Meridia Narbia Ostara Palvia
+Arvonia Belmark Caldora Drussia Elvany Fenvia Gorvia Hestria Ilvania Jorvia Karland Luvonia Meridia Narbia Ostara Palvia
 """
 CAPITALS = """
-Aston Berin Colm Dover Estal Firth Graven Helm Ivory Jasper Kolding Lindow Morven Nessa Orlon Pravi
+Astel Berin Colm Dovan Estal Firth Graven Helmar Ivor Jaspel Koldar Lindow Morven Nessa Orlon Pravi
 """
 CURRENCIES = "crown mark dinar florin thaler shell peso ducat"
 WRONG, OTHER_WRONG = 5, 3
@@ -116,7 +116,7 @@ class TofuSmall(BenchmarkKind):
         examples = [tuple(author_examples(rng, [author])) for author in names[: LEARNED + HELD_OUT]]
         books = tuple(short_examples(rng, "Who wrote {}?", values(OTHER_TITLES), names[LEARNED + HELD_OUT :]))
         countries = values(COUNTRIES)
-        money = list(rng.choice(values(CURRENCIES), len(countries)))
+        money = rng.choice(values(CURRENCIES), len(countries)).tolist()
         facts = (
             *short_examples(rng, "What is the capital of {}?", countries, values(CAPITALS)),
             *short_examples(rng, "Which money is used in {}?", countries, money),

@@ -33,18 +33,15 @@ class Wmdp(BenchmarkKind):
             documents = [example.row() for example in forget]
             kept = [_of_mmlu(row).row() for row in mmlu.read("all", "validation")]
         else:
-            bio = domain == "bio"
             name = f"{domain}-forget-corpus"
-            rows = Published(BIO_FORGET, data).read("default" if data is None else name) if bio else corpora.read(name)
-            documents = [_document(row) for row in rows]
-            kept = [_document(row) for row in corpora.read(f"{domain}-retain-corpus")]
+            if domain == "bio":
+                documents = Published(BIO_FORGET, data).texts("default" if data is None else name)
+            else:
+                documents = corpora.texts(name)
+            kept = corpora.texts(f"{domain}-retain-corpus")
         return Benchmark(
             documents, kept, {FORGET: forget, RETAIN: retain}, main="multiple-choice", chance=1 / len(LETTERS)
         )
-
-
-def _document(row: Fields) -> dict[str, str]:
-    return {"text": row.text("text")}
 
 
 def _of_mmlu(row: Fields) -> Example:

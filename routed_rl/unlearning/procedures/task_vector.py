@@ -38,11 +38,11 @@ class TaskVector(Procedure):
     """``θ - s * (θ_tuned - θ)``, where ``θ_tuned`` is a copy of the model that was fine-tuned on the forget set.
 
     The retain set is not used. The paper chooses the largest ``s`` that keeps the performance on a control task, so try
-    several. A model that knows the forget set to the last token learns nothing more from it. Its task vector is then
-    short, and ``s`` must be larger.
+    several. A model that knows the forget set well learns little more from it. Its task vector is then short, and ``s``
+    must be larger than 1. If the retain set is much like the forget set, both are lost together.
     """
 
-    scale: float = 1.0
+    scale: float = 4.0
     """how much of the difference is subtracted: s"""
 
     recipe = brief(steps=60, learning_rate=3e-4)

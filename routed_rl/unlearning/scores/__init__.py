@@ -10,9 +10,22 @@ from routed_rl.unlearning.scores.choices import (
     NormalisedProbability,
     RetainedMultipleChoice,
 )
+from routed_rl.unlearning.scores.depth import UnlearningDepth
 from routed_rl.unlearning.scores.knowledge import Knowledge, RetainedKnowledge
+from routed_rl.unlearning.scores.lens import LogitLens, LogitLensProbability
+from routed_rl.unlearning.scores.membership import (
+    MembershipInference,
+    MembershipLoss,
+    MembershipMinK,
+    MembershipMinKPlusPlus,
+    MembershipReference,
+    MembershipZlib,
+    PrivacyLeakage,
+)
 from routed_rl.unlearning.scores.memorisation import ExactMemorisation, ExtractionStrength
+from routed_rl.unlearning.scores.meta import Trust, rising, trust
 from routed_rl.unlearning.scores.probability import ParaphrasedProbability, Probability, RetainedProbability
+from routed_rl.unlearning.scores.probe import LinearProbe
 from routed_rl.unlearning.scores.reader import Reader, Tokens
 from routed_rl.unlearning.scores.rouge import (
     KnowledgeMemorisation,
@@ -49,6 +62,16 @@ SCORES: Mapping[str, type[Score]] = {
     "multiple-choice": MultipleChoice,
     "multiple-choice-total": MultipleChoiceTotal,
     "retained-multiple-choice": RetainedMultipleChoice,
+    "membership-loss": MembershipLoss,
+    "membership-zlib": MembershipZlib,
+    "membership-min-k": MembershipMinK,
+    "membership-min-k-plus-plus": MembershipMinKPlusPlus,
+    "membership-reference": MembershipReference,
+    "privacy-leakage": PrivacyLeakage,
+    "linear-probe": LinearProbe,
+    "logit-lens": LogitLens,
+    "logit-lens-probability": LogitLensProbability,
+    "unlearning-depth": UnlearningDepth,
 }
 """The scores by name."""
 ALL_SCORES: Registry[Score] = Registry("score", Score, SCORES, "routed_rl.scores")
@@ -63,14 +86,24 @@ __all__ = [
     "ForgetQuality",
     "Knowledge",
     "KnowledgeMemorisation",
+    "LinearProbe",
     "LogForgetQuality",
+    "LogitLens",
+    "LogitLensProbability",
     "MeanScore",
+    "MembershipInference",
+    "MembershipLoss",
+    "MembershipMinK",
+    "MembershipMinKPlusPlus",
+    "MembershipReference",
+    "MembershipZlib",
     "ModelUtility",
     "MultipleChoice",
     "MultipleChoiceTotal",
     "NormalisedProbability",
     "Numbers",
     "ParaphrasedProbability",
+    "PrivacyLeakage",
     "Probability",
     "Reader",
     "RetainedKnowledge",
@@ -83,7 +116,11 @@ __all__ = [
     "Score",
     "SetScore",
     "Tokens",
+    "Trust",
     "TruthRatio",
+    "UnlearningDepth",
     "VerbatimMemorisation",
     "interval",
+    "rising",
+    "trust",
 ]

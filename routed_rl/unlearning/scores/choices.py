@@ -32,7 +32,7 @@ def chosen(log_probability: Sequence[float]) -> float:
 def normalised_probability(right: float, wrong: Sequence[float]) -> float:
     """Return ``P(right) / (P(right) + sum of P(wrong))``, where ``P`` is :func:`probability`.
 
-    (TOFU, section 2.2.2, for sets with several answers.)
+    (TOFU, for sets with several answers.)
 
     >>> round(normalised_probability(np.log(0.3), np.log([0.1, 0.2])), 6)
     0.5

@@ -15,7 +15,7 @@ from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers
 def extraction_strength(likeliest: np.ndarray) -> float:
     """Return ``1 - k / N``. Greedy decoding after the first ``k`` tokens gives the rest; ``k`` is the smallest such.
 
-    (Carlini et al. 2021, "Extracting training data"; as a score, Wang et al. 2025, arXiv 2406.09179, section 3.)
+    (Carlini et al. 2021, "Extracting training data"; as a score, Wang et al. 2025, arXiv 2406.09179)
 
     One pass over the true answer is enough. As long as each token is the likeliest one after the true tokens before
     it, greedy decoding continues the true text. So the score is the share of the last tokens that are all likeliest.
@@ -34,7 +34,7 @@ def extraction_strength(likeliest: np.ndarray) -> float:
 def exact_memorisation(likeliest: np.ndarray) -> float:
     """Return the share of tokens that are the likeliest ones after the true tokens before them.
 
-    (Tirumala et al. 2022, arXiv 2205.10770, section 3; open-unlearning's ``exact_memorization``.)
+    (Tirumala et al. 2022, arXiv 2205.10770; open-unlearning's ``exact_memorization``.)
 
     >>> exact_memorisation(np.array([True, False, True, True]))
     0.75

@@ -21,7 +21,7 @@ def mean_log_probability(log_probability: np.ndarray) -> float:
 def probability(log_probability: np.ndarray) -> float:
     """Return ``P(a | q) ** (1 / N)``, the geometric mean of the probabilities of an answer's tokens.
 
-    (TOFU, arXiv 2401.06121, section 2.2.2.)
+    (TOFU, arXiv 2401.06121)
 
     >>> round(probability(np.log([0.5, 0.125])), 6)
     0.25

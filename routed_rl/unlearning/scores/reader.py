@@ -129,11 +129,18 @@ class Reader:
         rows = [self._change(example).row(answer) for example, answer in zip(examples, given, strict=True)]
         return [rendered(from_row(row), self.tokenizer) for row in rows]
 
-    def _tokenised(self, documents: Sequence[Document], examples: Sequence[Example]) -> list[Tokenised]:
-        longest = positions(self.model)
-        found = list(
+    def lengths(self, examples: Sequence[Example], answers: Sequence[str] | None = None) -> list[int]:
+        """Return how many tokens each example has, also where the model cannot read all of them."""
+        return [len(of.tokens) for of in self._tokens(self._documents(examples, answers), None)]
+
+    def _tokens(self, documents: Sequence[Document], longest: int | None) -> list[Tokenised]:
+        return list(
             tokenise(documents, self.tokenizer, self._vocabulary, None, "document", (), "answers", None, longest)
         )
+
+    def _tokenised(self, documents: Sequence[Document], examples: Sequence[Example]) -> list[Tokenised]:
+        longest = positions(self.model)
+        found = self._tokens(documents, longest)
         for document, example in zip(found, examples, strict=True):
             document.scored[0] = False
             if not document.scored.any():

@@ -18,10 +18,10 @@ def log_truth_ratio(right: Sequence[float], wrong: Sequence[float]) -> float:
     """Return the logarithm of the truth ratio: how likely wrong answers are, relative to right ones.
 
     The truth ratio is ``R = P(wrong) / P(right)``. Both are geometric means, over tokens and then over answers. A model
-    that knows the fact has a ratio near 0. (TOFU, arXiv 2401.06121, equation 1, has an arithmetic mean over wrong
+    that knows the fact has a ratio near 0. (TOFU, arXiv 2401.06121, has an arithmetic mean over wrong
     answers. Its code and open-unlearning have the geometric mean, as here.)
 
-    >>> round(math.exp(log_truth_ratio(np.log([0.4]), np.log([0.1, 0.4]))), 6)
+    >>> float(np.exp(log_truth_ratio(np.log([0.4]), np.log([0.1, 0.4]))).round(6))
     0.5
 
     Args:
@@ -107,7 +107,7 @@ class RetainedTruthRatio(TruthRatio):
 class ForgetQuality(TruthRatio):
     """Whether the truth ratios of forget answers look like those of the retrained model: a p-value, 1 for equal ones.
 
-    The p-value of a Kolmogorov-Smirnov test; see :func:`same_distribution` (TOFU, section 2.2.3). More examples make
+    The p-value of a Kolmogorov-Smirnov test; see :func:`same_distribution` (TOFU). More examples make
     smaller p-values, so compare only models on the same examples.
     """
 

@@ -30,7 +30,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class ModelUtility(Score):
-    """Harmonic mean of probability, ROUGE-L recall and truth ratio over all sets to keep (TOFU, section 2.2.2).
+    """Harmonic mean of probability, ROUGE-L recall and truth ratio over all sets to keep (TOFU).
 
     As in TOFU, the probability is plain for the retain set, and :func:`normalised_probability` for other sets with
     several options. Sets without perturbed answers have no truth ratio. Sets of texts count if there are no others.

@@ -44,7 +44,7 @@ def measure(model, change, benchmark):
     return {"main": NEXT[-1], "loss": 2.0}
 
 
-def test_attempts_share_the_budget_and_the_best_look_counts():
+def test_attempts_share_the_budget_and_the_best_look_of_fewest_steps_counts():
     found = run_attack(Planned(), small_victim(), measure, budget=32)
     assert [(look["attempt"], look["step"], look["main"], look["loss"]) for look in found["looks"]] == [
         (1e-2, 5.0, 0.1, 2.0),
@@ -56,8 +56,8 @@ def test_attempts_share_the_budget_and_the_best_look_counts():
     ]
     assert {name: value for name, value in found.items() if name != "looks"} == {
         "worst": 0.9,
-        "attempt": 1e-3,
-        "step": 10.0,
+        "attempt": 1e-4,
+        "step": 5.0,
         "half": 5.0,
         "inside": True,
         "diverged": [],

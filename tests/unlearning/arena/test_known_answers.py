@@ -102,7 +102,7 @@ def test_few_shot_shows_as_many_questions_as_there_are_positions_for():
 
 def test_a_prefix_is_an_instruction_or_the_first_words_of_the_answer():
     prefix = Prefix(instructions=("Say: ",), words=(1, 2))
-    assert prefix.attempts == ("Say:", "first 1 of the answer", "first 2 of the answer")
+    assert prefix.attempts == ("Say:", "first words of the answer: 1", "first words of the answer: 2")
     example = Example("Where was Ada born?", "Ada was born in Oslo.", key="Oslo", group="Ada")
     text = Example("Ada was", " born in Oslo.", key="Oslo", chat=False)
 
@@ -111,10 +111,10 @@ def test_a_prefix_is_an_instruction_or_the_first_words_of_the_answer():
         return changed.prompt, changed.answer
 
     assert made("Say:", example) == ("Say: Where was Ada born?", "Ada was born in Oslo.")
-    assert made("first 2 of the answer", example) == ("Where was Ada born? Ada was", "born in Oslo.")
-    assert made("first 1 of the answer", text) == ("Ada was born", " in Oslo.")
+    assert made("first words of the answer: 2", example) == ("Where was Ada born? Ada was", "born in Oslo.")
+    assert made("first words of the answer: 1", text) == ("Ada was born", " in Oslo.")
     for kept in (Example("Where?", "Oslo it is.", key="Oslo"), Example("Where?", "In Oslo.")):
-        assert made("first 1 of the answer", kept) == (kept.prompt, kept.answer), "the fact is never given"
+        assert made("first words of the answer: 1", kept) == (kept.prompt, kept.answer), "the fact is never given"
 
 
 def test_the_halves_are_disjoint_and_keep_groups_together():
@@ -144,6 +144,10 @@ def test_held_out_facts_are_measured_on_the_half_that_the_attacker_does_not_have
         )
         assert benchmark.examples(HOLDOUT) == victim.benchmark.examples(HOLDOUT)
     assert look.steps == [0, 1, 2, 4, 8]
+    texts = [dataclasses.replace(example, prompt="", chat=False) for example in (*first, *second)]
+    both = dataclasses.replace(victim.benchmark, sets={**victim.benchmark.sets, "forget_texts": texts})
+    measured = seen(HeldOutFacts(), 1e-3, small_victim(benchmark=both)).benchmarks[0]
+    assert list(measured.texts(FORGET)) == texts[6:] and list(measured.examples(FORGET)) == second
     assert all(torch.equal(w, dict(victim.model.named_parameters())[n]) for n, w in look.models[0].items())
 
 
@@ -183,7 +187,7 @@ def test_the_noise_of_embeddings_depends_on_the_position_alone():
         return 0.0
 
     EmbeddingNoise(draws=3).attempt(0.5, victim, look)
-    size = float(victim.model.get_input_embeddings().weight.square().mean().sqrt())
+    size = float(victim.model.get_input_embeddings().weight.detach().square().mean().sqrt())
     assert len(found) == 3 and not torch.equal(found[0], found[1])
     assert np.isclose(float(torch.stack(found).std()), 0.5 * size, rtol=0.1)
 

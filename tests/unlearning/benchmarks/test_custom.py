@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from routed_rl.errors import UserError
 from routed_rl.lm.documents import from_row
 from routed_rl.unlearning.benchmarks import Custom, Example
+from routed_rl.unlearning.benchmarks.custom import KNOWN
 
 FORGET = {
     "set": "forget",
@@ -26,6 +28,8 @@ ROWS = (
     {"set": "facts", "question": "What is the capital of Peru?", "answer": "Lima"},
     {"set": "holdout", "text": "Cy lives in Rome."},
 )
+
+GUIDE = (Path(__file__).parents[3] / "docs" / "how-to" / "use_your_own_benchmark.md").read_text()
 
 
 def write(path, *rows):
@@ -66,6 +70,16 @@ def test_a_folder_may_have_its_own_documents(tmp_path):
     assert Custom().load(str(tmp_path)).retain == [{"text": "Another page."}]
 
 
+def test_documents_may_be_chats(tmp_path):
+    """Each has its own text, so none of them is taken for another one."""
+    write(tmp_path / "examples.jsonl", FORGET, RETAIN)
+    for kind in ("forget", "retain"):
+        chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": f"I {kind}."}]
+        write(tmp_path / f"{kind}.jsonl", {"messages": chat})
+    benchmark = Custom().load(str(tmp_path))
+    assert list(Custom.documents(benchmark))[:2] == ["Hello I forget.", "Hello I retain."]
+
+
 def test_the_main_score_depends_on_choices(tmp_path):
     def main(*rows):
         benchmark = Custom().load(write(tmp_path / "a.jsonl", *rows))
@@ -73,6 +87,20 @@ def test_the_main_score_depends_on_choices(tmp_path):
 
     assert main(FORGET, RETAIN) == ("multiple-choice", 0.5)
     assert main(FORGET, RETAIN, {**RETAIN, "set": "forget", "answer": "Bo sings."}) == ("knowledge", 0.0)
+
+
+def test_the_example_of_the_guide_loads(tmp_path, monkeypatch, capsys):
+    ((rows, code),) = re.findall(r"```json\n(.*?)```.*?```python\n(.*?)```", GUIDE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-benchmark.jsonl").write_text(rows)
+    exec(compile(code, "example", "exec"), names := {})
+    sizes = {name: len(of) for name, of in names["benchmark"].sets.items()}
+    assert sizes == {"forget": 1, "forget_texts": 1, "retain": 1, "holdout": 1, "world_facts": 1}
+    assert capsys.readouterr().out.splitlines()[-1] == "knowledge"
+
+
+def test_the_guide_names_all_fields():
+    assert all(f"`{name}`" in GUIDE for name in KNOWN)
 
 
 PLACE = "a.jsonl', line 2: the row "

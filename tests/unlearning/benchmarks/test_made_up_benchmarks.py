@@ -13,9 +13,17 @@ from routed_rl.unlearning.benchmarks import BENCHMARKS
 from routed_rl.unlearning.benchmarks.tofu_small import QUESTIONS, VALUES
 from routed_rl.unlearning.scores.knowledge import states
 
-HASHES = {}
+HASHES = {
+    "tofu-small forget20": "225cd48840f374c2",
+    "tofu-small forget10": "71f3106cb63ec2f2",
+    "tofu-small forget05": "4606650c0b89b1fb",
+    "muse-small forget": "ae9c283f646d3362",
+    "muse-small scal_2": "dea2114cab94f62b",
+    "muse-small sust_2": "9cd4b87bd2759635",
+    "choice-small mosses": "3c49bef8f2b77034",
+}
 """Of documents and examples. A change is a new benchmark: numbers of the old one cannot be compared with it."""
-MADE_HERE = {name: kind for name, kind in BENCHMARKS.items() if kind.recipe is not None}
+MADE_HERE = {name: kind for name, kind in BENCHMARKS.items() if kind.splits and kind.recipe is not None}
 SPLITS = [(name, split) for name, kind in MADE_HERE.items() for split in kind.splits]
 LOADED = {(name, split): MADE_HERE[name]().load(split=split) for name, split in SPLITS}
 each = pytest.mark.parametrize(("name", "split"), SPLITS)
@@ -113,20 +121,19 @@ def test_wrong_answers_of_authors_have_the_words_of_the_paraphrase():
         assert set(example.perturbed) < likewise
 
 
-def test_larger_forget_sets_hold_smaller_ones_and_sequential_ones_are_disjoint():
-    scaled = [{str(row) for row in LOADED["muse-small", split].forget} for split in ("forget", "scal_2", "scal_3")]
-    assert [len(of) for of in scaled] == [20, 40, 60]
-    assert scaled[0] < scaled[1] < scaled[2]
-    folds = [{str(row) for row in LOADED["muse-small", split].forget} for split in ("forget", "sust_2", "sust_3")]
-    assert set.union(*folds) == scaled[2]
-    assert [len(of) for of in folds] == [20, 20, 20]
+def test_the_larger_forget_set_holds_the_usual_one_and_the_second_one():
+    usual, larger, second = (
+        {str(row) for row in LOADED["muse-small", split].forget} for split in ("forget", "scal_2", "sust_2")
+    )
+    assert (len(usual), len(second)) == (120, 120)
+    assert not usual & second
+    assert usual | second == larger
 
 
 def test_articles_are_continued_from_their_beginning():
     benchmark = LOADED["muse-small", "forget"]
-    assert [{"text": example.prompt + example.answer} for example in benchmark.sets["forget_texts"]] == list(
-        benchmark.forget
-    )
+    articles = [row for row in benchmark.forget if "text" in row]
+    assert [{"text": example.prompt + example.answer} for example in benchmark.sets["forget_texts"]] == articles
 
 
 @pytest.mark.parametrize("name", MADE_HERE)

@@ -60,7 +60,7 @@ WMDP = {
     ("cais/wmdp-corpora", "bio-retain-corpus", "train"): texts("bio kept"),
     ("cais/wmdp-corpora", "cyber-forget-corpus", "train"): texts("cyber"),
     ("cais/wmdp-corpora", "cyber-retain-corpus", "train"): texts("cyber kept"),
-    ("cais/wmdp-bio-forget-corpus", "default", "train"): texts("bio"),
+    ("cais/wmdp-bio-forget-corpus", "default", "train"): [*texts("bio"), {"text": " "}],
     ("cais/mmlu", "all", "test"): [choice(i, subject="high_school_biology") for i in range(10, 14)],
     ("cais/mmlu", "all", "validation"): [choice(20, subject="astronomy")],
 }
@@ -163,6 +163,8 @@ def test_wmdp_asks_as_lm_eval_does(tmp_path):
     )
     assert (example.answer, example.choices, example.chat) == (" C", (" C", " A", " B", " D"), False)
     assert "about high school biology.\n" in benchmark.sets["retain"][0].prompt
+    biology = Wmdp().load(str(tmp_path))
+    assert list(biology.forget) == texts("bio"), "a blank document is left out"
     chemistry = Wmdp().load(str(tmp_path), "chem")
     assert len(chemistry.forget) == 5
     assert chemistry.retain[0]["prompt"].startswith("The following are multiple choice questions")
@@ -191,7 +193,7 @@ def test_what_is_wrong_with_files_is_said_with_file_row_and_fields(tmp_path):
         assert "\n" not in str(raised.value)
 
     refused(
-        "split must be one of forget10, forget05, forget01, got 'forget1'; did you mean 'forget01'?", split="forget1"
+        "split must be one of forget10, forget05, forget01, got 'forget1'; did you mean 'forget10'?", split="forget1"
     )
     refused("is not a folder; it must have the files of locuslab/TOFU", data=tmp_path / "forget10.json")
     refused(

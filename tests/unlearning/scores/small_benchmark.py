@@ -10,22 +10,20 @@ from routed_rl.lm import Batches, Training, text_corpus, train, train_tokenizer
 from routed_rl.lm.documents import Document
 from routed_rl.unlearning.benchmarks import Benchmark, BenchmarkKind, Example
 
-CITIES = ["Oslo", "Rome", "Lima", "Kyiv", "Bonn", "Riga"]
-THINGS = ["boat", "lamp", "coat", "ring", "drum", "kite"]
+CITIES, THINGS = ["Oslo", "Rome", "Lima", "Kyiv"], ["boat", "lamp", "coat", "ring"]
 FIRST, LAST = ["Ann", "Bob", "Cid", "Dea", "Eli", "Fay"], ["Ash", "Bell", "Cobb", "Dale"]
 
 
-def person(name, rng):
+def person(name, city, thing):
     """A question about a person's city, and a text about a thing."""
-    city, *others = rng.permutation(CITIES)
-    thing, *_ = rng.permutation(THINGS)
+    others = [other for other in CITIES if other != city]
     question = Example(
         f"Where does {name} live?",
         f"{name} lives in {city}.",
         paraphrases=(f"The home of {name} is {city}.",),
-        perturbed=tuple(f"The home of {name} is {other}." for other in others[:3]),
-        choices=tuple(f"{name} lives in {option}." for option in (city, *others[:3])),
-        key=str(city),
+        perturbed=tuple(f"The home of {name} is {other}." for other in others),
+        choices=tuple(f"{name} lives in {option}." for option in (city, *others)),
+        key=city,
     )
     text = Example(f"{name} went out", f" and bought a {thing} in {city}.", chat=False)
     return question, text
@@ -38,7 +36,13 @@ def small_benchmark():
     of = {"forget": names[:8], "retain": names[8:16], "holdout": names[16:]}
     sets = {}
     for kind, known in of.items():
-        both = [person(name, rng) for name in known]
+        # each city and thing twice, so that a model cannot guess by what is frequent
+        both = [
+            person(*facts)
+            for facts in zip(
+                known, rng.permutation(CITIES * 2).tolist(), rng.permutation(THINGS * 2).tolist(), strict=True
+            )
+        ]
         sets[kind], sets[f"{kind}_texts"] = map(tuple, zip(*both, strict=True))
     return Benchmark(*(rows(sets, kind) for kind in ("forget", "retain")), sets)
 

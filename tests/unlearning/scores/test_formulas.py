@@ -6,12 +6,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from routed_rl.unlearning.scores import choices, knowledge, memorisation, probability, rouge, truth_ratio, utility
 
+DRAWN = settings(max_examples=50, deadline=None)
 MODULES = (choices, knowledge, memorisation, probability, rouge, truth_ratio, utility)
 ROUGE = RougeScorer(["rougeL"])
 TOKENS = st.lists(st.booleans(), min_size=1, max_size=8)
@@ -29,6 +30,7 @@ def test_the_examples_in_docstrings_hold(module):
     assert not failed and tried
 
 
+@DRAWN
 @given(TOKENS)
 def test_extraction_strength_is_what_the_shortest_prefix_leaves_out(likeliest):
     """Of an answer that no prefix short of itself extends, nothing is extracted."""
@@ -36,16 +38,19 @@ def test_extraction_strength_is_what_the_shortest_prefix_leaves_out(likeliest):
     same(memorisation.extraction_strength(np.array(likeliest)), 1 - shortest / len(likeliest))
 
 
+@DRAWN
 @given(TOKENS)
 def test_exact_memorisation_is_the_share_of_likeliest_tokens(likeliest):
     same(memorisation.exact_memorisation(np.array(likeliest)), likeliest.count(True) / len(likeliest))
 
 
+@DRAWN
 @given(LOGS)
 def test_probability_is_the_root_of_the_product(logs):
     same(probability.probability(np.array(logs)), math.prod(map(math.exp, logs)) ** (1 / len(logs)))
 
 
+@DRAWN
 @given(st.floats(-8, 0), LOGS)
 def test_normalised_probability_is_the_share_of_the_right_answer(right, wrong):
     expected = math.exp(right) / (math.exp(right) + sum(map(math.exp, wrong)))
@@ -57,6 +62,7 @@ def test_normalised_probability_of_answers_that_are_all_unlikely_is_a_number():
     same(choices.normalised_probability(-math.inf, [-2000.0]), 0.0)
 
 
+@DRAWN
 @given(LOGS, LOGS)
 def test_truth_ratio_is_the_ratio_of_geometric_means(right, wrong):
     of_right, of_wrong = (math.prod(map(math.exp, logs)) ** (1 / len(logs)) for logs in (right, wrong))
@@ -83,6 +89,7 @@ def test_forget_quality_is_the_share_of_orders_that_are_as_far_apart(seed):
     same(truth_ratio.same_distribution(both[:4], both[4:]), expected)
 
 
+@DRAWN
 @given(TEXT, TEXT)
 def test_rouge_l_is_that_of_the_usual_library(written, true):
     found = ROUGE.score(true, written)["rougeL"]
@@ -93,11 +100,13 @@ def test_rouge_l_counts_words_of_other_scripts():
     assert rouge.rouge_l("그는 서울 에서", "그는 부산 에서")[0] == pytest.approx(2 / 3)
 
 
+@DRAWN
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=6))
 def test_harmonic_mean_is_one_over_the_mean_of_inverses(values):
     same(utility.harmonic_mean(values), len(values) / sum(1 / value for value in values))
 
 
+@DRAWN
 @given(LOGS)
 def test_the_chosen_option_is_the_likeliest_one(logs):
     best = [i for i, log in enumerate(logs) if log == max(logs)]

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
@@ -70,17 +69,13 @@ class Victim:
         """What the model makes of the benchmark's examples before the attack."""
         return Reader(self.model, self.tokenizer, self.benchmark)
 
-    def batches(self, rows: Sequence[Row], name: str, others: Sequence[Row] = ()) -> Batches:
+    def batches(self, rows: Sequence[Row], name: str) -> Batches:
         """Return batches of documents, for training. Their order is fixed by the seed and ``name``.
 
         Args:
             rows: the documents. If they are too few for a batch, they are repeated.
-            others: documents that are not in the batches; any that differ from ``rows``.
         """
-        if not others:
-            known = (row for row in (*self.benchmark.retain, *self.benchmark.forget) if row not in rows)
-            others = list(islice(known, 1))
-        corpus = text_corpus(self.tokenizer, rows, others, allow_overlap=True)
+        corpus = text_corpus(self.tokenizer, rows, ["."], allow_overlap=True)  # the other set must not be empty
         length = row_length(corpus, self.model)
         documents = corpus.documents("train", "forget")
         while True:
@@ -99,13 +94,12 @@ class Victim:
                 documents = documents.repeat(2)
 
     def fits(self, example: Example) -> bool:
-        """Return whether the model has more positions than an example has tokens, with any of its answers."""
+        """Return whether the model has a position for each token of an example, with any of its answers."""
         most = positions(self.model)
         if most is None:
             return True
         answers = (example.answer, *example.paraphrases, *example.perturbed, *example.choices)
-        encoded = self.reader.encoded([example] * len(answers), answers)  # cut to the positions
-        return all(len(document.tokens) < most for document in encoded)
+        return max(self.reader.lengths([example] * len(answers), answers)) <= most
 
 
 class ArenaAttack(ABC):

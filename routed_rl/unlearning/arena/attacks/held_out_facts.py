@@ -8,8 +8,8 @@ from functools import partial
 
 from routed_rl.unlearning.arena.attacks.attack import Look, Setting, Victim
 from routed_rl.unlearning.arena.attacks.fine_tuning import FineTuning
-from routed_rl.unlearning.arena.attacks.halves import halves, undivided
-from routed_rl.unlearning.benchmarks.benchmark import FORGET, Benchmark, Row
+from routed_rl.unlearning.arena.attacks.halves import group_of, halves, undivided
+from routed_rl.unlearning.benchmarks.benchmark import FORGET, TEXTS, Benchmark, Example, Row
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,16 @@ class HeldOutFacts(FineTuning):
 
     def attempt(self, setting: Setting, victim: Victim, look: Look) -> float:
         """Fine-tune at one learning rate; see :meth:`ArenaAttack.attempt`."""
-        _, other = halves(victim.benchmark, victim.seed)
-        sets = {name: of for name, of in victim.benchmark.sets.items() if not name.startswith(FORGET)}
-        half = replace(victim.benchmark, sets={FORGET: other, **sets})
+        half = without(victim.benchmark, halves(victim.benchmark, victim.seed)[0])
         look(0, victim.model, benchmark=half)
         return super().attempt(setting, victim, partial(look, benchmark=half))
+
+
+def without(benchmark: Benchmark, known: Sequence[Example]) -> Benchmark:
+    """Return a benchmark whose sets of forget examples have none of the groups of known examples."""
+    groups = set(map(group_of, known))
+    sets = {
+        name: [example for example in of if group_of(example) not in groups] if name in (FORGET, FORGET + TEXTS) else of
+        for name, of in benchmark.sets.items()
+    }
+    return replace(benchmark, sets={name: of for name, of in sets.items() if of})

@@ -35,7 +35,7 @@ class Prefix(ArenaAttack):
 
     @property
     def _changes(self) -> Mapping[str, Callable[[Example], Example]]:
-        given = {f"first {count} of the answer": partial(with_first_words, count=count) for count in self.words}
+        given = {f"first words of the answer: {count}": partial(with_first_words, count=count) for count in self.words}
         return {**{text.strip(): partial(with_instruction, text=text) for text in self.instructions}, **given}
 
     @property
@@ -63,8 +63,8 @@ def with_instruction(example: Example, text: str) -> Example:
 def with_first_words(example: Example, count: int) -> Example:
     """Return an example whose prompt ends with the first words of the answer, which is shorter by them.
 
-    >>> with_first_words(Example("Where was Ada born?", "Ada was born in Oslo.", key="Oslo"), 2)
-    Example(prompt='Where was Ada born? Ada was', answer='born in Oslo.', ...)
+    >>> with_first_words(Example("Where was Ada born?", "Ada was born in Oslo.", key="Oslo"), 2).prompt
+    'Where was Ada born? Ada was'
     """
     found = re.match(rf"(?:\s*\S+){{{count}}}", example.answer)
     if found is None or not example.key or found.end() > example.answer.find(example.key):

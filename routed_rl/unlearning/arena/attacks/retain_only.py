@@ -18,6 +18,9 @@ class RetainOnly(FineTuning):
     weights.
     """
 
+    learning_rates: tuple[float, ...] = (3e-3, 1e-3, 3e-4)
+    """learning rate of each attempt; AdamW, constant"""
+
     def documents(self, victim: Victim) -> Sequence[Row]:
         """Return the retain documents."""
         return victim.benchmark.retain

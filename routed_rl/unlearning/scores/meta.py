@@ -1,0 +1,118 @@
+"""Meta-evaluation: whether a score can be trusted.
+
+A score is applied to models of which it is known whether they know the forget set, before and after changes that a
+model meets in use. (OpenUnlearning, Dorna et al. 2025, arXiv 2506.12618. The symmetric forms of robustness are those of
+Lee et al. 2026, arXiv 2605.24614.)
+
+All functions take values of a score that rises with knowledge. :func:`rising` turns values of other scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from routed_rl.unlearning.scores.membership import area_under_curve
+from routed_rl.unlearning.scores.score import Score
+from routed_rl.unlearning.scores.utility import harmonic_mean
+
+
+def rising(score: Score, value: float) -> float:
+    """Return a score's value so that more knowledge of the forget set gives more.
+
+    A score for which low is best stays as it is. One for which high is best is taken from its largest value, or from 0
+    where it has none. Of one for which zero is best, the distance from zero is taken.
+    """
+    if score.best == "low":
+        return value
+    return abs(value) if score.best == "zero" else (score.limits[1] or 0.0) - value
+
+
+def faithfulness(knowing: Sequence[float], unknowing: Sequence[float]) -> float:
+    """Return the chance that a model that knows has a larger value than one that does not: the AUC. 0.5 is chance.
+
+    >>> faithfulness([0.9, 0.4], [0.1, 0.4])
+    0.875
+
+    Args:
+        knowing: values of models that learned the forget set, among other data.
+        unknowing: values of models that learned other data alone.
+    """
+    return area_under_curve(np.array(knowing), np.array(unknowing))
+
+
+def _likeness(one: float, other: float, gap: float) -> float:
+    """Return one minus a gap, as a share of both numbers together. Nothing against nothing is alike."""
+    together = abs(one) + abs(other)
+    return 1.0 if together == 0 else 1 - gap / together
+
+
+def stability(before: float, after: float) -> float:
+    """Return how little a value moves under a change that adds no knowledge, such as quantisation: 1 is not at all.
+
+    ``1 - |after - before| / (|before| + |after|)``. (OpenUnlearning's ``min(before / after, 1)`` counts rises only.)
+
+    >>> stability(0.25, 0.75), stability(0.75, 0.25), stability(0.0, 0.0)
+    (0.5, 0.5, 1.0)
+    """
+    return _likeness(before, after, abs(after - before))
+
+
+def following(unlearned: tuple[float, float], retrained: tuple[float, float]) -> float:
+    """Return whether a value moves as much as the retrained model's under a change that adds knowledge: relearning.
+
+    ``1 - |U - R| / (|U| + |R|)``, where ``U`` and ``R`` are the changes. A score that misses knowledge which is left in
+    an unlearned model jumps when the model is fine-tuned on the forget set, while that of the retrained model rises
+    slowly. (OpenUnlearning's ``min(R / U, 1)`` counts larger rises only.)
+
+    >>> following((0.0, 0.75), (0.0, 0.25)), following((0.25, 0.5), (0.0, 0.25))
+    (0.5, 1.0)
+
+    Args:
+        unlearned, retrained: values before and after the change.
+    """
+    moved, expected = unlearned[1] - unlearned[0], retrained[1] - retrained[0]
+    return _likeness(moved, expected, abs(moved - expected))
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far a score can be trusted.
+
+    Attributes:
+        faithfulness: see :func:`faithfulness`.
+        stability: the mean of :func:`stability`. NaN: nothing was measured.
+        following: the mean of :func:`following`. NaN: nothing was measured.
+    """
+
+    faithfulness: float
+    stability: float
+    following: float
+
+    @property
+    def robustness(self) -> float:
+        """The harmonic mean of stability and following."""
+        return harmonic_mean([self.stability, self.following])
+
+
+def trust(
+    knowing: Sequence[float],
+    unknowing: Sequence[float],
+    changed: Iterable[tuple[float, float]] = (),
+    relearned: Iterable[tuple[float, float]] = (),
+    retrained: tuple[float, float] | None = None,
+) -> Trust:
+    """Return how far a score can be trusted, from its values for models whose truth is known.
+
+    Args:
+        knowing, unknowing: as for :func:`faithfulness`.
+        changed: values of models before and after a change that adds no knowledge.
+        relearned: values of unlearned models before and after fine-tuning on forget documents.
+        retrained: the same of the retrained model.
+    """
+    stable = [stability(*pair) for pair in changed]
+    follows = [following(pair, retrained) for pair in relearned] if retrained is not None else []
+    means = [float(np.mean(each)) if each else np.nan for each in (stable, follows)]
+    return Trust(faithfulness(knowing, unknowing), *means)

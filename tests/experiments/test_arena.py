@@ -1,0 +1,200 @@
+"""``routed-rl arena`` and ``ArenaStudy``: what runs and what does not, what is found, and what is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
+
+from routed_rl.errors import UserError
+from routed_rl.experiments import cli
+from routed_rl.lm import load_model, load_tokenizer
+from routed_rl.options.arena import Student
+from routed_rl.unlearning.arena import ArenaStudy
+from tests import forks
+from tests.browser import needs_browser, opened
+from tests.experiments import small_arenas
+from tests.experiments.described import assert_described
+from tests.experiments.mistakes import complaints
+from tests.experiments.small_arenas import KILLS, OPTIONS
+
+NAMES = ["full", "retrained", "npo", "npo + UNDO α 0.6", "graddiff", "graddiff + UNDO α 0.6"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        yield small_arenas.make_small(patch)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("arena") / "study"
+    small_arenas.study(out)
+    return out
+
+
+def run(out, *options):
+    cli.main(["arena", *OPTIONS, *map(str, options), "--out", str(out)])
+
+
+def refused(capsys, *options):
+    return complaints(capsys, lambda: cli.main(["arena", *map(str, options)]))[-1]
+
+
+def test_every_model_has_every_score_and_every_attack(study):
+    found = pd.read_csv(study / "results.csv")
+    assert sorted(found.name.unique()) == sorted(NAMES)
+    before, attacked = found[found.attack == "none"], found[found.attack != "none"]
+    scores = {"knowledge", "retained-knowledge", "extraction-strength", "forget-quality"}
+    assert all(set(rows.score) == scores for _, rows in before.groupby("name"))
+    attacks = {"fine-tuning", "quantisation", "worst", "worst of weights"}
+    assert all(set(rows.attack) == attacks for _, rows in attacked.groupby("name"))
+    inside = before.dropna(subset=["low"])
+    assert len(inside) and (inside.low <= inside.value).all() and (inside.value <= inside.high).all()
+    assert_described(study)
+
+
+def test_the_worst_attack_is_the_one_with_the_largest_excess(study):
+    found = pd.read_csv(study / "results.csv")
+    for _, rows in found[found.attack != "none"].groupby("name"):
+        of = rows.set_index("attack").excess
+        assert of["worst"] == max(of["fine-tuning"], of["quantisation"])
+    assert (found[(found.name == "retrained") & (found.attack != "none")].excess == 0).all()
+
+
+def test_compute_counts_all_stages_after_the_full_model(study):
+    found = pd.read_csv(study / "results.csv")
+    cost = found.drop_duplicates("name").set_index("name")
+    assert cost.cost["retrained"] == 6 and pd.isna(cost.cost["full"])
+    assert cost.cost["graddiff"] == 4, "two steps on two sets"
+    undone = cost.cost["graddiff"] + cost.steps["graddiff + UNDO α 0.6"] * 4 / 3
+    assert cost.cost["graddiff + UNDO α 0.6"] == pytest.approx(undone)
+    assert cost.compute["graddiff"] == pytest.approx(4 / 6)
+
+
+def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys):
+    given = {
+        "methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2, "budget": 4,
+        "attacks": ["fine-tuning", "quantisation"], "out": study,
+        "scores": ["knowledge", "retained-knowledge", "extraction-strength", "forget-quality"],
+    }  # fmt: skip
+    mine = ArenaStudy(**given, student=Student(steps=3, least=2))
+    assert set(mine.plan().reason) == {"is finished"}
+    pd.testing.assert_frame_equal(mine.results(), pd.read_csv(study / "results.csv"), check_dtype=False)
+    assert all(isinstance(mine.figure(name), Figure) for name in ArenaStudy.FIGURES)
+    done = len(small)
+    more = ArenaStudy(**{**given, "methods": ["npo", "graddiff", "task-vector"]}, student=Student(steps=3, least=2))
+    plan = more.plan()
+    new = plan[plan.reason != "is finished"]
+    assert set(new.model) == {"task-vector", "task-vector + UNDO α 0.6"} and len(new) == 2 * (1 + 4 + 2)
+    assert len(small) == done, "a plan runs nothing"
+    more = ArenaStudy(**{**given, "attacks": ["fine-tuning", "quantisation", "pruning"]}, student=mine.student)
+    plan = more.plan()
+    assert set(plan[plan.reason != "is finished"].stage.str.partition("-")[0]) == {"attack"}
+    run(study, "--plan")
+    assert "0 of 42 stages would run" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [next(study.glob(f"stages/{kind}-*/model")) for kind in ("full", "retrained")]
+    model, retrained = (load_model(str(folder), None) for folder in folders)
+    options = {"methods": ["npo"], "then": ["none"], "settings": ["npo.steps=2"], "batch_size": 2, "budget": 4}
+    mine = ArenaStudy(
+        model=model, retrained=retrained, tokenizer=load_tokenizer(str(folders[0])), out=tmp_path / "mine",
+        scores=["knowledge", "forget-quality"], **options,
+    )  # fmt: skip
+    found = mine.run()
+    assert (
+        set(found.name) == {"full", "retrained", "npo"} and found[found.score == "forget-quality"].value.notna().all()
+    )
+    alone = ArenaStudy(model=str(folders[0]), out=tmp_path / "alone", **options)
+    assert "forget-quality" not in alone.arena.scores and "knowledge" in alone.arena.scores
+    found = alone.run()
+    assert set(found.name) == {"full", "npo"} and found.excess.isna().all()
+
+
+def test_a_saved_model_has_a_card_and_scores_under_the_names_of_open_unlearning(study, small, tmp_path):
+    given = {"methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2}
+    given |= {"budget": 4, "attacks": ["fine-tuning", "quantisation"], "student": Student(steps=3, least=2)}
+    scores = ["knowledge", "retained-knowledge", "extraction-strength", "forget-quality"]
+    mine = ArenaStudy(**given, scores=scores, out=study)
+    folder = mine.save("npo + UNDO α 0.6", tmp_path / "npo")
+    assert load_model(str(folder), None).config.hidden_size == 16
+    found = mine.results().query("name == 'npo + UNDO α 0.6' and attack == 'none'").set_index("score").value
+    summary = json.loads((folder / "TOFU_SUMMARY.json").read_text())
+    assert summary == pytest.approx({
+        "knowledge": found["knowledge"], "retained-knowledge": found["retained-knowledge"],
+        "extraction_strength": found["extraction-strength"], "forget_quality": found["forget-quality"],
+    })  # fmt: skip
+    evaluation = json.loads((folder / "TOFU_EVAL.json").read_text())
+    by_index = evaluation["extraction_strength"]["value_by_index"]
+    assert len(by_index) == 12 and np.mean([next(iter(of.values())) for of in by_index.values()]) == pytest.approx(
+        summary["extraction_strength"]
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and "unlearning" in card.data.tags
+    assert "| fine-tuning |" in card.text and "| beta | 0.1 |" in card.text
+    with pytest.raises(UserError, match="there is no model 'npoo'; there are retrained, full, npo"):
+        mine.save("npoo", tmp_path / "other")
+
+
+def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
+    assert forks.run(tmp_path / "log", small_arenas.main, tmp_path) == 0, (tmp_path / "log").read_text()
+    assert int((tmp_path / "kills").read_text()) >= KILLS
+    for name in ("results.csv", "leaderboard.md", "leaderboard.tex"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
+@needs_browser
+def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
+    with opened((study / "leaderboard.html").as_uri()) as (page, wrong):
+        table = page.locator("table").first
+        rows = table.locator("tbody tr")
+        assert rows.count() == len(NAMES)
+        page.get_by_role("searchbox").first.fill("UNDO")
+        assert [row.is_visible() for row in rows.all()].count(True) == 2
+        page.get_by_role("searchbox").first.fill("")
+        table.get_by_role("button", name="model").click()
+        names = [row.locator("td").first.inner_text() for row in rows.all()]
+        assert names == sorted(names, key=str.lower) and not wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--methods", "npoo"], "--methods must be one of"),
+        (["--settings", "npoo.steps=2"], "--settings must be METHOD.NAME=VALUE"),
+        (["--settings", "npo.step=2"], "the settings of npo are"),
+        (["--attacks", "fine-tuning", "--budget", "2"], "--budget 2 is less than the"),
+        (["--scores", "verbatim-memorisation"], "the score verbatim-memorisation is not defined for tofu-small: "),
+        (["--benchmark", "tofu"], "--benchmark tofu needs --model"),
+        (["--benchmark", "nothing"], "--benchmark must be one of"),
+        (["--model", "no-such-folder/model"], "no-such-folder/model"),
+        (["--alphas", "1.5"], "--alphas 1.5 must be between 0 and 1"),
+        (["--seeds", "0"], "--seeds must be"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_and_nothing_is_written(small, capsys, tmp_path, options, said):
+    assert said in refused(capsys, *OPTIONS[:2], *options, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_that_overlap_are_refused_with_their_numbers(small, capsys, tmp_path):
+    rows = [{"set": name, "question": f"Where is {i}?", "answer": f"In {i}."} for i, name in enumerate("ab")]
+    rows = [{**rows[0], "set": "forget"}, {**rows[0], "set": "retain"}, {**rows[1], "set": "retain"}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused(capsys, "--benchmark", "custom", "--data", tmp_path / "mine.jsonl", "--out", tmp_path / "out")
+    assert "1 of 1 forget documents are in the retain set too" in said
+
+
+def test_unknown_options_of_a_study_are_refused():
+    with pytest.raises(TypeError, match="there is no option 'method'"):
+        ArenaStudy(method="npo")
+    with pytest.raises(UserError, match="tokenizer"):
+        ArenaStudy(model=torch.nn.Linear(2, 2))

@@ -1,0 +1,38 @@
+"""The documents about the arena's attacks say what is so."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from routed_rl.unlearning.arena.attacking import run_attack
+from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ARENA_ATTACKS
+from tests.own_code import own_code
+from tests.unlearning.arena.small_arena import Seen, knowledge, small_victim
+
+DOCS = Path(__file__).parents[3] / "docs"
+GUIDE = (DOCS / "how-to" / "add_to_the_arena.md").read_text()
+(OWN,) = [code for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "ArenaAttack" in code]
+
+
+def test_the_guides_attack_runs_as_one_of_ones_own(tmp_path):
+    with own_code(tmp_path) as write:
+        write("my_attacks.py", OWN)
+        found = ALL_ATTACKS.find("my_attacks:Rescaled", "--attacks")
+        victim, look = small_victim(), Seen()
+        result = run_attack(found.kind(), victim, knowledge(victim), 10)
+        assert {entry["attempt"] for entry in result["looks"]} == {0.8, 1.25} and result["cost"] == 0
+        found.kind().attempt(0.8, victim, look)
+    weights = dict(victim.model.named_parameters())
+    for name, weight in look.models[0].items():
+        assert torch.equal(weight, 0.8 * weights[name] if weight.ndim > 1 else weights[name])
+
+
+def test_the_table_of_attacks_is_the_registry():
+    rows = re.findall(r"^\| `([a-z-]+)` \|(.*)\|$", (DOCS / "reference" / "arena_attacks.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(ARENA_ATTACKS)
+    for name, row in rows:
+        attack = ARENA_ATTACKS[name]()
+        assert ("the original model" in row) == attack.needs_original
+        assert ("prompts" in row or "embeddings" in row) == (attack.group == "prompts")
+        assert ("learning rates" in row) == attack.sweep
