@@ -109,12 +109,13 @@ def write(tmp_path):
         yield write
 
 
-def test_a_metric_of_ones_own_can_be_tried_on_a_model(tmp_path, capsys):
+def test_a_metric_of_ones_own_can_be_tried_on_a_model(tmp_path, capsys, monkeypatch):
     """By the lines of the guide."""
     lines = "".join(re.findall(r"^    .*\n|^\n", GUIDE.read_text().partition("Try it on a model")[2], re.MULTILINE))
     code = textwrap.dedent(lines.partition("    routed-rl undo")[0])
     texts = {"forget": ["the cat sat", "the dog ran"], "retain": ["a boat on the sea"]}
     model, tokenizer = tiny_model("llama").eval(), stories_tokenizer()
+    monkeypatch.syspath_prepend(tmp_path)
     with own_code(tmp_path) as write:
         write("my_measures.py", OWN)
         exec(code, {"model": model, "tokenizer": tokenizer, **texts})
