@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
+from routed_rl.lm import WholeDocuments, evaluate, text_corpus
+from routed_rl.lm.stories import stories_tokenizer
 from routed_rl.unlearning.undo_study import measurements
 from tests.experiments.described import assert_described
 from tests.experiments.small_undo import STUDY, refused, run, table
+from tests.lm.tiny_models import tiny_model
 from tests.own_code import own_code
 
 
@@ -103,6 +107,22 @@ def write(tmp_path):
     with own_code(tmp_path) as write:
         write("own.py", OWN)
         yield write
+
+
+def test_a_metric_of_ones_own_can_be_tried_on_a_model(tmp_path, capsys, monkeypatch):
+    """By the lines of the guide."""
+    lines = "".join(re.findall(r"^    .*\n|^\n", GUIDE.read_text().partition("Try it on a model")[2], re.MULTILINE))
+    code = textwrap.dedent(lines.partition("    routed-rl undo")[0])
+    texts = {"forget": ["the cat sat", "the dog ran"], "retain": ["a boat on the sea"]}
+    model, tokenizer = tiny_model("llama").eval(), stories_tokenizer()
+    monkeypatch.syspath_prepend(tmp_path)
+    with own_code(tmp_path) as write:
+        write("my_measures.py", OWN)
+        exec(code, {"model": model, "tokenizer": tokenizer, **texts})
+    corpus = text_corpus(tokenizer, **texts)
+    for line, kind in zip(capsys.readouterr().out.splitlines(), texts, strict=True):
+        loss = evaluate(model, WholeDocuments(corpus, corpus.documents("train", kind))).mean()
+        assert line.split()[0] == kind and float(line.split()[1]) == pytest.approx(math.exp(loss), rel=1e-4)
 
 
 @pytest.mark.usefixtures("undrawn")

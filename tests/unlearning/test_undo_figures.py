@@ -73,6 +73,17 @@ def test_a_model_has_one_colour_in_all_figures():
     assert all(relearning[f"α {alpha:g}"] == ordered_colour(alpha) for alpha in ALPHAS)
 
 
+def test_a_point_says_its_noise_scale_by_the_colour_of_its_edge():
+    curves, frame = study()
+    axes = figures.draw_trade_off(frame[frame.model == "undo"], 0.1).axes[0]
+    legend = {line.get_label(): line.get_markeredgecolor() for line in axes.get_lines()}
+    lines = colours(figures.draw_relearning(curves, Answers(), 0.1))
+    for scale, robustness in ((0.0, 50), (0.5, 60)):
+        points = [line for line in axes.get_lines() if line.get_markeredgecolor() == legend[f"edge: β {scale:g}"]]
+        assert robustness in {round(y) for point in points for y in point.get_ydata()}
+        assert lines[f"β {scale:g}"] == legend[f"edge: β {scale:g}"]
+
+
 @pytest.mark.parametrize("metric", [Answers(), Loss()])
 def test_all_other_figures_can_be_read(metric):
     curves, frame = study(lowest=0.5 if isinstance(metric, Loss) else 0.0)

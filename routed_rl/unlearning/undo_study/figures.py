@@ -57,6 +57,12 @@ def suppressed_looks(names: Iterable[str | None]) -> Looks:
     return {name: {"color": PALETTE[colour], "linestyle": "-", "marker": marker} for name, colour, marker in found}
 
 
+def beta_colours(scales: Iterable[float | None], main: float) -> Mapping[float, str]:
+    """Return the colour of each noise scale but the main one, the same in all figures of a study."""
+    others = sorted({*pd.Series([*scales], dtype=float).dropna()} - {main})
+    return {scale: PALETTE[colour] for scale, colour in zip(others, cycle(BETAS), strict=False)}
+
+
 def figures(
     frame: pd.DataFrame,
     curves: Curves,
@@ -95,6 +101,7 @@ def draw_relearning(curves: Curves, metric: Metric, beta: float) -> Figure:
         beta: the main noise scale. Students with other scales have a panel of their own.
     """
     looks = suppressed_looks(member.suppressor for member in curves)
+    edges = beta_colours((member.beta for member in curves), beta)
     suppressed = [member for member in _kinds(curves) if member.model == "suppressed"]
     compared = [member for member in _kinds(curves) if member.model in ("reference", "filtered")]
     panels: list[tuple[str, dict[str, Lines]]] = []
@@ -107,12 +114,11 @@ def draw_relearning(curves: Curves, metric: Metric, beta: float) -> Figure:
         for part in in_panels([member for member in students if member.beta == beta], STUDENTS):
             panels.append((f"UNDO of {teacher}, β {beta:g}", _lines(curves, [*beside, *part], looks)))
         for alpha in sorted({member.alpha for member in students if member.beta != beta and member.alpha is not None}):
-            colours = cycle(BETAS)
             of_alpha = [member for member in students if member.alpha == alpha]
             for part in in_panels(sorted(of_alpha, key=lambda member: member.beta or 0), STUDENTS):
                 lines = _lines(curves, beside, looks)
                 for member in part:
-                    look = {} if member.beta == beta else {"color": PALETTE[next(colours)]}
+                    look = {} if member.beta == beta else {"color": edges[member.beta]}
                     lines |= _lines(curves, [member], looks, f"β {member.beta:g}", **look)
                 panels.append((f"UNDO of {teacher}, α {alpha:g}", lines))
     return _attacks(panels, metric)
@@ -122,17 +128,18 @@ def draw_relearning(curves: Curves, metric: Metric, beta: float) -> Figure:
 def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
     """Robustness against compute: a point per model. A line joins the means at the main noise scale, in order of α.
 
-    Empty points are models whose robustness means little, because their retain performance is not their teacher's.
+    Points of another noise scale have an edge in its colour. Empty points are models whose robustness means little,
+    because their retain performance is not their teacher's.
     """
     figure, axes = subplots(height=4.4)
-    looks = suppressed_looks(undone.suppressor)
+    looks, edges = suppressed_looks(undone.suppressor), beta_colours(undone.beta, beta)
     for method, rows in undone.groupby("suppressor", sort=False):
         marker = looks[str(method)]["marker"]
         percent = rows.assign(x=100 * rows.compute.astype(float), y=100 * rows.robustness.astype(float))
         for row in percent.itertuples():
             look = {"color": ordered_colour(row.alpha), "mec": "black", "mew": 0.5}
             if row.beta != beta:
-                look |= {"mec": PALETTE["vermillion"], "mew": 1.5}
+                look |= {"mec": edges[row.beta], "mew": 1.5}
             if row.comparable == False:  # noqa: E712
                 look |= {"mfc": "white", "mec": look["color"], "mew": 1.2}
             axes.plot(row.x, row.y, marker, markersize=6, linestyle="", **look)
@@ -149,8 +156,8 @@ def draw_trade_off(undone: pd.DataFrame, beta: float) -> Figure:
     )
     for method in undone.suppressor.unique():
         axes.plot([], [], looks[method]["marker"], color=GREYS[2], label=f"UNDO of {method}, β {beta:g}")
-    if (undone.beta != beta).any():
-        axes.plot([], [], "o", mfc="none", mec=PALETTE["vermillion"], mew=1.5, label="another noise scale β")
+    for scale, colour in edges.items():
+        axes.plot([], [], "o", mfc="none", mec=colour, mew=1.5, label=f"edge: β {scale:g}")
     if (undone.comparable == False).any():  # noqa: E712
         axes.plot([], [], "o", mfc="white", mec=GREYS[2], mew=1.2, label="empty: retain performance not back")
     axes.set(xlabel="steps of distillation (% of the filtered model's steps)", ylabel="robustness (%)")
