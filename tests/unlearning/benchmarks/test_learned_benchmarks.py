@@ -60,7 +60,9 @@ def truth_ratios(reader):
     return wrong.mean(axis=1) / right.mean(axis=1)
 
 
-@pytest.mark.parametrize("name", MADE_HERE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "choice-small")) for name in MADE_HERE]
+)
 def test_a_model_learns_a_few_examples_and_not_those_that_it_never_reads(name):
     whole = BENCHMARKS[name]().load()
     few = {kind: whole.sets[kind][:8] for kind in ("forget", "retain")}
