@@ -65,6 +65,26 @@ CAPITALS = """
 Astel Berin Colm Dovan Estal Firth Graven Helmar Ivor Jaspel Koldar Lindow Morven Nessa Orlon Pravi
 """
 CURRENCIES = "crown mark dinar florin thaler shell peso ducat"
+SETTINGS = (
+    *("graddiff.steps=60", "graddiff.learning_rate=3e-4"),
+    *("maxent.steps=120", "maxent.learning_rate=3e-4"),
+    *("rmu.steps=120", "rmu.learning_rate=1e-3"),
+    *("npo.steps=120", "npo.learning_rate=3e-4", "npo.retain_weight=5"),
+    *("simnpo.steps=60", "simnpo.learning_rate=3e-4"),
+    *("undial.steps=120", "undial.learning_rate=3e-4"),
+    *("repnoise.steps=120", "repnoise.learning_rate=3e-4"),
+    *("wga.steps=120", "wga.learning_rate=3e-4"),
+    *("satimp.steps=120", "satimp.learning_rate=1e-3"),
+    *("ceu.steps=120", "ceu.learning_rate=3e-4"),
+    *("pdu.steps=120", "pdu.learning_rate=3e-4"),
+    *("idk_nll.steps=120", "idk_nll.learning_rate=1e-3"),
+    *("idk_dpo.steps=240", "idk_dpo.learning_rate=1e-3"),
+    *("alt_po.steps=120", "alt_po.learning_rate=1e-3"),
+    *("repselect.steps=120", "repselect.learning_rate=1e-3"),
+    *("circuit_breaker.steps=120", "circuit_breaker.learning_rate=7e-4"),
+    *("lat.steps=60", "lat.learning_rate=3e-4"),
+)
+"""Of methods: the best of a sweep over steps and learning rates, with seed 10. Others keep their own recipes."""
 WRONG, OTHER_WRONG = 5, 3
 """Perturbed answers of an example: as many as in TOFU."""
 LEARNED, HELD_OUT, OTHER = 60, 12, 24
@@ -107,6 +127,7 @@ class TofuSmall(BenchmarkKind):
 
     splits = ("forget20", "forget10", "forget05")
     recipe: ClassVar[Recipe] = Recipe("tiny", 1024, Training(steps=400, learning_rate=4e-3), batch_size=48)
+    settings = SETTINGS
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
