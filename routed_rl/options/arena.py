@@ -59,7 +59,7 @@ class ArenaOptions:
     """scale β of the noise in this formula"""
     student: Student = field(default_factory=Student)
     """distillation"""
-    attacks: tuple[PluginName, ...] = ("fine-tuning",)
+    attacks: tuple[PluginName, ...] = ("fine-tuning", "held-out-facts", "quantisation")
     """attacks on every model: names in routed_rl.unlearning.arena.ARENA_ATTACKS, or MODULE:CLASS"""
     budget: int = 200
     """gradient steps that an attack may spend, in all its attempts together"""
