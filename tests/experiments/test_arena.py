@@ -70,11 +70,11 @@ def test_the_worst_attack_is_the_one_with_the_largest_excess(study):
 def test_compute_counts_all_stages_after_the_full_model(study):
     found = pd.read_csv(study / "results.csv")
     cost = found.drop_duplicates("name").set_index("name")
-    assert cost.cost["retrained"] == 6 and pd.isna(cost.cost["full"])
-    assert cost.cost["graddiff"] == 4, "two steps on two sets"
-    undone = cost.cost["graddiff"] + cost.steps["graddiff + UNDO α 0.6"] * 4 / 3
+    assert cost.cost["retrained"] == 6 * 4 and pd.isna(cost.cost["full"])
+    assert cost.cost["graddiff"] == 2 * 2 * 2, "two steps on two rows of two sets"
+    undone = cost.cost["graddiff"] + cost.steps["graddiff + UNDO α 0.6"] * 2 * 4 / 3
     assert cost.cost["graddiff + UNDO α 0.6"] == pytest.approx(undone)
-    assert cost.compute["graddiff"] == pytest.approx(4 / 6)
+    assert cost.compute["graddiff"] == pytest.approx(8 / 24)
 
 
 def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys):

@@ -119,7 +119,7 @@ def _card(arena: Arena, results: pd.DataFrame, entry: Entry) -> ModelCard:
                   for row in attacked.itertuples()]),
         "Another attack, or a longer one, may bring back more.",
         "## Cost",
-        f"{_number(before.cost.iloc[0]) or 'unknown'} gradient steps after the full model; that is "
+        f"{_number(before.cost.iloc[0]) or 'unknown'} rows of training after the full model; that is "
         f"{_number(before.compute.iloc[0]) or 'an unknown share'} of retraining.",
     ]  # fmt: skip
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")

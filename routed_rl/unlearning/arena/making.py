@@ -42,7 +42,7 @@ class Maker:
     def make(self, stage: Stage, on_step: OnStep) -> dict[str, Any]:
         """Make a stage's model, save it in the stage's directory, and return what it has cost.
 
-        ``steps`` are gradient steps. ``cost`` counts them in rows: a step on two sets costs two, and a forward pass a
+        ``steps`` are gradient steps. ``cost`` is the number of rows that they train on; rows that are only read count a
         third. Models that are given have neither.
         """
         config: Mapping[str, Any] = stage.config
@@ -77,7 +77,8 @@ class Maker:
         order = derive_seed(stage.seed, "order")
         source = Batches(corpus, documents, row_length(corpus, model), recipe.batch_size, order)
         train(model, source, recipe.training, seed=derive_seed(stage.seed, "train"), on_step=on_step)
-        return model, tokenizer, {"steps": recipe.training.steps, "cost": float(recipe.training.steps)}
+        steps = recipe.training.steps
+        return model, tokenizer, {"steps": steps, "cost": float(steps * recipe.batch_size)}
 
     def _unlearned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         config: Mapping[str, Any] = stage.config
@@ -96,8 +97,8 @@ class Maker:
             learning_rate=recipe.learning_rate,
         )
         steps = recipe.steps * (method.stages if isinstance(method, Procedure) else 1)
-        sets = 2 if method.alternatives is None else 3
-        return made, tokenizer, {"steps": steps, "cost": float(sets * steps * getattr(method, "cost", 1.0))}
+        sets, rows = 2 if method.alternatives is None else 3, float(self.arena.options.batch_size)
+        return made, tokenizer, {"steps": steps, "cost": sets * steps * rows * getattr(method, "cost", 1.0)}
 
     def _distilled(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         options, config = self.arena.options, stage.config
@@ -121,7 +122,7 @@ class Maker:
                 **self._common(stage),
                 callback=after,
             )
-        return made, tokenizer, {"steps": done[-1], "cost": done[-1] * (1 + FORWARD_PASS)}
+        return made, tokenizer, {"steps": done[-1], "cost": done[-1] * options.batch_size * (1 + FORWARD_PASS)}
 
     def _common(self, stage: Stage) -> dict[str, Any]:
         options = self.arena.options

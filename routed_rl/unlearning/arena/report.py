@@ -47,7 +47,7 @@ MEANINGS = {
     "half": "gradient steps after which the attack has brought back half of what was forgotten; empty: it has not",
     "attack_cost": "cost of the attack, in gradient steps; a forward pass counts a third",
     "steps": "gradient steps of the last stage that made the model",
-    "cost": "cost of all stages after the full model, in gradient steps on one set of rows",
+    "cost": "rows on which all stages after the full model train; rows that are only read count a third",
     "compute": "cost, divided by that of the retrained model",
     "robustness": "0: as fragile as the same method alone; 1: as robust as the retrained model; under the worst attack",
 }

@@ -54,13 +54,11 @@ def _command(batch: Sequence[StageRun]) -> list[str]:
 
 
 def _together(runs: list[StageRun]) -> list[list[StageRun]]:
-    """Group stages into commands: each model by itself, all scores of a model, and each attack on it."""
-    found: dict[tuple[str, str], list[StageRun]] = {}
+    """Group stages into commands: each model by itself, and all scores of a model and attacks on it."""
+    found: dict[tuple[str, bool], list[StageRun]] = {}
     for run in runs:
-        stage = run.stage
-        measured = stage if stage.kind in MAKE else stage.parents["model"]
-        part = stage.key if stage.kind in (*MAKE, ATTACK) else stage.kind
-        found.setdefault((measured.key, part), []).append(run)
+        is_model = run.stage.kind in MAKE
+        found.setdefault(((run.stage if is_model else run.stage.parents["model"]).key, is_model), []).append(run)
     return list(found.values())
 
 

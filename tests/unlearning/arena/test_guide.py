@@ -3,16 +3,30 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 from routed_rl.unlearning.arena.attacking import run_attack
 from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ARENA_ATTACKS
+from routed_rl.unlearning.scores import ALL_SCORES
 from tests.own_code import own_code
 from tests.unlearning.arena.small_arena import Seen, knowledge, small_victim
 
 DOCS = Path(__file__).parents[3] / "docs"
 GUIDE = (DOCS / "how-to" / "add_to_the_arena.md").read_text()
-(OWN,) = [code for code in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "ArenaAttack" in code]
+SCORE, OWN = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+
+
+def test_the_guides_score_is_the_mean_log_probability(tmp_path):
+    with own_code(tmp_path) as write:
+        write("my_scores.py", SCORE)
+        score = ALL_SCORES.find("my_scores:Confidence", "--scores").kind()
+        reader = small_victim().reader
+        found = score.value(score.examples(reader))
+    asked = reader.benchmark.examples("forget")
+    assert found == pytest.approx(np.mean([np.mean(tokens.log_probability) for tokens in reader.answers(asked)]))
+    assert found < 0 and score.best == "low"
 
 
 def test_the_guides_attack_runs_as_one_of_ones_own(tmp_path):

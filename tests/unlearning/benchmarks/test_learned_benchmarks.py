@@ -12,7 +12,7 @@ from routed_rl.lm.texts import row_length
 from routed_rl.unlearning.benchmarks import BENCHMARKS, Benchmark
 from routed_rl.unlearning.scores import Knowledge, Reader
 
-MADE_HERE = [name for name, kind in BENCHMARKS.items() if kind.recipe is not None]
+MADE_HERE = [name for name, kind in BENCHMARKS.items() if kind.splits and kind.recipe is not None]
 
 
 class Learned:
