@@ -27,12 +27,16 @@ def run_attack(
     """Attack a model by all attempts of an attack, which share a budget, and return what JSON can hold.
 
     Args:
+        attack: the attack, with its settings.
         victim: the model, and what the attacker may use. Its number of steps is replaced by an attempt's share.
-        measure: measures the attacked model.
+        measure: returns numbers of a model by name. It gets the attacked model, what the attacker makes of each
+            question, and the benchmark to measure. The number ``main`` is the benchmark's main score.
         budget: gradient steps of all attempts together.
         half: main score at which half of the knowledge is back. None: halfway from the benchmark's chance to 1.
 
     Returns:
+        What was found, by name.
+
         - ``looks``: what was measured: ``attempt``, ``step`` and the numbers. A number that is not finite is None.
         - ``worst``: the highest main score of all looks, with its ``attempt`` and ``step``. Of equal looks,
           that with the fewest steps counts. All three are None if nothing finite was measured.

@@ -26,7 +26,6 @@ ALL_BENCHMARKS: Registry[BenchmarkKind] = Registry("benchmark", BenchmarkKind, B
 """All benchmarks that can be named: those above, those of installed packages, and the user's own."""
 
 __all__ = [
-    "ALL_BENCHMARKS",
     "BENCHMARKS",
     "Benchmark",
     "BenchmarkKind",

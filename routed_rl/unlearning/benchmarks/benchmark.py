@@ -59,7 +59,8 @@ class Benchmark:
     """Documents and examples.
 
     Attributes:
-        forget, retain: the documents to unlearn, and those to keep. A model to be unlearned has learned both.
+        forget: the documents to unlearn. A model to be unlearned has learned these and the retain documents.
+        retain: the documents to keep.
         sets: examples by set: ``forget``, ``retain``, ``holdout``, and others, all of which a model should keep. Sets
             of texts are called after their kind, such as ``forget_texts``.
         main: name of the score that says how much of the forget set a model knows. Attackers raise it.
@@ -152,7 +153,7 @@ class BenchmarkKind(ABC):
 
         Args:
             data: a folder or file with its data. None: the usual place, such as the Hugging Face Hub.
-            split: one of :attr:`splits`. None: the usual one.
+            split: one of ``splits``. None: the usual one.
 
         Raises:
             UserError: for data without a field that is needed, or an unknown split.

@@ -9,9 +9,11 @@ from routed_rl.unlearning.scores.choices import (
     MultipleChoiceTotal,
     NormalisedProbability,
     RetainedMultipleChoice,
+    chosen,
+    normalised_probability,
 )
-from routed_rl.unlearning.scores.depth import UnlearningDepth
-from routed_rl.unlearning.scores.knowledge import Knowledge, RetainedKnowledge
+from routed_rl.unlearning.scores.depth import UnlearningDepth, depth, erased
+from routed_rl.unlearning.scores.knowledge import Knowledge, RetainedKnowledge, states
 from routed_rl.unlearning.scores.lens import LogitLens, LogitLensProbability
 from routed_rl.unlearning.scores.membership import (
     MembershipInference,
@@ -21,11 +23,26 @@ from routed_rl.unlearning.scores.membership import (
     MembershipReference,
     MembershipZlib,
     PrivacyLeakage,
+    area_under_curve,
+    leakage,
+    lowest_mean,
+    standardised,
+    zlib_ratio,
 )
-from routed_rl.unlearning.scores.memorisation import ExactMemorisation, ExtractionStrength
-from routed_rl.unlearning.scores.meta import Trust, rising, trust
-from routed_rl.unlearning.scores.probability import ParaphrasedProbability, Probability, RetainedProbability
-from routed_rl.unlearning.scores.probe import LinearProbe
+from routed_rl.unlearning.scores.memorisation import (
+    ExactMemorisation,
+    ExtractionStrength,
+    exact_memorisation,
+    extraction_strength,
+)
+from routed_rl.unlearning.scores.meta import Trust, faithfulness, following, rising, stability, trust
+from routed_rl.unlearning.scores.probability import (
+    ParaphrasedProbability,
+    Probability,
+    RetainedProbability,
+    probability,
+)
+from routed_rl.unlearning.scores.probe import LinearProbe, probe_accuracy
 from routed_rl.unlearning.scores.reader import Reader, Tokens
 from routed_rl.unlearning.scores.rouge import (
     KnowledgeMemorisation,
@@ -33,10 +50,20 @@ from routed_rl.unlearning.scores.rouge import (
     RetainedRougeRecall,
     RougeRecall,
     VerbatimMemorisation,
+    rouge_l,
 )
 from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers, Score, SetScore, interval
-from routed_rl.unlearning.scores.truth_ratio import ForgetQuality, LogForgetQuality, RetainedTruthRatio, TruthRatio
-from routed_rl.unlearning.scores.utility import ModelUtility
+from routed_rl.unlearning.scores.truth_ratio import (
+    ForgetQuality,
+    LogForgetQuality,
+    RetainedTruthRatio,
+    TruthRatio,
+    closeness,
+    log_truth_ratio,
+    preference,
+    same_distribution,
+)
+from routed_rl.unlearning.scores.utility import ModelUtility, harmonic_mean
 
 require("lm", "scipy", "sklearn")
 
@@ -78,7 +105,6 @@ ALL_SCORES: Registry[Score] = Registry("score", Score, SCORES, "routed_rl.scores
 """All scores that can be named: those above, those of installed packages, and the user's own."""
 
 __all__ = [
-    "ALL_SCORES",
     "SCORES",
     "Best",
     "ExactMemorisation",
@@ -120,7 +146,30 @@ __all__ = [
     "TruthRatio",
     "UnlearningDepth",
     "VerbatimMemorisation",
+    "area_under_curve",
+    "chosen",
+    "closeness",
+    "depth",
+    "erased",
+    "exact_memorisation",
+    "extraction_strength",
+    "faithfulness",
+    "following",
+    "harmonic_mean",
     "interval",
+    "leakage",
+    "log_truth_ratio",
+    "lowest_mean",
+    "normalised_probability",
+    "preference",
+    "probability",
+    "probe_accuracy",
     "rising",
+    "rouge_l",
+    "same_distribution",
+    "stability",
+    "standardised",
+    "states",
     "trust",
+    "zlib_ratio",
 ]

@@ -16,11 +16,13 @@ from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers
 def chosen(log_probability: Sequence[float]) -> float:
     """Return 1 if the first option is the likeliest one, otherwise 0. Where several are, each has an equal share.
 
+    NaN if a number is NaN. (Accuracy of multiple-choice benchmarks, such as WMDP, Li et al. 2024, arXiv 2403.03218.)
+
     >>> chosen([-1.0, -2.0]), chosen([-1.0, -1.0]), chosen([-2.0, -1.0])
     (1.0, 0.5, 0.0)
 
     Args:
-        log_probability: of each option, the right one first.
+        log_probability: ``(options,)`` in nats, the right option first.
     """
     each = np.array(log_probability)
     if np.isnan(each).any():
@@ -30,9 +32,9 @@ def chosen(log_probability: Sequence[float]) -> float:
 
 
 def normalised_probability(right: float, wrong: Sequence[float]) -> float:
-    """Return ``P(right) / (P(right) + sum of P(wrong))``, where ``P`` is :func:`probability`.
+    """Return ``P(right) / (P(right) + sum of P(wrong))``, from 0 to 1, where ``P`` is :func:`probability`.
 
-    (TOFU, for sets with several answers.)
+    (TOFU, Maini et al. 2024, arXiv 2401.06121, for sets with several answers.)
 
     >>> round(normalised_probability(np.log(0.3), np.log([0.1, 0.2])), 6)
     0.5

@@ -20,15 +20,17 @@ THRESHOLD = 0.05
 def erased(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what the unlearned model lacks of the fact, and what the retrained model lacks, ``(examples,)`` each.
 
-    Both are sums over the layers at which the retrained model lacks more than ``THRESHOLD``. The unlearned model's
-    loss counts from 0 up to the retrained model's.
+    Both are sums over the layers at which the retrained model lacks more than 0.05 nats. The unlearned model's loss
+    counts from 0 up to the retrained model's. Both are NaN for an example with a NaN. (Lee et al. 2026, arXiv
+    2605.24614.)
 
     >>> lacked, known = erased(np.array([[0.5, 3.0, 9.0]]), np.array([[1.0, 2.0, 0.0]]))
     >>> lacked.tolist(), known.tolist()
     ([2.5], [3.0])
 
     Args:
-        unlearned, retrained: ``(examples, L)`` losses by patching from these models, in nats.
+        unlearned, retrained: ``(examples, L)``, in nats: how much less likely the original model finds the fact if its
+            residual stream after a layer is replaced by that of this model.
     """
     encoding = retrained > THRESHOLD
     known = np.where(encoding, retrained, 0.0)
@@ -38,13 +40,16 @@ def erased(unlearned: np.ndarray, retrained: np.ndarray) -> tuple[np.ndarray, np
 
 
 def depth(lacked: np.ndarray, known: np.ndarray) -> float:
-    """Return the mean over examples of the share that is erased. Examples that the retrained model knows do not count.
+    """Return the mean over examples of the share of the fact that is erased, from 0 to 1.
+
+    Examples of which the retrained model lacks nothing do not count. NaN if no example counts, or for a NaN in
+    ``lacked``. (Lee et al. 2026, arXiv 2605.24614.)
 
     >>> depth(np.array([2.5, 0.0, 0.0]), np.array([3.0, 2.0, 0.0]))
     0.4166666666666667
 
-    Returns:
-        NaN if no example counts.
+    Args:
+        lacked, known: ``(examples,)`` each, from :func:`erased`.
     """
     if np.isnan(lacked).any() or not (counts := known > 0).any():
         return np.nan

@@ -26,6 +26,8 @@ def words(text: str) -> list[str]:
 def states(written: str, key: str) -> bool:
     """Return whether a text has the words of a key, one after the other.
 
+    Case, punctuation and the encoding of accents do not count.
+
     >>> states("She was born in New Ulm.", "New Ulm"), states("She was born in Ulm.", "New Ulm")
     (True, False)
     """

@@ -25,10 +25,17 @@ LEAST_DEVIATION = 1e-3
 
 
 def area_under_curve(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the chance that a member has a larger number than another one. Equal numbers count half.
+    """Return the area under the ROC curve (AUC), from 0 to 1. 0.5 is chance.
+
+    This is the chance that a member has a larger number than a text that was not learned. Equal numbers count half.
+    NaN if a number is NaN.
 
     >>> area_under_curve(np.array([3.0, 1.0]), np.array([1.0, 0.0]))
     0.875
+
+    Args:
+        members: ``(members,)`` of texts that were learned.
+        others: ``(others,)`` of texts that were not.
     """
     if np.isnan(members).any() or np.isnan(others).any():
         return np.nan
@@ -44,6 +51,10 @@ def zlib_ratio(log_probability: np.ndarray, text: str) -> float:
 
     >>> len(zlib.compress(b"aaaa")), zlib_ratio(np.array([-1.0, -2.0]), "aaaa")
     (12, -0.125)
+
+    Args:
+        log_probability: ``(N,)`` of each token of the text, in nats.
+        text: the text.
     """
     return float(log_probability.mean() / len(zlib.compress(text.encode())))
 
@@ -57,13 +68,14 @@ def lowest_mean(numbers: np.ndarray, share: float) -> float:
     -3.5
 
     Args:
-        share: ``k``.
+        numbers: ``(N,)``, one for each token.
+        share: ``k``, from 0 to 1.
     """
     return float(np.sort(numbers)[: max(1, int(len(numbers) * share))].mean())
 
 
 def standardised(log_probability: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Return by how many standard deviations log-probabilities are above those of other tokens at their place.
+    """Return how many standard deviations log-probabilities are above the mean of their place, ``(N,)``.
 
     (Min-K%++, Zhang et al. 2024, arXiv 2404.02936.)
 
@@ -71,8 +83,9 @@ def standardised(log_probability: np.ndarray, mean: np.ndarray, deviation: np.nd
     [2.0]
 
     Args:
-        log_probability: ``(N,)`` of each token.
+        log_probability: ``(N,)`` of each token, in nats.
         mean, deviation: ``(N,)`` of the log-probability of a token that is drawn from the model's distribution.
+            Deviations below 0.001 count as 0.001.
     """
     return np.asarray((log_probability - mean) / np.maximum(deviation, LEAST_DEVIATION))
 
@@ -82,7 +95,8 @@ def leakage(area: float, retrained: float) -> float:
 
     (PrivLeak of MUSE, Shi et al. 2024, arXiv 2407.06460, which MUSE prints times 100. Its AUC
     is the chance that a forget text has the *larger* loss, so one minus this one.) Below 0, forget texts look learned:
-    too little was unlearned. Above 0 they look less likely than texts that were never learned: too much.
+    too little was unlearned. Above 0 they look less likely than texts that were never learned: too much. The smallest
+    leakage is -1, and there is no largest one. It is infinite or NaN if ``R`` is 1.
 
     >>> leakage(1.0, 0.5), leakage(0.5, 0.5), leakage(0.0, 0.5)
     (-1.0, 0.0, 1.0)

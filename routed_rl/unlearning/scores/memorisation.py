@@ -13,9 +13,10 @@ from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers
 
 
 def extraction_strength(likeliest: np.ndarray) -> float:
-    """Return ``1 - k / N``. Greedy decoding after the first ``k`` tokens gives the rest; ``k`` is the smallest such.
+    """Return the extraction strength of an answer of ``N`` tokens: ``1 - k / N``, from 0 to 1.
 
-    (Carlini et al. 2021, "Extracting training data"; as a score, Wang et al. 2025, arXiv 2406.09179)
+    ``k`` is the smallest number of true tokens after which greedy decoding gives the rest. (Carlini et al. 2021,
+    "Extracting training data"; as a score, Wang et al. 2025, arXiv 2406.09179.)
 
     One pass over the true answer is enough. As long as each token is the likeliest one after the true tokens before
     it, greedy decoding continues the true text. So the score is the share of the last tokens that are all likeliest.
@@ -32,7 +33,7 @@ def extraction_strength(likeliest: np.ndarray) -> float:
 
 
 def exact_memorisation(likeliest: np.ndarray) -> float:
-    """Return the share of tokens that are the likeliest ones after the true tokens before them.
+    """Return the exact memorisation of an answer: the share of its tokens that are likeliest, from 0 to 1.
 
     (Tirumala et al. 2022, arXiv 2205.10770; open-unlearning's ``exact_memorization``.)
 
@@ -40,7 +41,7 @@ def exact_memorisation(likeliest: np.ndarray) -> float:
     0.75
 
     Args:
-        likeliest: ``(N,)`` bool.
+        likeliest: ``(N,)`` bool: whether each token is the likeliest one after the true tokens before it.
     """
     return float(likeliest.mean())
 

@@ -33,6 +33,8 @@ def rising(score: Score, value: float) -> float:
 def faithfulness(knowing: Sequence[float], unknowing: Sequence[float]) -> float:
     """Return the chance that a model that knows has a larger value than one that does not: the AUC. 0.5 is chance.
 
+    (OpenUnlearning, Dorna et al. 2025, arXiv 2506.12618.)
+
     >>> faithfulness([0.9, 0.4], [0.1, 0.4])
     0.875
 
@@ -50,9 +52,10 @@ def _likeness(one: float, other: float, gap: float) -> float:
 
 
 def stability(before: float, after: float) -> float:
-    """Return how little a value moves under a change that adds no knowledge, such as quantisation: 1 is not at all.
+    """Return how little a value moves under a change that adds no knowledge, such as quantisation: from 0 to 1.
 
-    ``1 - |after - before| / (|before| + |after|)``. (OpenUnlearning's ``min(before / after, 1)`` counts rises only.)
+    ``1 - |after - before| / (|before| + |after|)``, which is 1 if the value does not move. (Lee et al. 2026, arXiv
+    2605.24614. OpenUnlearning's ``min(before / after, 1)`` counts rises only.)
 
     >>> stability(0.25, 0.75), stability(0.75, 0.25), stability(0.0, 0.0)
     (0.5, 0.5, 1.0)
@@ -61,11 +64,13 @@ def stability(before: float, after: float) -> float:
 
 
 def following(unlearned: tuple[float, float], retrained: tuple[float, float]) -> float:
-    """Return whether a value moves as much as the retrained model's under a change that adds knowledge: relearning.
+    """Return how closely the change of a value by relearning matches that of the retrained model: from 0 to 1.
 
-    ``1 - |U - R| / (|U| + |R|)``, where ``U`` and ``R`` are the changes. A score that misses knowledge which is left in
-    an unlearned model jumps when the model is fine-tuned on the forget set, while that of the retrained model rises
-    slowly. (OpenUnlearning's ``min(R / U, 1)`` counts larger rises only.)
+    ``1 - |U - R| / (|U| + |R|)``, where ``U`` and ``R`` are the changes. It is 1 if both are equal.
+
+    A score may miss knowledge that is left in an unlearned model. Such a score jumps when the model is fine-tuned on
+    the forget set, while that of the retrained model rises slowly. (Lee et al. 2026, arXiv 2605.24614.
+    OpenUnlearning's ``min(R / U, 1)`` counts larger rises only.)
 
     >>> following((0.0, 0.75), (0.0, 0.25)), following((0.25, 0.5), (0.0, 0.25))
     (0.5, 1.0)

@@ -19,15 +19,15 @@ def mean_log_probability(log_probability: np.ndarray) -> float:
 
 
 def probability(log_probability: np.ndarray) -> float:
-    """Return ``P(a | q) ** (1 / N)``, the geometric mean of the probabilities of an answer's tokens.
+    """Return ``P(a | q) ** (1 / N)``, from 0 to 1: the geometric mean of the probabilities of an answer's tokens.
 
-    (TOFU, arXiv 2401.06121)
+    (TOFU, Maini et al. 2024, arXiv 2401.06121.)
 
     >>> round(probability(np.log([0.5, 0.125])), 6)
     0.25
 
     Args:
-        log_probability: ``(N,)`` of each token after those before it, in nats.
+        log_probability: ``(N,)`` of each token of the answer, after those before it, in nats.
     """
     return float(np.exp(mean_log_probability(log_probability)))
 

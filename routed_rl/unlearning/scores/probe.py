@@ -18,11 +18,12 @@ FOLDS = 5
 
 
 def probe_accuracy(states: np.ndarray, right: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the balanced accuracy of a linear probe for each group that it was not trained on, ``(groups,)``.
+    """Return the balanced accuracy of a linear probe for each group, ``(groups,)``, from 0 to 1. Chance is 0.5.
 
     The probe is logistic regression on standardised states, with both classes of equal weight. It is trained on four
     fifths of the groups and tested on the rest, five times. Nothing is drawn at random. The balanced accuracy of a
-    group is the mean of its share of right answers, and its share of wrong answers, that the probe recognises.
+    group is the mean of its share of right answers, and its share of wrong answers, that the probe recognises. All
+    are NaN if a state is not finite. (Linear probes: Alain and Bengio 2016, arXiv 1610.01644.)
 
     >>> states = np.array([[1.0], [-1.0]] * 5)
     >>> probe_accuracy(states, np.array([True, False] * 5), np.arange(5).repeat(2)).tolist()
@@ -32,6 +33,9 @@ def probe_accuracy(states: np.ndarray, right: np.ndarray, groups: np.ndarray) ->
         states: ``(rows, D)``.
         right: ``(rows,)`` bool: whether the row is a right answer. Each group has both kinds.
         groups: ``(rows,)`` of integers from 0: the question of each row.
+
+    Raises:
+        ValueError: for fewer than five groups.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
     from sklearn.model_selection import GroupKFold

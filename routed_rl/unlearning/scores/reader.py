@@ -37,7 +37,8 @@ class Tokens:
         ids: ``(N,)`` the tokens.
         log_probability: ``(N,)`` float64, in nats.
         likeliest: ``(N,)`` bool: whether greedy decoding would write the token.
-        mean, deviation: ``(N,)`` float64: of the log-probability of a token drawn from the model's own distribution.
+        mean: ``(N,)`` float64: of the log-probability of a token drawn from the model's own distribution.
+        deviation: ``(N,)`` float64: the standard deviation of the same log-probability.
     """
 
     ids: np.ndarray

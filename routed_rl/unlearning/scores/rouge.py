@@ -36,9 +36,12 @@ def longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def rouge_l(written: str, true: str) -> tuple[float, float]:
-    """Return ROUGE-L's recall and F1: the common words in order, of the true words; and the mean with precision.
+    """Return the recall and the F1 of ROUGE-L, each from 0 to 1 (Lin 2004).
 
-    Both are 0 if a text has no words.
+    Recall is the share of the true words that are written, in the same order. Precision is the share of the written
+    words that are true, in the same order. F1 is their harmonic mean. Recall and F1 are 0 if a text has no words.
+
+    Case and punctuation do not count. Words may be of any script, and are not stemmed.
 
     >>> recall, f1 = rouge_l("She was born in Oslo, Norway.", "Born in Oslo.")
     >>> round(recall, 6), round(f1, 6)

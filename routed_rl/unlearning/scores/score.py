@@ -33,7 +33,7 @@ class Score(ABC):
         best: whether an unlearned model should have a low or a high number, or zero.
         limits: the smallest and the largest number that there can be. None: there is no limit.
         compared: whether the number needs those of the retrained model, which never learned the forget set.
-        needs: the reader's :attr:`~Reader.companions` that :meth:`examples` reads.
+        needs: names of the ``companions`` of :class:`Reader` that :meth:`examples` reads.
     """
 
     best: ClassVar[Best]
@@ -63,7 +63,7 @@ class Score(ABC):
 
         Args:
             numbers: from :meth:`examples`.
-            retrained: the same of the retrained model, if the score is :attr:`compared`.
+            retrained: the same of the retrained model, if ``compared`` is true.
         """
 
 

@@ -18,8 +18,8 @@ def log_truth_ratio(right: Sequence[float], wrong: Sequence[float]) -> float:
     """Return the logarithm of the truth ratio: how likely wrong answers are, relative to right ones.
 
     The truth ratio is ``R = P(wrong) / P(right)``. Both are geometric means, over tokens and then over answers. A model
-    that knows the fact has a ratio near 0. (TOFU, arXiv 2401.06121, has an arithmetic mean over wrong
-    answers. Its code and open-unlearning have the geometric mean, as here.)
+    that knows the fact has a ratio near 0. (TOFU, Maini et al. 2024, arXiv 2401.06121, has an arithmetic mean over
+    wrong answers. Its code and open-unlearning have the geometric mean, as here.)
 
     >>> float(np.exp(log_truth_ratio(np.log([0.4]), np.log([0.1, 0.4]))).round(6))
     0.5
@@ -32,28 +32,43 @@ def log_truth_ratio(right: Sequence[float], wrong: Sequence[float]) -> float:
 
 
 def closeness(log_ratios: np.ndarray) -> np.ndarray:
-    """Return ``min(R, 1 / R)``, ``(examples,)``: TOFU's form for the forget set. It is 1 where no answer is preferred.
+    """Return ``min(R, 1 / R)``, ``(examples,)``, from 0 to 1. It is 1 where the model prefers no answer.
+
+    (TOFU's form of the truth ratio ``R`` for the forget set.)
 
     >>> closeness(np.log([0.5, 4.0])).round(6).tolist()
     [0.5, 0.25]
+
+    Args:
+        log_ratios: ``(examples,)`` from :func:`log_truth_ratio`.
     """
     return np.asarray(np.exp(-np.abs(log_ratios)))
 
 
 def preference(log_ratios: np.ndarray) -> np.ndarray:
-    """Return ``max(0, 1 - R)``, ``(examples,)``: TOFU's form for sets to keep. It is 1 where the model knows.
+    """Return ``max(0, 1 - R)``, ``(examples,)``, from 0 to 1. It is near 1 where the model knows the fact.
+
+    (TOFU's form of the truth ratio ``R`` for sets to keep.)
 
     >>> preference(np.log([0.25, 4.0])).round(6).tolist()
     [0.75, 0.0]
+
+    Args:
+        log_ratios: ``(examples,)`` from :func:`log_truth_ratio`.
     """
     return np.asarray(1 - np.exp(np.minimum(log_ratios, 0.0)))
 
 
 def same_distribution(sample: np.ndarray, other: np.ndarray) -> float:
-    """Return the p-value of a two-sample Kolmogorov-Smirnov test, exact for small samples.
+    """Return the p-value of a two-sample Kolmogorov-Smirnov test, from 0 to 1, exact for small samples.
+
+    NaN if a number is NaN. (TOFU's forget quality, Maini et al. 2024, arXiv 2401.06121.)
 
     >>> same_distribution(np.array([1.0, 2.0]), np.array([3.0, 4.0]))  # 2 of the 6 orders are as far apart
     0.3333333333333333
+
+    Args:
+        sample, other: ``(examples,)`` each. Their lengths may differ.
     """
     from scipy.stats import ks_2samp  # slow to import
 

@@ -18,7 +18,9 @@ from routed_rl.unlearning.scores.truth_ratio import RetainedTruthRatio
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Return the harmonic mean of numbers from 0 to 1. It is 0 if one of them is.
+    """Return the harmonic mean of numbers from 0 to 1. It is 0 if one of them is, and NaN if one of them is NaN.
+
+    (TOFU, Maini et al. 2024, arXiv 2401.06121, for model utility.)
 
     >>> harmonic_mean([0.5, 1.0, 0.25]), harmonic_mean([0.0, 1.0])
     (0.42857142857142855, 0.0)

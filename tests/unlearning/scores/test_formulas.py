@@ -1,6 +1,7 @@
 """The formulas of scores, each against the same formula written out without arrays. Their examples run as doctests."""
 
 import doctest
+import inspect
 import math
 from itertools import combinations
 
@@ -13,7 +14,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from routed_rl.unlearning.scores import choices, knowledge, memorisation, probability, rouge, truth_ratio, utility
 
 DRAWN = settings(max_examples=50, deadline=None)
-MODULES = (choices, knowledge, memorisation, probability, rouge, truth_ratio, utility)
+MODULES = (choices, knowledge, memorisation, inspect.getmodule(probability), rouge, truth_ratio, utility)
 ROUGE = RougeScorer(["rougeL"])
 TOKENS = st.lists(st.booleans(), min_size=1, max_size=8)
 LOGS = st.lists(st.floats(-8, 0), min_size=1, max_size=6)
@@ -47,7 +48,7 @@ def test_exact_memorisation_is_the_share_of_likeliest_tokens(likeliest):
 @DRAWN
 @given(LOGS)
 def test_probability_is_the_root_of_the_product(logs):
-    same(probability.probability(np.array(logs)), math.prod(map(math.exp, logs)) ** (1 / len(logs)))
+    same(probability(np.array(logs)), math.prod(map(math.exp, logs)) ** (1 / len(logs)))
 
 
 @DRAWN
@@ -116,7 +117,7 @@ def test_the_chosen_option_is_the_likeliest_one(logs):
 @pytest.mark.parametrize(
     "found",
     [
-        probability.probability(np.array([np.nan, -1.0])),
+        probability(np.array([np.nan, -1.0])),
         choices.normalised_probability(np.nan, [-1.0]),
         choices.normalised_probability(-1.0, [np.nan]),
         choices.chosen([-1.0, np.nan]),

@@ -1,6 +1,7 @@
 """What is read inside a model: states, the logit lens, patches; and the scores that are made of them."""
 
 import doctest
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,7 @@ import torch
 
 from routed_rl.lm.stories import stories_tokenizer
 from routed_rl.unlearning.benchmarks import Benchmark
-from routed_rl.unlearning.scores import SCORES, Reader, depth, lens, probe
-from routed_rl.unlearning.scores.depth import erased
+from routed_rl.unlearning.scores import SCORES, Reader, depth, erased, lens, probe
 from routed_rl.unlearning.scores.inside import last_states, losses_by_patching
 from routed_rl.unlearning.scores.inside import lens as read_lens
 from routed_rl.unlearning.scores.probe import probe_accuracy
@@ -30,7 +30,9 @@ def row(of):
     return torch.tensor(of.tokens)[None]
 
 
-@pytest.mark.parametrize("module", [depth, lens, probe], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "module", [inspect.getmodule(depth), lens, probe], ids=lambda module: module.__name__.rpartition(".")[2]
+)
 def test_the_examples_in_docstrings_hold(module):
     failed, tried = doctest.testmod(module)
     assert not failed and tried
@@ -116,7 +118,7 @@ def test_depth_is_the_weighted_mean_of_clipped_ratios(seed):
             ratios = [other[layer] * min(max(own[layer] / other[layer], 0), 1) for layer in layers]
             shares.append(sum(ratios) / sum(other[layer] for layer in layers))
     assert len(shares) < 6
-    assert depth.depth(*erased(unlearned, retrained)) == pytest.approx(sum(shares) / len(shares), abs=1e-6)
+    assert depth(*erased(unlearned, retrained)) == pytest.approx(sum(shares) / len(shares), abs=1e-6)
 
 
 def test_depth_is_0_for_the_original_and_1_for_the_retrained_model():

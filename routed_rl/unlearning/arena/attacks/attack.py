@@ -24,7 +24,16 @@ Group = Literal["weights", "prompts"]
 
 
 class Look(Protocol):
-    """Measures an attacked model."""
+    """Measures an attacked model: ``look(step, model, change, benchmark)`` returns the benchmark's main score.
+
+    The main score says how much the model knows of the forget set. ``change`` and ``benchmark`` may be left out.
+
+    Args:
+        step: what the attempt has spent so far, in gradient steps.
+        model: the attacked model, which is not changed.
+        change: what the attacker makes of each question. Left out: questions stay as they are.
+        benchmark: the benchmark whose examples are measured, for an attacker who has some of them. None: the victim's.
+    """
 
     def __call__(
         self,
@@ -33,15 +42,7 @@ class Look(Protocol):
         change: Callable[[Example], Example] = lambda example: example,
         benchmark: Benchmark | None = None,
     ) -> float:
-        """Measure, and return the benchmark's main score: how much the model knows of the forget set.
-
-        Args:
-            step: what the attempt has spent so far, in gradient steps.
-            model: the attacked model, which is not changed.
-            change: what the attacker makes of each question.
-            benchmark: the benchmark whose examples are measured, for an attacker who has some of them. None: the
-                victim's.
-        """
+        """Measure, and return the main score."""
 
 
 @dataclass(frozen=True, eq=False)
