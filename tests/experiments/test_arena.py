@@ -1,6 +1,8 @@
 """``routed-rl arena`` and ``ArenaStudy``: what runs and what does not, what is found, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
 from tests.experiments.small_arenas import KILLS, OPTIONS
 
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "fill_your_table.md"
 NAMES = ["full", "retrained", "npo", "npo + UNDO α 0.6", "graddiff", "graddiff + UNDO α 0.6"]
 
 
@@ -150,6 +153,17 @@ def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
     assert int((tmp_path / "kills").read_text()) >= KILLS
     for name in ("results.csv", "leaderboard.md", "leaderboard.tex"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
+def test_the_guides_example_runs(small, tmp_path, monkeypatch):
+    """With few steps and one seed."""
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    few = 'settings=["npo.steps=2", "graddiff.steps=2"], batch_size=2, budget=6, scores=["knowledge"], seeds=1'
+    code = code.replace("seeds=3", f"student=Student(steps=2, least=1), {few}")
+    monkeypatch.chdir(tmp_path)
+    names = {"Student": Student}
+    exec(code, names)
+    assert set(names["results"].name) == set(NAMES) and (tmp_path / "runs" / "mine" / "leaderboard.tex").exists()
 
 
 @needs_browser

@@ -46,7 +46,7 @@ EXAMPLES = [
     for path in DOCUMENTS
     if path.name == "README.md" or path.parent.name in ("tutorials", "how-to")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-    if code not in OWN and "OversightStudy" not in code and "my-benchmark" not in code
+    if code not in OWN and not re.search("OversightStudy|ArenaStudy|my-benchmark", code)
 ]
 
 
