@@ -8,7 +8,9 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -53,6 +55,8 @@ from routed_rl.runs import (
     write_json,
 )
 from routed_rl.unlearning import TeacherCache, UndoStudy, cache_teacher
+from routed_rl.unlearning.arena import ArenaStudy, exporting
+from routed_rl.unlearning.arena.making import Maker
 from tests.lm.tiny_models import tiny_model
 from tests.rl.worlds import small_model
 from tests.unlearning.test_teacher_cache import Rows
@@ -123,6 +127,27 @@ def study(kind, path):
     assert made.out == Path(os.path.expanduser(path))
 
 
+class Finished(SimpleNamespace):
+    """A model of an arena without scores and attacks."""
+
+    def __iter__(self):
+        return iter(())
+
+
+def shared(path):
+    """Save a model of an arena. The model and its card are made here, so that no study has to run."""
+    study = ArenaStudy()
+    vars(study).update(arena=None, entries=[Finished(name="npo", seed=0, stage=None)])
+    with (
+        patch.object(ArenaStudy, "results"),
+        patch.object(Maker, "__init__", return_value=None),
+        patch.object(Maker, "load", return_value=(tiny_model("llama"), TOKENIZER)),
+        patch.multiple(exporting, _scores=lambda root, entry: {}, _card=lambda arena, results, entry: ""),
+    ):
+        study.save("npo", path)
+    assert Path(os.path.expanduser(path), "README.md").is_file()
+
+
 def checkpoint(path):
     write_checkpoint(path, {"a": torch.zeros(1)}, {})
     return path
@@ -183,6 +208,8 @@ CALLS = {
     "runs.write_json": numbers,
     "unlearning.TeacherCache.__init__": lambda path: cached(path) and TeacherCache(path),
     "rl.OversightStudy.run": lambda path: study(partial(OversightStudy, "doors:make_env", ["good=1"], seeds=0), path),
+    "unlearning.arena.ArenaStudy.run": lambda path: study(partial(ArenaStudy, seeds=0), path),
+    "unlearning.arena.ArenaStudy.save": shared,
     "unlearning.UndoStudy.run": lambda path: study(partial(UndoStudy, seeds=0), path),
     "unlearning.cache_teacher": lambda path: cached(path),
 }
