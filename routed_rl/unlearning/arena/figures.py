@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from routed_rl.runs.figures import GREYS, PALETTE, SMALL, over_seeds, spread, styled, subplots
@@ -78,35 +77,40 @@ def _legend(figure: Figure, board: pd.DataFrame) -> None:
 
     there = [then for then in COLOURS if (board.then[board.method.notna()] == then).any()]
     lines = [Line2D([], [], color=COLOURS[then], marker="o", label=NAMES[then]) for then in there]
-    lines.append(Line2D([], [], color=GREYS[0], marker="o", label="full and retrained model"))
+    if board.method.isna().any():
+        lines.append(Line2D([], [], color=GREYS[0], marker="o", label="full and retrained model"))
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
 
 
 @styled()
 def draw_arrows(board: pd.DataFrame, benchmark: Benchmark, utility: str) -> Figure:
-    """Knowledge against utility, with an arrow from before to after the worst attack for each model."""
+    """Knowledge against utility, with an arrow from before to after the worst attack for each model.
+
+    Knowledge is what exceeds that of the retrained model, where there is one: before the attack, and under the same
+    attack.
+    """
+    is_excess = board["excess worst"].notna().any() and "retrained" in board.index
+    before, after = board[benchmark.main], board["after worst"]
+    if is_excess:
+        before, after = (before - before["retrained"]).clip(lower=0), board["excess worst"]
     figure, axes = subplots(height=5.0)
-    places = board[utility].to_numpy(float)
-    for row, x in zip(board.itertuples(), places, strict=True):
-        before, after = board.loc[row.Index, benchmark.main], board.loc[row.Index, "after worst"]
-        axes.annotate(
-            "", (x, after), (x, before), arrowprops={"arrowstyle": "-|>", "color": _colour(row), "linewidth": 1.2}
-        )
-        axes.plot(x, before, "o", color=_colour(row), markersize=3)
+    for name, row in board.iterrows():
+        at, look = row[utility], {"color": _colour(row), "linewidth": 1.2}
+        axes.annotate("", (at, after[name]), (at, before[name]), arrowprops={"arrowstyle": "-|>", **look})
+        axes.plot(at, before[name], "o", color=_colour(row), markersize=3)
+    low, high = board[utility].min(), board[utility].max()
+    room = max(0.1 * (high - low), 0.01)
+    axes.set_xlim(low - room, high + room)
     axes.set_ylim(-0.03, 1.05)
-    axes.set_xlim(min(-0.02, np.nanmin(places)), max(np.nanmax(places) * 1.05, 0.1))
     axes.set_xlabel(f"{utility} before the attack")
-    axes.set_ylabel(f"{benchmark.main} of the forget set")
-    ends = board["after worst"].to_numpy(float)
-    heights = [0.035] * len(board)
-    for name, y, x, row, at in zip(
-        board.index, spread(list(ends), heights), places, board.itertuples(), ends, strict=True
-    ):
+    axes.set_ylabel(f"{benchmark.main} of the forget set" + ", above the retrained model's" * is_excess)
+    named = zip(board.iterrows(), spread([*after], [0.035] * len(board)), strict=True)
+    for (name, row), y in named:
         axes.annotate(
-            name, (x, at), (1.02, y), textcoords="axes fraction", fontsize=SMALL, va="center", color=_colour(row),
-            arrowprops={"arrowstyle": "-", "color": _colour(row), "linewidth": 0.4, "alpha": 0.5},
+            name, (row[utility], after[name]), (1.02, y), textcoords="axes fraction", fontsize=SMALL, va="center",
+            color=_colour(row), arrowprops={"arrowstyle": "-", "color": _colour(row), "linewidth": 0.4, "alpha": 0.5},
         )  # fmt: skip
-    axes.set_title("Arrows: from before any attack to after the worst one (bottom right is best)", loc="left")
+    axes.set_title("Arrows: from before any attack to under the worst one (bottom right is best)", loc="left")
     _legend(figure, board)
     return figure
 
@@ -124,5 +128,5 @@ def draw_compute(board: pd.DataFrame, benchmark: Benchmark) -> Figure:
     axes.set_xlabel("compute (% of the retrained model's)")
     axes.set_ylabel(f"excess of {benchmark.main}, worst attack")
     axes.set_title("What robustness costs (bottom left is best; open: utility lost)", loc="left")
-    _legend(figure, board)
+    _legend(figure, shown)
     return figure
