@@ -63,6 +63,9 @@ class ArenaOptions:
     """attacks on every model: names in routed_rl.unlearning.arena.ARENA_ATTACKS, or MODULE:CLASS"""
     budget: int = 200
     """gradient steps that an attack may spend, in all its attempts together"""
+    learning_rates: tuple[float, ...] = ()
+    """learning rates of attacks that fine-tune, one attempt each, in place of their own; large models need lower ones,
+    such as 1e-4 3e-5 1e-5"""
     scores: tuple[PluginName, ...] = ()
     """scores of every model; none given: all that are defined for the benchmark"""
     keep: float = 0.8

@@ -178,6 +178,15 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, tensor) for name, tensor in named if tensor.is_floating_point())
 
 
+def new_like(model: nn.Module, seed: int) -> nn.Module:
+    """Return a model of the same class and configuration with new weights, on the same device and of the same dtype."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = type(model)(model.config)
+    first = next(model.parameters())
+    return made.to(first.device, first.dtype)
+
+
 def _switch_checkpointing(model: Any, on: bool) -> None:
     """Make a model of transformers compute its blocks again in the backward pass, or no longer.
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from routed_rl.errors import UserError
@@ -27,7 +26,7 @@ from routed_rl.lm.training import Training
 from routed_rl.runs import derive_seed
 from routed_rl.runs.progress import progress_bar
 from routed_rl.unlearning.attacks import relearn
-from routed_rl.unlearning.copies import TrainedCopy, kept
+from routed_rl.unlearning.copies import TrainedCopy, kept, new_like
 from routed_rl.unlearning.distillation import StopRule, distil
 from routed_rl.unlearning.methods import AnyMethod, made_any, with_settings
 from routed_rl.unlearning.noise import matrices, shrink_and_perturb
@@ -218,7 +217,9 @@ def undo(
     data = _Data(model, tokenizer, forget, retain, length, pack, allow_overlap)
     check_plain(model)
     options = {"master_weights": master_weights, "gradient_checkpointing": gradient_checkpointing, "shard": shard}
-    copied = TrainedCopy(model if alpha is not None else _new(model, seed), rank, **options, changed=True)
+    copied = TrainedCopy(
+        model if alpha is not None else new_like(model, derive_seed(seed, "student")), rank, **options, changed=True
+    )
     if alpha is not None:
         touch = {"touch": matrices} if touched == "matrices" else {}
         shrink_and_perturb(copied.model, alpha, beta, derive_seed(seed, "noise"), **touch)
@@ -344,15 +345,6 @@ def attack(
             stacklevel=2,
         )
     return pd.DataFrame(rows, columns=["learning_rate", "step", "forget_loss", "retain_loss"])
-
-
-def _new(model: nn.Module, seed: int) -> nn.Module:
-    """Return a model of the same class and configuration with new weights, on the same device and of the same dtype."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "student"))
-        made = type(model)(model.config)
-    first = next(model.parameters())
-    return made.to(first.device, first.dtype)
 
 
 class _Data:

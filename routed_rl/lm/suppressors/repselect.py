@@ -34,7 +34,12 @@ def collapse(gradient: Tensor, share: float) -> Tensor:
     Args:
         gradient: ``(…, M, N)``. Matrices of more dimensions are collapsed one by one.
         share: of the components that are collapsed, from 0 to 1.
+
+    Raises:
+        FloatingPointError: for a gradient that is not finite.
     """
+    if not gradient.isfinite().all():
+        raise FloatingPointError("the gradient is no longer a finite number")
     left, values, right = torch.linalg.svd(promoted(gradient), full_matrices=False)
     size = max(gradient.shape[-2:]) * torch.finfo(values.dtype).eps
     counted = values > size * values[..., :1]

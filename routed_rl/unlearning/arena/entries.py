@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +18,9 @@ from routed_rl.lm.training import Training
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.plugins import Plugin, Registry
 from routed_rl.runs import Stage
-from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack
+from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
+from routed_rl.unlearning.benchmarks.benchmark import wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
 from routed_rl.unlearning.scores import ALL_SCORES, Score
 from routed_rl.unlearning.undo_study.members import check_settings, make_suppressor, with_named_settings
@@ -83,9 +85,10 @@ class Arena:
             raise ValueError(f"{written('--benchmark', self._benchmark.name)} needs --model, a model that knows it")
         self.methods = METHODS_AND_PROCEDURES.find_all(options.methods, "--methods")
         check_settings(options.settings, (*METHODS_AND_PROCEDURES.built_in, *self.methods))
+        self._check_methods()
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
-            made = attack.kind()
+            made = self.attack(attack)
             if options.budget < len(made.attempts):
                 raise ValueError(
                     f"{written('--budget', options.budget)} is less than the {len(made.attempts)} attempts of the "
@@ -93,6 +96,18 @@ class Arena:
                 )
             if (why := made.undefined(self.benchmark)) is not None:
                 raise ValueError(f"{written('--attacks', name)} is not possible on {self._benchmark.name}: {why}")
+
+    def _check_methods(self) -> None:
+        """Raise ValueError for a method that teaches other answers where the benchmark has no questions for them."""
+        for method in self.methods.values():
+            made, _ = self.method(method.reference)
+            if made.alternatives == ():
+                wrong_answers(self.benchmark)
+            elif made.alternatives is not None and (without := [row for row in self.benchmark.forget if len(row) == 1]):
+                raise ValueError(
+                    f"{written('--methods', method.name)} needs forget documents that are questions with answers, but "
+                    f"{len(without)} of {len(self.benchmark.forget)} are texts"
+                )
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -106,9 +121,24 @@ class Arena:
             "forget": [dict(row) for row in self.benchmark.forget],
             "retain": [dict(row) for row in self.benchmark.retain],
             "sets": {name: [asdict(example) for example in of] for name, of in self.benchmark.sets.items()},
-            "main": self.benchmark.main,
+            "main": [self.benchmark.main, self.benchmark.chance],
+            "texts": list(self.kind.documents(self.benchmark)),
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def main(self) -> str:
+        """The short name of the benchmark's main score.
+
+        Raises:
+            ValueError: for a score that needs other models, which an attacker has not got.
+        """
+        found = ALL_SCORES.find(self.benchmark.main, "the benchmark's main score")
+        if found.kind.compared or found.kind.needs:
+            raise ValueError(
+                f"the main score {found.name} compares with other models, so attacks cannot be measured by it"
+            )
+        return found.name
 
     @cached_property
     def scores(self) -> Mapping[str, Plugin[Score]]:
@@ -117,8 +147,9 @@ class Arena:
         Raises:
             ValueError: for a score that was asked for and is not defined for the benchmark.
         """
-        main, asked = self.benchmark.main, self.options.scores
-        found = ALL_SCORES.find_all(tuple(dict.fromkeys((main, *(asked or ALL_SCORES.built_in)))), "--scores")
+        asked = self.options.scores
+        named = (self.benchmark.main, *(asked or ALL_SCORES.built_in))
+        found = ALL_SCORES.find_all(tuple(dict.fromkeys(named)), "--scores")
         compared = self.options.model is None or self.options.retrained is not None
         kept = {}
         for name, score in found.items():
@@ -127,9 +158,16 @@ class Arena:
                 why = "it compares with a model that never learned the forget set: name one with --retrained"
             if why is None:
                 kept[name] = score
-            elif name in asked or name == main:
+            elif asked or name == self.main:
                 raise ValueError(f"the score {name} is not defined for {self._benchmark.name}: {why}")
         return kept
+
+    def attack(self, attack: Plugin[ArenaAttack]) -> ArenaAttack:
+        """Return an attack with the learning rates of the options, if it is a sweep over learning rates."""
+        made = attack.kind()
+        if self.options.learning_rates and isinstance(made, FineTuning):
+            return replace(made, learning_rates=self.options.learning_rates)
+        return made
 
     def method(self, reference: str) -> tuple[Suppressor | Procedure, Training]:
         """Return a method and its training, with the benchmark's recipe and the settings of the options."""
@@ -158,11 +196,13 @@ class Arena:
 
         def entry(stage: Stage, **keys: Any) -> Entry:
             scores = {name: self._score(score, stage, companions, about) for name, score in self.scores.items()}
-            budget = {"budget": options.budget, "batch_size": options.batch_size}
+            main = self.scores[self.main]
+            budget = {"budget": options.budget, "batch_size": options.batch_size, "main": main.reference}
+            budget |= {"main_code": main.code()}
             attacks = {
                 name: Stage(
                     ATTACK,
-                    about | budget | {"attack": attack.reference, "code": attack.code()},
+                    about | budget | {"attack": attack.reference, "code": attack.code(), **self._rates(attack)},
                     seed,
                     {"model": stage, **({ORIGINAL: full} if attack.kind().needs_original else {})},
                 )
@@ -185,6 +225,10 @@ class Arena:
                         noise = {"alpha": alpha, "beta": options.beta} if then == "undo" else {"new": True}
                         stage = Stage(DISTIL, training | noise | asdict(options.student), seed, {"teacher": unlearned})
                     yield entry(stage, method=name, then=then, alpha=alpha)
+
+    def _rates(self, attack: Plugin[ArenaAttack]) -> dict[str, Any]:
+        made = self.attack(attack)
+        return {"learning_rates": made.learning_rates} if isinstance(made, FineTuning) else {}
 
     def _score(self, score: Plugin[Score], model: Stage, known: Mapping[str, Stage], about: Mapping[str, Any]) -> Stage:
         """Return the stage of a model's score, after that of the retrained model where they are compared."""
@@ -213,9 +257,13 @@ def _check_ranges(options: ArenaOptions) -> None:
     for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
         if wrong := [value for value in values if not 0 <= value <= 1]:
             raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")
-    for name in ("methods", "attacks", "then"):
-        if not getattr(options, name):
+    for name in ("methods", "attacks", "then", "alphas"):
+        if not (given := getattr(options, name)) and name != "alphas":
             raise UserError(f"--{name} must name one or more")
+        if twice := [value for value in dict.fromkeys(given) if given.count(value) > 1]:
+            raise UserError(f"{written(f'--{name}', twice[0])} is there twice")
+    if wrong := [rate for rate in options.learning_rates if not 0 < rate < math.inf]:
+        raise UserError(f"{written('--learning-rates', wrong[0])} must be above 0")
     if "undo" in options.then and not options.alphas:
         raise UserError("--then undo needs one or more --alphas")
     if options.retrained is not None and options.model is None:

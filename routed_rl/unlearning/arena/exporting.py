@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +75,10 @@ def export(arena: Arena, root: Path, results: pd.DataFrame, entry: Entry, folder
     return folder
 
 
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
@@ -83,7 +88,7 @@ def _scores(root: Path, entry: Entry) -> dict[str, Any]:
     for name, stage in entry.scores.items():
         numbers = load_file(stage.path(root) / NUMBERS)
         rows = max(map(len, numbers.values()))
-        by_index = {str(i): {part: float(of[i]) for part, of in numbers.items() if i < len(of)} for i in range(rows)}
+        by_index = {str(i): {part: _finite(of[i]) for part, of in numbers.items() if i < len(of)} for i in range(rows)}
         result = stage.result(root) or {}
         found[NAMES.get(name, name)] = {"agg_value": result["value"], "value_by_index": by_index}
     return found

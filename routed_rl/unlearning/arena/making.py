@@ -18,7 +18,7 @@ from routed_rl.lm.tokenizers import train_tokenizer
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.runs import Stage, derive_seed
 from routed_rl.unlearning.arena.entries import FULL, RETRAINED, SEED, UNLEARN, Arena
-from routed_rl.unlearning.benchmarks.benchmark import FORGET, Benchmark
+from routed_rl.unlearning.benchmarks.benchmark import wrong_answers
 from routed_rl.unlearning.pipeline import undo, unlearn
 from routed_rl.unlearning.procedures import Procedure
 
@@ -96,9 +96,10 @@ class Maker:
             steps=recipe.steps,
             learning_rate=recipe.learning_rate,
         )
-        steps = recipe.steps * (method.stages if isinstance(method, Procedure) else 1)
-        sets, rows = 2 if method.alternatives is None else 3, float(self.arena.options.batch_size)
-        return made, tokenizer, {"steps": steps, "cost": sets * steps * rows * getattr(method, "cost", 1.0)}
+        stages, sets = (method.stages, method.sets) if isinstance(method, Procedure) else (1, 2)
+        rows = self.arena.options.batch_size * (sets + (method.alternatives is not None))
+        steps = recipe.steps * stages
+        return made, tokenizer, {"steps": steps, "cost": float(steps * rows * method.cost)}
 
     def _distilled(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         options, config = self.arena.options, stage.config
@@ -134,19 +135,6 @@ class Maker:
             "seed": stage.seed,
             "progress": False,
         }
-
-
-def wrong_answers(benchmark: Benchmark) -> list[str]:
-    """Return a perturbed answer for each forget document, for methods that teach another answer.
-
-    Raises:
-        ValueError: for a document that is no example with perturbed answers.
-    """
-    known = {tuple(example.row().items()): example.perturbed for example in benchmark.examples(FORGET)}
-    found = [known.get(tuple(row.items()), ()) for row in benchmark.forget]
-    if missing := sum(not wrong for wrong in found):
-        raise ValueError(f"{missing} of {len(found)} forget documents have no perturbed answer to teach instead")
-    return [wrong[0] for wrong in found]
 
 
 def total_steps(stage: Stage, options: ArenaOptions) -> int:

@@ -25,7 +25,7 @@ WORST = "worst"
 """In the column ``attack``: the best that any attack brings back."""
 NONE = "none"
 """In the same column: before any attack."""
-ARROWS = {"low": "↓", "high": "↑", "zero": "→ 0"}
+ARROWS = {"low": "↓", "high": "↑", "zero": "→ 0", "half": "→ 0.5"}
 UTILITY = ("model-utility", "retained-knowledge")
 """Scores that say what a model has kept. The first one that is measured counts."""
 MEANINGS = {
@@ -34,17 +34,20 @@ MEANINGS = {
     "then": "what followed the method: none, undo or distil",
     "alpha": "noise level of UNDO",
     "seed": "seed of the model",
-    "attack": "none: before any attack; worst: the attack with the largest excess, of all or of those on weights or "
-    "prompts",
+    "attack": "none: before any attack; worst: the attack with the largest excess; worst of weights, of prompts: the "
+    "same among the attacks that change weights, or only prompts",
     "score": "what is measured",
     "value": "the score",
     "low": "lower end of its 95 % interval over examples (bootstrap)",
     "high": "upper end of its 95 % interval over examples (bootstrap)",
-    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: it "
-    "teaches no more than it teaches any model",
-    "attempt": "setting of the attack's best attempt",
-    "step": "gradient steps after which the best attempt had its best result",
-    "half": "gradient steps after which the attack has brought back half of what was forgotten; empty: it has not",
+    "excess": "the most by which the score exceeds that of the retrained model after the same attempt and steps; 0: "
+    "the attack teaches this model no more than the retrained one",
+    "attempt": "setting of the attempt with the largest excess",
+    "step": "gradient steps after which it is largest; value is the score then",
+    "half": "smallest number of gradient steps after which the score is halfway from chance to the full model's; "
+    "empty: it never is",
+    "inside": "whether the best learning rate of the attack's sweep is neither its lowest nor its highest",
+    "diverged": "learning rates of the sweep at which the attack diverged",
     "attack_cost": "cost of the attack, in gradient steps; a forward pass counts a third",
     "steps": "gradient steps of the last stage that made the model",
     "cost": "rows on which all stages after the full model train; rows that are only read count a third",
@@ -61,7 +64,9 @@ def find(
     if not done:
         return None
     taught = {entry.seed: _taught(entry, root) for entry in done if entry.stage.kind == RETRAINED}
-    rows = [row for entry in done for row in _rows(entry, arena, root, taught.get(entry.seed))]
+    full = {entry.seed: _value(entry, arena.main, root) for entry in done if entry.stage.kind == FULL}
+    halves = {seed: None if value is None else (value + arena.benchmark.chance) / 2 for seed, value in full.items()}
+    rows = [row for entry in done for row in _rows(entry, arena, root, taught.get(entry.seed), halves.get(entry.seed))]
     frame = tidy(_compared(rows), KEYS)
     keys = (*KEYS, "part")
     timings = tidy([row for entry in done for row in _timings(entry, root)], keys)
@@ -72,10 +77,14 @@ def find(
     charts = {}
     if len(curves):
         title = "What the attacks bring back: the best of all attempts within so many gradient steps"
-        charts["attacks"] = lambda: Chart(title, "gradient steps of an attempt", arena.benchmark.main, curves)
+        charts["attacks"] = lambda: Chart(title, "gradient steps of an attempt", arena.main, curves)
     drawn = figures(frame, board, arena.benchmark, utility)
     files = {"leaderboard.csv": board.to_csv(lineterminator="\n"), "leaderboard.tex": latex(board, arena, utility)}
     return Findings(frame, timings, keys, words, drawn, MEANINGS, dict(failed), charts, files)
+
+
+def _value(entry: Entry, score: str, root: Path) -> float | None:
+    return (entry.scores[score].result(root) or {})["value"]
 
 
 def utility_of(arena: Arena) -> str | None:
@@ -83,25 +92,52 @@ def utility_of(arena: Arena) -> str | None:
     return next((name for name in UTILITY if name in arena.scores), None)
 
 
-Taught = Mapping[tuple[str, Any, float], float]
-"""The main score of the retrained model, by attack, attempt and step."""
+Taught = Mapping[tuple[str, Any], Mapping[float, float]]
+"""The main score of the retrained model, by attack and attempt, and by step: the highest where there are several."""
 
 
 def _taught(entry: Entry, root: Path) -> Taught:
-    looks = ((name, look) for name, stage in entry.attacks.items() for look in (stage.result(root) or {})["looks"])
-    return {(name, look["attempt"], look["step"]): look[MAIN] for name, look in looks if look[MAIN] is not None}
+    found: dict[tuple[str, Any], dict[float, float]] = {}
+    for name, stage in entry.attacks.items():
+        for look in (stage.result(root) or {})["looks"]:
+            if look[MAIN] is not None:
+                of = found.setdefault((name, look["attempt"]), {})
+                of[look["step"]] = max(look[MAIN], of.get(look["step"], look[MAIN]))
+    return found
 
 
-def _excess(name: str, looks: Sequence[Mapping[str, Any]], taught: Taught | None) -> float | None:
-    """The most by which a model's main score exceeds the retrained model's at the same look; None: unknown."""
-    if taught is None:
-        return None
-    places = ((look[MAIN], taught.get((name, look["attempt"], look["step"]))) for look in looks)
-    return max((max(main - other, 0.0) for main, other in places if None not in (main, other)), default=None)
+def _worst_look(name: str, looks: Sequence[Mapping[str, Any]], taught: Taught | None) -> dict[str, Any]:
+    """Return the look with the largest excess, or where there is no retrained model the one with the highest score.
+
+    A look is compared with the retrained model's at the same step of the same attempt. Where that attempt had diverged
+    by then, its last look counts.
+    """
+    worst: dict[str, Any] = {"value": None, "attempt": None, "step": None, "excess": None}
+    for look in looks:
+        if look[MAIN] is None:
+            continue
+        excess = None
+        if taught is not None:
+            of = taught.get((name, look["attempt"]), {})
+            before = [step for step in of if step <= look["step"]]
+            excess = max(look[MAIN] - of[max(before)], 0.0) if before else None
+        found = {"value": look[MAIN], "attempt": look["attempt"], "step": look["step"], "excess": excess}
+        if worst["value"] is None or _rank(found) > _rank(worst):
+            worst = found
+    return worst
 
 
-def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None) -> list[dict[str, Any]]:
-    """A row for each score of a model, and one for each attack on it."""
+def _rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    """What makes one attack, or look, worse than another: the excess, and then the score."""
+    return (row["excess"] or 0.0, row["value"])
+
+
+def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None, half: float | None) -> list[dict[str, Any]]:
+    """A row for each score of a model, and one for each attack on it.
+
+    Args:
+        half: the main score at which half of the full model's knowledge is back. None: unknown.
+    """
     keys = {"name": entry.name, "method": entry.method, "then": entry.then, "alpha": entry.alpha, "seed": entry.seed}
     keys |= _cost(entry, root)
     rows: list[dict[str, Any]] = []
@@ -114,19 +150,22 @@ def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None) -> list
     for name, stage in entry.attacks.items():
         found = stage.result(root)
         assert found is not None
-        shown = {"value": found["worst"], **{part: found[part] for part in ("attempt", "step", "half")}}
-        shown |= {"excess": _excess(name, found["looks"], taught), "attack_cost": found["cost"]}
-        attacked.append({**keys, "attack": name, "score": arena.benchmark.main, **shown})
+        looks = [look for look in found["looks"] if look[MAIN] is not None]
+        back = [look["step"] for look in looks if half is not None and look[MAIN] >= half]
+        shown = {**_worst_look(name, looks, taught), "half": min(back, default=None), "attack_cost": found["cost"]}
+        shown |= {"inside": found["inside"], "diverged": " ".join(map(str, found["diverged"])) or None}
+        attacked.append({**keys, "attack": name, "score": arena.main, **shown})
     groups = {WORST: None, **{f"{WORST} of {group}": group for group in get_args(Group)}}
     for worst, group in groups.items():
-        of = [row for row in attacked if group in (None, arena.attacks[row["attack"]].kind.group)]
-        finite = [row for row in of if row["value"] is not None]
+        kinds = {
+            name: of.kind for name, of in arena.attacks.items() if of.kind.ranked and group in (None, of.kind.group)
+        }
+        finite = [row for row in attacked if row["attack"] in kinds and row["value"] is not None]
         if not finite:
             continue
-        most = max(finite, key=lambda row: (row["excess"] or 0.0, row["value"]))
-        halves = [row["half"] for row in of if row["half"] is not None]
-        cost = sum(row["attack_cost"] for row in of)
-        rows.append({**most, "attack": worst, "half": min(halves, default=None), "attack_cost": cost})
+        halves = [row["half"] for row in finite if row["half"] is not None]
+        total = {"half": min(halves, default=None), "attack_cost": sum(row["attack_cost"] for row in finite)}
+        rows.append({**max(finite, key=lambda row: _rank(dict(row))), "attack": worst, **total})
     return rows + attacked
 
 
@@ -205,18 +244,27 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, utility: str | None, keep: fl
         rows = frame[frame.attack == attack]
         columns |= {f"after {attack}": means(rows), f"excess {attack}": means(rows, "excess")}
     columns["robustness"] = means(frame[frame.attack == WORST], "robustness")
-    columns["compute"] = means(before[before.score == arena.benchmark.main], "compute")
+    columns["compute"] = means(before[before.score == arena.main], "compute")
     about = frame.drop_duplicates("name").set_index("name")[["method", "then", "alpha"]]
     parts = [about, frame.groupby("name").seed.nunique().rename("seeds")]
     for column, found in columns.items():
         parts += [found["mean"].rename(column), found["half"].rename(f"{column} ±")]
     board = pd.concat(parts, axis=1).reindex(about.index)
-    board["kept"] = True
+    for column in (f"{kind} {WORST}{half}" for kind in ("after", "excess") for half in ("", " ±")):
+        if column not in board:
+            board[column] = np.nan
+    measured = before[before.score.isin([arena.main, utility])].groupby("name").value.agg(lambda of: of.notna().all())
+    board["kept"] = measured.reindex(board.index, fill_value=False) & (board.seeds == frame.seed.nunique())
     if utility is not None and FULL in board.index:
-        board["kept"] = board[utility] >= keep * board.loc[FULL, utility]
+        board["kept"] &= board[utility] >= keep * board.loc[FULL, utility]
     board["compared"] = board.method.isna()
     by = ["compared", "kept", f"excess {WORST}", f"after {WORST}"]
     return board.sort_values(by, ascending=[True, False, True, True], kind="stable").drop(columns="compared")
+
+
+def marked(name: str, row: Any, seeds: int) -> str:
+    """Return a model's name, with what keeps it from being ranked with the others."""
+    return name if row.kept else f"{name} ({'utility lost' if row.seeds == seeds else f'{row.seeds} of {seeds} seeds'})"
 
 
 def shown(board: pd.DataFrame, column: str) -> list[str]:
@@ -227,7 +275,7 @@ def shown(board: pd.DataFrame, column: str) -> list[str]:
 
 def headed(arena: Arena, utility: str | None) -> dict[str, str]:
     """Return the columns of the first table, with their heads. An arrow says which numbers are good."""
-    main = arena.benchmark.main
+    main = arena.main
     found = {main: of_score(arena, main), f"after {WORST}": "after the worst attack ↓", f"excess {WORST}": "excess ↓"}
     found |= {utility: of_score(arena, utility)} if utility is not None else {}
     return found | {"robustness": "robustness ↑", "compute": "compute ↓"}
@@ -240,7 +288,17 @@ def of_score(arena: Arena, name: str) -> str:
 
 def latex(board: pd.DataFrame, arena: Arena, utility: str | None) -> str:
     """Return the first table in LaTeX, with rules of the package booktabs."""
-    signs = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\to$", "α": r"$\alpha$", "±": r"$\pm$", "%": r"\%"}
+    signs = {
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
+        "→": r"$\to$",
+        "α": r"$\alpha$",
+        "±": r"$\pm$",
+        "%": r"\%",
+        "_": r"\_",
+        "&": r"\&",
+        "#": r"\#",
+    }
 
     def plain(text: str) -> str:
         return "".join(signs.get(character, character) for character in text)
@@ -261,14 +319,18 @@ def latex(board: pd.DataFrame, arena: Arena, utility: str | None) -> str:
 
 def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str | None, options: ArenaOptions) -> str:
     """Return the leaderboard in Markdown."""
-    main = arena.benchmark.main
+    main = arena.main
 
-    names = [f"{name}{'' if row.kept else ' (utility lost)'}" for name, row in board.iterrows()]
+    names = [marked(str(name), row, frame.seed.nunique()) for name, row in board.iterrows()]
 
     def table(columns: Mapping[str, str]) -> str:
         cells = (shown(board, column) for column in columns)
         return markdown(["model", *columns.values()], [list(row) for row in zip(names, *cells, strict=True)])
 
+    order = "The model with the smallest excess is first."
+    if utility is not None:
+        order = f"Models that keep {options.keep:.0%} of the full model's utility come first, in all seeds. " + order
+    narrow = sorted(set(frame.attack[(frame.get("inside") == False) & ~frame.attack.str.startswith(WORST)]))  # noqa: E712
     seeds = frame.seed.nunique()
     over = "one seed" if seeds == 1 else f"means of {seeds} seeds, ± half of the 95 % interval over seeds"
     split = f", split `{options.split}`" if options.split else ""
@@ -280,16 +342,23 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         f"Each of {len(arena.attacks)} attacks may spend {options.budget} gradient steps. *Excess* is how far an "
         f"attack brings `{main}` above that of the retrained model under the same attack, at the attempt and step "
         "where this is most. The worst attack is the one with the largest excess.",
-        f"Models that keep {options.keep:.0%} of the full model's utility come first. Among them, the one with the "
-        "smallest excess is first.",
+        order,
         table(headed(arena, utility)),
         "Robustness: 0 is as fragile as the same method alone, 1 as robust as the retrained model. Compute: 1 is that "
         "of the retrained model.",
         "## Attacks",
         f"Excess of `{main}` under each attack. Low is good.",
         table({f"excess {attack}": attack for attack in arena.attacks}),
-        f"`{main}` after each attack, at its best attempt and step.",
+        f"`{main}` after each attack, where its excess is largest.",
         table({f"after {attack}": attack for attack in arena.attacks}),
+        *(
+            [
+                f"The best learning rate is the lowest or the highest of the sweep, in a model at least, for "
+                f"{', '.join(narrow)}: with a wider sweep (`--learning-rates`), these attacks may bring back more."
+            ]
+            if narrow
+            else []
+        ),
         "## Scores before any attack",
         table({name: of_score(arena, name) for name in arena.scores}),
     ]

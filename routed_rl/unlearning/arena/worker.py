@@ -44,8 +44,7 @@ class Worker:
     def __init__(self, options: ArenaOptions, root: Path) -> None:
         self.arena, self.root = Arena(options), root
         self.maker = Maker(self.arena, root)
-        self._reader: tuple[str, Reader] | None = None
-        self._companions: dict[str, Reader] = {}
+        self._readers: dict[str, Reader] = {}
 
     def do(self, stage: Stage, on_step: Callable[[int], None] = lambda step: None) -> None:
         """Do a stage whose parents are finished; FloatingPointError if a loss is not finite."""
@@ -58,7 +57,8 @@ class Worker:
             result: dict[str, JSON]
             if stage.kind in MAKE:
                 result = self.maker.make(stage, on_step)
-                files = [f"{MODEL}/config.json", f"{MODEL}/model.safetensors"]
+                parts = sorted((run.path / MODEL).glob("*.safetensors"))
+                files = [f"{MODEL}/config.json", *(f"{MODEL}/{part.name}" for part in parts)]
             elif stage.kind == SCORE:
                 result, files = self._scored(stage, run.path / NUMBERS), [NUMBERS]
             else:
@@ -69,10 +69,10 @@ class Worker:
     def _scored(self, stage: Stage, path: Path) -> dict[str, JSON]:
         """Measure a score, write the numbers of examples to a path, and return the score with its interval."""
         score = next(of.kind() for of in self.arena.scores.values() if of.reference == stage.config["score"])
-        for role in (ORIGINAL, RETRAINED):
-            if role in stage.parents and role not in self._companions:
-                self._companions[role] = Reader(*self.maker.load(stage.parents[role]), self.arena.benchmark)
-        found = score.examples(self.reader(stage.parents["model"]))
+        roles = {role: self.reader(stage.parents[role]) for role in (ORIGINAL, RETRAINED) if role in stage.parents}
+        reader = self.reader(stage.parents["model"])
+        reader.companions = roles
+        found = score.examples(reader)
         numbers = {name: np.ascontiguousarray(of, dtype=np.float64) for name, of in found.items()}
         save_file(numbers, path)
         compared = None
@@ -84,17 +84,19 @@ class Worker:
         return {name: float(value) if np.isfinite(value) else None for name, value in named}
 
     def reader(self, stage: Stage) -> Reader:
-        """Return the reader of a stage's model. It is kept for further stages, until another model is read."""
-        if self._reader is None or self._reader[0] != stage.key:
-            self._reader = stage.key, Reader(*self.maker.load(stage), self.arena.benchmark, companions=self._companions)
-        return self._reader[1]
+        """Return the reader of a stage's model. It is kept for further scores."""
+        if stage.key not in self._readers:
+            self._readers[stage.key] = Reader(*self.maker.load(stage), self.arena.benchmark)
+        return self._readers[stage.key]
 
     def _attacked(self, stage: Stage) -> dict[str, JSON]:
-        attack = next(of.kind() for of in self.arena.attacks.values() if of.reference == stage.config["attack"])
+        plugin = next(of for of in self.arena.attacks.values() if of.reference == stage.config["attack"])
+        attack = self.arena.attack(plugin)
+        self._readers.clear()  # an attack needs the memory
         model, tokenizer = self.maker.load(stage.parents["model"])
         original = self.maker.load(stage.parents[ORIGINAL])[0] if ORIGINAL in stage.parents else None
         options, benchmark = self.arena.options, self.arena.benchmark
-        score = self.arena.scores[benchmark.main].kind()
+        score = self.arena.scores[self.arena.main].kind()
 
         def measure(
             attacked: nn.Module, change: Callable[[Example], Example], of: Benchmark = benchmark

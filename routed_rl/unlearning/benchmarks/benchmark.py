@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from routed_rl.errors import UserError
@@ -76,7 +76,6 @@ class Benchmark:
     sets: Mapping[str, Sequence[Example]]
     main: str = "knowledge"
     chance: float = 0.0
-    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in (FORGET, RETAIN):
@@ -115,6 +114,19 @@ class Benchmark:
 
 def _text(row: Row) -> str:
     return " ".join(from_row(row).text.split())
+
+
+def wrong_answers(benchmark: Benchmark) -> list[str]:
+    """Return a perturbed answer for each forget document, for methods that teach another answer.
+
+    Raises:
+        ValueError: for a document that is no example with perturbed answers.
+    """
+    known = {tuple(example.row().items()): example.perturbed for example in benchmark.examples(FORGET)}
+    found = [known.get(tuple(row.items()), ()) for row in benchmark.forget]
+    if missing := sum(not wrong for wrong in found):
+        raise ValueError(f"{missing} of {len(found)} forget documents have no perturbed answer to teach instead")
+    return [wrong[0] for wrong in found]
 
 
 @dataclass(frozen=True)

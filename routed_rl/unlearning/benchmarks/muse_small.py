@@ -116,7 +116,7 @@ class MuseSmall(BenchmarkKind):
         found = list(articles(np.random.default_rng(0), KEPT + FOLDS * FOLD + HELD_OUT))
         kept, folds, held = found[:KEPT], found[KEPT:-HELD_OUT], found[-HELD_OUT:]
         sets = {FORGET: folds[first:last], RETAIN: kept, HOLDOUT: held}
-        learned = (sets[FORGET], kept + folds[:first] + folds[last:])
+        learned = (sets[FORGET], kept + folds[last:])  # not the folds before, which are forgotten already
         forget, retain = ([row for article in of for row in article.documents] for of in learned)
         asked = {name: tuple(question for article in of for question in article.questions) for name, of in sets.items()}
         texts = {f"{name}{TEXTS}": tuple(article.text for article in of) for name, of in sets.items()}

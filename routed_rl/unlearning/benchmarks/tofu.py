@@ -11,6 +11,9 @@ from routed_rl.unlearning.benchmarks.hub import Published
 
 REPOSITORY = "locuslab/TOFU"
 
+OF_AUTHOR = 20
+"""Questions about each author, which follow each other (TOFU, Maini et al. 2024)."""
+
 
 class Tofu(BenchmarkKind):
     """TOFU: 4,000 questions about 200 made-up authors. The forget set is all questions about 1, 5 or 10 % of them.
@@ -35,7 +38,12 @@ class Tofu(BenchmarkKind):
         return Benchmark(
             [_document(row) for row in files.read(forget)],
             [_document(row) for row in files.read(f"retain{100 - percent}")],
-            {name: tuple(map(_example, files.read(configuration))) for name, configuration in measured.items()},
+            {
+                name: tuple(
+                    _example(row, f"{name} {i // OF_AUTHOR}") for i, row in enumerate(files.read(configuration))
+                )
+                for name, configuration in measured.items()
+            },
         )
 
 
@@ -43,10 +51,11 @@ def _document(row: Fields) -> Mapping[str, Any]:
     return {"question": row.text("question"), "answer": row.text("answer")}
 
 
-def _example(row: Fields) -> Example:
+def _example(row: Fields, group: str) -> Example:
     # A few perturbed answers of TOFU are there twice, or are the answer.
     answer = row.text("answer")
     perturbed = dict.fromkeys(row.row.get("perturbed_answer") or ())
     perturbed.pop(answer, None)
     clean = Fields(row.where, {**row.row, "perturbed_answer": list(perturbed)})
-    return Example(row.text("question"), answer, row.texts("paraphrased_answer"), clean.texts("perturbed_answer"))
+    paraphrases, wrong = row.texts("paraphrased_answer"), clean.texts("perturbed_answer")
+    return Example(row.text("question"), answer, paraphrases, wrong, group=group)

@@ -84,7 +84,8 @@ SETTINGS = (
     *("circuit_breaker.steps=120", "circuit_breaker.learning_rate=7e-4"),
     *("lat.steps=60", "lat.learning_rate=3e-4"),
 )
-"""Of methods: the best of a sweep over steps and learning rates, with seed 10. Others keep their own recipes."""
+"""Of methods: from a sweep over steps and learning rates with seed 10, but for ``idk-dpo`` and ``circuit-breaker``,
+whose settings lie beyond it. Others keep their own recipes."""
 WRONG, OTHER_WRONG = 5, 3
 """Perturbed answers of an example: as many as in TOFU."""
 LEARNED, HELD_OUT, OTHER = 60, 12, 24

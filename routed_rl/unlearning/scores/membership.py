@@ -115,7 +115,7 @@ class MembershipInference(Score):
     Attackers of prompts change both.
     """
 
-    best: ClassVar[Best] = "low"
+    best: ClassVar[Best] = "half"
 
     def sets(self, benchmark: Benchmark) -> tuple[Sequence[Example], Sequence[Example]] | None:
         """Return the forget and the holdout examples, both texts or both questions. None: there are none."""

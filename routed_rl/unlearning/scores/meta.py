@@ -23,10 +23,12 @@ def rising(score: Score, value: float) -> float:
     """Return a score's value so that more knowledge of the forget set gives more.
 
     A score for which low is best stays as it is. One for which high is best is taken from its largest value, or from 0
-    where it has none. Of one for which zero is best, the distance from zero is taken.
+    where it has none. Of one for which zero or a half is best, the distance from it is taken.
     """
     if score.best == "low":
         return value
+    if score.best == "half":
+        return abs(value - 0.5)
     return abs(value) if score.best == "zero" else (score.limits[1] or 0.0) - value
 
 

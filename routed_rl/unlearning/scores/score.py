@@ -11,9 +11,9 @@ import numpy as np
 from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example
 from routed_rl.unlearning.scores.reader import Reader
 
-Best = Literal["low", "high", "zero"]
+Best = Literal["low", "high", "zero", "half"]
 """Which numbers an unlearned model should have: those of a model that knows little of the forget set, and keeps the
-rest."""
+rest. ``half`` is 0.5."""
 Numbers = Mapping[str, np.ndarray]
 """A number for each example, ``(examples,)`` float64, by name. Arrays of one length belong to the same examples."""
 Field = Literal["", "paraphrases", "perturbed"]
@@ -30,14 +30,16 @@ class Score(ABC):
     A score of your own is a subclass that can be made without arguments: ``--score my_module:MyScore``.
 
     Attributes:
-        best: whether an unlearned model should have a low or a high number, or zero.
+        best: whether an unlearned model should have a low or a high number, zero or 0.5.
         limits: the smallest and the largest number that there can be. None: there is no limit.
+        bootstrapped: whether an interval over examples means something. That of a p-value does not.
         compared: whether the number needs those of the retrained model, which never learned the forget set.
         needs: names of the ``companions`` of :class:`Reader` that :meth:`examples` reads.
     """
 
     best: ClassVar[Best]
     limits: ClassVar[tuple[float | None, float | None]] = (0.0, 1.0)
+    bootstrapped: ClassVar[bool] = True
     compared: ClassVar[bool] = False
     needs: ClassVar[Sequence[str]] = ()
 
@@ -106,9 +108,12 @@ def interval(
     """Return the 95 % interval of a score over examples: the percentile bootstrap (Efron 1979).
 
     Examples are drawn again with replacement, and the score is taken of these, ``draws`` times. Arrays of one length
-    are drawn together. The retrained model's numbers stay as they are.
+    are drawn together. The retrained model's numbers stay as they are. The ends are NaN if the score is not finite or
+    has no such interval.
     """
     chance = np.random.default_rng(seed)
+    if not (score.bootstrapped and np.isfinite(score.value(numbers, retrained))):
+        return float("nan"), float("nan")
     found = []
     for _ in range(draws):
         rows = {length: chance.integers(length, size=length) for length in sorted({len(of) for of in numbers.values()})}

@@ -127,6 +127,7 @@ class ForgetQuality(TruthRatio):
     """
 
     compared: ClassVar[bool] = True
+    bootstrapped = False
 
     def value(self, numbers: Numbers, retrained: Numbers | None = None) -> float:
         """Return the p-value; see :meth:`Score.value`.

@@ -59,7 +59,9 @@ def test_each_score_moves_in_its_direction(name, models):
         assert known > models.value(name, "untrained") + 0.1 and best == "high"
         return
     ideal = models.value(name, "untrained" if name in BY_GUESSING else "retrained")
-    moved = {"low": known - ideal, "high": ideal - known, "zero": abs(known) - abs(ideal)}[best]
+    moved = {"low": known - ideal, "high": ideal - known, "zero": abs(known) - abs(ideal)}
+    moved["half"] = abs(known - 0.5) - abs(ideal - 0.5)
+    moved = moved[best]
     assert moved > 0.03, (known, ideal)
 
 

@@ -111,11 +111,13 @@ class ArenaAttack(ABC):
     Attributes:
         group: what the attacker changes.
         needs_original: whether the attacker needs the model before it was unlearned.
+        ranked: whether it counts for the worst attack. False: it measures something else.
         sweep: whether the settings are learning rates. Then the best should be neither the lowest nor the highest.
     """
 
     group: ClassVar[Group]
     needs_original: ClassVar[bool] = False
+    ranked: ClassVar[bool] = True
     sweep: ClassVar[bool] = False
 
     def undefined(self, benchmark: Benchmark) -> str | None:

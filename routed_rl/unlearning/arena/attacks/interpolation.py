@@ -26,6 +26,7 @@ class Interpolation(ArenaAttack):
 
     group: ClassVar[Group] = "weights"
     needs_original: ClassVar[bool] = True
+    ranked: ClassVar[bool] = False
 
     @property
     def attempts(self) -> Sequence[Setting]:
