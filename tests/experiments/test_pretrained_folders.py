@@ -10,7 +10,7 @@ from routed_rl.experiments import cli
 from routed_rl.lm import save_model, stories_tokenizer
 from routed_rl.runs import read_json
 from routed_rl.unlearning import UndoStudy
-from tests.experiments import killed_studies, killed_undo
+from tests.experiments import killed_studies, killed_undo, small_arenas
 from tests.experiments.mistakes import complaints
 from tests.lm.pretrained_folders import save_adapter, save_pickled
 from tests.lm.tiny_models import tiny_model
@@ -20,12 +20,14 @@ STEERING = ("--documents", "300", "--batch-size", "2", "--strengths", "0", "30",
 ERA = ("--methods", "base", "--labelled", "0.5", "--seeds", "1")
 UNDO = (*killed_undo.OPTIONS, "--task", "stories", "--alphas", "0.5", "--length", "30", "--filtered", "None",
         "--pretrain.steps", "0", "--pretrain.warmup", "0", "--students", "noised", "--documents", "300")  # fmt: skip
+ARENA = ("--methods", "npo", "--settings", "npo.steps=2", "--then", "none")
 SMALL = {
     "era": (*killed_studies.OPTIONS, *ERA, "--length", "30"),
     "unlearn": (*killed_studies.OPTIONS, "--length", "30"),
     "steering-scalar": STEERING,
     "undo": UNDO,
     "corpus": ("--documents", "300"),
+    "arena": (*ARENA, "--attacks", "quantisation", "--scores", "knowledge", "--batch-size", "2"),
 }
 """Options of a small run, by command."""
 
@@ -34,6 +36,7 @@ SMALL = {
 def folders(tmp_path, monkeypatch):
     """A model, an adapter of it without a tokenizer, and a model in a pickle; small runs in this process."""
     monkeypatch.chdir(tmp_path)
+    small_arenas.make_small(monkeypatch)
     killed_studies.make_small(monkeypatch)
     save_model(tiny_model("llama"), stories_tokenizer(), tmp_path / "base")
     save_adapter(tmp_path / "adapter", tmp_path / "base", target_modules=["q_proj"])
@@ -44,7 +47,7 @@ def folders(tmp_path, monkeypatch):
 
 def command(name, *options):
     out = () if name == "corpus" else ("--out", "out")
-    corpora = () if name == "steering-scalar" else ("--corpora", "corpora")
+    corpora = () if name in ("steering-scalar", "arena") else ("--corpora", "corpora")
     return [name, *SMALL[name], *options, *corpora, *out]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from torch import nn
 
 from routed_rl.errors import user_input
-from routed_rl.lm.folders import CONFIG, outline
+from routed_rl.lm.folders import CONFIG, check_folder, outline
 from routed_rl.lm.own import saved_model
 from routed_rl.options import RUNS
 from routed_rl.options.arena import ArenaOptions
@@ -184,7 +184,10 @@ class ArenaStudy(ArenaOptions, Study):
     def _prepare(self, here: bool) -> Sequence[StageRun]:
         for name in (self.model, self.retrained):
             for seed in {entry.seed for entry in self.entries} if name is not None else ():
-                outline(str(name).replace(SEED, str(seed)))
+                folder = str(name).replace(SEED, str(seed))
+                if Path(folder).is_dir():
+                    check_folder(folder)
+                outline(folder)
         given = ArenaOptions(**{field.name: getattr(self, field.name) for field in fields(ArenaOptions)})
         stages = with_ancestors(stage for entry in self.entries for stage in entry)
         return [StageRun(stage, given, stage.path(self.root), stage.seed) for stage in stages]

@@ -24,7 +24,7 @@ from routed_rl.runs import Stage
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
 from routed_rl.unlearning.tuning import FACTORS, around, together
 from routed_rl.unlearning.undo_study.measuring import ATTACK, MEASURES, METRICS, Measurer, Measuring, metric_identity
-from routed_rl.wording import did_you_mean, written
+from routed_rl.wording import did_you_mean, spoken, written
 
 TRAIN = "train"
 BETAS_AT = 0.6
@@ -229,8 +229,8 @@ def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:
     """
     if procedures := [name for name in command.suppress if name in PROCEDURES]:
         raise ValueError(
-            f"--suppress {procedures[0]} is a procedure of its own stages, and a study trains one stage: run "
-            f"unlearn(…, method={procedures[0]!r}) in Python, and pass its result in --teachers NAME=FOLDER"
+            f"{written('--suppress', procedures[0])} is a procedure of its own stages, and a study trains one stage: "
+            f"run unlearn(…, method={procedures[0]!r}) in Python, and pass its result in {spoken('--teachers')}"
         )
     found = METHODS.find_all(command.suppress, "--suppress")
     check_settings(command.settings, (*SUPPRESSORS, *found))
