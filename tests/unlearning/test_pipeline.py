@@ -121,7 +121,7 @@ def test_an_attack_lowers_the_forget_loss_of_a_copy(model, tokenizer):
             r"retain\[0\]: a row needs texts in .* this one has 'question'",
         ),
         ({"forget": ["x", None]}, r"forget\[1\] must be a text"),
-        ({"batch_size": 10**6}, "or batch_size=29 or less"),
+        ({"batch_size": 10**6}, r"or batch_size=\d+ or less"),
     ],
 )
 def test_mistakes_are_said(given, said, model, tokenizer):

@@ -127,8 +127,10 @@ def test_steps_are_the_same_in_parts_and_again(knowing, name):
 
 @pytest.mark.parametrize("method", [*(kind() for kind in SUPPRESSORS.values()), MaxEnt(retain="kl"), Sam(Npo())])
 def test_a_steps_cost_is_that_of_its_passes(knowing, method):
-    """A pass with a gradient costs three times as much as a pass without, and half as much on half of the rows. A trial of
-    two tokens costs nothing."""
+    """A pass with a gradient costs three times as much as a pass without, and half of it on half of the rows.
+
+    A trial of two tokens costs nothing.
+    """
     model, cost = copy.deepcopy(knowing), []
 
     def count(module, args, output):

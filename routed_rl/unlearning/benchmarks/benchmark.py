@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from routed_rl.errors import UserError
 from routed_rl.lm.documents import from_row
 from routed_rl.lm.training import Training
-from routed_rl.wording import did_you_mean
+from routed_rl.wording import did_you_mean, written
 
 Row = Mapping[str, Any]
 """A document, of a form of :func:`~routed_rl.lm.from_row`."""
@@ -179,7 +179,9 @@ class BenchmarkKind(ABC):
             UserError: for an unknown split, or for files.
         """
         if data is not None:
-            raise UserError(f"--data {data!r}: this benchmark is made by the program and reads no files; leave it out")
+            raise UserError(
+                f"{written('--data', data)}: this benchmark is made by the program and reads no files; leave it out"
+            )
         return self.known(split)
 
     def known(self, split: str | None) -> str:

@@ -24,7 +24,7 @@ from routed_rl.unlearning.benchmarks.benchmark import (
     Row,
 )
 from routed_rl.unlearning.benchmarks.fields import Fields
-from routed_rl.wording import did_you_mean
+from routed_rl.wording import did_you_mean, written
 
 EXAMPLES = f"examples{LINES}"
 FORMS = (("question", "answer"), ("prompt", "completion"), ("text",))
@@ -47,7 +47,7 @@ class Custom(BenchmarkKind):
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
         if split is not None:
-            raise UserError(f"--split {split!r}: a benchmark of your own has no splits; leave it out")
+            raise UserError(f"{written('--split', split)}: a benchmark of your own has no splits; leave it out")
         if data is None:
             raise UserError(f"--data: name a {LINES} file, or a folder with {EXAMPLES}")
         place = expanded(data)
@@ -72,9 +72,9 @@ def _file(data: str, place: Path) -> Path:
     if not file.is_file():
         there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
         has = f"; the folder has {', '.join(there)}" if there else ""
-        raise UserError(f"--data {data!r}: there is no file {str(file)!r}{has}"[:400])
+        raise UserError(f"{written('--data', data)}: there is no file {str(file)!r}{has}"[:400])
     if file.suffix.lower() != LINES:
-        raise UserError(f"--data {data!r} must be a {LINES} file, or a folder with {EXAMPLES}")
+        raise UserError(f"{written('--data', data)} must be a {LINES} file, or a folder with {EXAMPLES}")
     return file
 
 

@@ -13,6 +13,7 @@ from routed_rl.lm.documents import hub_rows
 from routed_rl.lm.reading import rows
 from routed_rl.paths import expanded
 from routed_rl.unlearning.benchmarks.fields import Fields
+from routed_rl.wording import written
 
 ENDINGS = (".parquet", ".jsonl", ".json")
 """Endings of the names of files that are read."""
@@ -63,7 +64,9 @@ class Published:
     def _files(self, configuration: str, split: str) -> list[Path]:
         top = expanded(str(self.folder))
         if not top.is_dir():
-            raise UserError(f"--data {str(self.folder)!r} is not a folder; it must have the files of {self.repository}")
+            raise UserError(
+                f"{written('--data', str(self.folder))} is not a folder; it must have the files of {self.repository}"
+            )
         for folder in (top / self.repository.rpartition("/")[2], top):
             of_split = [folder / configuration / f"{split}{part}" for part in ("", "-*")]
             for pattern in (*of_split, folder / configuration):

@@ -146,7 +146,7 @@ def test_wrong_files_are_named_in_one_line(tmp_path):
     refused(str(tmp_path), "retain.jsonl', line 1: a row needs texts in a field 'text'")
     write(tmp_path / "retain.jsonl", {"text": " "})
     refused(str(tmp_path), "retain.jsonl', line 1: the document has no text")
-    with pytest.raises(UserError, match="split 'forget10': a benchmark of your own has no splits"):
+    with pytest.raises(UserError, match="split='forget10': a benchmark of your own has no splits"):
         Custom().load(file, "forget10")
 
 
