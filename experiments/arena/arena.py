@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from routed_rl.experiments.arena.options import Arena
-from routed_rl.experiments.common.display import show_table
-from routed_rl.experiments.common.studies import run_and_show
+from routed_rl.experiments.common.studies import run_and_show, show_stages
 from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.arena import ArenaOptions, Student
 from routed_rl.runs.process import one_thread
@@ -29,11 +28,7 @@ def main(command: Arena) -> None:
     if command.quick:
         given |= {name: value for name, value in QUICK.items() if given[name] == getattr(ArenaOptions(), name)}
     study = ArenaStudy(**given)
-    if not command.plan:
+    if command.plan:
+        show_stages(study.plan())
+    else:
         run_and_show(study, command)
-        return
-    plan = study.plan()
-    shown = plan.drop(columns="trains").astype(str)
-    show_table("Stages of the study", list(shown), shown.to_numpy().tolist(), left=range(shown.shape[1]))
-    runs = plan[plan.reason != "is finished"]
-    print(f"{len(runs)} of {len(plan)} stages would run; {runs.trains.sum()} of them train or attack a model")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from routed_rl.experiments.common.display import show_markdown
+import pandas as pd
+
+from routed_rl.experiments.common.display import show_markdown, show_table
 from routed_rl.options import Workers
 from routed_rl.runs.studies import RunsFailedError, Study
 
@@ -23,6 +25,14 @@ def run_and_show(study: Study, where: Workers) -> None:
             print(f"routed-rl: failed: {out.parent.name}/{out.name}: {reason}", file=sys.stderr)
         raise
     _show(study)
+
+
+def show_stages(plan: pd.DataFrame) -> None:
+    """Print what a study of stages would do; ``plan`` has a row per stage."""
+    shown = plan.drop(columns="trains").astype(str)
+    show_table("Stages of the study", list(shown), shown.to_numpy().tolist(), left=range(shown.shape[1]))
+    runs = plan[plan.reason != "is finished"]
+    print(f"{len(runs)} of {len(plan)} stages would run; {runs.trains.sum()} of them train or attack a model")
 
 
 def _show(study: Study) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -15,7 +15,7 @@ import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.paths import expanded
-from routed_rl.runs import read_json, write_bytes, write_json
+from routed_rl.runs import Stage, plan, read_json, write_bytes, write_json
 from routed_rl.runs.charts import Chart, write_charts
 from routed_rl.runs.figures import png, title
 from routed_rl.runs.files import StrPath, plain_json
@@ -328,6 +328,33 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
             raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
     elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
+
+
+def stage_table(
+    stages: Sequence[Stage], root: Path, names: Mapping[str, str], trained: Collection[str]
+) -> pd.DataFrame:
+    """Return a row for each stage of a plan, in this order, with the reason why it would run.
+
+    Args:
+        root: the directory of all stages.
+        names: what a stage belongs to, by the stage's key.
+        trained: kinds of stages that train or attack a model.
+
+    Raises:
+        UserError: if a stage's directory holds something else.
+    """
+    with user_input():
+        rows = [
+            {
+                "stage": stage.path(root).name,
+                "model": names[stage.key],
+                "seed": stage.seed,
+                "trains": stage.kind in trained,
+                "reason": reason or "is finished",
+            }
+            for stage, reason in plan(stages, root)
+        ]
+    return pd.DataFrame(rows)
 
 
 def refuse_unknown(options: type, given: Iterable[str], names: Iterable[str]) -> None:

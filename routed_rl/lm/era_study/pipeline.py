@@ -221,14 +221,12 @@ class Pipeline:
 
     def _repair_batches(self, model: nn.Module, chosen: np.ndarray) -> Batches:
         """The batches of the second repair."""
-        seed = derive_seed(self.command.seed, "repair order")
-        return self._batches(model, chosen, self.command.repair.documents, seed, "--repair.documents")
+        rows, seed = self.command.repair.documents, derive_seed(self.command.seed, "repair order")
+        return self._batches(model, chosen, rows, seed, "--repair.documents")
 
-    def _batches(
-        self, model: nn.Module, documents: np.ndarray, batch_size: int, seed: int, option: str = "--batch-size"
-    ) -> Batches:
+    def _batches(self, model: nn.Module, chosen: np.ndarray, rows: int, seed: int, of: str = "--batch-size") -> Batches:
         """Batches of documents, packed if the options say so and the model keeps packed documents apart."""
-        return self.data.batches(documents, batch_size, seed, self.command.pack and keeps_apart(model), option)
+        return self.data.batches(chosen, rows, seed, self.command.pack and keeps_apart(model), of)
 
     def finish(
         self, run: RunDirectory, model: nn.Module, new: Expansion | Adapters | None, router: GradientRouter | None

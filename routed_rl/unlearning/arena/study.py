@@ -18,7 +18,7 @@ from routed_rl.lm.own import saved_model
 from routed_rl.options import RUNS
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.options.conform import conform
-from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
 from routed_rl.runs.studies import (
@@ -28,6 +28,7 @@ from routed_rl.runs.studies import (
     Study,
     check_study,
     refuse_unknown,
+    stage_table,
 )
 from routed_rl.unlearning.arena import report
 from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
@@ -124,20 +125,9 @@ class ArenaStudy(ArenaOptions, Study):
         with user_input():
             runs = self._prepare(True)
             check_study(self.out, self._identity())
-            reasons = {stage.key: reason for stage, reason in plan([run.stage for run in runs], self.root)}
         names = {stage.key: entry.name for entry in reversed(self.entries) for stage in with_ancestors([entry.stage])}
         names |= {stage.key: entry.name for entry in reversed(self.entries) for stage in entry}
-        rows = [
-            {
-                "stage": run.out.name,
-                "model": names[run.stage.key],
-                "seed": run.seed,
-                "trains": run.stage.kind in (*MAKE, ATTACK),
-                "reason": reasons[run.stage.key] or "is finished",
-            }
-            for run in runs
-        ]
-        return pd.DataFrame(rows)
+        return stage_table([run.stage for run in runs], self.root, names, (*MAKE, ATTACK))
 
     def save(self, name: str, folder: StrPath, seed: int | None = None) -> Path:
         """Save a finished model in a folder, with a model card and its scores, and return the folder.

@@ -18,9 +18,9 @@ from routed_rl.lm.own import named
 from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
 from routed_rl.paths import expanded
-from routed_rl.runs import Stage, plan, with_ancestors
+from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.grid import PYTHON, STAGES, Kind, is_finished, options
-from routed_rl.runs.studies import Findings, Study, check_study
+from routed_rl.runs.studies import Findings, Study, check_study, stage_table
 from routed_rl.unlearning.undo_study import report
 from routed_rl.unlearning.undo_study.checks import check_alternatives, check_options, check_plugins
 from routed_rl.unlearning.undo_study.domains import Domains
@@ -145,20 +145,9 @@ class UndoStudy(UndoOptions, Study):
         with user_input():
             runs = self._prepare(True)
             check_study(self.out, self._identity())
-            reasons = {stage.key: reason for stage, reason in plan([run.stage for run in runs], self.root)}
         names = {s.key: member.name for member in reversed(self.members) for s in with_ancestors([member.stage])}
         names |= {stage.key: member.name for member in reversed(self.members) for stage in member.stages}
-        rows = [
-            {
-                "stage": run.out.name,
-                "model": names[run.stage.key],
-                "seed": run.seed,
-                "trains": run.stage.kind in TRAINED,
-                "reason": reasons[run.stage.key] or "is finished",
-            }
-            for run in runs
-        ]
-        return pd.DataFrame(rows)
+        return stage_table([run.stage for run in runs], self.root, names, TRAINED)
 
     @property
     def root(self) -> Path:
