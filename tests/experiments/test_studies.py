@@ -155,7 +155,7 @@ CHOICES = {
         ({"preset": "nix"}, "preset must be one of 'quick', 'paper', got 'nix'"),
         (
             {"suppress": ["maxent", "layered"]},
-            "suppress layered is a procedure of its own stages, and a study trains one stage: run unlearn(…, method="
+            "suppress='layered' is a procedure of its own stages, and a study trains one stage: run unlearn(…, method="
             "'layered') in Python, and pass its result in teachers NAME=FOLDER",
         ),
         ({"suppress": ["maxnt"]}, "suppress must be one of graddiff, maxent, rmu, npo, simnpo, undial, "),

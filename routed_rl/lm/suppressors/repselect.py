@@ -38,9 +38,10 @@ def collapse(gradient: Tensor, share: float) -> Tensor:
     Raises:
         FloatingPointError: for a gradient that is not finite.
     """
-    if not gradient.isfinite().all():
-        raise FloatingPointError("the gradient is no longer a finite number")
-    left, values, right = torch.linalg.svd(promoted(gradient), full_matrices=False)
+    try:
+        left, values, right = torch.linalg.svd(promoted(gradient), full_matrices=False)
+    except torch.linalg.LinAlgError as error:
+        raise FloatingPointError("the gradient is no longer a finite number") from error
     size = max(gradient.shape[-2:]) * torch.finfo(values.dtype).eps
     counted = values > size * values[..., :1]
     count = torch.ceil(share * counted.sum(dim=-1, keepdim=True)).long()
