@@ -230,7 +230,8 @@ def named_suppressors(command: UndoOptions) -> dict[str, Plugin[Suppressor]]:
     if procedures := [name for name in command.suppress if name in PROCEDURES]:
         raise ValueError(
             f"{written('--suppress', procedures[0])} is a procedure of its own stages, and a study trains one stage: "
-            f"run unlearn(…, method={procedures[0]!r}) in Python, and pass its result in {spoken('--teachers')} NAME=FOLDER"
+            f"run unlearn(…, method={procedures[0]!r}) in Python, and pass its result in "
+            f"{spoken('--teachers')} NAME=FOLDER"
         )
     found = METHODS.find_all(command.suppress, "--suppress")
     check_settings(command.settings, (*SUPPRESSORS, *found))
