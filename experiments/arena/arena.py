@@ -7,7 +7,7 @@ from dataclasses import fields
 from routed_rl.experiments.arena.options import Arena
 from routed_rl.experiments.common.studies import run_and_show, show_stages
 from routed_rl.lm.inputs import quiet_libraries
-from routed_rl.options.arena import ArenaOptions, Student
+from routed_rl.options.arena import ArenaOptions
 from routed_rl.runs.process import one_thread
 from routed_rl.unlearning.arena import ArenaStudy
 
@@ -16,7 +16,6 @@ QUICK = {
     "attacks": ("fine-tuning",),
     "scores": ("knowledge", "extraction-strength", "forget-quality", "model-utility"),
     "budget": 60,
-    "student": Student(steps=300),
 }
 """Options of ``--quick``."""
 

@@ -14,6 +14,6 @@ class Arena(Workers, ArenaOptions):
     run, and an interrupted study continues."""
 
     quick: bool = False
-    """a few minutes: three methods, one attack, four scores, short distillation; other options still count"""
+    """a few minutes: three methods, one attack, four scores; other options still count"""
     plan: bool = False
     """run nothing; show which stages would run, and why"""

@@ -353,7 +353,7 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         table({f"after {attack}": attack for attack in arena.attacks}),
         *(
             [
-                f"The best learning rate is the lowest or the highest of the sweep, in a model at least, for "
+                f"The best learning rate is the lowest or the highest of the sweep, in at least one model, for "
                 f"{', '.join(narrow)}: with a wider sweep (`--learning-rates`), these attacks may bring back more."
             ]
             if narrow
