@@ -20,7 +20,7 @@ from routed_rl.options.arena import ArenaOptions
 from routed_rl.options.conform import conform
 from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.files import StrPath
-from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
+from routed_rl.runs.grid import PYTHON, STAGES, Kind, is_finished, options
 from routed_rl.runs.studies import (
     LEADERBOARD,
     LEADERBOARD_PAGE,
@@ -34,7 +34,6 @@ from routed_rl.unlearning.arena import report
 from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
 from routed_rl.unlearning.arena.exporting import export
 from routed_rl.unlearning.arena.figures import FIGURES
-from routed_rl.unlearning.arena.worker import STAGES
 from routed_rl.wording import did_you_mean
 
 

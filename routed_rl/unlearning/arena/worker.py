@@ -22,7 +22,7 @@ from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.runs import Stage, derive_seed, finish_stage, with_ancestors
 from routed_rl.runs.files import JSON
-from routed_rl.runs.grid import FAILED
+from routed_rl.runs.grid import FAILED, STAGES
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.unlearning.arena.attacking import MAIN, run_attack
@@ -33,7 +33,6 @@ from routed_rl.unlearning.benchmarks import Benchmark, Example
 from routed_rl.unlearning.scores import Reader, interval
 from routed_rl.wording import speak_of
 
-STAGES = "stages"
 NUMBERS = "numbers.safetensors"
 """File of a score's numbers of single examples."""
 

@@ -61,7 +61,7 @@ class Benchmark:
     Attributes:
         forget: the documents to unlearn. A model to be unlearned has learned these and the retain documents.
         retain: the documents to keep.
-        sets: examples by set: ``forget``, ``retain``, ``holdout``, and others, all of which a model should keep. Sets
+        sets: examples by set: ``forget``, ``retain``, ``holdout``, and others. A model should keep all others. Sets
             of texts are called after their kind, such as ``forget_texts``.
         main: name of the score that says how much of the forget set a model knows. Attackers raise it.
         chance: the main score of a model that only guesses.

@@ -97,7 +97,7 @@ class Choosing(MeanScore):
 
 @dataclass(frozen=True)
 class MultipleChoice(Choosing):
-    """Share of forget questions of which the right option is the likeliest, by its mean log-probability per token.
+    """Share of forget questions whose right option is the likeliest, by its mean log-probability per token.
 
     See :func:`chosen`. The mean keeps long options from losing by their length (``acc_norm`` of lm-eval divides by
     characters instead).
@@ -108,7 +108,7 @@ class MultipleChoice(Choosing):
 
 @dataclass(frozen=True)
 class MultipleChoiceTotal(MultipleChoice):
-    """Share of forget questions of which the right option is the likeliest as a whole (``acc`` of lm-eval, WMDP)."""
+    """Share of forget questions whose right option is the likeliest as a whole (``acc`` of lm-eval, WMDP)."""
 
     @staticmethod
     def rank(tokens: Tokens) -> float:
@@ -118,7 +118,7 @@ class MultipleChoiceTotal(MultipleChoice):
 
 @dataclass(frozen=True)
 class RetainedMultipleChoice(MultipleChoice):
-    """Share of retain questions of which the right option is the likeliest, by its mean log-probability per token."""
+    """Share of retain questions whose right option is the likeliest, by its mean log-probability per token."""
 
     of: str = RETAIN
 

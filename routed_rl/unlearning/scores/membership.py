@@ -1,4 +1,4 @@
-"""Membership inference: can texts that were to be forgotten be told from texts that were never learned?
+"""Membership inference: can forget texts be told from texts that were never learned?
 
 An attack gives each text a number, which should be larger for texts that were learned. Its area under the ROC curve
 (AUC) is the chance that a forget text has a larger number than a holdout text. 0.5 says that they cannot be told apart.
