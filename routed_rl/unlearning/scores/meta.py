@@ -1,8 +1,8 @@
 """Meta-evaluation: whether a score can be trusted.
 
 Some models are known to have learned the forget set, and others not to have. A score is measured on both, before and
-after changes such as quantisation and fine-tuning.(OpenUnlearning, Dorna et al. 2025, arXiv 2506.12618. The symmetric forms of
-robustness are those of Lee et al. 2026, arXiv 2605.24614.)
+after changes such as quantisation and fine-tuning. (OpenUnlearning, Dorna et al. 2025, arXiv 2506.12618. The symmetric
+forms of robustness are those of Lee et al. 2026, arXiv 2605.24614.)
 
 All functions take values of a score that rises with knowledge. :func:`rising` turns values of other scores.
 """
