@@ -6,6 +6,7 @@ and the fourth, which train, are here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def route(
     pack: bool = True,
     seed: int = 0,
     progress: bool = True,
+    callback: Callable[[int, nn.Module], None] = lambda steps, model: None,
 ) -> None:
     """Train an expanded model, in place: the new units learn the topic's words in forget documents, all units the rest.
 
@@ -67,6 +69,7 @@ def route(
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
         seed: fixes the order of documents.
         progress: show a progress bar on standard error.
+        callback: called after each gradient step, with the number of steps so far and the model in training.
 
     Raises:
         ValueError: as :func:`~routed_rl.lm.text_corpus`, or for too few documents for one batch.
@@ -89,7 +92,12 @@ def route(
     source = Batches(corpus, documents, length, batch_size, order, labelled, pack)
     training = Training(steps, learning_rate, warmup=min(50, steps // 4))
     with router, progress_bar("route", steps, progress) as tick:
-        train(model, source, training, EraObjective(router, weights, expansion, l1), seed=seed, on_step=tick)
+
+        def on_step(step: int) -> None:
+            tick(step)
+            callback(step + 1, model)
+
+        train(model, source, training, EraObjective(router, weights, expansion, l1), seed=seed, on_step=on_step)
 
 
 def repair(

@@ -9,7 +9,24 @@ from typing import Literal
 from routed_rl.paths import NameOrPath
 from routed_rl.plugins import PluginName
 
+Before = Literal["none", "era"]
 Then = Literal["none", "undo", "distil"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Expand, Route, Ablate, with --before era. As many new hidden units as there are, in every block, learn the forget
+    documents while the model is trained. They are then removed, and the rest is repaired."""
+
+    mode: Literal["forward", "activation", "parameter"] = "forward"
+    """"forward": forget documents pass through the new units alone; "activation", "parameter": they pass through all
+    units, and train only the new ones"""
+    words: Literal["all", "own"] = "all"
+    """words of forget documents that are routed; "own": those that are rarer in other documents"""
+    repair_steps: int = 60
+    """maximum number of gradient steps of the repair, each on half of the retain documents"""
+    repair_learning_rate: float = 3e-4
+    """its learning rate, constant"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,9 @@ class ArenaOptions:
     settings: tuple[str, ...] = ()
     """settings of methods, each METHOD.NAME=VALUE; NAME is steps, learning_rate, or an attribute of the method's class.
     They replace those of the benchmark's own recipes"""
+    before: tuple[Before, ...] = ("none",)
+    """what a model is before any method: "none", it has learned everything; "era", routing while it is trained, and
+    ablation, which also counts as a method of its own. For models that are trained here"""
     then: tuple[Then, ...] = ("none", "undo")
     """what follows each method: "none"; "undo", distillation into a noised copy (UNDO); "distil", distillation into a
     new model"""
@@ -59,6 +79,8 @@ class ArenaOptions:
     """scale β of the noise in this formula"""
     student: Student = field(default_factory=Student)
     """distillation"""
+    routing: Routing = field(default_factory=Routing)
+    """routing, with --before era"""
     attacks: tuple[PluginName, ...] = ("fine-tuning", "held-out-facts", "quantisation")
     """attacks on every model: names in routed_rl.unlearning.arena.ARENA_ATTACKS, or MODULE:CLASS"""
     budget: int = 200
@@ -68,6 +90,9 @@ class ArenaOptions:
     such as 1e-4 3e-5 1e-5"""
     scores: tuple[PluginName, ...] = ()
     """scores of every model; none given: all that are defined for the benchmark"""
+    trust: bool = False
+    """also measure how far each score can be trusted: all scores again of every model that no distillation followed,
+    once with its weights rounded to 4 bits, and once fine-tuned on the forget set with a quarter of --budget"""
     keep: float = 0.8
     """share of the model utility that a model must keep to be ranked before those that do not"""
     batch_size: int = 16

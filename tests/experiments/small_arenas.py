@@ -17,11 +17,12 @@ from tests.unlearning.arena.small_arena import small_benchmark
 
 KILLS = 5
 """How often it is killed at the least."""
+SCORES = ("knowledge", "retained-knowledge", "extraction-strength", "forget-quality")
 OPTIONS = [
     *("--benchmark", "tofu-small", "--methods", "npo", "graddiff", "--settings", "npo.steps=2", "graddiff.steps=2"),
     *("--attacks", "fine-tuning", "quantisation", "--batch-size", "2", "--budget", "4", "--student.steps", "3"),
     *("--student.least", "2"),
-    *("--scores", "knowledge", "retained-knowledge", "extraction-strength", "forget-quality"),
+    *("--scores", *SCORES),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,16 @@ from matplotlib.figure import Figure
 from routed_rl.errors import UserError
 from routed_rl.experiments import cli
 from routed_rl.lm import load_model, load_tokenizer
-from routed_rl.options.arena import Student
+from routed_rl.options.arena import Routing, Student
 from routed_rl.unlearning.arena import ArenaStudy
+from routed_rl.unlearning.scores.meta import faithfulness, following, stability
 from tests import forks
 from tests.browser import needs_browser, opened
 from tests.experiments import small_arenas
 from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
-from tests.experiments.small_arenas import KILLS, OPTIONS
+from tests.experiments.small_arenas import KILLS, OPTIONS, SCORES
+from tests.unlearning.arena.small_arena import small_benchmark
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "fill_your_table.md"
 NAMES = ["full", "retrained", "npo", "npo + UNDO α 0.6", "graddiff", "graddiff + UNDO α 0.6"]
@@ -53,7 +56,7 @@ def test_every_model_has_every_score_and_every_attack(study):
     found = pd.read_csv(study / "results.csv")
     assert sorted(found.name.unique()) == sorted(NAMES)
     before, attacked = found[found.attack == "none"], found[found.attack != "none"]
-    scores = {"knowledge", "retained-knowledge", "extraction-strength", "forget-quality"}
+    scores = set(SCORES)
     assert all(set(rows.score) == scores for _, rows in before.groupby("name"))
     attacks = {"fine-tuning", "quantisation", "worst", "worst of weights"}
     assert all(set(rows.attack) == attacks for _, rows in attacked.groupby("name"))
@@ -84,7 +87,7 @@ def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys
     given = {
         "methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2, "budget": 4,
         "attacks": ["fine-tuning", "quantisation"], "out": study,
-        "scores": ["knowledge", "retained-knowledge", "extraction-strength", "forget-quality"],
+        "scores": [*SCORES],
     }  # fmt: skip
     mine = ArenaStudy(**given, student=Student(steps=3, least=2))
     assert set(mine.plan().reason) == {"is finished"}
@@ -101,6 +104,58 @@ def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys
     assert set(plan[plan.reason != "is finished"].stage.str.partition("-")[0]) == {"attack"}
     run(study, "--plan")
     assert "0 of 42 stages would run" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.fixture(scope="module")
+def routed(study, small, tmp_path_factory):
+    """The study with routing beforehand, and with the models by which scores are judged."""
+    out = tmp_path_factory.mktemp("routed") / "study"
+    shutil.copytree(study, out)
+    done = set(out.glob("stages/*"))
+    run(out, "--methods", "npo", "--before", "none", "era", "--trust", "--routing.repair-steps", 3)
+    return out, {path.name.partition("-")[0] for path in set(out.glob("stages/*")) - done}
+
+
+def test_routing_beforehand_is_a_method_and_what_others_begin_with(routed):
+    out, new = routed
+    found = pd.read_csv(out / "results.csv")
+    era = ["ERA", "ERA + UNDO α 0.6", "ERA + npo", "ERA + npo + UNDO α 0.6"]
+    assert sorted(found.name.unique()) == sorted([*NAMES[:4], *era])
+    assert new == {"routed", "unlearn", "distil", "changed", "score", "attack"}, "no model is trained again"
+    about = found.drop_duplicates("name").set_index("name")
+    assert set(about.before[era]) == {"era"} and set(about.before[NAMES[:4]]) == {"none"}
+    assert list(about.method[era]) == ["none", "none", "npo", "npo"] and about.method[NAMES[:2]].isna().all()
+    retain = len(small_benchmark().retain)
+    assert about.cost["ERA"] == pytest.approx(3 * retain / 2 * 4 / 3), "three steps on one half, the other is read"
+    assert about.cost["ERA + npo"] == pytest.approx(about.cost["ERA"] + 2 * 2 * 2 * 4 / 3)
+    folders = [next(out.glob(f"stages/{kind}-*/model")) for kind in ("full", "routed")]
+    shapes = [{name: p.shape for name, p in load_model(str(f), None).named_parameters()} for f in folders]
+    assert shapes[0] == shapes[1], "the new units are gone"
+    assert_described(out)
+
+
+def test_scores_are_judged_by_models_whose_truth_is_known(routed):
+    out, _ = routed
+    table = pd.read_csv(out / "trust.csv").set_index("score")
+    assert set(table.index) == {"knowledge", "extraction-strength", "forget-quality"}, "not what a model should keep"
+    given = {"methods": ["npo"], "before": ["none", "era"], "trust": True, "batch_size": 2, "budget": 4, "out": out}
+    given |= {"settings": ["npo.steps=2", "graddiff.steps=2"], "attacks": ["fine-tuning", "quantisation"]}
+    given |= {"scores": list(SCORES), "routing": Routing(repair_steps=3)}
+    mine = ArenaStudy(**given, student=Student(steps=3, least=2))
+    entries = [entry for entry in mine.entries if entry.then == "none"]
+    assert [entry.name for entry in entries] == ["retrained", "full", "npo", "ERA", "ERA + npo"]
+    name = "extraction-strength"
+    before = [entry.scores[name].result(mine.root)["value"] for entry in entries]
+    rounded, relearned = (
+        [entry.changed[change][name].result(mine.root)["value"] for entry in entries]
+        for change in ("rounded", "relearned")
+    )
+    assert table.faithfulness[name] == faithfulness(before[1:2], before[:1])
+    assert table.stability[name] == pytest.approx(np.mean([*map(stability, before, rounded)]))
+    pairs = [*zip(before, relearned, strict=True)]
+    assert table.following[name] == pytest.approx(np.mean([following(pair, pairs[0]) for pair in pairs[2:]]))
+    assert np.isnan(table.faithfulness["forget-quality"]), "it compares with other seeds, and there are none"
+    assert "## Which score to trust" in (out / "leaderboard.md").read_text()
 
 
 def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, small, tmp_path, monkeypatch):
@@ -126,7 +181,7 @@ def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, smal
 def test_a_saved_model_has_a_card_and_scores_under_the_names_of_open_unlearning(study, small, tmp_path):
     given = {"methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2}
     given |= {"budget": 4, "attacks": ["fine-tuning", "quantisation"], "student": Student(steps=3, least=2)}
-    scores = ["knowledge", "retained-knowledge", "extraction-strength", "forget-quality"]
+    scores = [*SCORES]
     mine = ArenaStudy(**given, scores=scores, out=study)
     folder = mine.save("npo + UNDO α 0.6", tmp_path / "npo")
     assert load_model(str(folder), None).config.hidden_size == 16
@@ -193,6 +248,9 @@ def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
         (["--model", "no-such-folder/model"], "no-such-folder/model"),
         (["--alphas", "1.5"], "--alphas 1.5 must be between 0 and 1"),
         (["--seeds", "0"], "--seeds must be"),
+        (["--before", "era", "--model", "mine"], "routes while a model is trained, and --model mine is trained"),
+        (["--before", "none", "none"], "--before none is there twice"),
+        (["--before", "era", "--routing.repair-steps", "-1"], "--routing.repair-steps must be"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_nothing_is_written(small, capsys, tmp_path, options, said):

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from routed_rl.errors import UserError, at_least
@@ -18,19 +19,26 @@ from routed_rl.lm.training import Training
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.plugins import Plugin, Registry
 from routed_rl.runs import Stage
-from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning
+from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning, Quantisation
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
-from routed_rl.unlearning.benchmarks.benchmark import wrong_answers
+from routed_rl.unlearning.benchmarks.benchmark import Recipe, wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
 from routed_rl.unlearning.scores import ALL_SCORES, Score
 from routed_rl.unlearning.undo_study.members import check_settings, make_suppressor, with_named_settings
 from routed_rl.wording import written
 
-FULL, RETRAINED, UNLEARN, DISTIL, SCORE, ATTACK = "full", "retrained", "unlearn", "distil", "score", "attack"
-"""Kinds of stages: four that make a model, and two that measure it."""
+FULL, RETRAINED, ROUTED, UNLEARN, DISTIL, CHANGED = "full", "retrained", "routed", "unlearn", "distil", "changed"
+"""Kinds of stages that make a model."""
+SCORE, ATTACK = "score", "attack"
+"""Kinds of stages that measure a model."""
 ORIGINAL = "original"
 """Role of the full model for the models that are made of it."""
-MAKE = (FULL, RETRAINED, UNLEARN, DISTIL)
+MAKE = (FULL, RETRAINED, ROUTED, UNLEARN, DISTIL, CHANGED)
+NONE = "none"
+ROUNDED, RELEARNED = "rounded", "relearned"
+"""Changes of models by which scores are judged."""
+NUMBERS = "numbers.safetensors"
+"""File of a score's numbers of single examples."""
 SEED = "{seed}"
 METHODS_AND_PROCEDURES: Registry[UnlearningMethod] = Registry(
     "unlearning method", UnlearningMethod, {**SUPPRESSORS, **PROCEDURES}, "routed_rl.suppressors"
@@ -42,31 +50,40 @@ class Entry:
     """A model of the arena.
 
     Attributes:
-        method: the method that made it forget. None: none did.
+        before: what the model was before the method, as in :class:`~routed_rl.options.arena.ArenaOptions`.
+        method: the method that made it forget. "none": only what was before. None: it has forgotten nothing.
         then: what followed the method, as in :class:`~routed_rl.options.arena.ArenaOptions`.
         stage: makes the model.
         scores, attacks: the stages that measure it, by the name of the score or the attack.
+        changed: the stages that measure it after a change, by the name of the change and of the score.
     """
 
     seed: int
     stage: Stage
     scores: Mapping[str, Stage]
     attacks: Mapping[str, Stage]
+    before: str = NONE
     method: str | None = None
-    then: str = "none"
+    then: str = NONE
     alpha: float | None = None
+    changed: Mapping[str, Mapping[str, Stage]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The model's name in tables and figures."""
         if self.method is None:
             return self.stage.kind
-        return self.method + {"none": "", "undo": f" + UNDO α {self.alpha}", "distil": " + distil"}[self.then]
+        then = {"undo": f"UNDO α {self.alpha}", "distil": "distil"}
+        parts = ("ERA" if self.before == "era" else NONE, self.method, then.get(self.then, NONE))
+        return " + ".join(part for part in parts if part != NONE)
 
     def __iter__(self) -> Iterator[Stage]:
         yield self.stage
         yield from self.scores.values()
         yield from self.attacks.values()
+        for of in self.changed.values():
+            yield from (stage.parents["model"] for stage in of.values())
+            yield from of.values()
 
 
 class Arena:
@@ -169,6 +186,13 @@ class Arena:
             return replace(made, learning_rates=self.options.learning_rates)
         return made
 
+    @property
+    def changes(self) -> dict[str, ArenaAttack]:
+        """The changes by which scores are judged. Each is the single attempt of an attack."""
+        rates = self.options.learning_rates or FineTuning().learning_rates
+        middle = FineTuning(learning_rates=(sorted(rates)[len(rates) // 2],))
+        return {ROUNDED: Quantisation(bits=(4,)), RELEARNED: middle} if self.options.trust else {}
+
     def method(self, reference: str) -> tuple[Suppressor | Procedure, Training]:
         """Return a method and its training, with the benchmark's recipe and the settings of the options."""
         settings = (*self.kind.settings, *self.options.settings)
@@ -194,8 +218,10 @@ class Arena:
         retrained = self._known(RETRAINED, options.retrained, seed)
         companions = {ORIGINAL: full} | ({} if retrained is None else {RETRAINED: retrained})
 
+        def scores(model: Stage) -> dict[str, Stage]:
+            return {name: self._score(score, model, companions, about) for name, score in self.scores.items()}
+
         def entry(stage: Stage, **keys: Any) -> Entry:
-            scores = {name: self._score(score, stage, companions, about) for name, score in self.scores.items()}
             main = self.scores[self.main]
             budget = {"budget": options.budget, "batch_size": options.batch_size, "main": main.reference}
             budget |= {"main_code": main.code()}
@@ -208,23 +234,38 @@ class Arena:
                 )
                 for name, attack in self.attacks.items()
             }
-            return Entry(seed, stage, scores, attacks, **keys)
+            changed = {}
+            for name, change in self.changes.items() if keys.get("then", NONE) == NONE else ():
+                config = {"change": name, "setting": repr(change), "batch_size": options.batch_size}
+                config |= {"steps": max(options.budget // 4, 1)}
+                changed[name] = scores(Stage(CHANGED, about | config, seed, {"model": stage}))
+            return Entry(seed, stage, scores(stage), attacks, changed=changed, **keys)
 
         if retrained is not None:
             yield entry(retrained)  # the first one, because others are compared with it
         yield entry(full)
-        for name, method in self.methods.items():
-            made, recipe = self.method(method.reference)
-            config: dict[str, Any] = {"method": method.reference, "code": method.code()}
-            config |= {"settings": repr(made), "steps": recipe.steps, "learning_rate": recipe.learning_rate}
-            unlearned = Stage(UNLEARN, training | config, seed, {"model": full})
-            for then in options.then:
+        for before in options.before:
+            unlearned = {}
+            model = full
+            if before == "era":
+                config: dict[str, Any] = {
+                    "benchmark": self.digest,
+                    "recipe": asdict(self.recipe),
+                    "routing": asdict(options.routing),
+                }
+                unlearned[NONE] = model = Stage(ROUTED, config, seed, {})
+            for name, method in self.methods.items():
+                made, recipe = self.method(method.reference)
+                config = {"method": method.reference, "code": method.code(), "settings": repr(made)}
+                config |= {"steps": recipe.steps, "learning_rate": recipe.learning_rate}
+                unlearned[name] = Stage(UNLEARN, training | config, seed, {"model": model})
+            for (name, teacher), then in product(unlearned.items(), options.then):
                 for alpha in options.alphas if then == "undo" else (None,):
-                    stage = unlearned
-                    if then != "none":
+                    stage = teacher
+                    if then != NONE:
                         noise = {"alpha": alpha, "beta": options.beta} if then == "undo" else {"new": True}
-                        stage = Stage(DISTIL, training | noise | asdict(options.student), seed, {"teacher": unlearned})
-                    yield entry(stage, method=name, then=then, alpha=alpha)
+                        stage = Stage(DISTIL, training | noise | asdict(options.student), seed, {"teacher": teacher})
+                    yield entry(stage, before=before, method=name, then=then, alpha=alpha)
 
     def _rates(self, attack: Plugin[ArenaAttack]) -> dict[str, Any]:
         made = self.attack(attack)
@@ -243,21 +284,27 @@ class Arena:
         """Return the stage of the full or of the retrained model. None: there is no such model."""
         if given is not None:
             return Stage(kind, {"given": model_identity(given.replace(SEED, str(seed)))}, seed, {})
-        recipe = self.kind.recipe
-        if recipe is None or self.options.model is not None:
+        if self.options.model is not None:
             return None
-        return Stage(kind, {"benchmark": self.digest, "recipe": asdict(recipe)}, seed, {})
+        return Stage(kind, {"benchmark": self.digest, "recipe": asdict(self.recipe)}, seed, {})
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the arena trains models of its own."""
+        assert self.kind.recipe is not None
+        return self.kind.recipe
 
 
 def _check_ranges(options: ArenaOptions) -> None:
     """Raise UserError for a number that is out of its range, or options that cancel each other."""
     at_least(1, budget=options.budget, batch_size=options.batch_size, seeds=options.seeds)
     at_least(1, **{"student.steps": options.student.steps})
+    at_least(0, **{"routing.repair_steps": options.routing.repair_steps})
     at_least(0, first_seed=options.first_seed)
     for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
         if wrong := [value for value in values if not 0 <= value <= 1]:
             raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")
-    for name in ("methods", "attacks", "then", "alphas"):
+    for name in ("methods", "attacks", "before", "then", "alphas"):
         if not (given := getattr(options, name)) and name != "alphas":
             raise UserError(f"--{name} must name one or more")
         if twice := [value for value in dict.fromkeys(given) if given.count(value) > 1]:
@@ -266,5 +313,8 @@ def _check_ranges(options: ArenaOptions) -> None:
         raise UserError(f"{written('--learning-rates', wrong[0])} must be above 0")
     if "undo" in options.then and not options.alphas:
         raise UserError("--then undo needs one or more --alphas")
+    if "era" in options.before and options.model is not None:
+        given = written("--model", options.model)
+        raise UserError(f"--before era routes while a model is trained, and {given} is trained: leave one of them out")
     if options.retrained is not None and options.model is None:
         raise UserError(f"{written('--retrained', options.retrained)} needs --model, the model to unlearn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from routed_rl.paths import expanded
 from routed_rl.runs import write_bytes
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.tables import markdown
-from routed_rl.unlearning.arena.entries import SEED, Arena, Entry
+from routed_rl.unlearning.arena.entries import NUMBERS, SEED, Arena, Entry
 from routed_rl.unlearning.arena.making import Maker
-from routed_rl.unlearning.arena.worker import NUMBERS
 
 CARD, EVALUATION, OVERVIEW = "README.md", "TOFU_EVAL.json", "TOFU_SUMMARY.json"
 NAMES: Mapping[str, str] = {
@@ -131,10 +131,14 @@ def _card(arena: Arena, results: pd.DataFrame, entry: Entry) -> ModelCard:
 
 
 def _settings(arena: Arena, entry: Entry) -> list[str]:
-    if entry.method is None:
+    settings: dict[str, Any] = {}
+    if entry.before == "era":
+        settings |= {f"routing.{name}": value for name, value in asdict(arena.options.routing).items()}
+    if entry.method in arena.methods:
+        made, recipe = arena.method(arena.methods[entry.method].reference)
+        settings |= {"steps": recipe.steps, "learning_rate": recipe.learning_rate, **vars(made)}
+    if not settings:
         return []
-    made, recipe = arena.method(arena.methods[entry.method].reference)
-    settings = {"steps": recipe.steps, "learning_rate": recipe.learning_rate, **vars(made)}
     return ["## Method", markdown(["setting", "value"], [[name, str(value)] for name, value in settings.items()])]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("ranks", "arrows", "compute")
 COLOURS = {"none": PALETTE["vermillion"], "undo": PALETTE["indigo"], "distil": PALETTE["teal"]}
+MARKERS = {"none": "o", "era": "s"}
 NAMES = {"none": "method alone", "undo": "then UNDO", "distil": "then distilled into a new model"}
 
 
@@ -55,7 +56,7 @@ def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, u
             values = rows[rows.name == name][column].dropna().to_numpy(float)
             if not len(values):
                 continue
-            axes.plot(values.mean(), place, "o", color=_colour(row), markersize=5)
+            axes.plot(values.mean(), place, MARKERS[row.before], color=_colour(row), markersize=5)
             if len(values) > 2:
                 half = half_interval(values)
                 axes.plot([values.mean() - half, values.mean() + half], [place, place], color=_colour(row))
@@ -77,6 +78,8 @@ def _legend(figure: Figure, board: pd.DataFrame) -> None:
 
     there = [then for then in COLOURS if (board.then[board.method.notna()] == then).any()]
     lines = [Line2D([], [], color=COLOURS[then], marker="o", label=NAMES[then]) for then in there]
+    if (board.before == "era").any():
+        lines.append(Line2D([], [], color=GREYS[1], marker=MARKERS["era"], linestyle="", label="ERA beforehand"))
     if board.method.isna().any():
         lines.append(Line2D([], [], color=GREYS[0], marker="o", label="full and retrained model"))
     figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
@@ -97,7 +100,7 @@ def draw_arrows(board: pd.DataFrame, benchmark: Benchmark, utility: str) -> Figu
     for name, row in board.iterrows():
         at, look = row[utility], {"color": _colour(row), "linewidth": 1.2}
         axes.annotate("", (at, after[name]), (at, before[name]), arrowprops={"arrowstyle": "-|>", **look})
-        axes.plot(at, before[name], "o", color=_colour(row), markersize=3)
+        axes.plot(at, before[name], MARKERS[row.before], color=_colour(row), markersize=3)
     low, high = board[utility].min(), board[utility].max()
     room = max(0.1 * (high - low), 0.01)
     axes.set_xlim(low - room, high + room)
@@ -122,7 +125,7 @@ def draw_compute(board: pd.DataFrame, benchmark: Benchmark) -> Figure:
     shown = board[board.compute.notna() & board.method.notna() & board["excess worst"].notna()]
     for name, row in shown.iterrows():
         at = (100 * row.compute, row["excess worst"])
-        axes.plot(*at, "o", color=_colour(row), markersize=5, mfc=_colour(row) if row.kept else "white")
+        axes.plot(*at, MARKERS[row.before], color=_colour(row), markersize=5, mfc=_colour(row) if row.kept else "white")
         axes.annotate(str(name), at, (4, 3), textcoords="offset points", fontsize=SMALL)
     axes.set_ylim(-0.03, 1.05)
     axes.set_xlabel("compute (% of the retrained model's)")

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from routed_rl.lm import Batches, Training, build_model, load_model, load_tokenizer, save_model, text_corpus, train
+from routed_rl.lm import (
+    Batches,
+    Training,
+    ablate,
+    blocks,
+    build_model,
+    expand,
+    load_model,
+    load_tokenizer,
+    repair,
+    route,
+    save_model,
+    text_corpus,
+    train,
+)
 from routed_rl.lm.documents import Document
 from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
 from routed_rl.lm.texts import row_length
 from routed_rl.lm.tokenizers import train_tokenizer
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.runs import Stage, derive_seed
-from routed_rl.unlearning.arena.entries import FULL, RETRAINED, SEED, UNLEARN, Arena
+from routed_rl.unlearning.arena.attacks import Victim
+from routed_rl.unlearning.arena.entries import CHANGED, FULL, RETRAINED, ROUTED, SEED, UNLEARN, Arena
 from routed_rl.unlearning.benchmarks.benchmark import wrong_answers
 from routed_rl.unlearning.pipeline import undo, unlearn
 from routed_rl.unlearning.procedures import Procedure
 
 MODEL = "model"
 """Folder of a stage's model."""
+BIAS = {"all": -math.inf, "own": 4.0}
+"""The bias of :func:`~routed_rl.lm.token_weights` that routes these words; the second one is the published one."""
 OnStep = Callable[[int], None]
 
 
@@ -54,6 +73,10 @@ class Maker:
             model, tokenizer, cost = load_model(name, None), load_tokenizer(name), {"steps": None, "cost": None}
         elif stage.kind in (FULL, RETRAINED):
             model, tokenizer, cost = self._learned(stage, on_step)
+        elif stage.kind == ROUTED:
+            model, tokenizer, cost = self._routed(stage, on_step)
+        elif stage.kind == CHANGED:
+            model, tokenizer, cost = self._changed(stage)
         elif stage.kind == UNLEARN:
             model, tokenizer, cost = self._unlearned(stage, on_step)
         else:
@@ -65,13 +88,16 @@ class Maker:
         """Return the maximum number of gradient steps of a stage that makes a model; 0 for a model that is given."""
         return total_steps(stage, self.arena.options)
 
-    def _learned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
-        recipe, benchmark = self.arena.kind.recipe, self.arena.benchmark
-        assert recipe is not None
-        texts = (Document(text) for text in self.arena.kind.documents(benchmark))
+    def _new(self, stage: Stage) -> tuple[nn.Module, Any]:
+        """Return a model that has learned nothing, and its tokenizer."""
+        recipe = self.arena.recipe
+        texts = (Document(text) for text in self.arena.kind.documents(self.arena.benchmark))
         tokenizer = train_tokenizer(texts, recipe.vocabulary)
-        corpus = text_corpus(tokenizer, benchmark.forget, benchmark.retain)
-        model = build_model(recipe.model, tokenizer, derive_seed(stage.seed, "model")).to(self._device)
+        return build_model(recipe.model, tokenizer, derive_seed(stage.seed, "model")).to(self._device), tokenizer
+
+    def _learned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
+        recipe, (model, tokenizer) = self.arena.recipe, self._new(stage)
+        corpus = text_corpus(tokenizer, self.arena.benchmark.forget, self.arena.benchmark.retain)
         kinds = ("retain",) if stage.kind == RETRAINED else ("forget", "retain")
         documents = np.concatenate([corpus.documents("train", kind) for kind in kinds])  # type: ignore[arg-type]
         order = derive_seed(stage.seed, "order")
@@ -79,6 +105,33 @@ class Maker:
         train(model, source, recipe.training, seed=derive_seed(stage.seed, "train"), on_step=on_step)
         steps = recipe.training.steps
         return model, tokenizer, {"steps": steps, "cost": float(steps * recipe.batch_size)}
+
+    def _routed(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
+        """Expand, route, ablate, repair. The cost is that of the repair: routing is how the model is trained."""
+        recipe, benchmark, routing = self.arena.recipe, self.arena.benchmark, self.arena.options.routing
+        model, tokenizer = self._new(stage)
+        expansion = expand(model, range(len(blocks(model))), None, derive_seed(stage.seed, "units"))
+        route(
+            model,
+            expansion,
+            tokenizer,
+            benchmark.forget,
+            benchmark.retain,
+            mode=routing.mode,
+            bias=BIAS[routing.words],
+            steps=recipe.training.steps,
+            learning_rate=recipe.training.learning_rate,
+            batch_size=recipe.batch_size,
+            pack=False,
+            seed=stage.seed,
+            progress=False,
+            callback=lambda done, _: on_step(done - 1),
+        )
+        ablate(model, expansion)
+        steps, rate = routing.repair_steps, routing.repair_learning_rate
+        model = repair(model, tokenizer, benchmark.retain, steps=steps, learning_rate=rate, progress=False)
+        half = len(benchmark.retain) / 2  # the other half is read
+        return model, tokenizer, {"steps": recipe.training.steps, "cost": steps * half * (1 + FORWARD_PASS)}
 
     def _unlearned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         config: Mapping[str, Any] = stage.config
@@ -100,6 +153,22 @@ class Maker:
         rows = self.arena.options.batch_size * (sets + (method.alternatives is not None))
         steps = recipe.steps * stages
         return made, tokenizer, {"steps": steps, "cost": float(steps * rows * method.cost)}
+
+    def _changed(self, stage: Stage) -> tuple[nn.Module, Any, dict[str, Any]]:
+        """What an attack of one attempt leaves behind."""
+        config: Mapping[str, Any] = stage.config
+        whole, tokenizer = self.load(stage.parents["model"])
+        attack = self.arena.changes[config["change"]]
+        seed = derive_seed(stage.seed, config["change"])
+        victim = Victim(whole, tokenizer, self.arena.benchmark, None, config["batch_size"], config["steps"], seed)
+        last = [whole]
+
+        def look(step: float, model: nn.Module, *_: Any, **__: Any) -> float:
+            last[0] = deepcopy(model)
+            return 0.0
+
+        spent = attack.attempt(attack.attempts[0], victim, look)
+        return last[0], tokenizer, {"steps": spent, "cost": spent * config["batch_size"]}
 
     def _distilled(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         options, config = self.arena.options, stage.config

@@ -16,21 +16,21 @@ from routed_rl.runs.studies import Findings
 from routed_rl.runs.tables import aggregate, markdown, shown_mean, tidy
 from routed_rl.unlearning.arena.attacking import MAIN
 from routed_rl.unlearning.arena.attacks import Group
-from routed_rl.unlearning.arena.entries import FULL, RETRAINED, Arena, Entry
+from routed_rl.unlearning.arena.entries import FULL, NONE, RETRAINED, Arena, Entry
 from routed_rl.unlearning.arena.figures import figures
+from routed_rl.unlearning.arena.trusting import COLUMNS, trusted
 from routed_rl.unlearning.attacks import robustness
 
-KEYS = ("name", "method", "then", "alpha", "seed", "attack", "score")
+KEYS = ("name", "before", "method", "then", "alpha", "seed", "attack", "score")
 WORST = "worst"
 """In the column ``attack``: the best that any attack brings back."""
-NONE = "none"
-"""In the same column: before any attack."""
 ARROWS = {"low": "↓", "high": "↑", "zero": "→ 0", "half": "→ 0.5"}
 UTILITY = ("model-utility", "retained-knowledge")
 """Scores that say what a model has kept. The first one that is measured counts."""
 MEANINGS = {
     "name": "the model",
-    "method": "unlearning method; empty for the full and the retrained model",
+    "before": "what the model was before the method: none or era (routed and ablated)",
+    "method": "unlearning method; none: nothing but what was before; empty for the full and the retrained model",
     "then": "what followed the method: none, undo or distil",
     "alpha": "noise level of UNDO",
     "seed": "seed of the model",
@@ -72,7 +72,8 @@ def find(
     timings = tidy([row for entry in done for row in _timings(entry, root)], keys)
     utility = utility_of(arena)
     board = leaderboard(frame, arena, utility, options.keep)
-    words = summary(frame, board, arena, utility, options)
+    trust = trusted(done, arena, root)
+    words = summary(frame, board, arena, utility, options, trust)
     curves = pd.DataFrame([row for entry in done for row in _looks(entry, arena, root)])
     charts = {}
     if len(curves):
@@ -80,6 +81,8 @@ def find(
         charts["attacks"] = lambda: Chart(title, "gradient steps of an attempt", arena.main, curves)
     drawn = figures(frame, board, arena.benchmark, utility)
     files = {"leaderboard.csv": board.to_csv(lineterminator="\n"), "leaderboard.tex": latex(board, arena, utility)}
+    if len(trust):
+        files["trust.csv"] = trust.to_csv(lineterminator="\n", index=False)
     return Findings(frame, timings, keys, words, drawn, MEANINGS, dict(failed), charts, files)
 
 
@@ -138,7 +141,7 @@ def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None, half: f
     Args:
         half: the main score at which half of the full model's knowledge is back. None: unknown.
     """
-    keys = {"name": entry.name, "method": entry.method, "then": entry.then, "alpha": entry.alpha, "seed": entry.seed}
+    keys = {name: getattr(entry, name) for name in ("name", "before", "method", "then", "alpha", "seed")}
     keys |= _cost(entry, root)
     rows: list[dict[str, Any]] = []
     for name, stage in entry.scores.items():
@@ -187,18 +190,23 @@ def _cost(entry: Entry, root: Path) -> dict[str, Any]:
 
 def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add robustness to the rows of the worst attack, and compute to all."""
-    worst = {(row["name"], row["seed"]): row["excess"] for row in rows if row["attack"] == WORST}
+    alone = {_same(row): row["excess"] for row in rows if row["attack"] == WORST and row["then"] == NONE}
     whole = {row["seed"]: row["cost"] for row in rows if row["name"] == RETRAINED}
     compared = []
     for row in rows:
         of: dict[str, Any] = {"compute": None, "robustness": None}
         if row["method"] is not None and whole.get(row["seed"]) and row["cost"] is not None:
             of["compute"] = row["cost"] / whole[row["seed"]]
-        alone = worst.get((row["method"], row["seed"]))
-        if row["attack"] == WORST and row["then"] != "none" and None not in (row["excess"], alone):
-            of["robustness"] = robustness(row["excess"], alone, 0.0)  # type: ignore[arg-type]
+        weakest = alone.get(_same(row))
+        if row["attack"] == WORST and row["then"] != NONE and None not in (row["excess"], weakest):
+            of["robustness"] = robustness(row["excess"], weakest, 0.0)  # type: ignore[arg-type]
         compared.append({**row, **of})
     return compared
+
+
+def _same(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a model has in common with the same method alone."""
+    return row["before"], row["method"], row["seed"]
 
 
 def _looks(entry: Entry, arena: Arena, root: Path) -> list[dict[str, Any]]:
@@ -245,7 +253,7 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, utility: str | None, keep: fl
         columns |= {f"after {attack}": means(rows), f"excess {attack}": means(rows, "excess")}
     columns["robustness"] = means(frame[frame.attack == WORST], "robustness")
     columns["compute"] = means(before[before.score == arena.main], "compute")
-    about = frame.drop_duplicates("name").set_index("name")[["method", "then", "alpha"]]
+    about = frame.drop_duplicates("name").set_index("name")[["before", "method", "then", "alpha"]]
     parts = [about, frame.groupby("name").seed.nunique().rename("seeds")]
     for column, found in columns.items():
         parts += [found["mean"].rename(column), found["half"].rename(f"{column} ±")]
@@ -317,7 +325,26 @@ def latex(board: pd.DataFrame, arena: Arena, utility: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str | None, options: ArenaOptions) -> str:
+def _of_trust(trust: pd.DataFrame, main: str) -> list[str]:
+    """The part of the leaderboard about the scores themselves, if it was measured."""
+    if not len(trust):
+        return []
+    cells = [[row[0], *("" if pd.isna(of) else f"{of:.2f}" for of in row[1:])] for row in trust.itertuples(index=False)]
+    return [
+        "## Which score to trust",
+        f"By the models of this study. Models are ranked by `{main}`. {'; '.join(COLUMNS.values())}.",
+        markdown(["score", *COLUMNS], cells),
+    ]
+
+
+def summary(
+    frame: pd.DataFrame,
+    board: pd.DataFrame,
+    arena: Arena,
+    utility: str | None,
+    options: ArenaOptions,
+    trust: pd.DataFrame,
+) -> str:
     """Return the leaderboard in Markdown."""
     main = arena.main
 
@@ -361,5 +388,6 @@ def summary(frame: pd.DataFrame, board: pd.DataFrame, arena: Arena, utility: str
         ),
         "## Scores before any attack",
         table({name: of_score(arena, name) for name in arena.scores}),
+        *_of_trust(trust, main),
     ]
     return "\n\n".join(lines) + "\n"

@@ -27,14 +27,11 @@ from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.unlearning.arena.attacking import MAIN, run_attack
 from routed_rl.unlearning.arena.attacks import Victim
-from routed_rl.unlearning.arena.entries import MAKE, ORIGINAL, RETRAINED, SCORE, Arena
+from routed_rl.unlearning.arena.entries import MAKE, NUMBERS, ORIGINAL, RETRAINED, SCORE, Arena
 from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
 from routed_rl.unlearning.benchmarks import Benchmark, Example
 from routed_rl.unlearning.scores import Reader, interval
 from routed_rl.wording import speak_of
-
-NUMBERS = "numbers.safetensors"
-"""File of a score's numbers of single examples."""
 
 
 class Worker:

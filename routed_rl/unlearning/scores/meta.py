@@ -108,18 +108,19 @@ def trust(
     knowing: Sequence[float],
     unknowing: Sequence[float],
     changed: Iterable[tuple[float, float]] = (),
-    relearned: Iterable[tuple[float, float]] = (),
-    retrained: tuple[float, float] | None = None,
+    relearned: Iterable[tuple[tuple[float, float], tuple[float, float]]] = (),
 ) -> Trust:
     """Return how far a score can be trusted, from its values for models whose truth is known.
+
+    Without knowing or unknowing models, faithfulness is NaN.
 
     Args:
         knowing, unknowing: as for :func:`faithfulness`.
         changed: values of models before and after a change that adds no knowledge.
-        relearned: values of unlearned models before and after fine-tuning on forget documents.
-        retrained: the same of the retrained model.
+        relearned: values of unlearned models before and after fine-tuning on forget documents, each with the same of
+            the retrained model.
     """
     stable = [stability(*pair) for pair in changed]
-    follows = [following(pair, retrained) for pair in relearned] if retrained is not None else []
+    follows = [following(unlearned, retrained) for unlearned, retrained in relearned]
     means = [float(np.mean(each)) if each else np.nan for each in (stable, follows)]
-    return Trust(faithfulness(knowing, unknowing), *means)
+    return Trust(faithfulness(knowing, unknowing) if knowing and unknowing else np.nan, *means)

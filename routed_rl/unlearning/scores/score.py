@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example
+from routed_rl.unlearning.benchmarks.benchmark import FORGET, Benchmark, Example
 from routed_rl.unlearning.scores.reader import Reader
 
 Best = Literal["low", "high", "zero", "half"]
@@ -42,6 +42,11 @@ class Score(ABC):
     bootstrapped: ClassVar[bool] = True
     compared: ClassVar[bool] = False
     needs: ClassVar[Sequence[str]] = ()
+
+    @property
+    def about_kept(self) -> bool:
+        """Whether it says what a model has kept, and not what it knows of the forget set."""
+        return False
 
     def undefined(self, benchmark: Benchmark) -> str | None:
         """Return why the score is not defined for a benchmark, such as "no example has choices". None: it is."""
@@ -79,6 +84,11 @@ class SetScore(Score):
 
     of: str
     field: ClassVar[Field] = ""
+
+    @property
+    def about_kept(self) -> bool:
+        """Whether it is of another set than the forget set."""
+        return not self.of.startswith(FORGET)
 
     def asked(self, benchmark: Benchmark) -> Sequence[Example]:
         """Return the examples that are measured."""

@@ -40,6 +40,11 @@ class ModelUtility(Score):
 
     best: ClassVar[Best] = "high"
 
+    @property
+    def about_kept(self) -> bool:
+        """True."""
+        return True
+
     def parts(self, benchmark: Benchmark) -> dict[str, SetScore]:
         """Return the scores of which this is the mean, by name."""
         kept = [name for name in benchmark.kept if not name.endswith(TEXTS)] or benchmark.kept

@@ -48,8 +48,8 @@ def test_following_is_1_for_equal_moves_and_0_for_opposite_ones(a, b, c, d):
 
 def test_a_score_that_sees_what_is_hidden_is_trusted_more():
     """One score of an unlearned model jumps by relearning, since it had missed what was left; the other does not."""
-    values = {"knowing": [0.9, 0.8], "unknowing": [0.1, 0.2], "changed": [(0.2, 0.2)], "retrained": (0.1, 0.3)}
-    deep, shallow = (trust(**values, relearned=[pair]) for pair in ((0.5, 0.7), (0.1, 0.9)))
+    values = {"knowing": [0.9, 0.8], "unknowing": [0.1, 0.2], "changed": [(0.2, 0.2)]}
+    deep, shallow = (trust(**values, relearned=[(pair, (0.1, 0.3))]) for pair in ((0.5, 0.7), (0.1, 0.9)))
     assert deep.faithfulness == shallow.faithfulness == deep.stability == shallow.stability == 1
     assert deep.following == pytest.approx(1) and shallow.following == pytest.approx(0.4)
     assert shallow.robustness == pytest.approx(2 / (1 + 1 / 0.4)) and deep.robustness == pytest.approx(1)
