@@ -138,7 +138,7 @@ class Arena:
             "forget": [dict(row) for row in self.benchmark.forget],
             "retain": [dict(row) for row in self.benchmark.retain],
             "sets": {name: [asdict(example) for example in of] for name, of in self.benchmark.sets.items()},
-            "main": [self.benchmark.main, self.benchmark.chance],
+            "main": [self.benchmark.main, self.benchmark.chance, self.benchmark.longer],
             "texts": list(self.kind.documents(self.benchmark)),
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

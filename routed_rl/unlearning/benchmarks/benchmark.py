@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 """A document, of a form of :func:`~routed_rl.lm.from_row`."""
 FORGET, RETAIN, HOLDOUT = "forget", "retain", "holdout"
 """Sets of examples that have a meaning of their own. Nothing in ``holdout`` was ever learned; it is like ``forget``."""
+LONGEST_ANSWER = 128
+"""Tokens that a model writes at most."""
 TEXTS = "_texts"
 """End of the names of sets whose examples are texts to be continued, such as ``forget_texts``."""
 
@@ -65,6 +67,8 @@ class Benchmark:
             of texts are called after their kind, such as ``forget_texts``.
         main: name of the score that says how much of the forget set a model knows. Attackers raise it.
         chance: the main score of a model that only guesses.
+        longer: tokens that a written answer may have more than the true one. It has at most 128 (MUSE, Shi et al.
+            2024). A model that gives the fact late in a long answer needs room.
 
     Raises:
         UserError: for a benchmark without documents or without examples to forget and to retain, or with a text in
@@ -76,6 +80,7 @@ class Benchmark:
     sets: Mapping[str, Sequence[Example]]
     main: str = "knowledge"
     chance: float = 0.0
+    longer: int = LONGEST_ANSWER
 
     def __post_init__(self) -> None:
         for kind in (FORGET, RETAIN):

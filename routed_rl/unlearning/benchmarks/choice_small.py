@@ -69,4 +69,5 @@ class ChoiceSmall(BenchmarkKind):
             {FORGET: forget, RETAIN: retain, HOLDOUT: holdout},
             main="multiple-choice",
             chance=1 / CHOICES,
+            longer=4,
         )

@@ -126,4 +126,5 @@ class MuseSmall(BenchmarkKind):
             asked | texts,
             # Nobody guesses the person.
             chance=sum(1 / len(FACTS[name]) for name in QUESTIONS if name in FACTS) / len(QUESTIONS),
+            longer=4,
         )

@@ -153,4 +153,5 @@ class TofuSmall(BenchmarkKind):
             learned,
             {FORGET: forget, RETAIN: retain, HOLDOUT: holdout, "other_authors": books, "world_facts": facts},
             chance=float(np.mean([1 / len(VALUES[fact]) for fact in QUESTIONS])),
+            longer=4,
         )

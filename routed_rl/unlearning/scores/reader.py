@@ -23,10 +23,7 @@ from routed_rl.lm.losses import promoted
 from routed_rl.lm.models import positions
 from routed_rl.lm.tokenising import Tokenised, tokenise
 from routed_rl.lm.tokenizers import special_ids
-from routed_rl.unlearning.benchmarks.benchmark import Benchmark, Example
-
-LONGEST_ANSWER = 128
-"""Tokens that a model writes at most (MUSE, Shi et al. 2024)."""
+from routed_rl.unlearning.benchmarks.benchmark import LONGEST_ANSWER, Benchmark, Example
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +165,7 @@ class Reader:
             yield rows, torch.tensor(padded, device=device)
 
     def written(self, examples: Sequence[Example]) -> list[str | None]:
-        """Return what the model answers to each example by greedy decoding, at most a little more than the answer.
+        """Return what the model answers to each example by greedy decoding. The benchmark says how long it may be.
 
         None stands for a diverged model, whose logits are no numbers.
         """
@@ -176,7 +173,7 @@ class Reader:
         rows = []
         for example, document in zip(new, self.encoded(new), strict=True):
             begin, last = document.scored.nonzero()[0][[0, -1]]
-            count = min(int(len(document.tokens) - begin) + 4, LONGEST_ANSWER)
+            count = min(int(len(document.tokens) - begin) + self.benchmark.longer, LONGEST_ANSWER)
             ends = {self.tokenizer.eos_token_id, *np.intersect1d(document.tokens[last], self.special).tolist()}
             rows.append((document.tokens[:begin], count, frozenset(ends - {None}), example))
         rows.sort(key=lambda row: len(row[0]))
@@ -194,12 +191,15 @@ class Reader:
         if (most := positions(self.model)) is not None:
             limit = min(limit, most - length)
         ended, diverged = [False] * len(rows), torch.zeros(len(rows), dtype=torch.bool, device=tokens.device)
+        new, cache = tokens, None
         with evaluating(self.model):
             for _ in range(limit):  # not generate(), which follows the model's own generation settings
-                logits = self.model(input_ids=tokens, use_cache=False).logits[:, -1]
+                found = self.model(input_ids=new, past_key_values=cache, use_cache=True)
+                logits, cache = found.logits[:, -1], found.get("past_key_values")
                 likeliest = logits.argmax(dim=-1)
                 diverged |= logits.isnan().any(dim=-1)
                 tokens = torch.cat([tokens, likeliest[:, None]], dim=1)
+                new = tokens if cache is None else likeliest[:, None]
                 ended = [
                     done or token in ends
                     for done, token, (_, _, ends, _) in zip(ended, likeliest.tolist(), rows, strict=True)

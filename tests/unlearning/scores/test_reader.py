@@ -32,12 +32,12 @@ CHAT = with_chat()
 EXAMPLES = [*BENCHMARK.sets["forget"][:4], *BENCHMARK.sets["forget_texts"][:4], Example("", "Ann Ash lives in Oslo.")]
 
 
-def make(kind, **options):
+def make(kind, longer=4, **options):
     """A model with sharp predictions, so that nothing is close to a tie, and its tokenizer."""
     tokenizer = CHAT if kind == "chat" else PLAIN
     model = small_model(tokenizer, seed=1)
     model.get_output_embeddings().weight.data *= 40
-    return Reader(model, tokenizer, BENCHMARK, **options)
+    return Reader(model, tokenizer, replace(BENCHMARK, longer=longer), **options)
 
 
 def tokens_of(reader, example, answer=None):
@@ -82,10 +82,10 @@ def test_answers_are_what_the_model_says_of_one_row_at_a_time(kind, at_once):
 
 
 @pytest.mark.parametrize("kind", ["plain", "chat"])
-@pytest.mark.parametrize("at_once", [1, 4096])
-def test_what_is_written_is_what_transformers_generates(kind, at_once):
-    """It is a few tokens longer than the answer at most, and ends where an answer ends."""
-    reader = make(kind, tokens_at_once=at_once)
+@pytest.mark.parametrize(("at_once", "longer"), [(1, 4), (4096, 4), (4096, 128)])
+def test_what_is_written_is_what_transformers_generates(kind, at_once, longer):
+    """It is so many tokens longer than the answer at most, and ends where an answer ends, or the model's positions."""
+    reader = make(kind, longer, tokens_at_once=at_once)
     texts = reader.written(EXAMPLES)
     assert any(texts)
     for example, written in zip(EXAMPLES, texts, strict=True):
@@ -93,7 +93,8 @@ def test_what_is_written_is_what_transformers_generates(kind, at_once):
         ends = {reader.tokenizer.eos_token_id}
         if kind == "chat" and example.chat and example.prompt:
             ends.add(reader.tokenizer.convert_tokens_to_ids("<|end|>"))
-        generated = generate(reader.model, tokens[:begin], len(tokens) - begin + 4, sorted(ends))
+        count = min(len(tokens) - begin + longer, 128, reader.model.config.max_position_embeddings - begin)
+        generated = generate(reader.model, tokens[:begin], count, sorted(ends))
         assert written == reader.tokenizer.decode(generated, skip_special_tokens=True).strip()
 
 
