@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from routed_rl.runs.grid import PYTHON
+from routed_rl.runs.pool import PYTHON
 
 CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package is chromium")

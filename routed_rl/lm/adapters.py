@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from routed_rl.lm.era import NEW, ORIGINAL
 from routed_rl.lm.structure import blocks, feed_forward
@@ -165,6 +164,7 @@ def add_low_rank(model: nn.Module, rank: int, seed: int) -> PeftModel:
             trained. Experts of a mixture are not linear layers.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers import PreTrainedModel
 
     check_rank(rank)
     check_plain(model)

@@ -18,7 +18,6 @@ from transformers import (
     Gemma2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
-    PreTrainedModel,
     Starcoder2Config,
 )
 
@@ -287,6 +286,8 @@ def _save(path: StrPath, *parts: Any) -> None:
 
 
 def _refuse_unfit(model: Any) -> None:
+    from transformers import PreTrainedModel  # imports much
+
     if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             f"{type(model).__name__} is not a plain model of transformers: merge or delete its adapters first"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -19,9 +20,6 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -114,6 +112,9 @@ def distribute(model: nn.Module, shard: bool = False) -> nn.Module:
         return model
     if not shard:
         return DistributedDataParallel(model)
+    from torch.distributed.device_mesh import init_device_mesh  # these import much
+    from torch.distributed.fsdp import fully_shard
+
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (processes(),))
     for part in [*map(model.get_submodule, blocks(model)), model]:
@@ -132,17 +133,17 @@ def make_ready(model: nn.Module) -> None:
     Raises:
         ValueError: for a model that each process would train for itself, on its own rows.
     """
-    if processes() > 1 and not isinstance(model, DistributedDataParallel | FSDPModule):
+    if processes() > 1 and not (isinstance(model, DistributedDataParallel) or _is_sharded(model)):
         raise ValueError(f"{processes()} processes train together: pass the model that distribute(model) returns")
     for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        if _is_sharded(module):
+            module.reshard()  # type: ignore[operator]
 
 
 def exchanging(model: nn.Module, last: bool) -> Any:
     """Return a context in which processes exchange gradients only if this is the last part of a batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    if _is_sharded(model):
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
     elif isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
@@ -153,9 +154,33 @@ def undistributed(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def is_divided(tensor: Tensor) -> bool:
+    """Return whether a tensor is spread over the processes."""
+    return _is(tensor, "torch.distributed.tensor", "DTensor")
+
+
 def undivided(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that is spread over the processes. All processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[no-any-return,operator]
+
+
+def divided_as(whole: Tensor, other: Tensor) -> Tensor:
+    """Return a whole tensor spread over the processes as another one is. All processes must call it."""
+    if not is_divided(other):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, other.device_mesh, other.placements)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return _is(module, "torch.distributed.fsdp", "FSDPModule")
+
+
+def _is(value: object, module: str, name: str) -> bool:
+    """Return whether a value is of a class whose module takes long to import. Before that, nothing is of it."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -179,8 +204,8 @@ def spread(whole: Tensor | None, into: Tensor) -> None:
     received = torch.empty(into.shape, dtype=into.dtype, device=into.device)
     if whole is not None:
         received.copy_(whole)
-    if isinstance(into, DTensor):
-        received = distribute_tensor(received, into.device_mesh, into.placements)
+    if is_divided(into):
+        received = divided_as(received, into)
     elif processes() > 1:
         dist.broadcast(received, 0)
     into.copy_(received)

@@ -25,8 +25,6 @@ PAUSE = 60.0
 """Seconds after which a log says again how far runs are."""
 FAILED = "routed-rl: failed: "
 """How a process that does several runs begins the line about one that failed."""
-PYTHON = (sys.executable, "-P", "-m")
-"""-P: a folder of the user's that is called experiments, in the working directory, is not ours."""
 Backend = Callable[..., list[int | None]]
 """Runs commands as :func:`routed_rl.runs.run_commands` does."""
 

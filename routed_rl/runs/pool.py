@@ -15,11 +15,14 @@ from typing import NoReturn
 
 from routed_rl.paths import expanded
 from routed_rl.runs.files import StrPath
+from routed_rl.runs.nursery import Forked, Nursery, NurseryError
 
 # One thread per process: results do not depend on the number of cores, and processes do not compete for them.
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB", "RAYON")}
 # Commands draw into files. A notebook names a backend that other processes need not have.
 INTO_FILES = {"MPLBACKEND": "agg"}
+PYTHON = (sys.executable, "-P", "-m")
+"""-P: a folder of the user's that is called experiments, in the working directory, is not ours."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's exit code for a command that cannot be started
 
@@ -61,8 +64,9 @@ def run_commands(
     if len(logs) != len(commands):
         raise ValueError(f"logs must have one file per command, got {len(logs)} logs for {len(commands)} commands")
     queue = Queue(len(commands), after)
-    running: dict[int, subprocess.Popen[bytes]] = {}
+    running: dict[int, subprocess.Popen[bytes] | Forked] = {}
     has: dict[int, str] = {}
+    starter = Starter(commands)
     with _signals_as_exit():
         try:
             while running or queue.next is not None:
@@ -73,7 +77,7 @@ def run_commands(
                         taken = [has[other] for other in running]
                         has[index] = min(devices, key=taken.count)
                         visible = {"CUDA_VISIBLE_DEVICES": has[index]}
-                    if (process := start_command(commands[index], expanded(logs[index]), visible)) is not None:
+                    if (process := starter.start(commands[index], expanded(logs[index]), visible)) is not None:
                         running[index] = process
                     else:
                         queue.codes[index] = CANNOT_START
@@ -93,7 +97,44 @@ def run_commands(
                     os.killpg(process.pid, signal.SIGKILL)
             for process in left:
                 process.wait()
+            starter.close()
     return queue.codes
+
+
+class Starter:
+    """Starts commands. Python modules of :data:`PYTHON` that several commands run are imported only once, on Linux."""
+
+    def __init__(self, commands: Sequence[Sequence[StrPath]]) -> None:
+        modules = [str(command[len(PYTHON)]) for command in commands if _is_module(command)]
+        self._shared = {module for module in modules if modules.count(module) > 1 and sys.platform == "linux"}
+        self._nurseries: dict[str, Nursery] = {}
+
+    def start(
+        self, command: Sequence[StrPath], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes] | Forked | None:
+        """Start a command as :func:`run_commands` does, and return its process. None: it cannot start (see the log)."""
+        if _is_module(command) and (module := str(command[len(PYTHON)])) in self._shared:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if module not in self._nurseries:
+                    self._nurseries[module] = Nursery(PYTHON, module, _environment(), end_with_parent)
+                return self._nurseries[module].start([*map(str, command[len(PYTHON) + 1 :])], log, environment)
+            except (NurseryError, OSError):  # a process of its own says why in the log
+                pass
+        return start_command(command, log, environment)
+
+    def close(self) -> None:
+        """End the processes that have imported modules."""
+        for nursery in self._nurseries.values():
+            nursery.close()
+
+
+def _is_module(command: Sequence[StrPath]) -> bool:
+    return len(command) > len(PYTHON) and tuple(command[: len(PYTHON)]) == PYTHON
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | ONE_THREAD | INTO_FILES
 
 
 class Queue:
@@ -135,16 +176,16 @@ def start_command(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | ONE_THREAD | INTO_FILES | dict(environment or {}),
+                env=_environment() | dict(environment or {}),
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         except OSError as error:
             output.write(f"{command[0]!r} cannot be started: {error.strerror}\n".encode())
             return None
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Make the new process die with its parent, however the parent dies. Called in the new process.
 
     Otherwise a killed pool would leave commands running, and the next pool would find their run directories locked.

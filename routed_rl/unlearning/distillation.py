@@ -16,11 +16,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from routed_rl.lm.batches import Batch
-from routed_rl.lm.processes import agreed, undistributed
+from routed_rl.lm.processes import agreed, is_divided, undistributed
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.structure import blocks
 from routed_rl.lm.training import Source, Training, train
@@ -105,6 +103,8 @@ def last_hidden(model: nn.Module, batch: Batch, check: bool = True) -> tuple[Ten
     Args:
         check: whether to compare these last logits with the head's.
     """
+    from transformers import PreTrainedModel  # imports much
+
     inner = undistributed(model)
     if not isinstance(inner, PreTrainedModel) or "logits_to_keep" not in inspect.signature(inner.forward).parameters:
         return None
@@ -113,7 +113,7 @@ def last_hidden(model: nn.Module, batch: Batch, check: bool = True) -> tuple[Ten
         return None
     with outputs(inner.get_decoder()) as seen:
         last = model(**batch.inputs, logits_to_keep=1).logits
-    if len(seen) != 1 or seen[0].shape[-1] != head.in_features or isinstance(head.weight, DTensor):
+    if len(seen) != 1 or seen[0].shape[-1] != head.in_features or is_divided(head.weight):
         return None  # after a forward pass, the head of a sharded model may be whole or in parts
     cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
     found = seen[0], Head(head.weight, head.bias, cap)

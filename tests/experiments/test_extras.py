@@ -153,3 +153,11 @@ def test_a_package_that_is_broken_is_not_called_missing(tmp_path, monkeypatch):
     assert "broken_package" not in sys.modules
     with pytest.raises(MissingExtraError, match=r"^no_such_package is not installed: pip install 'routed-rl\[lm\]'$"):
         require("lm", "json", "no_such_package")
+
+
+def test_language_models_are_imported_without_what_only_a_model_needs():
+    """A command that plans or refuses does not wait for it."""
+    heavy = ("transformers.modeling_utils", "torch.distributed.tensor", "torch._dynamo", "peft", "datasets", "sklearn")
+    code = f"import sys, routed_rl.lm, routed_rl.unlearning.arena; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

@@ -165,7 +165,6 @@ def test_a_study_puts_runs_that_are_alike_in_one_process(tmp_path):
     command = train_command(alike[:3])
     first = command.index("routed_rl.experiments.parallel") + 1
     assert [parse(shlex.split(line)) for line in command[first:]] == alike[:3]
-    assert "routed_rl.experiments.cli" in train_command(others[:1])
 
 
 def test_each_failure_is_reported_with_its_own_reason(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,59 @@ def test_a_command_starts_when_those_before_it_have_ended_well(tmp_path: Path) -
     assert logs[0].read_text() == "made\n" and not any(logs[i].exists() for i in (3, 4, 6))
 
 
-@pytest.mark.parametrize("how", ["exception", "interrupt", "terminate"])
-def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, how: str) -> None:
+@pytest.fixture
+def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the id of every process that has imported the toy module."""
+    monkeypatch.setenv("IMPORTS", str(tmp_path / "imports"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return tmp_path / "imports"
+
+
+def toy(*arguments: str, module: str = "tests.runs.nursery_toy") -> list[str]:
+    return [*pool.PYTHON, module, *arguments]
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are modules imported once")
+
+
+@linux
+def test_a_module_of_several_commands_is_imported_once(imports: Path, tmp_path: Path) -> None:
+    """The processes differ in nothing else from those of single commands."""
+    commands = [toy("exit", "3"), toy("raise", "why"), toy("9"), toy("exit"), sh("exit 4")]
+    logs = [tmp_path / "logs" / f"{i}.txt" for i in range(len(commands))]
+    polls: list[int] = []
+    codes = run_commands(
+        commands, 2, logs, after=[(), (), (), {3}, ()], devices=("7",), on_poll=lambda: polls.append(1)
+    )
+    assert codes == [3, 1, -signal.SIGKILL, None, 4] and polls
+    codes = run_commands(commands[3:4] * 2, 2, logs[3:4] * 2, devices=("7",), poll_seconds=0.01)
+    assert codes == [0, 0] and len(imports.read_text().split()) == 2
+    assert sorted(logs[0].read_text().splitlines()) == ["3 7 1 no input", "error"]
+    assert logs[1].read_text().endswith("KeyError: 'why'\n")
+    assert sorted(logs[3].read_text().splitlines()) == ["7 1 no input", "7 1 no input", "error", "error"]
+
+
+@linux
+def test_every_log_says_of_a_module_that_it_is_not_there(imports: Path, tmp_path: Path) -> None:
+    command, logs = toy(module="tests.runs.no_such_module"), [tmp_path / f"{i}.txt" for i in range(2)]
+    codes = run_commands([command] * 2, 1, logs, poll_seconds=0.01)
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert codes == [alone.returncode] * 2 and [log.read_text() for log in logs] == [alone.stderr] * 2
+
+
+@pytest.mark.parametrize(
+    ("how", "forked"),
+    [("exception", False), ("interrupt", False), ("terminate", False), pytest.param("terminate", True, marks=linux)],
+)
+def test_children_and_grandchildren_end_with_the_parents_loop(
+    tmp_path: Path, how: str, forked: bool, imports: Path
+) -> None:
     alive, log = tmp_path / "alive", tmp_path / "log"
     os.mkfifo(alive)
     # Both processes hold the pipe open for writing, so reading ends only when both are gone.
     reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
-    command = sh(f"exec 3> {alive}; trap '' INT TERM HUP; sleep 60 & echo ready; wait; sleep 60")
+    script = f"exec 3> {alive}; trap '' INT TERM HUP; sleep 60 & echo ready; wait; sleep 60"
+    command, other = (toy("shell", script), toy("exit")) if forked else (sh(script), sh("exit"))
 
     def on_poll() -> None:
         if log.exists() and log.read_text() == "ready\n":
@@ -112,7 +159,7 @@ def test_children_and_grandchildren_end_with_the_parents_loop(tmp_path: Path, ho
 
     expected = {"exception": KeyError, "interrupt": KeyboardInterrupt, "terminate": SystemExit}[how]
     with pytest.raises(expected):
-        run_commands([command, sh("exit")], 1, [log, tmp_path / "other"], on_poll=on_poll, poll_seconds=0.01)
+        run_commands([command, other], 1, [log, tmp_path / "other"], on_poll=on_poll, poll_seconds=0.01)
     os.set_blocking(reader, True)
     assert os.read(reader, 1) == b""
     os.close(reader)

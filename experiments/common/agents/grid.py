@@ -9,7 +9,8 @@ from pathlib import Path
 from routed_rl.experiments.common.agents.options import PRESETS, Train
 from routed_rl.rl.oversight_study.grid import kind
 from routed_rl.runs import run_commands
-from routed_rl.runs.grid import PYTHON, Backend, options, run_all
+from routed_rl.runs.grid import Backend, options, run_all
+from routed_rl.runs.pool import PYTHON
 
 
 def train_all(
@@ -30,6 +31,4 @@ def arguments(run: Train) -> list[str]:
 
 def train_command(batch: Sequence[Train]) -> list[str]:
     """The command line of a process that trains some runs."""
-    if len(batch) == 1:
-        return [*PYTHON, "routed_rl.experiments.cli", *arguments(batch[0])]
     return [*PYTHON, "routed_rl.experiments.parallel", *(shlex.join(arguments(run)) for run in batch)]

@@ -20,7 +20,8 @@ from routed_rl.lm.era_study.pipeline import MODEL, Pipeline, run_config
 from routed_rl.lm.inputs import Text, open_text, whole_paths
 from routed_rl.lm.own import named
 from routed_rl.options.era import PRESETS, EraOptions, TextOptions, Unlearn
-from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
+from routed_rl.runs.grid import Kind, is_finished, options
+from routed_rl.runs.pool import PYTHON
 from routed_rl.runs.record import find_run
 from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.wording import shown, written

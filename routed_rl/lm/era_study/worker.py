@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import transformers.modeling_utils  # noqa: F401 (every model needs it; imported before processes are forked)
 import tyro
 
 from routed_rl.errors import guarded, user_input

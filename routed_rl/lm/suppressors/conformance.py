@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from routed_rl.lm.alternatives import Alternatives
 from routed_rl.lm.batches import ALTERNATIVE_LABEL, Batch, Batches
@@ -141,6 +140,8 @@ def _trained(method: Suppressor, source: ForgetAndRetain, noise: int) -> tuple[d
 
 
 def _model() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM  # imports much
+
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,

@@ -12,11 +12,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import promoted, token_losses
-from routed_rl.lm.processes import undivided
+from routed_rl.lm.processes import divided_as, undivided
 from routed_rl.lm.structure import blocks, feed_forward
 from routed_rl.lm.suppressors.suppressor import Suppressor, brief, forget_targets, mean, retain_targets
 from routed_rl.lm.training import Objective
@@ -117,10 +116,7 @@ class RepSelect(Suppressor):
         before = nn.utils.get_total_norm(gradients)
         for gradient in gradients:
             if gradient.ndim > 1:
-                whole = collapse(undivided(gradient), self.share)
-                if isinstance(gradient, DTensor):
-                    whole = distribute_tensor(whole, gradient.device_mesh, gradient.placements)
-                gradient.copy_(whole)
+                gradient.copy_(divided_as(collapse(undivided(gradient), self.share), gradient))
         after = nn.utils.get_total_norm(gradients)
         for gradient in gradients:
             gradient.mul_(before / after.clamp_min(torch.finfo(after.dtype).tiny))

@@ -15,7 +15,8 @@ from routed_rl.options.oversight import EARLY_STOPPED, Run
 from routed_rl.rl.oversight_study.methods import is_own, own_method
 from routed_rl.rl.oversight_study.recipe import TaskOf, budget, make_model, own_task
 from routed_rl.runs import RunError, RunRecord, config_hash, read_json, read_run
-from routed_rl.runs.grid import PYTHON, Kind, is_finished, options
+from routed_rl.runs.grid import Kind, is_finished, options
+from routed_rl.runs.pool import PYTHON
 from routed_rl.runs.record import differences
 from routed_rl.runs.rundir import RESULT
 from routed_rl.wording import written

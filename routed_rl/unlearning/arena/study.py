@@ -20,7 +20,8 @@ from routed_rl.options.arena import ArenaOptions
 from routed_rl.options.conform import conform
 from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.files import StrPath
-from routed_rl.runs.grid import PYTHON, STAGES, Kind, is_finished, options
+from routed_rl.runs.grid import STAGES, Kind, is_finished, options
+from routed_rl.runs.pool import PYTHON
 from routed_rl.runs.studies import (
     LEADERBOARD,
     LEADERBOARD_PAGE,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers.modeling_utils  # noqa: F401 (every model needs it; imported before processes are forked)
 import tyro
 from rich.progress import Progress
 from safetensors.numpy import load_file, save_file

@@ -78,14 +78,16 @@ SETTINGS = (
     *("ceu.steps=120", "ceu.learning_rate=3e-4"),
     *("pdu.steps=120", "pdu.learning_rate=3e-4"),
     *("idk_nll.steps=120", "idk_nll.learning_rate=1e-3"),
-    *("idk_dpo.steps=240", "idk_dpo.learning_rate=1e-3"),
+    *("idk_dpo.steps=400", "idk_dpo.learning_rate=1e-3"),
     *("alt_po.steps=120", "alt_po.learning_rate=1e-3"),
     *("repselect.steps=120", "repselect.learning_rate=1e-3"),
-    *("circuit_breaker.steps=120", "circuit_breaker.learning_rate=7e-4"),
+    *("circuit_breaker.steps=240", "circuit_breaker.learning_rate=7e-4"),
     *("lat.steps=60", "lat.learning_rate=3e-4"),
+    *("sam.steps=120", "sam.learning_rate=3e-4"),
+    *("layered.steps=120", "layered.learning_rate=1e-3"),
+    *("task_vector.steps=60", "task_vector.scale=2"),
 )
-"""Of methods: from a sweep over steps and learning rates with seed 10, but for ``idk-dpo`` and ``circuit-breaker``,
-whose settings lie beyond it. Others keep their own recipes."""
+"""Of methods: from a sweep over two settings with seed 10. Others keep their own recipes."""
 WRONG, OTHER_WRONG = 5, 3
 """Perturbed answers of an example: as many as in TOFU."""
 LEARNED, HELD_OUT, OTHER = 60, 12, 24

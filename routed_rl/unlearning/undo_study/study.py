@@ -19,7 +19,8 @@ from routed_rl.options import RUNS
 from routed_rl.options.undo import TASKS, Pretrain, UndoOptions
 from routed_rl.paths import expanded
 from routed_rl.runs import Stage, with_ancestors
-from routed_rl.runs.grid import PYTHON, STAGES, Kind, is_finished, options
+from routed_rl.runs.grid import STAGES, Kind, is_finished, options
+from routed_rl.runs.pool import PYTHON
 from routed_rl.runs.studies import Findings, Study, check_study, stage_table
 from routed_rl.unlearning.undo_study import report
 from routed_rl.unlearning.undo_study.checks import check_alternatives, check_options, check_plugins

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import transformers.modeling_utils  # noqa: F401 (every model needs it; imported before processes are forked)
 import tyro
 from rich.progress import Progress
 
