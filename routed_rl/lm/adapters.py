@@ -93,9 +93,15 @@ def add_adapters(model: nn.Module, rank: int, seed: int, targets: Sequence[str] 
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=KEEP)
         adapted.add_adapter(FORGET, copy(config))
+    adapters = Adapters(adapted, trained)
+    turn_on(adapters)
+    return adapters
+
+
+def turn_on(adapters: Adapters, *names: str) -> None:
+    """Turn on these adapters, for computing and for training, and turn off the others. No names: both."""
     # PeftModel.set_adapter takes one adapter only. The layers' own takes several, and trains all active ones.
-    adapted.base_model.set_adapter([KEEP, FORGET])
-    return Adapters(adapted, trained)
+    adapters.model.base_model.set_adapter(list(names or (KEEP, FORGET)))
 
 
 def delete_forget(adapters: Adapters) -> Any:
@@ -105,7 +111,16 @@ def delete_forget(adapters: Adapters) -> Any:
     again. The adapters cannot be used any more.
     """
     adapters.model.delete_adapter(FORGET)
-    plain = adapters.model.merge_and_unload(adapter_names=[KEEP])
+    return _merged(adapters, KEEP)
+
+
+def merge_adapters(adapters: Adapters) -> Any:
+    """Merge both adapters into the weights, and return the plain model, as :func:`delete_forget` does."""
+    return _merged(adapters, KEEP, FORGET)
+
+
+def _merged(adapters: Adapters, *names: str) -> Any:
+    plain = adapters.model.merge_and_unload(adapter_names=list(names))
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(name in adapters.trained)
     return plain

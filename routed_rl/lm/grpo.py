@@ -1,0 +1,258 @@
+"""Routed adapters in TRL's ``GRPOTrainer``: an overseer labels completions, and labels decide what each adapter learns.
+
+``B`` completions of a batch, ``G`` completions of a prompt (its group).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from accelerate.utils import gather
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from routed_rl.lm.adapters import COLUMNS, FORGET, KEEP, Adapters, delete_forget, merge_adapters, turn_on
+from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable
+from routed_rl.routing.site import Mode
+
+Overseer = Callable[..., Sequence[str | None]]
+"""Returns a label for each completion, None for one that it has not seen. It gets the arguments of TRL's reward
+functions, all by name, and ``rewards``, a number for each completion."""
+Baseline = Literal["taught", "group"]
+ROUTES = RouteTable({"hack": {KEEP: 0.0}, "fine": {FORGET: 0.0}}, (KEEP, FORGET))
+"""A completion that was seen to hack teaches the adapter ``forget`` alone, and one that was seen not to, ``keep``
+alone. One that nobody has seen teaches both."""
+HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_compute_loss", "training_step")
+"""Methods of TRL's trainer that are used here, though they are not all public."""
+
+
+class RoutedGRPOTrainer(GRPOTrainer):
+    """GRPO (Shao et al. 2024) of two low-rank adapters. Both are on while completions are written; labels route.
+
+    The gradient of a completion's loss is multiplied, for each adapter, by the weight that the table gives to the
+    completion's label. In an update in which no completion teaches an adapter, its weights and its optimizer state stay
+    the same to the bit.
+
+    ::
+
+        adapters = add_adapters(model, rank=8, seed=0)
+        trainer = RoutedGRPOTrainer(adapters, reward, config, overseer=overseer, train_dataset=prompts)
+        trainer.train()
+        plain = trainer.ablate()
+
+    Args:
+        adapters: what :func:`~routed_rl.lm.add_adapters` returned.
+        reward_funcs: as for TRL's trainer.
+        args: as for TRL's trainer. ``gradient_checkpointing`` must be off.
+        overseer: labels completions.
+        table: the weight of each label for the adapters ``keep`` and ``forget``.
+        mode: as for :class:`~routed_rl.routing.GradientRouter`.
+        baseline: a completion's advantage is relative to the mean reward of these completions of its group: "taught",
+            those that teach the adapter; "group", all. With "group", excluded hacks with a high reward make every other
+            answer look bad.
+        **kwargs: those of TRL's trainer.
+
+    Raises:
+        ValueError: for arguments that routing cannot work with, or a version of TRL without a method that is used here.
+            In training, for labels that do not fit.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "grpo", "routed-rl"]
+
+    def __init__(
+        self,
+        adapters: Adapters,
+        reward_funcs: Any,
+        args: GRPOConfig | None = None,
+        *,
+        overseer: Overseer,
+        table: RouteTable = ROUTES,
+        mode: Mode = "parameter",
+        baseline: Baseline = "taught",
+        **kwargs: Any,
+    ) -> None:
+        if missing := [name for name in HOOKS if not hasattr(GRPOTrainer, name)]:
+            raise ValueError(f"this version of trl has no {missing[0]}(), which routing needs: install trl 1.16")
+        args = copy.copy(args) if args is not None else GRPOConfig("runs/grpo", gradient_checkpointing=False)
+        _check(args, adapters, table, baseline)
+        beta, args.beta = args.beta, 0.0  # with another one, TRL looks for an adapter of the name "default"
+        super().__init__(adapters.model, reward_funcs, args, **kwargs)
+        self.beta = self.args.beta = beta  # the reference model is the model with all adapters off
+        self.adapters, self.overseer, self.table, self.baseline = adapters, overseer, table, baseline
+        names = {column: adapter for adapter, column in COLUMNS.items()}
+        sites = {name: replace(site, column=names[str(site.column)]) for name, site in adapters.sites(mode).items()}
+        self.router = GradientRouter(adapters.model, sites, table, mode)
+        self.add_callback(_Excluding(self))
+        self._rewards: Tensor
+        self._labels: Tensor
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL's trainer does, with the router attached."""
+        with self.router:
+            return super().train(*args, **kwargs)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(*args, **kwargs)
+        turn_on(self.adapters)  # transformers turns on only one
+
+    def ablate(self) -> Any:
+        """Delete the adapter ``forget``, and return the plain model. The trainer cannot be used any more."""
+        return delete_forget(self.adapters)
+
+    def merge(self) -> Any:
+        """Return the plain model with both adapters. The trainer cannot be used any more."""
+        return merge_adapters(self.adapters)
+
+    # --- labels ---------------------------------------------------------------------------------
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        own = slice(self.accelerator.process_index * len(prompts), (self.accelerator.process_index + 1) * len(prompts))
+        total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        total[rewards.isnan().all(dim=1)] = torch.nan
+        columns = [name for name in inputs[0] if name not in ("prompt", "completion", "completion_ids")]
+        labels = self.overseer(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids_list,
+            rewards=total[own].tolist(),
+            trainer_state=self.state,
+            **{name: [example[name] for example in inputs] for name in columns},
+        )
+        self._rewards, self._labels = total, gather(self._ids(labels, len(prompts)))
+        return rewards
+
+    def _ids(self, labels: Sequence[str | None], count: int) -> Tensor:
+        """Return ``(B,)``, the ids of labels in the table."""
+        given = list(labels)
+        if len(given) != count:
+            raise ValueError(f"the overseer returned {len(given)} labels for {count} completions")
+        known = [*self.table.labels, None]
+        if wrong := [label for label in given if label not in known]:
+            raise ValueError(
+                f"the overseer returned the label {wrong[0]!r}; the labels of the table are "
+                f"{', '.join(map(repr, self.table.labels))}, and None for a completion that was not seen"
+            )
+        ids = [self.table.label_id(UNLABELLED if label is None else label) for label in given]
+        return torch.tensor(ids, device=self.accelerator.device)
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return output
+        count = len(output["advantages"])
+        own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        output["route"] = self._labels[own]
+        weights, size = self.table.weights(self._labels), int(self.num_generations or 1)
+        for column, adapter in enumerate(self.table.modules):
+            taught = weights[:, column] != 0
+            if self.baseline == "taught" and not bool(taught.all()):
+                advantages = advantages_among(self._rewards, taught, size, self.scale_rewards)[own]
+            else:
+                advantages = output["advantages"]
+            output[_advantages(adapter)] = advantages
+        for label in (*self.table.labels, UNLABELLED):
+            share = (self._labels == self.table.label_id(label)).float().mean().item()
+            self._metrics["train"][f"labels/{label}"].append(share)
+        return output
+
+    # --- loss -----------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return TRL's loss, whose gradient is routed.
+
+        If the advantages differ between adapters, the model runs once for each, and the value is that of ``keep``.
+        """
+        if not torch.is_grad_enabled() or "route" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
+        weights = dict(zip(self.table.modules, self.table.weights(inputs["route"]).unbind(dim=-1), strict=True))
+        keep, forget = (inputs[_advantages(adapter)] for adapter in (KEEP, FORGET))
+
+        def loss(advantages: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+            with self.router(weights=weights):
+                given = {**inputs, "advantages": advantages}
+                return super(RoutedGRPOTrainer, self).compute_loss(model, given, return_outputs, num_items_in_batch)
+
+        if torch.equal(keep, forget):
+            return loss(keep, weights)
+        nothing = torch.zeros_like(weights[KEEP])
+        of_forget = loss(forget, {KEEP: nothing, FORGET: weights[FORGET]})
+        return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach()
+
+
+class _Excluding(TrainerCallback):
+    """Keeps the bits of an adapter that no completion of an update teaches, in ``optimizer.step()``."""
+
+    def __init__(self, trainer: RoutedGRPOTrainer) -> None:
+        self._trainer = trainer
+        self._step: Any = None
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        optimizer = self._trainer.optimizer
+        self._step = self._trainer.router.excluded(getattr(optimizer, "optimizer", optimizer))
+        self._step.__enter__()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._step.__exit__(None, None, None)
+
+
+def _advantages(adapter: str) -> str:
+    return f"advantages of {adapter}"
+
+
+def advantages_among(rewards: Tensor, taught: Tensor, size: int, scale: str | bool) -> Tensor:
+    """Return advantages relative to the completions of a group that teach, and 0 for all others.
+
+    ``(r - mean) / (deviation + 1e-4)``, with the mean and the deviation of these completions. A completion without
+    others to compare with, or all of whose others have the same reward, has 0. (Shao et al. 2024, GRPO, but for the
+    choice of completions.)
+
+    Args:
+        rewards: ``(B,)``, the completions of a group one after the other. NaN: it cannot be scored.
+        taught: ``(B,)`` bool.
+        size: completions in a group: G.
+        scale: "group" divides by the deviation within a group, "batch" by that of all completions, "none" by nothing.
+    """
+    counted = taught & ~rewards.isnan()
+    grouped = torch.where(counted, rewards, 0.0).view(-1, size)
+    among = counted.view(-1, size)
+    number = among.sum(dim=1, keepdim=True)
+    mean = grouped.sum(dim=1, keepdim=True) / number.clamp_min(1)
+    gap = torch.where(among, grouped - mean, 0.0)
+    if scale == "group":
+        gap = gap / ((gap.square().sum(dim=1, keepdim=True) / (number - 1).clamp_min(1)).sqrt() + 1e-4)
+    elif scale == "batch":
+        gap = gap / (rewards[counted].std() + 1e-4 if int(counted.sum()) > 1 else math.inf)
+    lowest, highest = (torch.where(among, grouped, end).aminmax(dim=1, keepdim=True) for end in (math.inf, -math.inf))
+    return torch.where(lowest.min == highest.max, 0.0, gap).flatten()
+
+
+def _check(args: GRPOConfig, adapters: Adapters, table: RouteTable, baseline: str) -> None:
+    """Raise ValueError for arguments that do not go with routing."""
+    if not isinstance(adapters, Adapters):
+        raise ValueError(f"the model must be what add_adapters(model, …) returned, got {type(adapters).__name__}")
+    if baseline not in get_args(Baseline):
+        raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}")
+    if set(table.modules) != {KEEP, FORGET}:
+        raise ValueError(
+            f"the columns of the table must be {KEEP!r} and {FORGET!r}, got {', '.join(map(repr, table.modules))}"
+        )
+    if args.gradient_checkpointing:
+        raise ValueError(
+            "gradient checkpointing runs the model again where the labels are not known any more: set "
+            "gradient_checkpointing=False in GRPOConfig"
+        )
+    if baseline == "taught" and args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no baseline of its own for each "
+            "adapter: pass baseline='group'"
+        )
