@@ -70,12 +70,14 @@ class Registry(Generic[T]):
         base: all of them are subclasses of this class, and can be made without arguments.
         built_in: those of this package, by name.
         group: the group of entry points in which other packages name theirs.
+        bases: what errors call the base class, if users subclass one of several. Empty: its own name.
     """
 
     what: str
     base: type
     built_in: Mapping[str, type[T]]
     group: str
+    bases: str = ""
 
     def find(self, given: Any, option: str) -> Plugin[T]:
         """Return the class of a name, or of the class itself.
@@ -158,7 +160,7 @@ class Registry(Generic[T]):
         shown = repr(given) if isinstance(given, str) else reference
         if not (isinstance(kind, type) and issubclass(kind, self.base)):
             what = f"the class {kind.__qualname__}" if isinstance(kind, type) else f"a {type(kind).__name__}"
-            wanted = f"{self.base.__module__}.{self.base.__qualname__}"
+            wanted = self.bases or f"{self.base.__module__}.{self.base.__qualname__}"
             raise ValueError(f"{option} {shown} is {what}, but must be a subclass of {wanted}")
         for own, built_in in self.built_in.items():
             if built_in is kind:

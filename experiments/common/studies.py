@@ -20,7 +20,10 @@ def run_and_show(study: Study, where: Workers) -> None:
     try:
         study.run(workers=where.workers, backend=where.backend, ray_address=where.ray_address)
     except RunsFailedError as error:
-        _show(study)
+        if error.written:
+            _show(study)
+        elif (study.out / study.SUMMARY).is_file():
+            print(f"routed-rl: the tables in {study.out} are those of an earlier start", file=sys.stderr)
         for out, reason in error.failed.items():
             print(f"routed-rl: failed: {out.parent.name}/{out.name}: {reason}", file=sys.stderr)
         raise

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate.utils import gather
@@ -63,8 +63,6 @@ class RoutedGRPOTrainer(GRPOTrainer):
         ValueError: for arguments that routing cannot work with, or a version of TRL without a method that is used here.
             In training, for labels that do not fit.
     """
-
-    _tag_names: ClassVar[list[str]] = ["trl", "grpo", "routed-rl"]
 
     def __init__(
         self,

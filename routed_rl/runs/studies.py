@@ -42,10 +42,12 @@ class RunsFailedError(UserError):
 
     Attributes:
         failed: the reason for each failed run, by its directory.
+        written: whether there are results, so that the tables in the study's directory are of this start.
     """
 
-    def __init__(self, message: str, failed: Mapping[Path, str]) -> None:
+    def __init__(self, message: str, failed: Mapping[Path, str], written: bool) -> None:
         super().__init__(message)
+        self.written = written
         self.failed = {out: spoken(reason) for out, reason in failed.items()}
 
 
@@ -251,7 +253,7 @@ class Study(Reported):
                     self._write(found)
                     failed = found.failed
         if failed:
-            raise RunsFailedError(self._failure(failed, runs), failed)
+            raise RunsFailedError(self._failure(failed, runs), failed, found is not None)
         assert found is not None
         return found.results
 

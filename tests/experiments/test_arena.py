@@ -258,6 +258,135 @@ def test_a_mistake_ends_with_one_line_and_nothing_is_written(small, capsys, tmp_
     assert not (tmp_path / "out").exists()
 
 
+MISTAKEN = """
+import numpy as np
+
+from routed_rl.unlearning.arena.attacks import ArenaAttack
+from routed_rl.unlearning.scores import Score
+
+
+class NoBest(Score):
+    def examples(self, reader):
+        return {"mean": np.ones(3)}
+
+    def value(self, numbers, retrained=None):
+        return float(numbers["mean"].mean())
+
+
+class Lower(NoBest):
+    best = "lower"
+
+
+class Lists(NoBest):
+    best = "low"
+
+    def examples(self, reader):
+        return [1.0]
+
+
+class Misspelt(NoBest):
+    best = "low"
+
+    def examples(self, reader):
+        return {"mean": np.array([1.0 for _ in reader.benchmark.examples("forgets")])}
+
+
+class Arrays(NoBest):
+    best = "low"
+
+    def value(self, numbers, retrained=None):
+        return numbers["mean"]
+
+
+class Outside(NoBest):
+    best = "low"
+
+    def value(self, numbers, retrained=None):
+        return -1.85
+
+
+class Divides(NoBest):
+    best = "low"
+
+    def value(self, numbers, retrained=None):
+        return 1 / 0
+
+
+class NoGroup(ArenaAttack):
+    attempts = (1,)
+
+    def attempt(self, setting, victim, look):
+        look(0, victim.model)
+
+
+class Weigths(NoGroup):
+    group = "weigths"
+
+
+class Nothing(NoGroup):
+    group = "weights"
+
+
+class Changes(NoGroup):
+    group = "weights"
+
+    def attempt(self, setting, victim, look):
+        next(victim.model.parameters()).data.add_(1)
+        look(0, victim.model)
+        return 0
+"""
+"""Scores and attacks with a mistake each."""
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    """How the command line names a class of theirs, but for its name."""
+    path = tmp_path_factory.mktemp("own") / "mistaken.py"
+    path.write_text(MISTAKEN)
+    return f"{path.with_suffix('')}:"
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("--scores", "NoBest", "must set best to one of 'low', 'high', 'zero', 'half', got None"),
+        ("--scores", "Lower", "must set best to one of 'low', 'high', 'zero', 'half', got 'lower'"),
+        ("--attacks", "NoGroup", "must set group to one of 'weights', 'prompts', got None"),
+        ("--attacks", "Weigths", "must set group to one of 'weights', 'prompts', got 'weigths'"),
+        ("--methods", "Lower", "must be a subclass of routed_rl.unlearning.Suppressor or routed_rl.unlearning.Proc"),
+    ],
+)
+def test_a_mistake_in_ones_own_class_is_refused_before_anything_runs(
+    small, mistaken, capsys, tmp_path, option, name, said
+):
+    assert said in refused(capsys, *OPTIONS, option, mistaken + name, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_ones_own_code_is_said_with_its_place_and_harms_no_other(study, small, mistaken, tmp_path, capsys):
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    scores = [mistaken + name for name in ("Lists", "Misspelt", "Arrays", "Outside", "Divides")]
+    attacks = [mistaken + name for name in ("Nothing", "Changes")]
+    options = ["--methods", "npo", "--then", "none", "--attacks", "quantisation", *attacks, "--out", out]
+    told = complaints(
+        capsys, lambda: cli.main(["arena", *OPTIONS, *map(str, options), "--scores", "exact-memorisation", *scores])
+    )
+    line = MISTAKEN.splitlines().index("        return 1 / 0") + 1
+    for mistake in (
+        "mistaken:Lists (npo, seed 0): examples() must return arrays by name, got list",
+        "mistaken:Misspelt (npo, seed 0): examples() found no example: has the benchmark a set of this name?",
+        "mistaken:Arrays (npo, seed 0): value() must return a number, got ndarray",
+        "mistaken:Outside (npo, seed 0): value() returned -1.85, which is outside of limits = (0.0, 1.0)",
+        f"mistaken:Divides (npo, seed 0): ZeroDivisionError: division by zero (mistaken.py, line {line})",
+        "mistaken:Nothing (npo, seed 0): attempt() of Nothing must return what it has spent, a number, got None",
+        "mistaken:Changes (npo, seed 0): Changes has changed victim.model in the attempt 1: let it attack a copy",
+    ):
+        assert sum(mistake in one for one in told) == 1, mistake
+    assert sum("failed: stages/" in one for one in told) == 3 * len(scores + attacks), "of three models"
+    assert f"the tables in {out} are those of an earlier start" in " ".join(told)
+
+
 def test_sets_that_overlap_are_refused_with_their_numbers(small, capsys, tmp_path):
     rows = [{"set": name, "question": f"Where is {i}?", "answer": f"In {i}."} for i, name in enumerate("ab")]
     rows = [{**rows[0], "set": "forget"}, {**rows[0], "set": "retain"}, {**rows[1], "set": "retain"}]

@@ -60,7 +60,7 @@ MISTAKES = [
     (["--settings", "magic.steps=3"], "--settings must be METHOD.NAME=VALUE, with a METHOD of graddiff, maxent,"),
     (
         ["--settings", "maxent.norm=3"],
-        "--settings maxent.norm=3: the settings of maxent are retain_weight, retain, steps,",
+        "--settings maxent.norm=3: the settings of maxent are 'retain_weight', 'retain', 'steps',",
     ),
     (["--settings", "maxent.retain=all"], "retain of MaxEnt must be one of ce, kl, got 'all'"),
     (["--settings", "maxent.steps=many"], "--settings maxent.steps=many: 'many' is not a whole number"),

@@ -117,7 +117,7 @@ def test_mistakes_end_in_one_line(small, write, tmp_path, capsys):
         ),
         (
             ["--suppress", "my_methods:Flat", "--settings", "Flat.slwo=1"],
-            "slow, margin, steps, learning_rate; did you mea",
+            "'slow', 'margin', 'steps', 'learning_rate'; did you mea",
         ),
         (["--suppress", "my_methods:Flat", "--settings", "Flat.slow=1"], "Flat.slow=1: '1' is not True or False"),
         (["--suppress", "my_methods:Flat", "--teachers", "Flat=x"], "with a NAME that is not taken, got 'Flat="),

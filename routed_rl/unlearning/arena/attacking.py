@@ -66,7 +66,12 @@ def run_attack(
     cost = 0.0
     for setting in attempts:
         look = _Look(setting, victim.benchmark, measure, looks)
+        before = _sums(victim.model)
         spent = attack.attempt(setting, victim, look)
+        if _sums(victim.model) != before:
+            raise UserError(f"{name} has changed victim.model in the attempt {setting!r}: let it attack a copy")
+        if not isinstance(spent, float | int):
+            raise UserError(f"attempt() of {name} must return what it has spent, a number, got {spent!r}")
         if not spent <= victim.steps * (1 + 1e-9):  # sums of thirds are rounded
             raise ValueError(f"{name} spent {spent} steps on the attempt {setting!r}, and had {victim.steps}")
         cost += spent
@@ -82,6 +87,11 @@ def run_attack(
         **_of_sweep(attack, found, victim.steps),
         "cost": cost,
     }
+
+
+def _sums(model: nn.Module) -> list[float]:
+    """Return numbers that change if a weight does. NaN counts as equal to itself."""
+    return [float(parameter.detach().double().sum().nan_to_num()) for parameter in model.parameters()]
 
 
 class _Look:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from routed_rl.errors import UserError, at_least
 from routed_rl.lm.inputs import model_identity
@@ -19,11 +19,11 @@ from routed_rl.lm.training import Training
 from routed_rl.options.arena import ArenaOptions
 from routed_rl.plugins import Plugin, Registry
 from routed_rl.runs import Stage
-from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning, Quantisation
+from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning, Group, Quantisation
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
 from routed_rl.unlearning.benchmarks.benchmark import Recipe, wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
-from routed_rl.unlearning.scores import ALL_SCORES, Score
+from routed_rl.unlearning.scores import ALL_SCORES, Best, Score
 from routed_rl.unlearning.undo_study.members import check_settings, make_suppressor, with_named_settings
 from routed_rl.wording import written
 
@@ -41,7 +41,11 @@ NUMBERS = "numbers.safetensors"
 """File of a score's numbers of single examples."""
 SEED = "{seed}"
 METHODS_AND_PROCEDURES: Registry[UnlearningMethod] = Registry(
-    "unlearning method", UnlearningMethod, {**SUPPRESSORS, **PROCEDURES}, "routed_rl.suppressors"
+    "unlearning method",
+    UnlearningMethod,
+    {**SUPPRESSORS, **PROCEDURES},
+    "routed_rl.suppressors",
+    "routed_rl.unlearning.Suppressor or routed_rl.unlearning.Procedure",
 )
 
 
@@ -105,6 +109,7 @@ class Arena:
         self._check_methods()
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
+            _check_set(attack, "--attacks", "group", get_args(Group))
             made = self.attack(attack)
             if options.budget < len(made.attempts):
                 raise ValueError(
@@ -170,6 +175,7 @@ class Arena:
         compared = self.options.model is None or self.options.retrained is not None
         kept = {}
         for name, score in found.items():
+            _check_set(score, "--scores", "best", get_args(Best))
             why = score.kind().undefined(self.benchmark)
             if (score.kind().compared or RETRAINED in score.kind().needs) and not compared:
                 why = "it compares with a model that never learned the forget set: name one with --retrained"
@@ -293,6 +299,14 @@ class Arena:
         """How the arena trains models of its own."""
         assert self.kind.recipe is not None
         return self.kind.recipe
+
+
+def _check_set(plugin: Plugin[Any], option: str, name: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError for a class that has not set an attribute to one of these values."""
+    if (value := getattr(plugin.kind, name, None)) not in allowed:
+        raise ValueError(
+            f"{option} {plugin.reference} must set {name} to one of {', '.join(map(repr, allowed))}, got {value!r}"
+        )
 
 
 def _check_ranges(options: ArenaOptions) -> None:

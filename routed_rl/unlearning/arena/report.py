@@ -381,7 +381,8 @@ def summary(
         *(
             [
                 f"The best learning rate is the lowest or the highest of the sweep, in at least one model, for "
-                f"{', '.join(narrow)}: with a wider sweep (`--learning-rates`), these attacks may bring back more."
+                f"{', '.join(narrow)}: with a wider sweep, these attacks may bring back more. `--learning-rates` "
+                "replaces the sweep of attacks that fine-tune."
             ]
             if narrow
             else []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from routed_rl.unlearning.arena.attacks import Victim
 from routed_rl.unlearning.arena.entries import MAKE, NUMBERS, ORIGINAL, RETRAINED, SCORE, Arena
 from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
 from routed_rl.unlearning.benchmarks import Benchmark, Example
-from routed_rl.unlearning.scores import Reader, interval
+from routed_rl.unlearning.scores import Reader, Score, interval
 from routed_rl.wording import speak_of
 
 
@@ -69,15 +70,15 @@ class Worker:
         roles = {role: self.reader(stage.parents[role]) for role in (ORIGINAL, RETRAINED) if role in stage.parents}
         reader = self.reader(stage.parents["model"])
         reader.companions = roles
-        found = score.examples(reader)
-        numbers = {name: np.ascontiguousarray(of, dtype=np.float64) for name, of in found.items()}
+        numbers = checked_numbers(score.examples(reader))
         save_file(numbers, path)
         compared = None
         if score.compared:
             with_retrained = stage.parents.get("compared")
             compared = numbers if with_retrained is None else load_file(with_retrained.path(self.root) / NUMBERS)
+        value = checked_value(score, score.value(numbers, compared))
         ends = interval(score, numbers, compared, derive_seed(stage.seed, "bootstrap"))
-        named = zip(("value", "low", "high"), (score.value(numbers, compared), *ends), strict=True)
+        named = zip(("value", "low", "high"), (value, *ends), strict=True)
         return {name: float(value) if np.isfinite(value) else None for name, value in named}
 
     def reader(self, stage: Stage) -> Reader:
@@ -134,17 +135,69 @@ def _do_all(command: Stages) -> None:
             f"--only {unknown[0]!r} is not a stage of this study; if the code of a plug-in was edited meanwhile, start "
             "the study again"
         )
+    names = {stage.key: f"{entry.name}, seed {entry.seed}" for entry in reversed(entries) for stage in entry}
     failed = []
     with progress_display() as display:
         for name in command.only:
+            stage = stages[name]
             try:
-                _do(worker, stages[name], display)
-            except UserError as error:  # the others do not depend on it
-                path = os.path.realpath(stages[name].path(worker.root))
-                print(f"{FAILED}{path}: {error}", file=sys.stderr)
+                _do(worker, stage, display)
+            except Exception as error:  # the others do not depend on it
+                what = stage.config.get("score") or stage.config.get("attack") or stage.config.get("method")
+                of = f"{what} ({names[stage.key]}): " if what and stage.key in names else ""
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
+                path = os.path.realpath(stage.path(worker.root))
+                print(f"{FAILED}{path}: {of}{described_error(error)}", file=sys.stderr)
                 failed.append(name)
     if failed:
         raise UserError(f"{len(failed)} of {len(command.only)} stages failed, {failed[0]} first")
+
+
+def described_error(error: Exception) -> str:
+    """Return one line about an error. If it is not of a user's mistake, the line says where it was raised.
+
+    This is the last place in code that is not of an installed package.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    places = traceback.extract_tb(error.__traceback__)
+    own = [of for of in places if not {"routed_rl", "site-packages", "lib"} & set(Path(of.filename).parts)] or places
+    return f"{type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+
+
+def checked_numbers(given: object) -> dict[str, np.ndarray]:
+    """Return the numbers of a score as arrays of float64.
+
+    Raises:
+        UserError: for what is no mapping of arrays, or without any example.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f"examples() must return arrays by name, got {type(given).__name__}")
+    numbers = {name: np.ascontiguousarray(of, dtype=np.float64) for name, of in given.items()}
+    if wrong := [name for name, of in numbers.items() if of.ndim != 1]:
+        raise UserError(
+            f"examples() must return a number for each example; {wrong[0]!r} has the shape {numbers[wrong[0]].shape}"
+        )
+    if not any(len(of) for of in numbers.values()):
+        raise UserError("examples() found no example: has the benchmark a set of this name?")
+    return numbers
+
+
+def checked_value(score: Score, value: object) -> float:
+    """Return the value of a score.
+
+    Raises:
+        UserError: for what is no number, or a number outside the score's limits.
+    """
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"value() must return a number, got {type(value).__name__}") from None
+    low, high = (end if limit is None else limit for end, limit in zip((-np.inf, np.inf), score.limits, strict=True))
+    if np.isfinite(number) and not low - 1e-6 <= number <= high + 1e-6:
+        raise UserError(f"value() returned {number:g}, which is outside of limits = {score.limits}")
+    return number
 
 
 def _do(worker: Worker, stage: Stage, display: Progress) -> None:

@@ -190,16 +190,18 @@ class BenchmarkKind(ABC):
         return self.known(split)
 
     def known(self, split: str | None) -> str:
-        """Return a split, or the usual one for None.
+        """Return a split, or the usual one for None. A benchmark without splits has "".
 
         Raises:
             UserError: for an unknown split.
         """
+        if split is not None and not self.splits:
+            raise UserError(f"{written('--split', split)}: this benchmark has no splits; leave it out")
         if split is not None and split not in self.splits:
             raise UserError(
                 f"--split must be one of {', '.join(self.splits)}, got {split!r}{did_you_mean(split, self.splits)}"
             )
-        return split or self.splits[0]
+        return split or next(iter(self.splits), "")
 
     @classmethod
     def documents(cls, benchmark: Benchmark) -> Iterator[str]:

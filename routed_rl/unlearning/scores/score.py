@@ -27,7 +27,7 @@ DRAWS = 1000
 class Score(ABC):
     """A number that says what a model knows of a benchmark.
 
-    A score of your own is a subclass that can be made without arguments: ``--score my_module:MyScore``.
+    A score of your own is a subclass that can be made without arguments: ``--scores my_module:MyScore``.
 
     Attributes:
         best: whether an unlearned model should have a low or a high number, zero or 0.5.

@@ -277,7 +277,9 @@ def with_named_settings(method: Made, recipe: Training, whose: str, settings: Se
             continue
         if name not in kinds:
             nearest = did_you_mean(name, kinds)
-            raise ValueError(f"--settings {setting}: the settings of {whose} are {', '.join(kinds)}{nearest}")
+            raise ValueError(
+                f"--settings {setting}: the settings of {whose} are {', '.join(map(repr, kinds))}{nearest}"
+            )
         try:
             given[name] = from_text(kinds[name], value)
         except ValueError as error:

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from routed_rl.errors import UserError
 from routed_rl.unlearning.arena.attacking import run_attack
 from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ARENA_ATTACKS
+from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS
 from routed_rl.unlearning.scores import ALL_SCORES
 from tests.own_code import own_code
 from tests.unlearning.arena.small_arena import Seen, knowledge, small_victim
 
 DOCS = Path(__file__).parents[3] / "docs"
 GUIDE = (DOCS / "how-to" / "add_to_the_arena.md").read_text()
-SCORE, OWN = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+SCORE, RIVERS, OWN, BIASES = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 def test_the_guides_score_is_the_mean_log_probability(tmp_path):
@@ -40,6 +42,27 @@ def test_the_guides_attack_runs_as_one_of_ones_own(tmp_path):
     weights = dict(victim.model.named_parameters())
     for name, weight in look.models[0].items():
         assert torch.equal(weight, 0.8 * weights[name] if weight.ndim > 1 else weights[name])
+
+
+def test_the_guides_benchmark_is_one(tmp_path):
+    with own_code(tmp_path) as write:
+        write("my_benchmark.py", RIVERS)
+        kind = ALL_BENCHMARKS.find("my_benchmark:Rivers", "--benchmark").kind()
+        benchmark = kind.load()
+        with pytest.raises(UserError, match="reads no files"):
+            kind.load("file")
+    assert len(benchmark.forget) == 8 and len(benchmark.retain) == 32 and kind.recipe is not None
+    assert {example.key for example in benchmark.sets["forget"]} <= {"Arl", "Bem", "Cor", "Dun", "Esk"}
+
+
+def test_the_guides_attack_that_trains_learns_the_biases_alone(tmp_path):
+    with own_code(tmp_path) as write:
+        write("my_attacks.py", BIASES)
+        attack, victim, look = ALL_ATTACKS.find("my_attacks:Biases", "--attacks").kind(), small_victim(), Seen()
+        assert attack.attempt(1e-2, victim, look) == victim.steps
+    weights = dict(victim.model.named_parameters())
+    changed = {name for name, weight in look.models[0].items() if not torch.equal(weight, weights[name])}
+    assert changed and all(weights[name].ndim == 1 for name in changed)
 
 
 def test_the_table_of_attacks_is_the_registry():

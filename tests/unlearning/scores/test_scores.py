@@ -121,7 +121,7 @@ def test_scores_that_compare_say_so_without_the_retrained_model(models):
 def test_the_reference_page_has_each_score_with_its_direction_and_range():
     lines = (Path(__file__).parents[3] / "docs" / "reference" / "scores.md").read_text().splitlines()
     rows = {cells[1].strip(" `"): cells for line in lines if len(cells := line.split("|")) > 4 and "`" in cells[1]}
-    ranges = {(0.0, 1.0): "0 to 1", (None, 0.0): "at most 0", (-1.0, None): "at least −1"}
+    ranges = {(0.0, 1.0): "0 to 1", (-1.0, 1.0): "−1 to 1", (None, 0.0): "at most 0", (-1.0, None): "at least −1"}
     written = {name: (cells[2].strip(), cells[3].strip()) for name, cells in rows.items()}
     assert written == {name: (kind.best, ranges[kind.limits]) for name, kind in SCORES.items()}
 
