@@ -60,7 +60,6 @@ from routed_rl.lm.training import Training, make_optimizer, train
 from routed_rl.lm.word_problems import generate_word_problems, word_problem_prompts
 
 if TYPE_CHECKING:
-    from routed_rl.lm.grpo import RoutedGRPOTrainer
     from routed_rl.lm.trainer import RoutedTrainer, RoutedTrainerMixin
 
 __all__ = [
@@ -89,7 +88,6 @@ __all__ = [
     "Preview",
     "Prompt",
     "RouteCollator",
-    "RoutedGRPOTrainer",
     "RoutedTrainer",
     "RoutedTrainerMixin",
     "Texts",
@@ -162,14 +160,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is made from a trainer of transformers or TRL when it is first used, because trainers import much."""
+    """Import what is made from ``transformers.Trainer`` when it is first used, because the Trainer imports much."""
     if name in ("RoutedTrainer", "RoutedTrainerMixin"):
         from routed_rl.lm import trainer
 
         return getattr(trainer, name)
-    if name == "RoutedGRPOTrainer":
-        require("trl", "trl")
-        from routed_rl.lm.grpo import RoutedGRPOTrainer
-
-        return RoutedGRPOTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ and the fourth, which train, are here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def route(
     l1: float = 1e-4,
     steps: int = 600,
     learning_rate: float = 2e-3,
+    training: Training | None = None,
     batch_size: int = 32,
     length: int | None = None,
     pack: bool = True,
@@ -64,6 +66,7 @@ def route(
         l1: weight of the L1 penalty on the hidden activations of the expanded layers.
         steps: gradient steps.
         learning_rate: AdamW's highest; it decays by a cosine to a tenth.
+        training: all training settings, in place of ``steps`` and ``learning_rate``.
         batch_size: rows in a gradient step.
         length: most tokens in a row. None: the longest document, at most 256.
         pack: whether shorter documents share rows. They do not see each other. False: each has a row of its own.
@@ -90,14 +93,14 @@ def route(
     order = derive_seed(seed, "order")
     documents, length = corpus.documents("train"), length or row_length(corpus, model)
     source = Batches(corpus, documents, length, batch_size, order, labelled, pack)
-    training = Training(steps, learning_rate, warmup=min(50, steps // 4))
-    with router, progress_bar("route", steps, progress) as tick:
+    settings = training or Training(steps, learning_rate, warmup=min(50, steps // 4))
+    with router, progress_bar("route", settings.steps, progress) as tick:
 
         def on_step(step: int) -> None:
             tick(step)
             callback(step + 1, model)
 
-        train(model, source, training, EraObjective(router, weights, expansion, l1), seed=seed, on_step=on_step)
+        train(model, source, settings, EraObjective(router, weights, expansion, l1), seed=seed, on_step=on_step)
 
 
 def repair(
@@ -108,6 +111,7 @@ def repair(
     steps: int = 20,
     learning_rate: float = 3e-4,
     progress: bool = True,
+    callback: Callable[[int], None] = lambda steps: None,
 ) -> nn.Module:
     """Return a copy of an ablated model, fine-tuned on a few retain documents (gradient routing, section C).
 
@@ -120,6 +124,7 @@ def repair(
         steps: gradient steps at most. Training ends earlier after three rises of the loss in a row.
         learning_rate: AdamW's, constant.
         progress: as for :func:`route`.
+        callback: called after each gradient step, with the number of steps so far.
 
     Raises:
         ValueError: for fewer than two documents, or as :func:`~routed_rl.lm.text_corpus`.
@@ -135,4 +140,10 @@ def repair(
         return {"selection": evaluate(model, selection).mean()}
 
     with progress_bar("repair", steps, progress) as tick:
-        return fine_tune(model, tuned, FineTuning(steps, learning_rate), measure, tick)[0]
+        done = count(1)
+
+        def on_step() -> None:
+            tick()
+            callback(next(done))
+
+        return fine_tune(model, tuned, FineTuning(steps, learning_rate), measure, on_step)[0]

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+from routed_rl.extras import require
+
+require("trl", "trl")
+
 import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
@@ -22,13 +26,18 @@ from routed_rl.lm.adapters import COLUMNS, FORGET, KEEP, Adapters, delete_forget
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable
 from routed_rl.routing.site import Mode
 
+__all__ = ["ROUTES", "Baseline", "Overseer", "RoutedGRPOTrainer", "advantages_among"]
+
 Overseer = Callable[..., Sequence[str | None]]
 """Returns a label for each completion, None for one that it has not seen. It gets the arguments of TRL's reward
-functions, all by name, and ``rewards``, a number for each completion."""
+functions, all by name, and ``rewards``, a number for each completion. It is called in training only."""
 Baseline = Literal["taught", "group"]
 ROUTES = RouteTable({"hack": {KEEP: 0.0}, "fine": {FORGET: 0.0}}, (KEEP, FORGET))
 """A completion that was seen to hack teaches the adapter ``forget`` alone, and one that was seen not to, ``keep``
 alone. One that nobody has seen teaches both."""
+REWARDS = "rewards"
+APART = "adapters apart"
+"""Name of a number in a batch: 1 if each adapter has advantages of its own."""
 HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_compute_loss", "training_step")
 """Methods of TRL's trainer that are used here, though they are not all public."""
 
@@ -53,7 +62,7 @@ class RoutedGRPOTrainer(GRPOTrainer):
         args: as for TRL's trainer. ``gradient_checkpointing`` must be off.
         overseer: labels completions.
         table: the weight of each label for the adapters ``keep`` and ``forget``.
-        mode: as for :class:`~routed_rl.routing.GradientRouter`.
+        mode: "parameter" or "activation", as for :class:`~routed_rl.routing.GradientRouter`.
         baseline: a completion's advantage is relative to the mean reward of these completions of its group: "taught",
             those that teach the adapter; "group", all. With "group", excluded hacks with a high reward make every other
             answer look bad.
@@ -79,7 +88,9 @@ class RoutedGRPOTrainer(GRPOTrainer):
         if missing := [name for name in HOOKS if not hasattr(GRPOTrainer, name)]:
             raise ValueError(f"this version of trl has no {missing[0]}(), which routing needs: install trl 1.16")
         args = copy.copy(args) if args is not None else GRPOConfig("runs/grpo", gradient_checkpointing=False)
-        _check(args, adapters, table, baseline)
+        _check(args, adapters, table, mode, baseline)
+        if REWARDS in (getattr(kwargs.get("train_dataset"), "column_names", None) or ()):
+            raise ValueError(f"the dataset has a column {REWARDS!r}, which is what the overseer gets: rename it")
         beta, args.beta = args.beta, 0.0  # with another one, TRL looks for an adapter of the name "default"
         super().__init__(adapters.model, reward_funcs, args, **kwargs)
         self.beta = self.args.beta = beta  # the reference model is the model with all adapters off
@@ -102,11 +113,11 @@ class RoutedGRPOTrainer(GRPOTrainer):
 
     def ablate(self) -> Any:
         """Delete the adapter ``forget``, and return the plain model. The trainer cannot be used any more."""
-        return delete_forget(self.adapters)
+        return _plain(delete_forget(self.adapters))
 
     def merge(self) -> Any:
         """Return the plain model with both adapters. The trainer cannot be used any more."""
-        return merge_adapters(self.adapters)
+        return _plain(merge_adapters(self.adapters))
 
     # --- labels ---------------------------------------------------------------------------------
 
@@ -115,14 +126,20 @@ class RoutedGRPOTrainer(GRPOTrainer):
         own = slice(self.accelerator.process_index * len(prompts), (self.accelerator.process_index + 1) * len(prompts))
         total = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         total[rewards.isnan().all(dim=1)] = torch.nan
+        if not self.model.training:
+            return rewards
+        environments: dict[str, Any] = {} if self.environments is None else {"environments": self.environments}
         columns = [name for name in inputs[0] if name not in ("prompt", "completion", "completion_ids")]
         labels = self.overseer(
             prompts=prompts,
             completions=completions,
             completion_ids=completion_ids_list,
-            rewards=total[own].tolist(),
             trainer_state=self.state,
+            log_extra=self._log_completion_extra,
+            log_metric=self._log_metric,
+            **environments,
             **{name: [example[name] for example in inputs] for name in columns},
+            **{REWARDS: total[own].tolist()},
         )
         self._rewards, self._labels = total, gather(self._ids(labels, len(prompts)))
         return rewards
@@ -149,9 +166,11 @@ class RoutedGRPOTrainer(GRPOTrainer):
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         output["route"] = self._labels[own]
         weights, size = self.table.weights(self._labels), int(self.num_generations or 1)
+        apart = self.baseline == "taught" and not bool((weights != 0).all())  # the same in every process
+        output[APART] = torch.full_like(self._labels[own], apart)
         for column, adapter in enumerate(self.table.modules):
             taught = weights[:, column] != 0
-            if self.baseline == "taught" and not bool(taught.all()):
+            if apart:
                 advantages = advantages_among(self._rewards, taught, size, self.scale_rewards)[own]
             else:
                 advantages = output["advantages"]
@@ -180,7 +199,7 @@ class RoutedGRPOTrainer(GRPOTrainer):
                 given = {**inputs, "advantages": advantages}
                 return super(RoutedGRPOTrainer, self).compute_loss(model, given, return_outputs, num_items_in_batch)
 
-        if torch.equal(keep, forget):
+        if not bool(inputs[APART].any()):
             return loss(keep, weights)
         nothing = torch.zeros_like(weights[KEEP])
         of_forget = loss(forget, {KEEP: nothing, FORGET: weights[FORGET]})
@@ -201,6 +220,13 @@ class _Excluding(TrainerCallback):
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self._step.__exit__(None, None, None)
+
+
+def _plain(model: Any) -> Any:
+    """Return the model without the ``forward`` that TRL has put on it. Copies of the model would keep it, with the
+    weights of this one."""
+    vars(model).pop("forward", None)
+    return model
 
 
 def _advantages(adapter: str) -> str:
@@ -234,10 +260,19 @@ def advantages_among(rewards: Tensor, taught: Tensor, size: int, scale: str | bo
     return torch.where(lowest.min == highest.max, 0.0, gap).flatten()
 
 
-def _check(args: GRPOConfig, adapters: Adapters, table: RouteTable, baseline: str) -> None:
+def _check(args: GRPOConfig, adapters: Adapters, table: RouteTable, mode: str, baseline: str) -> None:
     """Raise ValueError for arguments that do not go with routing."""
     if not isinstance(adapters, Adapters):
         raise ValueError(f"the model must be what add_adapters(model, …) returned, got {type(adapters).__name__}")
+    if mode == "forward":
+        raise ValueError(
+            "in mode 'forward' an excluded adapter is off, so completions would be scored by another model than wrote "
+            "them: pass mode='parameter' or 'activation'"
+        )
+    if args.load_best_model_at_end:
+        raise ValueError("transformers cannot load the best of several adapters: set load_best_model_at_end=False")
+    if args.use_adaptive_entropy and baseline == "taught":
+        raise ValueError("use_adaptive_entropy counts every run of the model as a step: pass baseline='group'")
     if baseline not in get_args(Baseline):
         raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}")
     if set(table.modules) != {KEEP, FORGET}:

@@ -22,6 +22,8 @@ def main(module: str) -> None:
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
     command = importlib.import_module(module).main
+    sys.stdout.flush()  # else every forked process would write what the import has printed
+    sys.stderr.flush()
     gc.collect()
     gc.freeze()  # so that collections in forked processes do not copy the memory that they share
     for line in requests:
@@ -36,11 +38,11 @@ def main(module: str) -> None:
         else:
             with contextlib.suppress(OSError):  # it has its group already
                 os.setpgid(answer, answer)  # here too: the group may be killed before the new process has come so far
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps([request["number"], answer]) + "\n")
         answers.flush()
 
 
-def _begin(command: Callable[[Sequence[str]], None], request: Mapping[str, Any]) -> NoReturn:
+def _begin(command: Callable[[Sequence[str]], int | None], request: Mapping[str, Any]) -> NoReturn:
     """Do a command in the process that was just forked, as a process of its own would."""
     os.setpgid(0, 0)
     end_with_parent()
@@ -52,8 +54,7 @@ def _begin(command: Callable[[Sequence[str]], None], request: Mapping[str, Any])
     os.close(log)
     os.close(nothing)
     sys.argv = [command.__module__, *request["start"]]
-    command(request["start"])
-    sys.exit(0)
+    sys.exit(command(request["start"]))
 
 
 if __name__ == "__main__":

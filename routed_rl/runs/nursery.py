@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ class Nursery:
 
     Args:
         command: the command line that starts it, but for the module.
-        module: it has a function ``main`` that takes the arguments of a command line, and starts no thread.
+        module: it has a function ``main`` that takes the arguments of a command line, and may return an exit code. Its
+            import starts no thread of Python's.
         environment: of the processes.
         prepare: called in each new process, as in :class:`subprocess.Popen`.
 
@@ -42,6 +44,7 @@ class Nursery:
             start_new_session=True,
             preexec_fn=prepare,
         )
+        self._asked = 0
 
     def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> Forked:
         """Start a command with these arguments. Its output is appended to a log.
@@ -59,15 +62,17 @@ class Nursery:
         """
         asked, answers = self._process.stdin, self._process.stdout
         assert asked is not None and answers is not None
+        self._asked += 1
         try:
-            asked.write(json.dumps(request) + "\n")
+            asked.write(json.dumps({**request, "number": self._asked}) + "\n")
             asked.flush()
-            answer = answers.readline()
+            while line := answers.readline():
+                number, answer = json.loads(line)
+                if number == self._asked:  # else nobody waited for it, because of an interrupt
+                    return answer
         except OSError as error:
             raise NurseryError(str(error)) from error
-        if not answer:
-            raise NurseryError("the nursery has ended")
-        return json.loads(answer)
+        raise NurseryError("the nursery has ended")
 
     def close(self) -> None:
         """End the process, and with it all that are left of its own."""
@@ -75,7 +80,8 @@ class Nursery:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            stream.close()
+            with contextlib.suppress(OSError):  # a request that could not be sent is still in its buffer
+                stream.close()
 
 
 class Forked:

@@ -23,6 +23,7 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENB
 INTO_FILES = {"MPLBACKEND": "agg"}
 PYTHON = (sys.executable, "-P", "-m")
 """-P: a folder of the user's that is called experiments, in the working directory, is not ours."""
+PACKAGE = "routed_rl"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 CANNOT_START = 127  # the shell's exit code for a command that cannot be started
 
@@ -102,10 +103,10 @@ def run_commands(
 
 
 class Starter:
-    """Starts commands. Python modules of :data:`PYTHON` that several commands run are imported only once, on Linux."""
+    """Starts commands. Modules of this package that several commands run are imported only once, on Linux."""
 
     def __init__(self, commands: Sequence[Sequence[StrPath]]) -> None:
-        modules = [str(command[len(PYTHON)]) for command in commands if _is_module(command)]
+        modules = [module for module in map(_module, commands) if module is not None]
         self._shared = {module for module in modules if modules.count(module) > 1 and sys.platform == "linux"}
         self._nurseries: dict[str, Nursery] = {}
 
@@ -113,14 +114,15 @@ class Starter:
         self, command: Sequence[StrPath], log: Path, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes] | Forked | None:
         """Start a command as :func:`run_commands` does, and return its process. None: it cannot start (see the log)."""
-        if _is_module(command) and (module := str(command[len(PYTHON)])) in self._shared:
+        if (module := _module(command)) in self._shared:
+            assert module is not None
             log.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if module not in self._nurseries:
                     self._nurseries[module] = Nursery(PYTHON, module, _environment(), end_with_parent)
                 return self._nurseries[module].start([*map(str, command[len(PYTHON) + 1 :])], log, environment)
-            except (NurseryError, OSError):  # a process of its own says why in the log
-                pass
+            except (NurseryError, OSError):  # from now on, processes of their own say why in their logs
+                self._shared.remove(module)
         return start_command(command, log, environment)
 
     def close(self) -> None:
@@ -129,8 +131,12 @@ class Starter:
             nursery.close()
 
 
-def _is_module(command: Sequence[StrPath]) -> bool:
-    return len(command) > len(PYTHON) and tuple(command[: len(PYTHON)]) == PYTHON
+def _module(command: Sequence[StrPath]) -> str | None:
+    """Return the module of this package that a command runs. None: it runs something else."""
+    if len(command) <= len(PYTHON) or tuple(command[: len(PYTHON)]) != PYTHON:
+        return None
+    module = str(command[len(PYTHON)])
+    return module if module.partition(".")[0] == PACKAGE else None
 
 
 def _environment() -> dict[str, str]:

@@ -167,6 +167,8 @@ class Study(Reported):
     SUMMARY: ClassVar[str] = SUMMARY
     """name of the file with the summary"""
     REPORT: ClassVar[str] = REPORT
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """names of further files that the study may write"""
     """name of the file with the page"""
     out: Path
     device: str
@@ -261,6 +263,8 @@ class Study(Reported):
         write_table(found.results, self.out / RESULTS, found.keys)
         write_table(found.timings, self.out / TIMINGS, found.keys)
         write_bytes(self.out / self.SUMMARY, found.summary.encode())
+        for name in self.FILES:
+            (self.out / name).unlink(missing_ok=True)  # an earlier start may have had what this one has not
         for name, text in found.files.items():
             write_bytes(self.out / name, text.encode())
         explained = described(found.results, found.meanings)

@@ -126,7 +126,8 @@ def test_routing_beforehand_is_a_method_and_what_others_begin_with(routed):
     assert set(about.before[era]) == {"era"} and set(about.before[NAMES[:4]]) == {"none"}
     assert list(about.method[era]) == ["none", "none", "npo", "npo"] and about.method[NAMES[:2]].isna().all()
     retain = len(small_benchmark().retain)
-    assert about.cost["ERA"] == pytest.approx(3 * retain / 2 * 4 / 3), "three steps on one half, the other is read"
+    steps = about.cost["ERA"] / (retain / 2 * 4 / 3)
+    assert steps in (1, 2, 3), "three steps at most, on one half; the other is read"
     assert about.cost["ERA + npo"] == pytest.approx(about.cost["ERA"] + 2 * 2 * 2 * 4 / 3)
     folders = [next(out.glob(f"stages/{kind}-*/model")) for kind in ("full", "routed")]
     shapes = [{name: p.shape for name, p in load_model(str(f), None).named_parameters()} for f in folders]
@@ -156,6 +157,8 @@ def test_scores_are_judged_by_models_whose_truth_is_known(routed):
     assert table.following[name] == pytest.approx(np.mean([following(pair, pairs[0]) for pair in pairs[2:]]))
     assert np.isnan(table.faithfulness["forget-quality"]), "it compares with other seeds, and there are none"
     assert "## Which score to trust" in (out / "leaderboard.md").read_text()
+    ArenaStudy(**{**given, "trust": False}, student=mine.student).run()
+    assert not (out / "trust.csv").exists(), "nothing of an earlier start is left"
 
 
 def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, small, tmp_path, monkeypatch):
@@ -312,6 +315,22 @@ class Divides(NoBest):
         return 1 / 0
 
 
+class Adds(NoBest):
+    best = "low"
+    compared = True
+
+    def examples(self, reader):
+        return {"mean": np.ones(3) + np.ones(4)}
+
+
+class Changing(NoBest):
+    best = "low"
+
+    def examples(self, reader):
+        next(reader.model.parameters()).data.add_(1)
+        return {"mean": np.ones(3)}
+
+
 class NoGroup(ArenaAttack):
     attempts = (1,)
 
@@ -331,11 +350,13 @@ class Changes(NoGroup):
     group = "weights"
 
     def attempt(self, setting, victim, look):
-        next(victim.model.parameters()).data.add_(1)
+        matrix = next(victim.model.parameters()).data
+        matrix.copy_(matrix.flip(0))
         look(0, victim.model)
         return 0
 """
 """Scores and attacks with a mistake each."""
+ADDS = '        return {"mean": np.ones(3) + np.ones(4)}'
 
 
 @pytest.fixture(scope="module")
@@ -363,15 +384,16 @@ def test_a_mistake_in_ones_own_class_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_in_ones_own_code_is_said_with_its_place_and_harms_no_other(study, small, mistaken, tmp_path, capsys):
+def test_a_mistake_in_ones_own_code_is_said_with_its_place_and_harms_no_other(
+    study, small, mistaken, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "study"
     shutil.copytree(study, out)
-    scores = [mistaken + name for name in ("Lists", "Misspelt", "Arrays", "Outside", "Divides")]
+    scores = [mistaken + name for name in ("Lists", "Misspelt", "Arrays", "Outside", "Divides", "Adds", "Changing")]
     attacks = [mistaken + name for name in ("Nothing", "Changes")]
     options = ["--methods", "npo", "--then", "none", "--attacks", "quantisation", *attacks, "--out", out]
-    told = complaints(
-        capsys, lambda: cli.main(["arena", *OPTIONS, *map(str, options), "--scores", "exact-memorisation", *scores])
-    )
+    options = [*OPTIONS, *map(str, options), "--scores", "exact-memorisation", "log-forget-quality", *scores]
+    told = complaints(capsys, lambda: cli.main(["arena", *options]))
     line = MISTAKEN.splitlines().index("        return 1 / 0") + 1
     for mistake in (
         "mistaken:Lists (npo, seed 0): examples() must return arrays by name, got list",
@@ -379,11 +401,21 @@ def test_a_mistake_in_ones_own_code_is_said_with_its_place_and_harms_no_other(st
         "mistaken:Arrays (npo, seed 0): value() must return a number, got ndarray",
         "mistaken:Outside (npo, seed 0): value() returned -1.85, which is outside of limits = (0.0, 1.0)",
         f"mistaken:Divides (npo, seed 0): ZeroDivisionError: division by zero (mistaken.py, line {line})",
+        "mistaken:Changing (npo, seed 0): examples() has changed the model that it reads",
         "mistaken:Nothing (npo, seed 0): attempt() of Nothing must return what it has spent, a number, got None",
         "mistaken:Changes (npo, seed 0): Changes has changed victim.model in the attempt 1: let it attack a copy",
     ):
         assert sum(mistake in one for one in told) == 1, mistake
-    assert sum("failed: stages/" in one for one in told) == 3 * len(scores + attacks), "of three models"
+    (adds,) = (one for one in told if "mistaken:Adds (retrained, seed 0): ValueError: operands" in one)
+    assert f"(mistaken.py, line {MISTAKEN.splitlines().index(ADDS) + 1})" in adds
+    failures = sum("failed: stages/" in one for one in told)
+    assert failures == 3 * len(scores + attacks) - 2, "of three models, but two are not compared with the failed one"
+    found = pd.read_csv(out / "results.csv")
+    for score in ("knowledge", "exact-memorisation", "log-forget-quality"):
+        assert set(found[found.score == score].name) == {"full", "retrained", "npo"}
+    assert set(found.attack) == {"none", "quantisation"}, "without the worst of attacks that are not all there"
+    monkeypatch.setattr(ArenaStudy, "find", lambda *_: None)
+    told = complaints(capsys, lambda: cli.main(["arena", *options]))
     assert f"the tables in {out} are those of an earlier start" in " ".join(told)
 
 

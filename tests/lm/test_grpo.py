@@ -1,5 +1,6 @@
 """Routed adapters in TRL's GRPO: gradients against one completion at a time, TRL's own trainer, labels, resuming."""
 
+import copy
 import random
 
 import numpy as np
@@ -14,11 +15,12 @@ pytest.importorskip("trl")
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from routed_rl.lm import RoutedGRPOTrainer, add_adapters, character_tokenizer
+from routed_rl.lm import add_adapters, character_tokenizer
 from routed_rl.lm.adapters import FORGET, KEEP, turn_on
-from routed_rl.lm.grpo import ROUTES, advantages_among
+from routed_rl.lm.grpo import ROUTES, RoutedGRPOTrainer, advantages_among
 from routed_rl.routing import RouteTable
 
+SAVED = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
 PROMPTS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(6) for b in range(6)]
 
 
@@ -246,6 +248,10 @@ def test_what_is_deleted_and_what_is_merged(tmp_path):
             expected = trainer.model(prompt).logits
             plain = trainer.ablate() if deleted else trainer.merge()
             torch.testing.assert_close(plain(prompt).logits, expected, rtol=0, atol=1e-5)
+            copied = copy.deepcopy(plain)
+            for parameter in copied.parameters():
+                parameter.zero_()
+            assert not copied(prompt).logits.any(), "a copy computes with its own weights"
         assert type(plain) is LlamaForCausalLM
 
 
@@ -278,6 +284,9 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path):
         ({"options": {"gradient_checkpointing": True}}, "set gradient_checkpointing=False"),
         ({"options": {"multi_objective_aggregation": "normalize_then_sum"}}, "pass baseline='group'"),
         ({"adapters": torch.nn.Linear(1, 1)}, "the model must be what add_adapters"),
+        ({"mode": "forward"}, "pass mode='parameter' or 'activation'"),
+        ({"options": {"use_adaptive_entropy": True}}, "pass baseline='group'"),
+        ({"options": {"load_best_model_at_end": True, **SAVED}}, "set load_best_model_at_end=False"),
     ],
 )
 def test_what_does_not_go_together_is_refused_at_once(tmp_path, given, said):

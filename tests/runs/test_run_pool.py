@@ -102,6 +102,8 @@ def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with the id of every process that has imported the toy module."""
     monkeypatch.setenv("IMPORTS", str(tmp_path / "imports"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setattr(pool, "PACKAGE", "tests")
     return tmp_path / "imports"
 
 
@@ -127,6 +129,22 @@ def test_a_module_of_several_commands_is_imported_once(imports: Path, tmp_path: 
     assert sorted(logs[0].read_text().splitlines()) == ["3 7 1 no input", "error"]
     assert logs[1].read_text().endswith("KeyError: 'why'\n")
     assert sorted(logs[3].read_text().splitlines()) == ["7 1 no input", "7 1 no input", "error", "error"]
+
+
+@linux
+def test_a_nursery_that_was_killed_stops_nothing(imports: Path, tmp_path: Path) -> None:
+    """What it runs is over. The commands after that have processes of their own."""
+    killed: list[int] = []
+
+    def on_poll() -> None:
+        if not killed and logs[1].exists() and "ready" in logs[1].read_text():
+            killed.append(int(imports.read_text()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    logs = [tmp_path / f"{i}.txt" for i in range(4)]
+    commands = [toy("exit", "3"), toy("shell", "echo ready; sleep 60"), toy("exit", "4"), toy("exit", "5")]
+    assert run_commands(commands, 1, logs, on_poll=on_poll, poll_seconds=0.01) == [3, -signal.SIGKILL, 4, 5]
+    assert killed and all("no input" in logs[i].read_text() for i in (0, 2, 3))
 
 
 @linux

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
+import torch
 from torch import nn
 
 from routed_rl.errors import UserError
@@ -66,12 +68,14 @@ def run_attack(
     cost = 0.0
     for setting in attempts:
         look = _Look(setting, victim.benchmark, measure, looks)
-        before = _sums(victim.model)
-        spent = attack.attempt(setting, victim, look)
-        if _sums(victim.model) != before:
+        before = checksum(victim.model)
+        given = attack.attempt(setting, victim, look)
+        if checksum(victim.model) != before:
             raise UserError(f"{name} has changed victim.model in the attempt {setting!r}: let it attack a copy")
-        if not isinstance(spent, float | int):
-            raise UserError(f"attempt() of {name} must return what it has spent, a number, got {spent!r}")
+        try:
+            spent = float(given)
+        except (TypeError, ValueError):
+            raise UserError(f"attempt() of {name} must return what it has spent, a number, got {given!r}") from None
         if not spent <= victim.steps * (1 + 1e-9):  # sums of thirds are rounded
             raise ValueError(f"{name} spent {spent} steps on the attempt {setting!r}, and had {victim.steps}")
         cost += spent
@@ -89,9 +93,12 @@ def run_attack(
     }
 
 
-def _sums(model: nn.Module) -> list[float]:
-    """Return numbers that change if a weight does. NaN counts as equal to itself."""
-    return [float(parameter.detach().double().sum().nan_to_num()) for parameter in model.parameters()]
+def checksum(model: nn.Module) -> int:
+    """Return a number that changes if a parameter or buffer of a model does."""
+    found = 0
+    for tensor in model.state_dict().values():
+        found = crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), found)
+    return found
 
 
 class _Look:

@@ -32,7 +32,7 @@ FULL, RETRAINED, ROUTED, UNLEARN, DISTIL, CHANGED = "full", "retrained", "routed
 SCORE, ATTACK = "score", "attack"
 """Kinds of stages that measure a model."""
 ORIGINAL = "original"
-"""Role of the full model for the models that are made of it."""
+"""Role of the full model for all others. An ERA model was not made of it."""
 MAKE = (FULL, RETRAINED, ROUTED, UNLEARN, DISTIL, CHANGED)
 NONE = "none"
 ROUNDED, RELEARNED = "rounded", "relearned"
@@ -143,7 +143,7 @@ class Arena:
             "forget": [dict(row) for row in self.benchmark.forget],
             "retain": [dict(row) for row in self.benchmark.retain],
             "sets": {name: [asdict(example) for example in of] for name, of in self.benchmark.sets.items()},
-            "main": [self.benchmark.main, self.benchmark.chance, self.benchmark.longer],
+            "main": [self.benchmark.main, self.benchmark.chance],
             "texts": list(self.kind.documents(self.benchmark)),
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
@@ -219,13 +219,14 @@ class Arena:
         training = about | {"batch_size": options.batch_size}
         training |= {"rank": options.rank} if options.rank is not None else {}
         training |= {} if options.master_weights else {"master_weights": False}
+        read = about | {"longer": self.benchmark.longer}  # what matters where models write, but not where they learn
         full = self._known(FULL, options.model, seed)
         assert full is not None
         retrained = self._known(RETRAINED, options.retrained, seed)
         companions = {ORIGINAL: full} | ({} if retrained is None else {RETRAINED: retrained})
 
         def scores(model: Stage) -> dict[str, Stage]:
-            return {name: self._score(score, model, companions, about) for name, score in self.scores.items()}
+            return {name: self._score(score, model, companions, read) for name, score in self.scores.items()}
 
         def entry(stage: Stage, **keys: Any) -> Entry:
             main = self.scores[self.main]
@@ -234,7 +235,7 @@ class Arena:
             attacks = {
                 name: Stage(
                     ATTACK,
-                    about | budget | {"attack": attack.reference, "code": attack.code(), **self._rates(attack)},
+                    read | budget | {"attack": attack.reference, "code": attack.code(), **self._rates(attack)},
                     seed,
                     {"model": stage, **({ORIGINAL: full} if attack.kind().needs_original else {})},
                 )
@@ -327,6 +328,8 @@ def _check_ranges(options: ArenaOptions) -> None:
         raise UserError(f"{written('--learning-rates', wrong[0])} must be above 0")
     if "undo" in options.then and not options.alphas:
         raise UserError("--then undo needs one or more --alphas")
+    if options.trust and options.model is not None and options.retrained is None:
+        raise UserError("--trust needs --retrained, a model that surely never learned the forget set")
     if "era" in options.before and options.model is not None:
         given = written("--model", options.model)
         raise UserError(f"--before era routes while a model is trained, and {given} is trained: leave one of them out")

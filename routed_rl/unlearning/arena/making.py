@@ -119,19 +119,25 @@ class Maker:
             benchmark.retain,
             mode=routing.mode,
             bias=BIAS[routing.words],
-            steps=recipe.training.steps,
-            learning_rate=recipe.training.learning_rate,
+            training=recipe.training,
             batch_size=recipe.batch_size,
-            pack=False,
             seed=stage.seed,
             progress=False,
             callback=lambda done, _: on_step(done - 1),
         )
         ablate(model, expansion)
-        steps, rate = routing.repair_steps, routing.repair_learning_rate
-        model = repair(model, tokenizer, benchmark.retain, steps=steps, learning_rate=rate, progress=False)
+        repaired = [0]
+        model = repair(
+            model,
+            tokenizer,
+            benchmark.retain,
+            steps=routing.repair_steps,
+            learning_rate=routing.repair_learning_rate,
+            progress=False,
+            callback=repaired.append,
+        )
         half = len(benchmark.retain) / 2  # the other half is read
-        return model, tokenizer, {"steps": recipe.training.steps, "cost": steps * half * (1 + FORWARD_PASS)}
+        return model, tokenizer, {"steps": recipe.training.steps, "cost": repaired[-1] * half * (1 + FORWARD_PASS)}
 
     def _unlearned(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         config: Mapping[str, Any] = stage.config
@@ -161,14 +167,16 @@ class Maker:
         attack = self.arena.changes[config["change"]]
         seed = derive_seed(stage.seed, config["change"])
         victim = Victim(whole, tokenizer, self.arena.benchmark, None, config["batch_size"], config["steps"], seed)
-        last = [whole]
+        seen: list[nn.Module] = []
 
         def look(step: float, model: nn.Module, *_: Any, **__: Any) -> float:
-            last[0] = deepcopy(model)
+            seen[:] = [deepcopy(model)]
             return 0.0
 
         spent = attack.attempt(attack.attempts[0], victim, look)
-        return last[0], tokenizer, {"steps": spent, "cost": spent * config["batch_size"]}
+        if not seen:
+            raise FloatingPointError("the fine-tuning by which scores are judged diverged")
+        return seen[0], tokenizer, {"steps": spent, "cost": spent * config["batch_size"]}
 
     def _distilled(self, stage: Stage, on_step: OnStep) -> tuple[nn.Module, Any, dict[str, Any]]:
         options, config = self.arena.options, stage.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,8 +60,12 @@ MEANINGS = {
 def find(
     options: ArenaOptions, arena: Arena, entries: Sequence[Entry], root: Path, failed: Mapping[Path, str]
 ) -> Findings | None:
-    """Return the results of all models whose stages are finished. None: there is no such model."""
-    done = [entry for entry in entries if all(stage.result(root) is not None for stage in entry)]
+    """Return the results of all models whose main score is measured. None: there is no such model.
+
+    What else is missing, because it failed, is left out: a score is blank, and so is the worst of attacks that are not
+    all there.
+    """
+    done = [entry for entry in entries if entry.scores[arena.main].result(root) is not None]
     if not done:
         return None
     taught = {entry.seed: _taught(entry, root) for entry in done if entry.stage.kind == RETRAINED}
@@ -102,7 +107,7 @@ Taught = Mapping[tuple[str, Any], Mapping[float, float]]
 def _taught(entry: Entry, root: Path) -> Taught:
     found: dict[tuple[str, Any], dict[float, float]] = {}
     for name, stage in entry.attacks.items():
-        for look in (stage.result(root) or {})["looks"]:
+        for look in (stage.result(root) or {}).get("looks", ()):
             if look[MAIN] is not None:
                 of = found.setdefault((name, look["attempt"]), {})
                 of[look["step"]] = max(look[MAIN], of.get(look["step"], look[MAIN]))
@@ -146,13 +151,15 @@ def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None, half: f
     rows: list[dict[str, Any]] = []
     for name, stage in entry.scores.items():
         found = stage.result(root)
-        assert found is not None
+        if found is None:
+            continue
         measured = {part: found[part] for part in ("value", "low", "high")}
         rows.append({**keys, "attack": NONE, "score": name, **measured})
     attacked = []
     for name, stage in entry.attacks.items():
         found = stage.result(root)
-        assert found is not None
+        if found is None:
+            continue
         looks = [look for look in found["looks"] if look[MAIN] is not None]
         back = [look["step"] for look in looks if half is not None and look[MAIN] >= half]
         shown = {**_worst_look(name, looks, taught), "half": min(back, default=None), "attack_cost": found["cost"]}
@@ -163,8 +170,9 @@ def _rows(entry: Entry, arena: Arena, root: Path, taught: Taught | None, half: f
         kinds = {
             name: of.kind for name, of in arena.attacks.items() if of.kind.ranked and group in (None, of.kind.group)
         }
-        finite = [row for row in attacked if row["attack"] in kinds and row["value"] is not None]
-        if not finite:
+        there = [row for row in attacked if row["attack"] in kinds]
+        finite = [row for row in there if row["value"] is not None]
+        if len(there) < len(kinds) or not finite:
             continue
         halves = [row["half"] for row in finite if row["half"] is not None]
         total = {"half": min(halves, default=None), "attack_cost": sum(row["attack_cost"] for row in finite)}
@@ -226,7 +234,10 @@ def _looks(entry: Entry, arena: Arena, root: Path) -> list[dict[str, Any]]:
 def _timings(entry: Entry, root: Path) -> list[dict[str, Any]]:
     keys = {"name": entry.name, "seed": entry.seed}
     rows = []
-    for part, stage in {entry.stage.kind: entry.stage, **entry.scores, **entry.attacks}.items():
+    changed = {f"{change} {score}": of for change, scores in entry.changed.items() for score, of in scores.items()}
+    for part, stage in {entry.stage.kind: entry.stage, **entry.scores, **entry.attacks, **changed}.items():
+        if stage.result(root) is None:
+            continue
         seconds = sum(float(row["seconds"]) for row in read_metrics(stage.path(root) / "timings.csv"))
         rows.append({**keys, "part": part, "seconds": seconds})
     return rows
@@ -258,7 +269,8 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, utility: str | None, keep: fl
     for column, found in columns.items():
         parts += [found["mean"].rename(column), found["half"].rename(f"{column} ±")]
     board = pd.concat(parts, axis=1).reindex(about.index)
-    for column in (f"{kind} {WORST}{half}" for kind in ("after", "excess") for half in ("", " ±")):
+    expected = product(("after", "excess"), (*arena.attacks, WORST), ("", " ±"))
+    for column in (f"{kind} {attack}{half}" for kind, attack, half in expected):
         if column not in board:
             board[column] = np.nan
     measured = before[before.score.isin([arena.main, utility])].groupby("name").value.agg(lambda of: of.notna().all())

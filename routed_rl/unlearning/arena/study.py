@@ -55,11 +55,16 @@ def _command(batch: Sequence[StageRun]) -> list[str]:
 
 
 def _together(runs: list[StageRun]) -> list[list[StageRun]]:
-    """Group stages into commands: each model by itself, and all scores of a model and attacks on it."""
-    found: dict[tuple[str, bool], list[StageRun]] = {}
+    """Group stages into commands: each model by itself, and all scores of a model and attacks on it.
+
+    A score or an attack of the user's own has a command of its own. If it fails, what depends on others still runs.
+    """
+    found: dict[tuple[str, bool, str], list[StageRun]] = {}
     for run in runs:
-        is_model = run.stage.kind in MAKE
-        found.setdefault(((run.stage if is_model else run.stage.parents["model"]).key, is_model), []).append(run)
+        stage, is_model = run.stage, run.stage.kind in MAKE
+        named = str(stage.config.get("score") or stage.config.get("attack") or "")
+        own = named if stage.config.get("code") and not is_model else ""
+        found.setdefault(((stage if is_model else stage.parents["model"]).key, is_model, own), []).append(run)
     return list(found.values())
 
 
@@ -95,6 +100,7 @@ class ArenaStudy(ArenaOptions, Study):
     )
     TITLE = "Unlearning arena"
     SUMMARY, REPORT = LEADERBOARD, LEADERBOARD_PAGE
+    FILES = ("leaderboard.csv", "leaderboard.tex", "trust.csv")
     FIGURES = FIGURES
 
     def __init__(self, *, tokenizer: Any = None, **given: Any) -> None:

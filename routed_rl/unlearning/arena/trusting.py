@@ -20,7 +20,7 @@ Pair = tuple[float, float]
 COLUMNS = {
     "faithfulness": "faithfulness: 1 if full models always score more than retrained ones, 0.5 if it is chance",
     "stability": "stability: 1 if rounding to 4 bits moves no value",
-    "following": "following: 1 if fine-tuning moves unlearned models as it moves the retrained one",
+    "following": "following: 1 if a short fine-tuning changes unlearned models' values as the retrained one's",
     "robustness": "robustness: harmonic mean of stability and following",
 }
 
@@ -29,7 +29,8 @@ def trusted(done: Sequence[Entry], arena: Arena, root: Path) -> pd.DataFrame:
     """Return how far each score of the forget set can be trusted; the most trusted score first.
 
     Full models know the forget set, and retrained models do not. A score that compares with the retrained model
-    compares here with those of other seeds, so it needs two seeds.
+    compares here with those of other seeds, so it needs two seeds. For a score that reads the retrained model,
+    faithfulness is not measured: it would compare that model with itself.
 
     Returns:
         A row for each score, with the columns ``score`` and those of :class:`~routed_rl.unlearning.scores.Trust`. NaN:
@@ -66,12 +67,14 @@ def _pair(entry: Entry, change: str, name: str, score: Score, root: Path) -> Pai
 
 
 def _value(stage: Stage, score: Score, root: Path) -> float:
-    value = (stage.result(root) or {})["value"]
+    value = (stage.result(root) or {}).get("value")
     return np.nan if value is None else rising(score, value)
 
 
 def _values(done: Sequence[Entry], kind: str, name: str, plugin: Plugin[Score], root: Path) -> list[float]:
-    """The finite values of all full, or all retrained, models."""
+    """The finite values of all full, or all retrained, models; none if the score would read the retrained model."""
+    if RETRAINED in plugin.kind.needs:
+        return []
     of_kind = [entry.scores[name] for entry in done if entry.stage.kind == kind]
     found = [_value(stage, plugin.kind(), root) for stage in of_kind]
     if plugin.kind.compared:

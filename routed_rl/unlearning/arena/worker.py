@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
+import routed_rl
 from routed_rl.errors import UserError, guarded, user_input
 from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.arena import ArenaOptions
@@ -27,7 +29,7 @@ from routed_rl.runs.files import JSON
 from routed_rl.runs.grid import FAILED, STAGES
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.unlearning.arena.attacking import MAIN, run_attack
+from routed_rl.unlearning.arena.attacking import MAIN, checksum, run_attack
 from routed_rl.unlearning.arena.attacks import Victim
 from routed_rl.unlearning.arena.entries import MAKE, NUMBERS, ORIGINAL, RETRAINED, SCORE, Arena
 from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
@@ -64,13 +66,20 @@ class Worker:
             run.timings.append({"step": 0, "seconds": time.perf_counter() - begun})
             finish_stage(run, result, files)
 
+    def forget(self) -> None:
+        """Read all models anew, after what may have changed one."""
+        self._readers.clear()
+
     def _scored(self, stage: Stage, path: Path) -> dict[str, JSON]:
         """Measure a score, write the numbers of examples to a path, and return the score with its interval."""
         score = next(of.kind() for of in self.arena.scores.values() if of.reference == stage.config["score"])
         roles = {role: self.reader(stage.parents[role]) for role in (ORIGINAL, RETRAINED) if role in stage.parents}
         reader = self.reader(stage.parents["model"])
         reader.companions = roles
+        before = checksum(reader.model)
         numbers = checked_numbers(score.examples(reader))
+        if checksum(reader.model) != before:
+            raise UserError("examples() has changed the model that it reads")
         save_file(numbers, path)
         compared = None
         if score.compared:
@@ -90,7 +99,7 @@ class Worker:
     def _attacked(self, stage: Stage) -> dict[str, JSON]:
         plugin = next(of for of in self.arena.attacks.values() if of.reference == stage.config["attack"])
         attack = self.arena.attack(plugin)
-        self._readers.clear()  # an attack needs the memory
+        self.forget()  # an attack needs the memory
         model, tokenizer = self.maker.load(stage.parents["model"])
         original = self.maker.load(stage.parents[ORIGINAL])[0] if ORIGINAL in stage.parents else None
         options, benchmark = self.arena.options, self.arena.benchmark
@@ -145,8 +154,7 @@ def _do_all(command: Stages) -> None:
             except Exception as error:  # the others do not depend on it
                 what = stage.config.get("score") or stage.config.get("attack") or stage.config.get("method")
                 of = f"{what} ({names[stage.key]}): " if what and stage.key in names else ""
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
+                worker.forget()
                 path = os.path.realpath(stage.path(worker.root))
                 print(f"{FAILED}{path}: {of}{described_error(error)}", file=sys.stderr)
                 failed.append(name)
@@ -155,15 +163,23 @@ def _do_all(command: Stages) -> None:
 
 
 def described_error(error: Exception) -> str:
-    """Return one line about an error. If it is not of a user's mistake, the line says where it was raised.
-
-    This is the last place in code that is not of an installed package.
-    """
-    if isinstance(error, UserError):
+    """Return one line about an error of a stage. If it was raised by a user's own code, the line has the last place
+    there, and standard error has the traceback."""
+    raised = error.__cause__ or error
+    places = traceback.extract_tb(raised.__traceback__)
+    own = [place for place in places if not _is_installed(place.filename)]
+    if isinstance(error, UserError) and not own:
         return str(error)
-    places = traceback.extract_tb(error.__traceback__)
-    own = [of for of in places if not {"routed_rl", "site-packages", "lib"} & set(Path(of.filename).parts)] or places
-    return f"{type(error).__name__}: {error} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+    traceback.print_exception(raised)
+    place = (own or places)[-1]
+    return f"{type(raised).__name__}: {raised} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def _is_installed(file: str) -> bool:
+    """Return whether code is of this package, of another installed one, or of Python itself."""
+    own, python = Path(routed_rl.__file__).parent, sysconfig.get_paths()
+    folders = [own, *(Path(python[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))]
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 def checked_numbers(given: object) -> dict[str, np.ndarray]:

@@ -192,9 +192,11 @@ class Reader:
             limit = min(limit, most - length)
         ended, diverged = [False] * len(rows), torch.zeros(len(rows), dtype=torch.bool, device=tokens.device)
         new, cache = tokens, None
+        # A hook, such as an attack's, may depend on a token's position among those that pass it.
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.model.modules())
         with evaluating(self.model):
             for _ in range(limit):  # not generate(), which follows the model's own generation settings
-                found = self.model(input_ids=new, past_key_values=cache, use_cache=True)
+                found = self.model(input_ids=new, past_key_values=cache, use_cache=not hooked)
                 logits, cache = found.logits[:, -1], found.get("past_key_values")
                 likeliest = logits.argmax(dim=-1)
                 diverged |= logits.isnan().any(dim=-1)

@@ -27,7 +27,7 @@ def small_benchmark(texts: bool = False) -> Benchmark:
     if texts:
         forget, retain = (tuple(Example("", e.answer, chat=False) for e in part) for part in (forget, retain))
     sets = {FORGET: forget, RETAIN: retain, HOLDOUT: (Example("Who?", "Nobody."),)}
-    return Benchmark([e.row() for e in forget], [e.row() for e in retain], sets)
+    return Benchmark([e.row() for e in forget], [e.row() for e in retain], sets, longer=4)
 
 
 @cache

@@ -26,6 +26,7 @@ from routed_rl.unlearning.arena.attacks.fine_tuning import SHARES
 from routed_rl.unlearning.arena.attacks.halves import halves
 from routed_rl.unlearning.arena.attacks.suffix_loss import SuffixLoss
 from routed_rl.unlearning.benchmarks.benchmark import FORGET, HOLDOUT, RETAIN, Example
+from routed_rl.unlearning.scores import Reader
 from tests.lm.test_examples import tokenizer as byte_tokenizer
 from tests.unlearning.arena.small_arena import Seen, small_benchmark, small_model, small_tokenizer, small_victim
 
@@ -188,6 +189,30 @@ def test_the_noise_of_embeddings_depends_on_the_position_alone():
     size = float(victim.model.get_input_embeddings().weight.detach().square().mean().sqrt())
     assert len(found) == 3 and not torch.equal(found[0], found[1])
     assert np.isclose(float(torch.stack(found).std()), 0.5 * size, rtol=0.1)
+
+
+def test_answers_are_written_with_the_noise_of_their_own_positions():
+    """As if the whole text was read again for each token."""
+    victim = small_victim()
+    asked = victim.benchmark.examples("forget")
+
+    def look(step, model, change=None, benchmark=None):
+        reader = Reader(model, victim.tokenizer, victim.benchmark)
+        for document, written in zip(reader.encoded(asked), reader.written(asked), strict=True):
+            begin, last = document.scored.nonzero()[0][[0, -1]]
+            tokens = torch.tensor(document.tokens[None, :begin])
+            for _ in range(len(document.tokens) - begin + victim.benchmark.longer):
+                if tokens.shape[1] == model.config.max_position_embeddings:
+                    break
+                new = model(tokens, use_cache=False).logits[0, -1].argmax()
+                if int(new) in {victim.tokenizer.eos_token_id, *({document.tokens[last]} & {*reader.special.tolist()})}:
+                    break
+                tokens = torch.cat([tokens, new[None, None]], dim=1)
+            expected = victim.tokenizer.decode(tokens[0, begin:], skip_special_tokens=True).strip()
+            assert written == expected
+        return 0.0
+
+    EmbeddingNoise(draws=1).attempt(1.0, victim, look)
 
 
 class Rigged(nn.Module):
