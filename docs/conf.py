@@ -10,8 +10,8 @@ from sphinx.util.nodes import make_refnode
 HERE = Path(__file__).parent
 
 FOREIGN = """
-    ActorCriticPolicy BaseAlgorithm BaseCallback Env EvalCallback EventCallback Exception MiniGridEnv Module
-    ObservationWrapper OnPolicyAlgorithm VecEnv VecEnvWrapper VectorEnv Wrapper dict tuple
+    ActorCriticPolicy BaseAlgorithm BaseCallback Env EvalCallback EventCallback Exception GRPOTrainer MiniGridEnv
+    Module ObservationWrapper OnPolicyAlgorithm Trainer VecEnv VecEnvWrapper VectorEnv Wrapper dict tuple
 """
 """Classes of others. Pages do not list what our classes inherit from these, only what they inherit from each other."""
 

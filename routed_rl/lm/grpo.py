@@ -26,7 +26,7 @@ from routed_rl.lm.adapters import COLUMNS, FORGET, KEEP, Adapters, delete_forget
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable
 from routed_rl.routing.site import Mode
 
-__all__ = ["ROUTES", "Baseline", "Overseer", "RoutedGRPOTrainer", "advantages_among"]
+__all__ = ["ROUTES", "Overseer", "RoutedGRPOTrainer", "advantages_among"]
 
 Overseer = Callable[..., Sequence[str | None]]
 """Returns a label for each completion, None for one that it has not seen. It gets the arguments of TRL's reward

@@ -15,8 +15,8 @@ Then = Literal["none", "undo", "distil"]
 
 @dataclass(frozen=True)
 class Routing:
-    """Expand, Route, Ablate, with --before era. As many new hidden units as there are, in every block, learn the forget
-    documents while the model is trained. They are then removed, and the rest is repaired."""
+    """Expand, Route, Ablate, with --before era. Each block gets as many new hidden units as it has. They learn the
+    forget documents while the model is trained. They are then removed, and the rest is repaired."""
 
     mode: Literal["forward", "activation", "parameter"] = "forward"
     """"forward": forget documents pass through the new units alone; "activation", "parameter": they pass through all
@@ -68,8 +68,8 @@ class ArenaOptions:
     """settings of methods, each METHOD.NAME=VALUE; NAME is steps, learning_rate, or an attribute of the method's class.
     They replace those of the benchmark's own recipes"""
     before: tuple[Before, ...] = ("none",)
-    """what a model is before any method: "none", it has learned everything; "era", routing while it is trained, and
-    ablation, which also counts as a method of its own. For models that are trained here"""
+    """how a model is prepared before unlearning: "none"; or "era", Expand, Route, Ablate while it is trained, which is
+    also in the table alone. For models that are trained here"""
     then: tuple[Then, ...] = ("none", "undo")
     """what follows each method: "none"; "undo", distillation into a noised copy (UNDO); "distil", distillation into a
     new model"""
@@ -91,8 +91,8 @@ class ArenaOptions:
     scores: tuple[PluginName, ...] = ()
     """scores of every model; none given: all that are defined for the benchmark"""
     trust: bool = False
-    """also measure how far each score can be trusted: all scores again of every model that no distillation followed,
-    once with its weights rounded to 4 bits, and once fine-tuned on the forget set with a quarter of --budget"""
+    """also measure how far each score can be trusted: all scores again of every model that is not distilled, once with
+    its weights rounded to 4 bits, and once fine-tuned on the forget set with a quarter of --budget; saves them all"""
     keep: float = 0.8
     """share of the model utility that a model must keep to be ranked before those that do not"""
     batch_size: int = 16

@@ -17,7 +17,7 @@ from tests.unlearning.arena.small_arena import Seen, knowledge, small_victim
 
 DOCS = Path(__file__).parents[3] / "docs"
 GUIDE = (DOCS / "how-to" / "add_to_the_arena.md").read_text()
-SCORE, RIVERS, OWN, BIASES = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+SCORE, RIVERS, OWN, VECTORS = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 def test_the_guides_score_is_the_mean_log_probability(tmp_path):
@@ -55,10 +55,10 @@ def test_the_guides_benchmark_is_one(tmp_path):
     assert {example.key for example in benchmark.sets["forget"]} <= {"Arl", "Bem", "Cor", "Dun", "Esk"}
 
 
-def test_the_guides_attack_that_trains_learns_the_biases_alone(tmp_path):
+def test_the_guides_attack_that_trains_learns_vectors_alone(tmp_path):
     with own_code(tmp_path) as write:
-        write("my_attacks.py", BIASES)
-        attack, victim, look = ALL_ATTACKS.find("my_attacks:Biases", "--attacks").kind(), small_victim(), Seen()
+        write("my_training_attack.py", VECTORS)
+        attack, victim, look = ALL_ATTACKS.find("my_training_attack:Vectors", "").kind(), small_victim(), Seen()
         assert attack.attempt(1e-2, victim, look) == victim.steps
     weights = dict(victim.model.named_parameters())
     changed = {name for name, weight in look.models[0].items() if not torch.equal(weight, weights[name])}
