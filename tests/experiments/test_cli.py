@@ -18,6 +18,7 @@ from PIL import Image, ImageSequence
 
 from routed_rl.envs import DiamondGhostEnv
 from routed_rl.envs.rendering import TILE
+from routed_rl.experiments import parallel
 from routed_rl.experiments.cli import MODULES, command_name, main, parse
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.grid import train_all
@@ -343,7 +344,7 @@ def test_quickstart_small(capsys, tmp_path, monkeypatch):
     def pool(commands, workers, logs, **_):
         for line in commands:
             trained.append(line)
-            main(line[line.index("train") :])
+            parallel.main(line[line.index("-m") + 2 :])
         return [0] * len(commands)
 
     monkeypatch.setattr(quickstart, "train_all", partial(train_all, backend=pool))

@@ -10,7 +10,7 @@ import pytest
 import tyro
 from matplotlib.figure import Figure
 
-from routed_rl.experiments import cli
+from routed_rl.experiments import cli, parallel
 from routed_rl.experiments.cli import commands as all_commands
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents import worlds as gridworld
@@ -48,7 +48,7 @@ def pool_in_process(ran):
         for argv, log in zip(argvs, logs, strict=True):
             ran.append(argv)
             try:
-                cli.main(argv[argv.index("train") :])
+                parallel.main(argv[argv.index("-m") + 2 :])
                 codes.append(0)
             except SystemExit as stop:
                 Path(log).write_text("routed-rl: error: no luck\n")
