@@ -115,10 +115,8 @@ class Pipeline:
                 "--adapters"
             )
         if self.method.misdirects and not len(self.data.marked):
-            raise ValueError(
-                f"{written('--method', command.method)} needs labelled documents, got "
-                f"{written('--labelled', command.labelled)}"
-            )
+            got = written("--labelled", command.labelled)
+            raise ValueError(f"{written('--method', command.method)} needs labelled documents, got {got}")
         self.wrongly_chosen: float | None = None
         """share of forget documents among those chosen for the second repair, for the result only"""
 
@@ -206,9 +204,8 @@ class Pipeline:
         return EraObjective(router, weights, expansion, command.l1)
 
     def _alpha(self) -> float:
-        if self.command.alpha is not None:
-            return self.command.alpha
-        return -0.75 if self.command.mode == "activation" else 0.0
+        usual = -0.75 if self.command.mode == "activation" else 0.0
+        return usual if self.command.alpha is None else self.command.alpha
 
     def _training(self) -> Training:
         names = ("steps", "learning_rate", "warmup", "accumulate", "precision")

@@ -19,7 +19,7 @@ from routed_rl.unlearning.arena.attacking import MAIN
 from routed_rl.unlearning.arena.attacks import Group
 from routed_rl.unlearning.arena.entries import FULL, NONE, RETRAINED, Arena, Entry
 from routed_rl.unlearning.arena.figures import figures
-from routed_rl.unlearning.arena.trusting import COLUMNS, trusted
+from routed_rl.unlearning.arena.trusting import shown_trust, trusted
 from routed_rl.unlearning.attacks import robustness
 
 KEYS = ("name", "before", "method", "then", "alpha", "seed", "attack", "score")
@@ -337,18 +337,6 @@ def latex(board: pd.DataFrame, arena: Arena, utility: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _of_trust(trust: pd.DataFrame, main: str) -> list[str]:
-    """The part of the leaderboard about the scores themselves, if it was measured."""
-    if not len(trust):
-        return []
-    cells = [[row[0], *("" if pd.isna(of) else f"{of:.2f}" for of in row[1:])] for row in trust.itertuples(index=False)]
-    return [
-        "## Which score to trust",
-        f"By the models of this study. Models are ranked by `{main}`. {'; '.join(COLUMNS.values())}.",
-        markdown(["score", *COLUMNS], cells),
-    ]
-
-
 def summary(
     frame: pd.DataFrame,
     board: pd.DataFrame,
@@ -401,6 +389,6 @@ def summary(
         ),
         "## Scores before any attack",
         table({name: of_score(arena, name) for name in arena.scores}),
-        *_of_trust(trust, main),
+        *shown_trust(trust, main),
     ]
     return "\n\n".join(lines) + "\n"

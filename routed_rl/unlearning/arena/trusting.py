@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from routed_rl.plugins import Plugin
 from routed_rl.runs import Stage
+from routed_rl.runs.tables import markdown
 from routed_rl.unlearning.arena.entries import FULL, NUMBERS, RELEARNED, RETRAINED, ROUNDED, Arena, Entry
 from routed_rl.unlearning.scores import Numbers, Score
 from routed_rl.unlearning.scores.meta import rising, trust
@@ -59,6 +60,18 @@ def trusted(done: Sequence[Entry], arena: Arena, root: Path) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["score", *COLUMNS])
     order = (frame.faithfulness + frame.robustness).sort_values(ascending=False, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
+
+
+def shown_trust(trust: pd.DataFrame, main: str) -> list[str]:
+    """Return the part of the leaderboard about the scores themselves, in Markdown; nothing if it was not measured."""
+    if not len(trust):
+        return []
+    cells = [[row[0], *("" if pd.isna(of) else f"{of:.2f}" for of in row[1:])] for row in trust.itertuples(index=False)]
+    return [
+        "## Which score to trust",
+        f"By the models of this study. Models are ranked by `{main}`. {'; '.join(COLUMNS.values())}.",
+        markdown(["score", *COLUMNS], cells),
+    ]
 
 
 def _pair(entry: Entry, change: str, name: str, score: Score, root: Path) -> Pair:
