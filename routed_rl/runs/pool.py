@@ -132,8 +132,13 @@ class Starter:
 
 
 def _module(command: Sequence[StrPath]) -> str | None:
-    """Return the module of this package that a command runs. None: it runs something else."""
+    """Return the module of this package that a command runs. None: it runs something else, or on a GPU.
+
+    CUDA must not be used before a fork, and no test could say whether an import uses it.
+    """
     if len(command) <= len(PYTHON) or tuple(command[: len(PYTHON)]) != PYTHON:
+        return None
+    if any("cuda" in str(part) for part in command):
         return None
     module = str(command[len(PYTHON)])
     return module if module.partition(".")[0] == PACKAGE else None

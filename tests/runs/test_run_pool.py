@@ -126,6 +126,9 @@ def test_a_module_of_several_commands_is_imported_once(imports: Path, tmp_path: 
     assert codes == [3, 1, -signal.SIGKILL, None, 4] and polls
     codes = run_commands(commands[3:4] * 2, 2, logs[3:4] * 2, devices=("7",), poll_seconds=0.01)
     assert codes == [0, 0] and len(imports.read_text().split()) == 2
+    on_gpu = [tmp_path / f"gpu {i}.txt" for i in range(2)]
+    assert run_commands([toy("exit", "0", "--device=cuda")] * 2, 1, on_gpu, poll_seconds=0.01) == [0, 0]
+    assert len(imports.read_text().split()) == 4, "on a GPU each process imports for itself"
     assert sorted(logs[0].read_text().splitlines()) == ["3 7 1 no input", "error"]
     assert logs[1].read_text().endswith("KeyError: 'why'\n")
     assert sorted(logs[3].read_text().splitlines()) == ["7 1 no input", "7 1 no input", "error", "error"]
