@@ -46,7 +46,7 @@ class ModelUtility(Score):
         return True
 
     def parts(self, benchmark: Benchmark) -> dict[str, SetScore]:
-        """Return the scores of which this is the mean, by name."""
+        """Return the scores whose mean this is, by name."""
         kept = [name for name in benchmark.kept if not name.endswith(TEXTS)] or benchmark.kept
         found: dict[str, SetScore] = {}
         for name in kept:
