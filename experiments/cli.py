@@ -27,6 +27,7 @@ from routed_rl.experiments.common.agents.options import PRESETS, Train
 from routed_rl.experiments.common.characters import print_in_any_encoding
 from routed_rl.experiments.demo.options import Demo
 from routed_rl.experiments.gridworld.options import Curves, Evaluate, Quickstart, Watch
+from routed_rl.experiments.hacking.options import Hacking
 from routed_rl.experiments.language.options import Corpus, Era, SteeringScalar
 from routed_rl.experiments.oversight.options import Oversight
 from routed_rl.experiments.overview.options import Runs
@@ -54,6 +55,7 @@ GROUPS: Mapping[str, Mapping[type, str]] = {
         SteeringScalar: "language.steering_scalar",
         Undo: "undo.undo",
         Arena: "arena.arena",
+        Hacking: "hacking.hacking",
     },
     "Vision": {Mnist: "vision.mnist", Cifar: "vision.cifar"},
     "Speed": {Benchmark: "benchmarks.benchmark"},

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,22 @@ def turn_on(adapters: Adapters, *names: str) -> None:
     """Turn on these adapters, for computing and for training, and turn off the others. No names: both."""
     # PeftModel.set_adapter takes one adapter only. The layers' own takes several, and trains all active ones.
     adapters.model.base_model.set_adapter(list(names or (KEEP, FORGET)))
+
+
+@contextmanager
+def forget_scaled(adapters: Adapters, scale: float) -> Iterator[None]:
+    """Within the block, multiply what the adapter ``forget`` adds by ``scale``. 0: the model computes as without it."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in adapters.model.modules() if isinstance(module, LoraLayer)]
+    before = [layer.scaling[FORGET] for layer in layers]
+    for layer, usual in zip(layers, before, strict=True):
+        layer.scaling[FORGET] = scale * usual
+    try:
+        yield
+    finally:
+        for layer, usual in zip(layers, before, strict=True):
+            layer.scaling[FORGET] = usual
 
 
 def delete_forget(adapters: Adapters) -> Any:

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from routed_rl.lm.adapters import COLUMNS, FORGET, KEEP, Adapters, delete_forget, merge_adapters, turn_on
+from routed_rl.lm.adapters import COLUMNS, FORGET, KEEP, Adapters, delete_forget, forget_scaled, merge_adapters, turn_on
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable
 from routed_rl.routing.site import Mode
 
@@ -30,14 +30,17 @@ __all__ = ["ROUTES", "Overseer", "RoutedGRPOTrainer", "advantages_among"]
 
 Overseer = Callable[..., Sequence[str | None]]
 """Returns a label for each completion, None for one that it has not seen. It gets the arguments of TRL's reward
-functions, all by name, and ``rewards``, a number for each completion. It is called in training only."""
+functions, all by name, and ``rewards``, a number for each completion, and ``solo``, whether the adapter ``forget`` was
+off. It is called in training only."""
 Baseline = Literal["taught", "group"]
 ROUTES = RouteTable({"hack": {KEEP: 0.0}, "fine": {FORGET: 0.0}}, (KEEP, FORGET))
 """A completion that was seen to hack teaches the adapter ``forget`` alone, and one that was seen not to, ``keep``
 alone. One that nobody has seen teaches both."""
+Shifts = Mapping[str, Mapping[str, float]]
+"""By label and adapter: what is added to the reward of a completion, as the adapter learns from it. 0 if not given."""
 REWARDS = "rewards"
-APART = "adapters apart"
-"""Name of a number in a batch: 1 if each adapter has advantages of its own."""
+APART, SOLO = "adapters apart", "solo"
+"""Names of numbers in a batch. 1: each adapter has advantages of its own; the adapter ``keep`` wrote it alone."""
 HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_compute_loss", "training_step")
 """Methods of TRL's trainer that are used here, though they are not all public."""
 
@@ -63,6 +66,9 @@ class RoutedGRPOTrainer(GRPOTrainer):
         overseer: labels completions.
         table: the weight of each label for the adapters ``keep`` and ``forget``.
         mode: "parameter" or "activation", as for :class:`~routed_rl.routing.GradientRouter`.
+        shifts: added to rewards by label and adapter, as in ``{"hack": {"keep": -2.0}}``.
+        solo: share of updates, from 0 to 1, in which the model without the adapter ``forget`` writes the completions.
+            Only ``keep`` learns from them.
         baseline: a completion's advantage is relative to the mean reward of these completions of its group: "taught",
             those that teach the adapter; "group", all. With "group", excluded hacks with a high reward make every other
             answer look bad.
@@ -81,6 +87,8 @@ class RoutedGRPOTrainer(GRPOTrainer):
         *,
         overseer: Overseer,
         table: RouteTable = ROUTES,
+        shifts: Shifts | None = None,
+        solo: float = 0.0,
         mode: Mode = "parameter",
         baseline: Baseline = "taught",
         **kwargs: Any,
@@ -88,19 +96,24 @@ class RoutedGRPOTrainer(GRPOTrainer):
         if missing := [name for name in HOOKS if not hasattr(GRPOTrainer, name)]:
             raise ValueError(f"this version of trl has no {missing[0]}(), which routing needs: install trl 1.16")
         args = copy.copy(args) if args is not None else GRPOConfig("runs/grpo", gradient_checkpointing=False)
-        _check(args, adapters, table, mode, baseline)
+        shifts = shifts or {}
+        _check(args, adapters, table, shifts, solo, mode, baseline)
         if REWARDS in (getattr(kwargs.get("train_dataset"), "column_names", None) or ()):
             raise ValueError(f"the dataset has a column {REWARDS!r}, which is what the overseer gets: rename it")
         beta, args.beta = args.beta, 0.0  # with another one, TRL looks for an adapter of the name "default"
         super().__init__(adapters.model, reward_funcs, args, **kwargs)
         self.beta = self.args.beta = beta  # the reference model is the model with all adapters off
         self.adapters, self.overseer, self.table, self.baseline = adapters, overseer, table, baseline
+        self.solo = solo
+        by_label = [shifts.get(label, {}) for label in (*table.labels, UNLABELLED)]
+        self._shifts = torch.tensor([[of.get(adapter, 0.0) for adapter in table.modules] for of in by_label])
         names = {column: adapter for adapter, column in COLUMNS.items()}
         sites = {name: replace(site, column=names[str(site.column)]) for name, site in adapters.sites(mode).items()}
         self.router = GradientRouter(adapters.model, sites, table, mode)
         self.add_callback(_Excluding(self))
         self._rewards: Tensor
         self._labels: Tensor
+        self._is_solo = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as TRL's trainer does, with the router attached."""
@@ -139,7 +152,7 @@ class RoutedGRPOTrainer(GRPOTrainer):
             log_metric=self._log_metric,
             **environments,
             **{name: [example[name] for example in inputs] for name in columns},
-            **{REWARDS: total[own].tolist()},
+            **{REWARDS: total[own].tolist(), SOLO: self._is_solo},
         )
         self._rewards, self._labels = total, gather(self._ids(labels, len(prompts)))
         return rewards
@@ -159,22 +172,33 @@ class RoutedGRPOTrainer(GRPOTrainer):
         return torch.tensor(ids, device=self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if not self.model.training:
-            return output
+            return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+        rollouts = self.state.global_step * self.args.gradient_accumulation_steps // self._rollout_steps()
+        self._is_solo = math.floor((rollouts + 1) * self.solo) > math.floor(rollouts * self.solo)
+        with forget_scaled(self.adapters, 0.0 if self._is_solo else 1.0):
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         count = len(output["advantages"])
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         output["route"] = self._labels[own]
         weights, size = self.table.weights(self._labels), int(self.num_generations or 1)
-        apart = self.baseline == "taught" and not bool((weights != 0).all())  # the same in every process
-        output[APART] = torch.full_like(self._labels[own], apart)
-        for column, adapter in enumerate(self.table.modules):
-            taught = weights[:, column] != 0
-            if apart:
-                advantages = advantages_among(self._rewards, taught, size, self.scale_rewards)[own]
-            else:
-                advantages = output["advantages"]
-            output[_advantages(adapter)] = advantages
+        taught = (weights != 0) | (self.baseline == "group")
+        shifts = self._shifts.to(weights.device)[self._labels]
+        own_of = {
+            adapter: advantages_among(self._rewards + shifts[:, column], taught[:, column], size, self.scale_rewards)
+            if not bool(taught[:, column].all()) or bool(shifts[:, column].any())
+            else gather(output["advantages"])
+            for column, adapter in enumerate(self.table.modules)
+        }
+        keep, forget = own_of[KEEP], own_of[FORGET]
+        both = (weights != 0).all(dim=-1) & (not self._is_solo)
+        # Where only one adapter learns from a completion, only its own advantage counts.
+        apart = bool((both & (keep != forget)).any())  # the same in every process
+        alone = (weights[:, self.table.modules.index(FORGET)] == 0) | self._is_solo
+        one = torch.where(alone, keep, forget)
+        for adapter, advantages in own_of.items():
+            output[_advantages(adapter)] = (advantages if apart else one)[own]
+        output[APART], output[SOLO] = (torch.full_like(self._labels[own], flag) for flag in (apart, self._is_solo))
         for label in (*self.table.labels, UNLABELLED):
             share = (self._labels == self.table.label_id(label)).float().mean().item()
             self._metrics["train"][f"labels/{label}"].append(share)
@@ -187,23 +211,32 @@ class RoutedGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         """Return TRL's loss, whose gradient is routed.
 
-        If the advantages differ between adapters, the model runs once for each, and the value is that of ``keep``.
+        If an adapter's advantages differ from the other's, the model runs once for each, and the value is that of
+        ``keep``.
         """
         if not torch.is_grad_enabled() or "route" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         weights = dict(zip(self.table.modules, self.table.weights(inputs["route"]).unbind(dim=-1), strict=True))
         keep, forget = (inputs[_advantages(adapter)] for adapter in (KEEP, FORGET))
 
+        nothing = torch.zeros_like(weights[KEEP])
+        if bool(inputs[SOLO].any()):
+            weights[FORGET] = nothing
+
         def loss(advantages: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
             with self.router(weights=weights):
                 given = {**inputs, "advantages": advantages}
                 return super(RoutedGRPOTrainer, self).compute_loss(model, given, return_outputs, num_items_in_batch)
 
-        if not bool(inputs[APART].any()):
-            return loss(keep, weights)
-        nothing = torch.zeros_like(weights[KEEP])
-        of_forget = loss(forget, {KEEP: nothing, FORGET: weights[FORGET]})
-        return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach()
+        with forget_scaled(self.adapters, 0.0 if inputs[SOLO].any() else 1.0):
+            if not bool(inputs[APART].any()):
+                return loss(keep, weights)
+            of_forget = loss(forget, {KEEP: nothing, FORGET: weights[FORGET]})
+            return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach()
+
+    def _rollout_steps(self) -> int:
+        """Steps without an update, each with a batch of its own, from one generation of completions to the next."""
+        return int(self.args.steps_per_generation or 1) * int(self.num_iterations)
 
 
 class _Excluding(TrainerCallback):
@@ -260,7 +293,15 @@ def advantages_among(rewards: Tensor, taught: Tensor, size: int, scale: str | bo
     return torch.where(lowest.min == highest.max, 0.0, gap).flatten()
 
 
-def _check(args: GRPOConfig, adapters: Adapters, table: RouteTable, mode: str, baseline: str) -> None:
+def _check(
+    args: GRPOConfig,
+    adapters: Adapters,
+    table: RouteTable,
+    shifts: Shifts,
+    solo: float,
+    mode: str,
+    baseline: str,
+) -> None:
     """Raise ValueError for arguments that do not go with routing."""
     if not isinstance(adapters, Adapters):
         raise ValueError(f"the model must be what add_adapters(model, …) returned, got {type(adapters).__name__}")
@@ -279,13 +320,21 @@ def _check(args: GRPOConfig, adapters: Adapters, table: RouteTable, mode: str, b
         raise ValueError(
             f"the columns of the table must be {KEEP!r} and {FORGET!r}, got {', '.join(map(repr, table.modules))}"
         )
+    known = (*table.labels, UNLABELLED)
+    for label, of in shifts.items():
+        if label not in known:
+            raise ValueError(f"shifts name the label {label!r}; the labels are {', '.join(map(repr, known))}")
+        if other := sorted({*of} - {KEEP, FORGET}):
+            raise ValueError(f"shifts name the adapter {other[0]!r}; the adapters are {KEEP!r} and {FORGET!r}")
+    if not 0 <= solo <= 1:
+        raise ValueError(f"solo must be a share from 0 to 1, got {solo!r}")
     if args.gradient_checkpointing:
         raise ValueError(
             "gradient checkpointing runs the model again where the labels are not known any more: set "
             "gradient_checkpointing=False in GRPOConfig"
         )
-    if baseline == "taught" and args.multi_objective_aggregation != "sum_then_normalize":
+    if (baseline == "taught" or shifts) and args.multi_objective_aggregation != "sum_then_normalize":
         raise ValueError(
             f"multi_objective_aggregation={args.multi_objective_aggregation!r} has no baseline of its own for each "
-            "adapter: pass baseline='group'"
+            "adapter: pass baseline='group' and no shifts"
         )

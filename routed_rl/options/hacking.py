@@ -1,0 +1,101 @@
+"""Options of a hacking study and its runs. A field is an option; its docstring is the help."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from routed_rl.options import RUNS
+from routed_rl.plugins import PluginName
+
+HackingMethod = Literal[
+    "plain",
+    "oracle",
+    "penalty",
+    "screening",
+    "filtering",
+    "inverted",
+    "inoculation",
+    "monitor-penalty",
+    "monitor-screening",
+    "routing",
+    "routing-penalty",
+    "routing-solo",
+    "routing-predicted",
+    "placebo",
+    "shuffled",
+]
+
+
+@dataclass(frozen=True)
+class HackingTraining:
+    """Reinforcement learning by GRPO, with TRL's trainer."""
+
+    updates: int = 200
+    """updates of training"""
+    batch_size: int = 128
+    """completions per update"""
+    group: int = 8
+    """completions per prompt"""
+    learning_rate: float = 1e-3
+    """learning rate of AdamW"""
+    rank: int = 8
+    """rank of each of the two adapters"""
+    beta: float = 0.0
+    """weight of the divergence from the model before training"""
+    every: int = 25
+    """updates between measurements"""
+    relearning: int = 200
+    """updates of further training with the grader's reward, after the adapter "forget" is deleted; 0: none"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """device on which models are trained"""
+
+
+@dataclass(frozen=True)
+class HackingRun(HackingTraining):
+    """One model of a hacking study."""
+
+    world: PluginName = "loophole"
+    """world, as for the study"""
+    method: HackingMethod | Literal["base"] = "plain"
+    """method, as for the study; "base": make the model before reinforcement learning, and train nothing"""
+    oversight: float = 0.1
+    """share of completions that the overseer looks at"""
+    seed: int = 0
+    """seed of all random numbers"""
+    base: Path | None = None
+    """directory of the run with the method base, from whose model this one goes on"""
+    out: Path = RUNS / "hacking" / "run"
+    """directory of the run"""
+    force: bool = False
+    """start over; the old directory gets another name"""
+
+    def config(self) -> dict[str, Any]:
+        """Return the options that determine the run together with the seed, as JSON."""
+        left_out = ("seed", "out", "force", "base")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+@dataclass(frozen=True)
+class HackingOptions(HackingTraining):
+    """Compare ways to keep a language model from exploiting its grader, if an overseer sees only some of its answers.
+    An interrupted study continues."""
+
+    worlds: tuple[PluginName, ...] = ("loophole", "watched")
+    """worlds: "loophole", "watched", "evaded", "blind-spot", or MODULE:CLASS of your own"""
+    methods: tuple[HackingMethod, ...] = (
+        "plain", "oracle", "penalty", "screening", "filtering", "inverted", "inoculation", "monitor-penalty",
+        "monitor-screening", "routing", "routing-penalty", "routing-solo", "routing-predicted", "placebo", "shuffled",
+    )  # fmt: skip
+    """methods to compare"""
+    oversight: tuple[float, ...] | None = None
+    """shares of completions that the overseer looks at; None: those of each world"""
+    relearned: tuple[HackingMethod, ...] = (
+        "oracle", "penalty", "filtering", "monitor-penalty", "routing-solo", "routing-predicted",
+    )  # fmt: skip
+    """methods whose models are trained further at the highest oversight, to see how soon hacking returns"""
+    seeds: int = 3
+    """number of models of each method and oversight, with seeds 0, 1, …"""
+    out: Path = RUNS / "hacking"
+    """directory of runs, tables and figures"""
