@@ -326,6 +326,8 @@ def _check(
             raise ValueError(f"shifts name the label {label!r}; the labels are {', '.join(map(repr, known))}")
         if other := sorted({*of} - {KEEP, FORGET}):
             raise ValueError(f"shifts name the adapter {other[0]!r}; the adapters are {KEEP!r} and {FORGET!r}")
+        if bad := [shift for shift in of.values() if not math.isfinite(shift)]:
+            raise ValueError(f"a shift must be a finite number, got {bad[0]!r}")
     if not 0 <= solo <= 1:
         raise ValueError(f"solo must be a share from 0 to 1, got {solo!r}")
     if args.gradient_checkpointing:

@@ -1,6 +1,7 @@
 """Routed adapters in TRL's GRPO: gradients against one completion at a time, TRL's own trainer, labels, resuming."""
 
 import copy
+import itertools
 import random
 
 import numpy as np
@@ -16,7 +17,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from routed_rl.lm import add_adapters, character_tokenizer
-from routed_rl.lm.adapters import FORGET, KEEP, turn_on
+from routed_rl.lm.adapters import FORGET, KEEP, forget_scaled, turn_on
 from routed_rl.lm.grpo import ROUTES, RoutedGRPOTrainer, advantages_among
 from routed_rl.routing import RouteTable
 
@@ -86,6 +87,23 @@ def state(trainer, adapter):
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if f".{adapter}." in name}
 
 
+def expected_advantages(trainer, inputs, given):
+    """Compare the advantages with naive ones, wherever an adapter learns."""
+    labels = [(*trainer.table.labels, None)[i] for i in inputs["route"].tolist()]
+    texts = TOKENIZER.batch_decode(inputs["completion_ids"], skip_special_tokens=True)
+    paid = reward(texts, [row["answer"] for row in PROMPTS[:4] * 4])
+    weights = trainer.table.weights(inputs["route"])
+    for column, adapter in enumerate(trainer.table.modules):
+        shift = [given.get("shifts", {}).get(label, {}).get(adapter, 0.0) for label in labels]
+        taught = (weights[:, column] != 0).tolist() if given.get("baseline") != "group" else [True] * len(labels)
+        rewards = [a + b for a, b in zip(paid, shift, strict=True)]
+        naive = torch.tensor(naive_advantages(rewards, taught, 4, "group"))
+        learns = weights[:, column] != 0
+        torch.testing.assert_close(
+            inputs[f"advantages of {adapter}"][learns], naive[learns].float(), rtol=1e-4, atol=1e-4
+        )
+
+
 def reference_gradients(trainer, inputs, beta, temperature):
     """The gradient of each adapter, by one completion at a time."""
     weights = trainer.table.weights(inputs["route"])
@@ -114,13 +132,29 @@ def reference_gradients(trainer, inputs, beta, temperature):
     return found
 
 
+APART = {"hack": {KEEP: 0.0, FORGET: 2.0}, "fine": {FORGET: 0.25}}
+ALONE = {"hack": {KEEP: 0.0}, "fine": {FORGET: 0.0}, "unlabelled": {KEEP: 0.0}}
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("baseline", ["taught", "group"])
-def test_gradients_are_those_of_one_completion_at_a_time(tmp_path, beta, baseline):
-    table = RouteTable({"hack": {KEEP: 0.0, FORGET: 2.0}, "fine": {FORGET: 0.25}}, (KEEP, FORGET))
+@pytest.mark.parametrize(
+    ("routes", "given", "passes"),
+    [
+        (APART, {"baseline": "taught"}, 2),
+        (APART, {"baseline": "group"}, 1),
+        (APART, {"shifts": {"hack": {FORGET: -1.5}, "fine": {KEEP: 0.5}}}, 2),
+        (APART, {"shifts": {"hack": {KEEP: -2.0, FORGET: -2.0}}, "baseline": "group"}, 1),
+        (ALONE, {"shifts": {"hack": {FORGET: -1.5}}}, 1),
+    ],
+)
+def test_gradients_are_those_of_one_completion_at_a_time(tmp_path, monkeypatch, beta, routes, given, passes):
+    table = RouteTable(routes, (KEEP, FORGET))
     adapters = make_adapters(torch.float64, moved=True)
     options = {"beta": beta, "loss_type": "grpo", "temperature": 0.8}
-    trainer = make(tmp_path, adapters=adapters, options=options, table=table, baseline=baseline)
+    trainer = make(tmp_path, adapters=adapters, options=options, table=table, **given)
+    ran = []
+    own = GRPOTrainer._compute_loss
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda *given, **named: (ran.append(1), own(*given, **named))[1])
     trainer.model.train()
     torch.manual_seed(0)
     trainer.current_gradient_accumulation_steps = 1
@@ -129,6 +163,8 @@ def test_gradients_are_those_of_one_completion_at_a_time(tmp_path, beta, baselin
     assert len(set(labels)) == 3, "hacks, others, and what nobody has seen"
     with trainer.router:
         trainer.compute_loss(trainer.model, inputs).backward()
+    assert len(ran) == passes, "the model runs once for both adapters if it can"
+    expected_advantages(trainer, inputs, given)
     with torch.enable_grad():
         expected = reference_gradients(trainer, inputs, beta, 0.8)
     for name, parameter in trainer.model.named_parameters():
@@ -237,6 +273,43 @@ def test_a_group_without_spread_gives_no_gradient(tmp_path):
     assert all(torch.equal(before[name], after) for name, after in state(trainer, KEEP).items())
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, []), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (1.0, [*range(8)])])
+def test_the_adapter_keep_writes_alone_in_a_share_of_updates_and_only_it_learns_from_them(tmp_path, share, expected):
+    found, states = [], []
+    adapters = make_adapters(moved=True)
+    layers = [module for module in adapters.model.modules() if hasattr(module, "scaling")]
+
+    def overseer(completions, trainer_state, solo, **_):
+        assert {layer.scaling[FORGET] for layer in layers} == {0.0 if solo else 1.0}
+        states.append(state(trainer, FORGET))
+        found.extend([trainer_state.global_step] * solo)
+        return [None] * len(completions)
+
+    trainer = make(tmp_path, overseer, adapters, options={"max_steps": 8, "weight_decay": 0.1}, solo=share)
+    trainer.train()
+    states.append(state(trainer, FORGET))
+    assert found == expected and {layer.scaling[FORGET] for layer in layers} == {1.0}
+    for step, (before, after) in enumerate(itertools.pairwise(states)):
+        assert all(torch.equal(before[name], after[name]) for name in before) == (step in expected)
+
+
+def test_scaling_the_adapter_forget():
+    adapters = make_adapters(moved=True)
+    prompt = torch.tensor([TOKENIZER("1+2=").input_ids])
+    with torch.no_grad():
+        whole = adapters.model(prompt).logits
+        with forget_scaled(adapters, 0.0):
+            without = adapters.model(prompt).logits
+        with pytest.raises(KeyboardInterrupt), forget_scaled(adapters, 0.5), forget_scaled(adapters, 0.5):
+            assert {module.scaling[FORGET] for module in adapters.model.modules() if hasattr(module, "scaling")} == {
+                0.25
+            }
+            raise KeyboardInterrupt
+        assert torch.equal(adapters.model(prompt).logits, whole) and not torch.equal(without, whole)
+        turn_on(adapters, KEEP)
+        torch.testing.assert_close(adapters.model(prompt).logits, without)
+
+
 def test_what_is_deleted_and_what_is_merged(tmp_path):
     prompt = torch.tensor([TOKENIZER("1+2=").input_ids])
     for deleted in (True, False):
@@ -284,6 +357,13 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path):
         ({"options": {"gradient_checkpointing": True}}, "set gradient_checkpointing=False"),
         ({"options": {"multi_objective_aggregation": "normalize_then_sum"}}, "pass baseline='group'"),
         ({"adapters": torch.nn.Linear(1, 1)}, "the model must be what add_adapters"),
+        (
+            {"shifts": {"hacks": {KEEP: 1.0}}},
+            "shifts name the label 'hacks'; the labels are 'hack', 'fine', 'unlabelled'",
+        ),
+        ({"shifts": {"hack": {"kept": 1.0}}}, "shifts name the adapter 'kept'; the adapters are 'keep' and 'forget'"),
+        ({"shifts": {"hack": {KEEP: float("nan")}}}, "a shift must be a finite number, got nan"),
+        ({"solo": 1.5}, "solo must be a share from 0 to 1, got 1.5"),
         ({"mode": "forward"}, "pass mode='parameter' or 'activation'"),
         ({"options": {"use_adaptive_entropy": True}}, "pass baseline='group'"),
         ({"options": {"load_best_model_at_end": True, **SAVED}}, "set load_best_model_at_end=False"),

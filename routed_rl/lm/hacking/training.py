@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from routed_rl.runs import RunDirectory, derive_seed, read_json, write_json
 from routed_rl.runs.files import remove
 from routed_rl.runs.progress import progress_bar
 
-BASE, MODEL, TRAINER, RELEARNING = "base", "model", "trainer", "relearning"
+BASE: Final = "base"
+MODEL, TRAINER, RELEARNING = "model", "trainer", "relearning"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """What the adapter ``forget`` is multiplied by, when the largest safe scale is looked for."""
 CURVE, MEMORY = "measured.json", "monitor.safetensors"
