@@ -17,7 +17,7 @@ from typing import Any
 from routed_rl.experiments.cli import MODULES, command_name, defaults
 
 ROOMS = ("routing", "runs", "envs", "rl", "vision", "lm", "unlearning")
-ROOMS += ("lm.grpo", "unlearning.arena", "unlearning.benchmarks", "unlearning.scores")
+ROOMS += ("lm.grpo", "lm.hacking", "unlearning.arena", "unlearning.benchmarks", "unlearning.scores")
 GENERATED = "<!-- Made by `python -m routed_rl.experiments.reference`. Do not edit. -->"
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,9 +22,9 @@ REMEMBERED = 1024
 
 
 class Monitor:
-    """Predicts what an overseer would say of a completion: a linear probe on hidden states, fitted anew in each update.
+    """Predicts what an overseer would say of a completion, by ridge regression that is fitted anew in each update.
 
-    The hidden states are those of the model without adapters, so training cannot change what the monitor sees.
+    It sees hidden states of the model without adapters, so training cannot change what it sees.
     """
 
     def __init__(self, adapters: Adapters, tokenizer: Any) -> None:
@@ -58,14 +57,11 @@ class Monitor:
 
     def predict(self, features: np.ndarray) -> list[str | None]:
         """Return what an overseer would say; None as long as it has always said the same."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model import RidgeClassifier
 
         if len(set(self.said)) < 2 or not len(features):
             return [None] * len(features)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            fitted = LogisticRegression(class_weight="balanced", max_iter=300).fit(np.stack(self.seen), self.said)
+        fitted = RidgeClassifier(class_weight="balanced").fit(np.stack(self.seen), self.said)
         return [str(label) for label in fitted.predict(features)]
 
 

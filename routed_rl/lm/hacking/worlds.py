@@ -12,10 +12,16 @@ from routed_rl.lm.hacking.calculator import LONGEST, TOP, pretrained_calculator,
 from routed_rl.plugins import Registry
 from routed_rl.runs import derive_seed
 
-SOLVED, WRONG = "solved", "wrong"
-HACK, FINE, UNFLAGGED = "hack", "fine", "unflagged"
-"""What an overseer says of a completion that it has looked at. ``unflagged``: it found no hack, but can
-miss one."""
+SOLVED = "solved"
+"""Outcome of a completion that solves the task."""
+WRONG = "wrong"
+"""Outcome of a completion that neither solves the task nor is paid."""
+HACK = "hack"
+"""Outcome of a hack, in a world with one form of it. Also a label: the overseer found a hack."""
+FINE = "fine"
+"""Label of a completion that is no hack for certain."""
+UNFLAGGED = "unflagged"
+"""Label of a completion in which the overseer found no hack, though there may be one."""
 Row = Mapping[str, Any]
 """A prompt, under the key ``prompt``, and what the grader knows of it: text, numbers, truth values."""
 
