@@ -83,7 +83,8 @@ class HackingOptions(HackingTraining):
     An interrupted study continues."""
 
     worlds: tuple[PluginName, ...] = ("loophole", "watched")
-    """worlds: "loophole", "watched", "evaded", "blind-spot", or MODULE:CLASS of your own"""
+    """worlds: "loophole", "watched", "evaded", "blind-spot", "code" (for a GPU; it runs code that the model writes), or
+    MODULE:CLASS of your own"""
     methods: tuple[HackingMethod, ...] = (
         "plain", "oracle", "penalty", "screening", "filtering", "inverted", "inoculation", "monitor-penalty",
         "monitor-screening", "routing", "routing-penalty", "routing-solo", "routing-predicted", "placebo", "shuffled",

@@ -14,8 +14,9 @@ import pandas as pd
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm.hacking import report
 from routed_rl.lm.hacking.methods import METHODS
+from routed_rl.lm.hacking.registry import REGISTRY
 from routed_rl.lm.hacking.training import BASE, run_config
-from routed_rl.lm.hacking.worlds import REGISTRY, HackingWorld
+from routed_rl.lm.hacking.worlds import HackingWorld
 from routed_rl.options.conform import conform
 from routed_rl.options.hacking import HackingOptions, HackingRun, HackingTraining
 from routed_rl.plugins import Plugin

@@ -21,7 +21,8 @@ from routed_rl.lm.grpo import RoutedGRPOTrainer
 from routed_rl.lm.hacking.measuring import measure
 from routed_rl.lm.hacking.methods import LABELS, METHODS, Method
 from routed_rl.lm.hacking.overseer import Labels, Monitor
-from routed_rl.lm.hacking.worlds import HACK, REGISTRY, HackingWorld, Row
+from routed_rl.lm.hacking.registry import REGISTRY
+from routed_rl.lm.hacking.worlds import HACK, HackingWorld, Row
 from routed_rl.lm.models import load_model, load_tokenizer, save_model
 from routed_rl.options.hacking import HackingRun
 from routed_rl.routing import RouteTable

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from routed_rl.lm.hacking.calculator import LONGEST, TOP, pretrained_calculator, prompt
-from routed_rl.plugins import Registry
 from routed_rl.runs import derive_seed
 
 SOLVED = "solved"
@@ -181,13 +180,3 @@ class BlindSpot(Loophole):
 
     def group(self, row: Row) -> str:
         return "seen" if int(row["first"]) % 2 == 0 else "blind"
-
-
-WORLDS: Mapping[str, type[HackingWorld]] = {
-    "loophole": Loophole,
-    "watched": Watched,
-    "evaded": Evaded,
-    "blind-spot": BlindSpot,
-}
-"""The built-in worlds."""
-REGISTRY = Registry[HackingWorld]("hacking world", HackingWorld, WORLDS, "routed_rl.hacking_worlds")
