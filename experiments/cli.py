@@ -161,9 +161,14 @@ def _unwrapped(arguments: Sequence[str]) -> Iterator[None]:
         os.environ |= {} if before is None else {"COLUMNS": before}
 
 
-def commands(preset: str | None = None, task: str | None = None) -> Any:
-    """The union of all commands, for tyro. A preset and a task set the defaults of the commands that have them."""
+def commands(preset: str | None = None, task: str | None = None, quick: bool = False) -> Any:
+    """The union of all commands, for tyro. A preset, a task and ``--quick`` set the defaults of the commands that have
+    them."""
     usual = {of: {"default": default} for of, default in defaults(preset, task).items()}
+    if quick:
+        for of in MODULES:
+            if found := getattr(of, "QUICK", None):
+                usual[of] = {"default": replace(usual.get(of, {}).get("default") or of(), **found)}
     parts = (Annotated[of, tyro.conf.subcommand(command_name(of), **usual.get(of, {}))] for of in MODULES)
     return Union[tuple(parts)]  # noqa: UP007
 
@@ -186,16 +191,18 @@ def command_name(of: type) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", of.__name__).lower()
 
 
-def _named(arguments: Sequence[str]) -> tuple[str | None, str | None]:
-    """The preset and the task that the command line names. They set the defaults of other options.
+def _named(arguments: Sequence[str]) -> tuple[str | None, str | None, bool]:
+    """The preset and the task that the command line names, and whether it says ``--quick``. They set the defaults of
+    other options.
 
     An unknown name is returned as it is. Tyro refuses it later.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--preset", "--task", "--env"):
         parser.add_argument(option, nargs="?")
+    parser.add_argument("--quick", action="store_true")
     found = parser.parse_known_args(arguments)[0]
-    return found.preset or ("own" if found.env else None), found.task
+    return found.preset or ("own" if found.env else None), found.task, found.quick
 
 
 def _unknown(arguments: Sequence[str]) -> str | None:

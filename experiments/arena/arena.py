@@ -11,22 +11,11 @@ from routed_rl.options.arena import ArenaOptions
 from routed_rl.runs.process import one_thread
 from routed_rl.unlearning.arena import ArenaStudy
 
-QUICK = {
-    "methods": ("graddiff", "npo", "maxent"),
-    "attacks": ("fine-tuning",),
-    "scores": ("knowledge", "extraction-strength", "forget-quality", "model-utility"),
-    "budget": 60,
-}
-"""Options of ``--quick``."""
-
 
 def main(command: Arena) -> None:
     one_thread()
     quiet_libraries()
-    given = {field.name: getattr(command, field.name) for field in fields(ArenaOptions)}
-    if command.quick:
-        given |= {name: value for name, value in QUICK.items() if given[name] == getattr(ArenaOptions(), name)}
-    study = ArenaStudy(**given)
+    study = ArenaStudy(**{field.name: getattr(command, field.name) for field in fields(ArenaOptions)})
     if command.plan:
         show_stages(study.plan())
     else:

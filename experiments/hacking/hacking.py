@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from routed_rl.experiments.common.display import show_table
 from routed_rl.experiments.common.studies import run_and_show
 from routed_rl.experiments.hacking.options import Hacking
 from routed_rl.extras import require
 from routed_rl.options.hacking import HackingOptions
-
-QUICK = {
-    "worlds": ("loophole",),
-    "methods": (
-        "plain", "oracle", "penalty", "filtering", "monitor-penalty", "routing-solo", "routing-predicted",
-    ),
-    "oversight": (0.1,),
-    "relearned": (),
-    "seeds": 1,
-}  # fmt: skip
 
 
 def main(command: Hacking) -> None:
@@ -29,8 +19,6 @@ def main(command: Hacking) -> None:
 
     one_thread()
     quiet_libraries()
-    if command.quick:
-        command = replace(command, **QUICK)
     study = HackingStudy(**{field.name: getattr(command, field.name) for field in fields(HackingOptions)})
     if command.plan:
         plan = study.plan()

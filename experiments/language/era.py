@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from routed_rl.experiments.common.studies import run_and_show
 from routed_rl.experiments.language.options import Era
@@ -11,13 +11,9 @@ from routed_rl.lm.inputs import quiet_libraries
 from routed_rl.options.era import EraOptions
 from routed_rl.runs.process import one_thread
 
-QUICK = {"methods": ("base", "filtering", "era-chosen"), "labelled": (0.5,), "seeds": 1}
-
 
 def main(command: Era) -> None:
     one_thread()
     quiet_libraries()
-    if command.quick:
-        command = replace(command, **QUICK)
     study = EraStudy(**{field.name: getattr(command, field.name) for field in fields(EraOptions)})
     run_and_show(study, command)

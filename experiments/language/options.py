@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from routed_rl.options import Workers
 from routed_rl.options.era import EraOptions
@@ -27,8 +28,16 @@ class Era(Workers, EraOptions):
     """Compare methods that remove a topic from a language model, over shares of labels and seeds. An interrupted study
     continues."""
 
+    QUICK: ClassVar[Mapping[str, Any]] = {
+        "methods": ("base", "filtering", "era-chosen"),
+        "labelled": (0.5,),
+        "seeds": 1,
+    }
+    """Defaults with --quick."""
+
     quick: bool = False
-    """only base, filtering and era-chosen, with half of the forget documents labelled and one seed: a few minutes"""
+    """a few minutes: base, filtering and era-chosen, with half of the forget documents labelled and one seed; other
+    options still count"""
 
 
 @dataclass(frozen=True)

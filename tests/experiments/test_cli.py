@@ -335,6 +335,15 @@ def test_help_needs_no_heavy_import():
     assert all(name in done.stdout for name in ("quickstart", "train", "evaluate", "watch"))
 
 
+@pytest.mark.parametrize("of", [of for of in cli.MODULES if hasattr(of, "QUICK")], ids=cli.command_name)
+def test_quick_sets_defaults_and_other_options_still_count(of):
+    usual = cli.defaults().get(of) or of()
+    assert cli.parse([cli.command_name(of), "--quick"]) == replace(usual, quick=True, **of.QUICK)
+    assert of.QUICK["methods"] != usual.methods
+    line = [cli.command_name(of), "--quick", "--methods", *usual.methods]
+    assert cli.parse(line) == replace(usual, quick=True, **{**of.QUICK, "methods": usual.methods})
+
+
 def test_quickstart_small(capsys, tmp_path, monkeypatch):
     """The whole path on a toy budget, in this process, on few fresh environments; for real: test_wheel.py."""
     monkeypatch.chdir(tmp_path)
