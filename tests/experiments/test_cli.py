@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL import Image, ImageSequence
 
 from routed_rl.envs import DiamondGhostEnv
 from routed_rl.envs.rendering import TILE
-from routed_rl.experiments import parallel
+from routed_rl.experiments import cli, parallel
 from routed_rl.experiments.cli import MODULES, command_name, main, parse
 from routed_rl.experiments.common.agents import options as commands
 from routed_rl.experiments.common.agents.grid import train_all
