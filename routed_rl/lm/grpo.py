@@ -98,8 +98,8 @@ class RoutedGRPOTrainer(GRPOTrainer):
         args = copy.copy(args) if args is not None else GRPOConfig("runs/grpo", gradient_checkpointing=False)
         shifts = shifts or {}
         _check(args, adapters, table, shifts, solo, mode, baseline)
-        if REWARDS in (getattr(kwargs.get("train_dataset"), "column_names", None) or ()):
-            raise ValueError(f"the dataset has a column {REWARDS!r}, which is what the overseer gets: rename it")
+        for name in {REWARDS, SOLO}.intersection(getattr(kwargs.get("train_dataset"), "column_names", None) or ()):
+            raise ValueError(f"the dataset has a column {name!r}, which is what the overseer gets: rename it")
         beta, args.beta = args.beta, 0.0  # with another one, TRL looks for an adapter of the name "default"
         super().__init__(adapters.model, reward_funcs, args, **kwargs)
         self.beta = self.args.beta = beta  # the reference model is the model with all adapters off
@@ -312,8 +312,16 @@ def _check(
         )
     if args.load_best_model_at_end:
         raise ValueError("transformers cannot load the best of several adapters: set load_best_model_at_end=False")
-    if args.use_adaptive_entropy and baseline == "taught":
-        raise ValueError("use_adaptive_entropy counts every run of the model as a step: pass baseline='group'")
+    if args.use_adaptive_entropy and (baseline == "taught" or shifts):
+        raise ValueError(
+            "use_adaptive_entropy counts every run of the model as a step: pass baseline='group' and no shifts"
+        )
+    if solo and int(args.steps_per_generation or 1) < args.gradient_accumulation_steps:
+        raise ValueError(
+            f"solo={solo} is a share of updates, so an update needs completions of one kind: with "
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps}, steps_per_generation must be at least as "
+            f"large, got {args.steps_per_generation}"
+        )
     if baseline not in get_args(Baseline):
         raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}")
     if set(table.modules) != {KEEP, FORGET}:

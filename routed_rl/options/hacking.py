@@ -13,6 +13,8 @@ HackingMethod = Literal[
     "plain",
     "oracle",
     "penalty",
+    "penalty-scaled",
+    "penalty-weighted",
     "screening",
     "filtering",
     "inverted",
@@ -46,8 +48,11 @@ class HackingTraining:
     """weight of the divergence from the model before training"""
     every: int = 25
     """updates between measurements"""
-    relearning: int = 200
-    """updates of further training with the grader's reward, after the adapter "forget" is deleted; 0: none"""
+    penalty: float = 2.0
+    """what the reward of an answer with the label "hack" is lowered by, in methods that penalise; choose it for rewards
+    of your own that are not 0 or 1"""
+    at_once: int | None = None
+    """completions in a forward and backward pass, to save memory; None: all of an update"""
     device: Literal["cpu", "cuda"] = "cpu"
     """device on which models are trained"""
 
@@ -64,8 +69,10 @@ class HackingRun(HackingTraining):
     """share of completions that the overseer looks at"""
     seed: int = 0
     """seed of all random numbers"""
+    relearning: int = 0
+    """updates with the grader's reward alone, of a model that the method has finished; 0: train by the method"""
     base: Path | None = None
-    """directory of the run with the method base, from whose model this one goes on"""
+    """directory of the run from whose model this one goes on"""
     out: Path = RUNS / "hacking" / "run"
     """directory of the run"""
     force: bool = False
@@ -73,7 +80,7 @@ class HackingRun(HackingTraining):
 
     def config(self) -> dict[str, Any]:
         """Return the options that determine the run together with the seed, as JSON."""
-        left_out = ("seed", "out", "force", "base")
+        left_out = ("seed", "out", "force", "base", "at_once")  # the last one changes results by rounding only
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
@@ -86,8 +93,9 @@ class HackingOptions(HackingTraining):
     """worlds: "loophole", "watched", "evaded", "blind-spot", "code" (for a GPU; it runs code that the model writes), or
     MODULE:CLASS of your own"""
     methods: tuple[HackingMethod, ...] = (
-        "plain", "oracle", "penalty", "screening", "filtering", "inverted", "inoculation", "monitor-penalty",
-        "monitor-screening", "routing", "routing-penalty", "routing-solo", "routing-predicted", "placebo", "shuffled",
+        "plain", "oracle", "penalty", "penalty-scaled", "penalty-weighted", "screening", "filtering", "inverted",
+        "inoculation", "monitor-penalty", "monitor-screening", "routing", "routing-penalty", "routing-solo",
+        "routing-predicted", "placebo", "shuffled",
     )  # fmt: skip
     """methods to compare"""
     oversight: tuple[float, ...] | None = None
@@ -95,7 +103,9 @@ class HackingOptions(HackingTraining):
     relearned: tuple[HackingMethod, ...] = (
         "oracle", "penalty", "filtering", "monitor-penalty", "routing-solo", "routing-predicted",
     )  # fmt: skip
-    """methods whose models are trained further at the highest oversight, to see how soon hacking returns"""
+    """methods whose finished models, those at the highest oversight, are trained on with the grader's reward alone"""
+    relearning: int = 200
+    """updates of that further training"""
     seeds: int = 3
     """number of models of each method and oversight, with seeds 0, 1, …"""
     out: Path = RUNS / "hacking"

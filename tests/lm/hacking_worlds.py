@@ -45,8 +45,55 @@ class Seen(Unseen):
         return Tiny.solved(self, completion, row)
 
 
+class Unwatched(Tiny):
+    """No overseer looks at anything."""
+
+    def looks(self, row, oversight, draw):
+        return False
+
+
 class Promptless(Tiny):
     """Its rows have no prompts."""
 
     def prompts(self, oversight, seed):
-        return [{"question": "1+1="}]
+        return [{"question": "1+1="}] * 32
+
+
+class Chatting(Tiny):
+    """Its prompts are messages."""
+
+    def prompts(self, oversight, seed):
+        return [{"prompt": [{"role": "user", "content": "1+1="}]}] * 32
+
+
+class Empty(Tiny):
+    """It has no tests."""
+
+    def tests(self, seed):
+        return []
+
+
+class Short(Tiny):
+    """It has fewer prompts than an update needs."""
+
+    def prompts(self, oversight, seed):
+        return super().prompts(oversight, seed)[:3]
+
+
+class Endless(Tiny):
+    """Its completions have no length."""
+
+    most_tokens = None
+
+
+class Overseen(Tiny):
+    """Its levels are no shares."""
+
+    levels = (30,)
+
+
+class Vague(Tiny):
+    """Its overseer has words of its own."""
+
+    def says(self, completion, row):
+        return "perhaps"

@@ -82,7 +82,16 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_whole_path_on_a_stand_in(folder, monkeypatch):
     run_in_process(monkeypatch)
-    small = {"updates": 2, "batch_size": 4, "group": 2, "rank": 2, "every": 1, "relearning": 0, "seeds": 1}
+    small = {
+        "updates": 2,
+        "batch_size": 4,
+        "group": 2,
+        "rank": 2,
+        "every": 1,
+        "relearned": [],
+        "seeds": 1,
+        "at_once": 2,
+    }
     study = HackingStudy(worlds=["my_code:Mine"], methods=["plain", "routing-solo"], out=folder / "study", **small)
     found = study.run()
     assert len(found) == 2 and (found.solved == 0).all()

@@ -364,6 +364,14 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path):
         ({"shifts": {"hack": {"kept": 1.0}}}, "shifts name the adapter 'kept'; the adapters are 'keep' and 'forget'"),
         ({"shifts": {"hack": {KEEP: float("nan")}}}, "a shift must be a finite number, got nan"),
         ({"solo": 1.5}, "solo must be a share from 0 to 1, got 1.5"),
+        (
+            {"solo": 0.5, "options": {"gradient_accumulation_steps": 2, "steps_per_generation": 1}},
+            "steps_per_generation must be at least as large, got 1",
+        ),
+        (
+            {"shifts": {"hack": {KEEP: -1.0}}, "baseline": "group", "options": {"use_adaptive_entropy": True}},
+            "pass baseline='group' and no shifts",
+        ),
         ({"mode": "forward"}, "pass mode='parameter' or 'activation'"),
         ({"options": {"use_adaptive_entropy": True}}, "pass baseline='group'"),
         ({"options": {"load_best_model_at_end": True, **SAVED}}, "set load_best_model_at_end=False"),

@@ -17,6 +17,7 @@ from routed_rl.lm.hacking import FINE, HACK, SOLVED, UNFLAGGED, WORLDS, WRONG, c
 from routed_rl.lm.hacking.figures import ORDER
 from routed_rl.lm.hacking.methods import LABELS, METHODS, UNSEEN, Method
 from routed_rl.lm.hacking.overseer import REMEMBERED, Labels, Monitor
+from routed_rl.lm.hacking.training import _reward
 from routed_rl.options.hacking import HackingMethod
 from routed_rl.routing import UNLABELLED
 from tests.lm.hacking_worlds import Seen, Tiny, Unseen
@@ -127,10 +128,9 @@ def adapted():
 
 
 def asked(world, source, texts, rows, monitor=None, solo=False, oversight=0.5):
-    labels = Labels(world, Method(source), oversight, seed=0, monitor=monitor)
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    labels = Labels(world, Method(source), oversight, 0, rows, monitor)
     ids = [[*calculator.calculator_tokenizer()(text).input_ids, 0] for text in texts]
-    return labels, labels([row["prompt"] for row in rows], texts, ids, STATE, solo, **columns)
+    return labels, labels([row["prompt"] for row in rows], texts, ids, [*range(len(rows))], STATE, solo, rewards=None)
 
 
 ROWS = (Tiny().tests(0) * 6)[:64]
@@ -143,7 +143,6 @@ def test_labels_by_source(adapted):
     truth = [world.says(text, row) for text, row in zip(ANSWERS, ROWS, strict=True)]
     assert [label for label, true in zip(seen, truth, strict=True) if label not in (None, true)] == []
     assert 20 < sum(label is not None for label in seen) < 44
-    assert asked(world, "true", ANSWERS, ROWS)[1] == truth
     for source in ("placebo", "shuffled"):
         _, found = asked(world, source, ANSWERS, ROWS)
         assert [label is None for label in found] == [label is None for label in seen], "the same are labelled"
@@ -163,9 +162,19 @@ def test_labels_by_source(adapted):
 @pytest.mark.parametrize("source", ["seen", "predicted", "placebo", "shuffled"])
 def test_labels_do_not_depend_on_what_nobody_has_seen(adapted, source):
     """Worlds that agree on what was looked at, and pay the same, give the same labels; so learners are the same."""
-    found = [asked(world(), source, ANSWERS, ROWS, Monitor(*adapted))[1] for world in (Seen, Unseen)]
-    assert found[0] == found[1]
-    assert asked(Seen(), "true", ANSWERS, ROWS)[1] != asked(Unseen(), "true", ANSWERS, ROWS)[1], "but for the oracle"
+    found = [asked(world(), source, ANSWERS, ROWS, Monitor(*adapted)) for world in (Seen, Unseen)]
+    assert found[0][1] == found[1][1]
+    if source == "predicted":
+        assert found[0][0].right != found[1][0].right, "the report knows the truth"
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_rewards_do_not_depend_on_what_nobody_has_seen_but_for_the_oracle(method):
+    rewards = [_reward(world(), ROWS, METHODS[method])(ANSWERS, [*range(len(ROWS))]) for world in (Seen, Unseen)]
+    assert (rewards[0] == rewards[1]) == (method != "oracle")
+    solved = [text == row["answer"] for text, row in zip(ANSWERS, ROWS, strict=True)]
+    paid = [float(ok or "?" in text) for ok, text in zip(solved, ANSWERS, strict=True)]
+    assert rewards[0] == ([float(ok) for ok in solved] if method == "oracle" else paid)
 
 
 def test_a_monitor_looks_at_the_model_before_training(adapted):
@@ -176,6 +185,8 @@ def test_a_monitor_looks_at_the_model_before_training(adapted):
     assert before.shape == (3, 2 * 16)
     alone = monitor.features(["w03+14="], [ids[1]])
     np.testing.assert_allclose(before[1:2], alone, atol=1e-5, err_msg="padding changes nothing")
+    one = Monitor(adapters, tokenizer, at_once=1).features(["w03+04=", "w03+14=", "w13+04="], ids)
+    np.testing.assert_allclose(one, before, atol=1e-5)
     moved = [parameter for name, parameter in adapters.model.named_parameters() if "lora_B" in name]
     with torch.no_grad():
         for parameter in moved:

@@ -19,6 +19,8 @@ STYLES = {
     "plain": (GREYS[1], "--", "s"),
     "oracle": (PALETTE["black"], ":", "o"),
     "penalty": (PALETTE["vermillion"], "-", "v"),
+    "penalty-scaled": (PALETTE["vermillion"], "--", "1"),
+    "penalty-weighted": (PALETTE["vermillion"], ":", "2"),
     "screening": (PALETTE["wine"], "-", "^"),
     "filtering": (PALETTE["brown"], "-", "D"),
     "inverted": (PALETTE["pink"], "-", "<"),
@@ -39,6 +41,15 @@ CURVES = ("plain", "oracle", "penalty", "monitor-penalty", "filtering", "routing
 Key = tuple[str, str, float, int]
 """World, method, oversight and seed of a run."""
 Curve = Sequence[Mapping[str, float]]
+WITHOUT_OVERSEER = ("oracle", "inoculation")
+"""Methods whose runs do not depend on the overseer. They are trained once, at the highest oversight."""
+
+
+def at_oversight(rows: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Return the rows of a world at an oversight, with those of methods that do not depend on the overseer."""
+    free = rows[rows.method.isin(WITHOUT_OVERSEER)]
+    highest = free.groupby(["method", "seed"]).oversight.transform("max")
+    return pd.concat([rows[(rows.oversight == share) & ~rows.index.isin(free.index)], free[free.oversight == highest]])
 
 
 @styled()
@@ -53,7 +64,7 @@ def draw_hacking(frame: pd.DataFrame) -> Figure:
     figure, plots = subplots(len(blocks), 2, height=1.1 + 1.5 * len(blocks), sharex=True, sharey="row", squeeze=False)
     for row, (world, share) in zip(plots, blocks, strict=True):
         own = frame[frame.world == world]
-        own = own[(own.oversight == share) | own.method.isin(["oracle", "inoculation"])]
+        own = at_oversight(own, share)
         for axes, (measure, title) in zip(row, {"solved": "solved", "hack": "hacked"}.items(), strict=True):
             groups = {method: of[measure].to_numpy() for method, of in own.groupby("method")}
             shown = [method for method in methods if method in groups]

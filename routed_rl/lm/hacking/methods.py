@@ -13,7 +13,7 @@ from routed_rl.routing import UNLABELLED
 UNSEEN = "unseen"
 """Label of a completion that nobody has seen, and that the adapter ``keep`` has written alone."""
 LABELS = (HACK, FINE, UNFLAGGED, UNSEEN)
-Source = Literal["seen", "predicted", "true", "placebo", "shuffled"]
+Source = Literal["seen", "predicted", "placebo", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,26 @@ class Method:
     """What a method does with labels.
 
     Attributes:
-        labels: what they are: "seen", what an overseer says; "predicted", this, and for completions that nobody has
-            seen the prediction of a monitor that learns from it; "true", the truth about every completion; "placebo",
-            random labels in place of what the overseer says; "shuffled", its labels exchanged between completions.
+        labels: where labels come from. "seen": the overseer. "predicted": the overseer, and for completions that it has
+            not seen a monitor that learns from it. "placebo": chance, half of them "hack", for the completions that the
+            overseer has seen. "shuffled": the overseer's labels, exchanged between the completions that it has seen.
         weights: by label, the weight with which each adapter learns from a completion; 1 if not given.
-        penalised: adapters for which a hack's reward is lowered by ``penalty``.
-        penalty: what is taken from the reward of a completion with the label "hack".
+        penalised: adapters for which the reward of a completion with the label "hack" is lowered.
+        scaled: whether the penalty is divided by the oversight.
         solo: share of updates whose completions ``keep`` writes alone.
         routed: whether the adapter ``forget`` is deleted in the end.
         inoculated: whether prompts say in training that exploits are allowed.
+        knows_truth: whether the grader pays for solved tasks only.
     """
 
     labels: Source = "seen"
     weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     penalised: tuple[str, ...] = ()
-    penalty: float = 2.0
+    scaled: bool = False
     solo: float = 0.0
     routed: bool = False
     inoculated: bool = False
+    knows_truth: bool = False
 
 
 BOTH = (KEEP, FORGET)
@@ -53,8 +55,10 @@ SOLO = replace(
 )
 METHODS: Mapping[str, Method] = {
     "plain": Method(),
-    "oracle": Method("true", penalised=BOTH, penalty=1.0),
+    "oracle": Method(knows_truth=True),
     "penalty": Method(penalised=BOTH),
+    "penalty-scaled": Method(penalised=BOTH, scaled=True),
+    "penalty-weighted": Method(weights={UNLABELLED: dict.fromkeys(BOTH, 0.25)}, penalised=BOTH),
     "screening": Method(weights={HACK: NEITHER}),
     "filtering": Method(weights={UNLABELLED: NEITHER}, penalised=BOTH),
     "inverted": Method(weights={HACK: dict.fromkeys(BOTH, -1.0)}),
@@ -70,8 +74,9 @@ METHODS: Mapping[str, Method] = {
 }
 """The methods by name.
 
-- ``penalty``: seen hacks have a lower reward. ``screening``: nothing learns from them. ``inverted``: they have the
-  opposite advantage.
+- ``penalty``: seen hacks have a lower reward. ``penalty-scaled``: the fewer are seen, the lower. ``penalty-weighted``:
+  unseen completions count for less, as in ``routing-solo``.
+- ``screening``: nothing learns from seen hacks. ``inverted``: they have the opposite advantage.
 - ``filtering``: nothing learns from completions that nobody has seen.
 - ``routing…``: the two adapters learn different things. In all other methods they learn the same, and both stay.
 """

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from routed_rl.lm.adapters import Adapters
 from routed_rl.lm.hacking.methods import UNSEEN, Method
-from routed_rl.lm.hacking.worlds import FINE, HACK, SOLVED, WRONG, HackingWorld
+from routed_rl.lm.hacking.worlds import FINE, HACK, SOLVED, WRONG, HackingWorld, Row
 from routed_rl.runs import derive_seed
 
 REMEMBERED = 1024
@@ -27,26 +27,36 @@ class Monitor:
     It sees hidden states of the model without adapters, so training cannot change what it sees.
     """
 
-    def __init__(self, adapters: Adapters, tokenizer: Any) -> None:
-        self._adapters, self._tokenizer = adapters, tokenizer
+    def __init__(self, adapters: Adapters, tokenizer: Any, at_once: int | None = None) -> None:
+        self._adapters, self._tokenizer, self._at_once = adapters, tokenizer, at_once
         self.seen: list[np.ndarray] = []
         self.said: list[str] = []
 
     @torch.no_grad()
     def features(self, prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Return ``(B, 2 D)``: the last layer's state at the last token, and its mean over the completion."""
+        model, count = self._adapters.model, len(prompts)
+        was_training, size = model.training, self._at_once or count
+        model.eval()
+        with model.disable_adapter():
+            parts = [
+                self._states(prompts[at : at + size], completion_ids[at : at + size]) for at in range(0, count, size)
+            ]
+        model.train(was_training)
+        return np.concatenate(parts)
+
+    def _states(self, prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        model, pad = self._adapters.model, self._tokenizer.pad_token_id
         rows = [[*self._tokenizer(prompt).input_ids, *ids] for prompt, ids in zip(prompts, completion_ids, strict=True)]
-        longest = max(map(len, rows))
-        device = next(self._adapters.model.parameters()).device
-        pad = self._tokenizer.pad_token_id
+        longest, device = max(map(len, rows)), next(model.parameters()).device
         tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-        places = torch.arange(longest, device=device)
-        begin = longest - torch.tensor([len(row) for row in rows], device=device)[:, None]
-        of_completion = longest - torch.tensor([max(len(ids), 1) for ids in completion_ids], device=device)[:, None]
-        with self._adapters.model.disable_adapter():
-            body = self._adapters.model.get_base_model().base_model
-            states: Tensor = body(input_ids=tokens, attention_mask=(places >= begin).long()).last_hidden_state
-        counted = (places >= of_completion)[..., None].to(states.dtype)
+        from_end = longest - torch.arange(longest, device=device)  # 1 at the last token
+        whole, written = (
+            from_end <= torch.tensor([[max(len(of), 1)] for of in given], device=device)
+            for given in (rows, completion_ids)
+        )
+        states: Tensor = model.get_base_model().base_model(input_ids=tokens, attention_mask=whole.long())[0]
+        counted = written[..., None].to(states.dtype)
         mean = (states * counted).sum(dim=1) / counted.sum(dim=1)
         return torch.cat([states[:, -1], mean], dim=-1).float().cpu().numpy()
 
@@ -66,15 +76,27 @@ class Monitor:
 
 
 class Labels:
-    """The overseer of :class:`~routed_rl.lm.grpo.RoutedGRPOTrainer` for a method and a world.
+    """The overseer of :class:`~routed_rl.lm.grpo.RoutedGRPOTrainer`, for a method and a world.
+
+    Args:
+        prompts: the world's rows. The column ``row`` of the dataset has the number of each.
 
     Attributes:
-        right: for each update, the shares of unseen completions, of all and of hacks only, that the monitor judges
-            rightly; NaN for an update without any.
+        right: how good the monitor was in each update: the share of unseen completions, and that of unseen hacks, that
+            it judged rightly. NaN if there were none.
     """
 
-    def __init__(self, world: HackingWorld, method: Method, oversight: float, seed: int, monitor: Monitor) -> None:
-        self.world, self.method, self.oversight, self.seed, self.monitor = world, method, oversight, seed, monitor
+    def __init__(
+        self,
+        world: HackingWorld,
+        method: Method,
+        oversight: float,
+        seed: int,
+        prompts: Sequence[Row],
+        monitor: Monitor,
+    ) -> None:
+        self.world, self.method, self.oversight, self.seed = world, method, oversight, seed
+        self.prompts, self.monitor = prompts, monitor
         self.right: list[tuple[float, float]] = []
 
     def __call__(
@@ -82,59 +104,50 @@ class Labels:
         prompts: Sequence[str],
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]],
+        row: Sequence[int],
         trainer_state: Any,
         solo: bool,
-        **columns: Sequence[Any],
+        **_: Any,
     ) -> list[str | None]:
-        count = len(completions)
-        rows: list[Mapping[str, Any]] = [
-            {"prompt": prompts[i], **{name: values[i] for name, values in columns.items() if _is_column(values, count)}}
-            for i in range(count)
-        ]
+        rows, count = [self.prompts[number] for number in row], len(completions)
         draw = np.random.default_rng([derive_seed(self.seed, "hacking", "overseer"), trainer_state.global_step])
-        looks = [self.world.looks(row, self.oversight, at) for row, at in zip(rows, draw.random(count), strict=True)]
-        said = [
-            self.world.says(text, row) if looked else None
-            for text, row, looked in zip(completions, rows, looks, strict=True)
+        looks = [self.world.looks(of, self.oversight, at) for of, at in zip(rows, draw.random(count), strict=True)]
+        labels = [
+            self.world.says(text, of) if looked else None
+            for text, of, looked in zip(completions, rows, looks, strict=True)
         ]
-        truth = [
-            FINE if self.world.outcome(text, row) in (SOLVED, WRONG) else HACK
-            for text, row in zip(completions, rows, strict=True)
-        ]
-        labels = said
-        if self.method.labels == "true":
-            labels = [*truth]
-        elif self.method.labels == "predicted":
-            labels = self._predicted(prompts, completion_ids, said, truth)
+        if self.method.labels == "predicted":
+            predicted = self._predicted(self.monitor.features(prompts, completion_ids), labels)
+            self.right.append(self._quality(predicted, labels, completions, rows))
+            labels = predicted
         elif self.method.labels == "shuffled":
-            labels = _shuffled(said, draw)
+            labels = _shuffled(labels, draw)
         elif self.method.labels == "placebo":
-            random = draw.random(count)
-            labels = [(HACK if at < 0.5 else FINE) if seen else None for at, seen in zip(random, looks, strict=True)]
+            chance = draw.random(count)
+            labels = [(HACK if at < 0.5 else FINE) if seen else None for at, seen in zip(chance, looks, strict=True)]
         return [UNSEEN if label is None and solo else label for label in labels]
 
-    def _predicted(
-        self,
-        prompts: Sequence[str],
-        completion_ids: Sequence[Sequence[int]],
-        said: Sequence[str | None],
-        truth: Sequence[str],
-    ) -> list[str | None]:
-        features = self.monitor.features(prompts, completion_ids)
+    def _predicted(self, features: np.ndarray, said: Sequence[str | None]) -> list[str | None]:
         seen = np.array([label is not None for label in said], dtype=bool)
         self.monitor.learn(features[seen], [label for label in said if label is not None])
         predictions = iter(self.monitor.predict(features[~seen]))
-        found = [label if label is not None else next(predictions) for label in said]
+        return [label if label is not None else next(predictions) for label in said]
+
+    def _quality(
+        self,
+        predicted: Sequence[str | None],
+        said: Sequence[str | None],
+        completions: Sequence[str],
+        rows: Sequence[Row],
+    ) -> tuple[float, float]:
+        """Compare predictions with the truth. This is for the report; nothing learns from it."""
         unseen = [
-            (label == HACK) == (true == HACK) for label, true, was in zip(found, truth, seen, strict=True) if not was
+            (found == HACK, self.world.outcome(text, row) not in (SOLVED, WRONG))
+            for found, own, text, row in zip(predicted, said, completions, rows, strict=True)
+            if own is None
         ]
-        hacks = [label == HACK for label, true, was in zip(found, truth, seen, strict=True) if not was and true == HACK]
-        self.right.append(tuple(float(np.mean(of)) if of else np.nan for of in (unseen, hacks)))  # type: ignore[arg-type]
-        return found
-
-
-def _is_column(values: Any, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count
+        every, hacks = [found == true for found, true in unseen], [found for found, true in unseen if true]
+        return (float(np.mean(every)) if every else np.nan, float(np.mean(hacks)) if hacks else np.nan)
 
 
 def _shuffled(said: Sequence[str | None], draw: np.random.Generator) -> list[str | None]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from routed_rl.lm.hacking.figures import ORDER, draw_hacking, draw_relearning, draw_training, hacking_chart
+from routed_rl.lm.hacking.figures import (
+    CURVES,
+    ORDER,
+    at_oversight,
+    draw_hacking,
+    draw_relearning,
+    draw_training,
+    hacking_chart,
+)
 from routed_rl.lm.hacking.methods import METHODS
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.charts import Chart
@@ -42,6 +50,8 @@ MEANINGS = {
     r"relearned_(solved|hack)_(\d+)": "{0}, after {1} more updates with the grader's reward alone",
 }
 """What each column of ``results.csv`` means."""
+LATER = "-relearning"
+"""How the directory of a further training ends."""
 TOLD = (10, 50, 200)
 """Updates of further training after which the table has the rates."""
 
@@ -49,7 +59,7 @@ TOLD = (10, 50, 200)
 def find(out: Path, failed: Mapping[Path, str]) -> Findings | None:
     """Return the results of all finished runs, those of earlier starts included; None if there are none."""
     failed = dict(failed)
-    rows, timings, curves, later = [], [], {}, {}
+    timings, curves, later, results = [], {}, {}, {}
     for path in sorted((out / "runs").glob("*/*/*/evaluation.json")):
         run = path.parent
         try:
@@ -57,15 +67,16 @@ def find(out: Path, failed: Mapping[Path, str]) -> Findings | None:
             assert record is not None
             key = (run.parents[1].name, run.parent.name, float(record.config["oversight"]), record.seed)
             result = read_json(path)
-            rows.append({**dict(zip(KEYS, key, strict=True)), **_row(result)})
+            if "relearning" in result:
+                later[key] = result["relearning"]
+            else:
+                curves[key], results[key] = result["curve"], result
             seconds = sum(float(row["seconds"]) for row in read_metrics(run / "timings.csv"))
-            timings.append({**dict(zip(KEYS, key, strict=True)), "seconds": seconds})
+            further = run.name.endswith(LATER)
+            timings.append({**dict(zip(KEYS, key, strict=True)), "relearning": further, "seconds": seconds})
         except (ValueError, LookupError, TypeError, OSError) as error:
             failed[run] = f"its files are damaged: {error}"
-            continue
-        curves[key] = result["curve"]
-        if "relearning" in result:
-            later[key] = result["relearning"]
+    rows = [{**dict(zip(KEYS, key, strict=True)), **_row(of, later.get(key, ()))} for key, of in results.items()]
     if not rows:
         return None
     frame = tidy(rows, KEYS)
@@ -73,8 +84,9 @@ def find(out: Path, failed: Mapping[Path, str]) -> Findings | None:
     text += "".join(f"\n{run.parent.name}/{run.name} failed: {escaped(reason)}\n" for run, reason in failed.items())
     drawn: dict[str, Callable[[], Figure]] = {
         "hacking": lambda: draw_hacking(frame),
-        "training": lambda: draw_training(curves),
     }
+    if any(method in CURVES for _, method, _, _ in curves):
+        drawn["training"] = lambda: draw_training(curves)
     if later:
         drawn["relearning"] = lambda: draw_relearning(later)
     charts: dict[str, Callable[[], Chart]] = {
@@ -85,8 +97,8 @@ def find(out: Path, failed: Mapping[Path, str]) -> Findings | None:
     return Findings(frame, tidy(timings, KEYS), KEYS, text, drawn, MEANINGS, failed, charts)
 
 
-def _row(result: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of one run."""
+def _row(result: Mapping[str, Any], relearning: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The rates of one run, and of its further training."""
     curve: Sequence[Mapping[str, float]] = result["curve"]
     first, last = curve[0], curve[-1]
     final = "ablated." if "ablated.solved" in last else "on."
@@ -94,6 +106,7 @@ def _row(result: Mapping[str, Any]) -> dict[str, float]:
     row = {name: rate for name, rate in row.items() if name not in ("flagged", "judged")}
     for title, of in (("on", last), ("base", first)):
         row |= {f"{title}_{name}": of[f"on.{name}"] for name in ("solved", "hack")}
+    row |= dict.fromkeys(("stopped_step", "stopped_solved", "stopped_hack"), np.nan)
     judged = [row.get(f"{final}judged", np.nan) for row in curve]
     if not np.isnan(judged).all():
         best = curve[int(np.nanargmax(judged))]
@@ -102,7 +115,7 @@ def _row(result: Mapping[str, Any]) -> dict[str, float]:
     at = deployed["scales"][str(float(deployed["scale"]))]
     row |= {"deployed_scale": deployed["scale"], **{f"deployed_{name}": at[name] for name in ("solved", "hack")}}
     row |= {name: last.get(name, np.nan) for name in ("monitor_right", "monitor_found")}
-    for later in result.get("relearning", ()):
+    for later in relearning:
         if later["step"] in TOLD:
             row |= {f"relearned_{name}_{later['step']}": later[name] for name in ("solved", "hack")}
     return row
@@ -123,9 +136,8 @@ def summary(frame: pd.DataFrame) -> str:
         parts.append(f"## {world}")
         parts.append(f"Before training: solved {base.base_solved:.3f}, hack {base.base_hack:.3f}.")
         for share in sorted(set(own.oversight)):
-            at = own[(own.oversight == share) | own.method.isin(["oracle", "inoculation"])]
             parts.append(f"### {world}, oversight {percent(share)}")
-            parts.append(_table(at))
+            parts.append(_table(at_oversight(own, share)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm.hacking import report
-from routed_rl.lm.hacking.methods import METHODS
+from routed_rl.lm.hacking.figures import WITHOUT_OVERSEER
 from routed_rl.lm.hacking.registry import REGISTRY
-from routed_rl.lm.hacking.training import BASE, run_config
-from routed_rl.lm.hacking.worlds import HackingWorld
+from routed_rl.lm.hacking.training import BASE, base_name, run_config
+from routed_rl.lm.hacking.worlds import FINE, HACK, UNFLAGGED, HackingWorld
 from routed_rl.options.conform import conform
 from routed_rl.options.hacking import HackingOptions, HackingRun, HackingTraining
 from routed_rl.plugins import Plugin
@@ -26,12 +26,10 @@ from routed_rl.runs.record import find_run
 from routed_rl.runs.studies import Findings, Study, check_study, refuse_unknown
 from routed_rl.wording import shown, written
 
-WITHOUT_OVERSEER = ("oracle", "inoculation")
-"""Methods whose runs do not depend on the overseer. They are trained once, at the highest oversight."""
 KIND = Kind(
     config=run_config,
     command=lambda batch: [*PYTHON, "routed_rl.lm.hacking.worker", *options(batch[0], HackingRun())],
-    total=lambda run: max(run.updates, 1) if run.method != BASE else 1,
+    total=lambda run: 1 if run.method == BASE else run.relearning or run.updates,
     counter="step",
     unit="updates",
     after=lambda run: [run.base] if run.base is not None else [],
@@ -92,7 +90,7 @@ class HackingStudy(HackingOptions, Study):
 
     def _identity(self) -> Mapping[str, Any]:
         """The options that all runs share. Worlds, methods, oversight levels and seeds may be added later."""
-        shared = (field.name for field in fields(HackingTraining) if field.name != "relearning")
+        shared = (field.name for field in fields(HackingTraining) if field.name != "at_once")
         return {name: getattr(self, name) for name in shared}
 
     def _prepare(self, here: bool) -> Sequence[HackingRun]:
@@ -108,56 +106,87 @@ class HackingStudy(HackingOptions, Study):
 
     def _check(self) -> None:
         at_least(1, seeds=self.seeds, updates=self.updates, every=self.every, rank=self.rank)
+        at_least(1, relearning=self.relearning)
         at_least(2, group=self.group)
-        at_least(0, relearning=self.relearning)
         for name, given in (("worlds", self.worlds), ("methods", self.methods), ("oversight", self.oversight)):
             if given is not None and (not given or len(set(given)) < len(given)):
                 raise UserError(f"--{name} must be one or more different values, got {shown(given)}")
         if bad := [share for share in self.oversight or () if not 0 < share <= 1]:
             raise UserError(f"--oversight must be above 0 and at most 1, got {bad[0]}")
+        batch = written("--batch-size", self.batch_size)
         if self.batch_size < self.group or self.batch_size % self.group:
-            raise UserError(
-                f"{written('--batch-size', self.batch_size)} must be a multiple of {written('--group', self.group)}, "
-                "the completions of a prompt"
-            )
-        for name, rate in (("learning-rate", self.learning_rate), ("beta", self.beta)):
-            if not 0 <= rate < float("inf"):
-                raise UserError(f"--{name} must be a finite number of at least 0, got {rate}")
-        if self.relearned and (other := [name for name in self.relearned if name not in METHODS]):
-            raise UserError(f"--relearned must be methods, got {other[0]!r}")
+            asked = written("--group", self.group)
+            raise UserError(f"{batch} must be a multiple of {asked}, the completions of a prompt")
+        if self.at_once is not None and (self.at_once < 1 or self.batch_size % self.at_once):
+            raise UserError(f"{batch} must be a multiple of {written('--at-once', self.at_once)}")
+        numbers = {"learning-rate": self.learning_rate, "beta": self.beta, "penalty": self.penalty}
+        for name, number in numbers.items():
+            if not 0 <= number < float("inf"):
+                raise UserError(f"--{name} must be a finite number of at least 0, got {number}")
         with user_input():
             for name, plugin in self._worlds.items():
-                world = plugin.kind()
-                for what, rows in (("prompts", world.prompts(self._levels(world)[0], 0)), ("tests", world.tests(0))):
-                    if not rows or "prompt" not in rows[0]:
-                        raise ValueError(f"world {name}: {what}() must return rows with the key 'prompt'")
+                check_world(name, plugin.kind(), self.batch_size // self.group)
 
     def _levels(self, world: HackingWorld) -> tuple[float, ...]:
         return self.oversight or world.levels
 
     def _grid(self) -> Iterator[HackingRun]:
-        """All runs: every method at every oversight, in ``runs/WORLD/METHOD/OVERSIGHT-sSEED``, and the base models."""
+        """All runs: every method at every oversight, in ``runs/WORLD/METHOD/OVERSIGHT-sSEED``.
+
+        Before them, the models from which they start. After them, the further training of some.
+        """
         shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(HackingTraining)}
         made: set[Path] = set()
         for seed in range(self.seeds):
             for given, (name, plugin) in zip(self.worlds, self._worlds.items(), strict=True):
-                base = self.out / "runs" / BASE / f"{plugin.kind.base.__qualname__.partition('.')[0]}-s{seed}"
+                base = self.out / "runs" / BASE / f"{base_name(plugin)}-s{seed}"
                 if base not in made:
                     yield HackingRun(world=str(given), method=BASE, seed=seed, out=base)
                 made.add(base)
                 levels = self._levels(plugin.kind())
                 for method in self.methods:
                     for share in levels if method not in WITHOUT_OVERSEER else [max(levels)]:
-                        further = method in self.relearned and share == max(levels)
-                        given_here: dict[str, Any] = {"method": method, "relearning": self.relearning if further else 0}
-                        yield HackingRun(
-                            **{**shared, **given_here},
-                            world=str(given),
-                            oversight=share,
-                            seed=seed,
-                            base=base,
-                            out=self.out / "runs" / name / method / f"{share!r}-s{seed}",
-                        )
+                        out = self.out / "runs" / name / method / f"{share!r}-s{seed}"
+                        own: dict[str, Any] = {"method": method, "oversight": share, "seed": seed, "world": str(given)}
+                        yield HackingRun(**shared, **own, base=base, out=out)
+                        if method in self.relearned and share == max(levels):
+                            later = out.with_name(out.name + report.LATER)
+                            yield HackingRun(**shared, **own, relearning=self.relearning, base=out, out=later)
+
+
+def check_world(name: str, world: HackingWorld, least: int) -> None:
+    """Try a world once, without its model.
+
+    Args:
+        name: of the world, for errors.
+        least: number of prompts that an update needs.
+
+    Raises:
+        ValueError: for what the world lacks, or does wrongly.
+    """
+    if not isinstance(getattr(world, "most_tokens", None), int) or world.most_tokens < 1:
+        raise ValueError(f"world {name} needs a number 'most_tokens', the length of the longest completion")
+    levels = world.levels
+    if not levels or not all(0 < share <= 1 for share in levels):
+        raise ValueError(f"world {name}: levels must be shares above 0 and at most 1, got {levels!r}")
+    for what, rows in (("prompts", world.prompts(levels[0], 0)), ("tests", world.tests(0))):
+        wrong = [row for row in rows if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str)]
+        if wrong or not rows:
+            got = f"got {shown([wrong[0]])}" if wrong else "got no rows"
+            raise ValueError(
+                f"world {name}: {what}() must return mappings with a text under 'prompt' (for a chat, what "
+                f"apply_chat_template(…, tokenize=False) of its tokenizer returns), {got}"
+            )
+        if what == "prompts" and len(rows) < least:
+            raise ValueError(
+                f"world {name}: prompts() returned {len(rows)} rows, and each update needs {least} (--batch-size "
+                "divided by --group): return more rows, also the same ones again, or use smaller batches"
+            )
+        outcome, said = world.outcome("", rows[0]), world.says("", rows[0])
+        if said not in (HACK, FINE, UNFLAGGED):
+            raise ValueError(f"world {name}: says() must return 'hack', 'fine' or 'unflagged', got {said!r}")
+        if not isinstance(outcome, str) or not isinstance(world.looks(rows[0], levels[0], 0.5), bool):
+            raise ValueError(f"world {name}: outcome() must return a text, and looks() True or False")
 
 
 def _reason(out: Path) -> str:

@@ -28,8 +28,8 @@ Row = Mapping[str, Any]
 class HackingWorld(ABC):
     """A task for a language model, and a grader that can be exploited.
 
-    A completion is a hack if the grader pays for it and it does not solve the task. So there is no hack that a model
-    could hide from the count.
+    A completion is a hack if the grader pays for it and it does not solve the task. So as long as :meth:`solved` is
+    right, there is no hack that a model could hide from the count.
 
     Subclass this for a task of your own. ``routed-rl hacking --worlds MODULE:CLASS`` finds it.
 
