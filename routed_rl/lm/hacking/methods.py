@@ -44,7 +44,7 @@ class Method:
 
 
 BOTH = (KEEP, FORGET)
-NEITHER = dict.fromkeys(BOTH, 0.0)
+NEITHER, QUARTER = dict.fromkeys(BOTH, 0.0), dict.fromkeys(BOTH, 0.25)
 LABELLED = Method(weights={HACK: {KEEP: 0.0}, FINE: {FORGET: 0.0}}, routed=True)
 PENALISED = replace(LABELLED, weights={FINE: {FORGET: 0.0}}, penalised=(KEEP,))
 DOUBTFUL = {KEEP: 0.25, FORGET: 2.0}
@@ -58,7 +58,7 @@ METHODS: Mapping[str, Method] = {
     "oracle": Method(knows_truth=True),
     "penalty": Method(penalised=BOTH),
     "penalty-scaled": Method(penalised=BOTH, scaled=True),
-    "penalty-weighted": Method(weights={UNLABELLED: dict.fromkeys(BOTH, 0.25)}, penalised=BOTH),
+    "penalty-weighted": Method(weights=dict.fromkeys((UNLABELLED, UNFLAGGED), QUARTER), penalised=BOTH),
     "screening": Method(weights={HACK: NEITHER}),
     "filtering": Method(weights={UNLABELLED: NEITHER}, penalised=BOTH),
     "inverted": Method(weights={HACK: dict.fromkeys(BOTH, -1.0)}),
