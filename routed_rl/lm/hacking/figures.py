@@ -36,7 +36,7 @@ STYLES = {
 }
 """Colour, line and marker of each method."""
 ORDER = list(STYLES)
-CURVES = ("plain", "oracle", "penalty", "monitor-penalty", "filtering", "routing-solo", "routing-predicted")
+CURVES = ("plain", "oracle", "penalty", "penalty-weighted", "monitor-penalty", "routing-solo", "routing-predicted")
 """Methods whose course of training is shown."""
 Key = tuple[str, str, float, int]
 """World, method, oversight and seed of a run."""
@@ -117,9 +117,13 @@ def draw_training(curves: Mapping[Key, Curve]) -> Figure:
 def draw_relearning(curves: Mapping[Key, Curve]) -> Figure:
     """Hacks of finished models that are trained on with the grader's reward alone."""
     worlds = list(dict.fromkeys(world for world, *_ in curves))
-    figure, plots = subplots(1, len(worlds), height=3.2, sharey=True, squeeze=False)
+    columns = min(len(worlds), 2)
+    rows = -(-len(worlds) // columns)
+    figure, plots = subplots(rows, columns, height=0.9 + 2.3 * rows, sharex=True, sharey=True, squeeze=False)
     seeds = []
-    for axes, world in zip(plots[0], worlds, strict=True):
+    for axes in plots.flat[len(worlds) :]:
+        axes.axis("off")
+    for axes, world in zip(plots.flat, worlds, strict=False):
         methods = [method for method in ORDER if any(key[:2] == (world, method) for key in curves)]
         for i, method in enumerate(methods):
             of = [curve for key, curve in curves.items() if key[:2] == (world, method)]
@@ -130,8 +134,10 @@ def draw_relearning(curves: Mapping[Key, Curve]) -> Figure:
             draw_means(axes, [point["step"] for point in of[0][:length]], values.T, bars=slice(i % 3, None, 3), **look)
             seeds.append(len(of))
         axes.set_title(world)
+    for axes in plots[-1]:
         axes.set_xlabel("update without an overseer")
-    plots[0][0].set_ylabel("hacks (share of answers)")
+    for axes in plots[:, 0]:
+        axes.set_ylabel("hacks (share of answers)")
     figure.suptitle(f"Further training with the grader's reward alone; {over_seeds(seeds)}")
     label_ends(figure, 20)
     return figure
