@@ -99,11 +99,15 @@ def test_the_command_is_the_object_and_an_interrupted_run_ends_as_an_uninterrupt
     last = 4 if moment == "in the middle" else 6
     assert (run / "trainer" / f"checkpoint-{last}" / "measured.json").exists()
     assert not (run / "evaluation.json").exists()
+    saved = (run / "trainer" / f"checkpoint-{last}" / "measured.json").read_text()
     starts = []
     monkeypatch.setattr(training.Training, "measure", lambda self, step: (starts.append(step), measure(self, step))[1])
     cli.main(["hacking", *line])
     assert starts == [*range(last + 1, 7)], "it went on from the checkpoint"
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    took = [pd.read_csv(tmp_path / name / "timings.csv").seconds.iloc[0] for name in ("whole", "broken")]
+    checkpoints = [0.0, json.loads(saved)["seconds"]]
+    assert all(before <= seconds for before, seconds in zip(checkpoints, took, strict=True))
 
 
 def test_a_study_grows(ran, tmp_path):

@@ -58,7 +58,7 @@ def do_run(command: HackingRun) -> None:
         if run.finished:
             return
         run.load_checkpoint()  # TRL has its own checkpoints; this opens the metrics
-        begin, before = perf_counter(), 0.0
+        begin, earlier = perf_counter(), 0.0
         world = REGISTRY.find(command.world, "--worlds").kind()
         result: dict[str, Any] = {}
         if command.method == BASE:
@@ -67,8 +67,8 @@ def do_run(command: HackingRun) -> None:
             assert command.base is not None
             model, tokenizer = load_model(command.base / MODEL, None), load_tokenizer(command.base / MODEL)
             training = (Relearning if command.relearning else Training)(command, world, model, tokenizer, run)
-            result, before = training.result(), training.seconds
-        run.timings.append({"seconds": before + perf_counter() - begin})
+            result, earlier = training.result(), training.earlier
+        run.timings.append({"seconds": earlier + perf_counter() - begin})
         run.finish(result)
         remove(run.path / TRAINER)
 
@@ -88,8 +88,8 @@ class Relearning:
         self.monitor = Monitor(self.adapters, tokenizer, command.at_once)
         self.labels = Labels(world, self.method, command.oversight, command.seed, self.prompts, self.monitor)
         self.curve: list[dict[str, float]] = []
-        self.seconds = 0.0
-        """seconds of earlier starts"""
+        self.earlier, self._begin = 0.0, perf_counter()
+        """seconds that earlier starts of the run took, and when this one began"""
         self.trainer = self._trainer()
 
     def result(self) -> dict[str, Any]:
@@ -212,12 +212,17 @@ class Training(Relearning):
             seen = torch.from_numpy(np.stack(self.monitor.seen))
             save_file({"seen": seen}, checkpoint / MEMORY, {"said": json.dumps(self.monitor.said)})
         right = [[None if np.isnan(of) else of for of in pair] for pair in self.labels.right]
-        kept = {"curve": self.curve, "said": self.monitor.said, "right": right, "seconds": self.seconds}
+        kept = {
+            "curve": self.curve,
+            "said": self.monitor.said,
+            "right": right,
+            "seconds": self.earlier + perf_counter() - self._begin,
+        }
         write_json(checkpoint / CURVE, kept)
 
     def _restore(self, checkpoint: Path) -> None:
         found = read_json(checkpoint / CURVE)
-        self.curve, self.seconds = found["curve"], found["seconds"]
+        self.curve, self.earlier = found["curve"], found["seconds"]
         for row in self.curve:
             self._log(row)
         self.labels.right = [
@@ -244,7 +249,7 @@ class _Measuring(TrainerCallback):
     """Measures the model in training, and adds to checkpoints what TRL's leave out."""
 
     def __init__(self, training: Relearning, advance: Callable[..., None]) -> None:
-        self._training, self._advance, self._begin = training, advance, perf_counter() - training.seconds
+        self._training, self._advance = training, advance
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._advance()
@@ -252,7 +257,6 @@ class _Measuring(TrainerCallback):
             self._training.measure(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._training.seconds = perf_counter() - self._begin
         self._training.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
