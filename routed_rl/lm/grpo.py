@@ -174,7 +174,8 @@ class RoutedGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
-        rollouts = self.state.global_step * self.args.gradient_accumulation_steps // self._rollout_steps()
+        batches = int(self.args.steps_per_generation or 1) * int(self.num_iterations)  # that learn from one rollout
+        rollouts = self.state.global_step * self.args.gradient_accumulation_steps // batches
         self._is_solo = math.floor((rollouts + 1) * self.solo) > math.floor(rollouts * self.solo)
         with forget_scaled(self.adapters, 0.0 if self._is_solo else 1.0):
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -233,10 +234,6 @@ class RoutedGRPOTrainer(GRPOTrainer):
                 return loss(keep, weights)
             of_forget = loss(forget, {KEEP: nothing, FORGET: weights[FORGET]})
             return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach()
-
-    def _rollout_steps(self) -> int:
-        """Steps without an update, each with a batch of its own, from one generation of completions to the next."""
-        return int(self.args.steps_per_generation or 1) * int(self.num_iterations)
 
 
 class _Excluding(TrainerCallback):

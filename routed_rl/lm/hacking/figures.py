@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from routed_rl.lm.hacking.methods import WITHOUT_OVERSEER
 from routed_rl.runs.charts import Chart
 from routed_rl.runs.figures import GREYS, PALETTE, draw_bars, draw_means, label_ends, over_seeds, styled, subplots
 from routed_rl.runs.tables import percent
@@ -41,8 +42,6 @@ CURVES = ("plain", "oracle", "penalty", "penalty-weighted", "monitor-penalty", "
 Key = tuple[str, str, float, int]
 """World, method, oversight and seed of a run."""
 Curve = Sequence[Mapping[str, float]]
-WITHOUT_OVERSEER = ("oracle", "inoculation")
-"""Methods whose runs do not depend on the overseer. They are trained once, at the highest oversight."""
 
 
 def at_oversight(rows: pd.DataFrame, share: float) -> pd.DataFrame:

@@ -80,3 +80,5 @@ METHODS: Mapping[str, Method] = {
 - ``filtering``: nothing learns from completions that nobody has seen.
 - ``routing…``: the two adapters learn different things. In all other methods they learn the same, and both stay.
 """
+WITHOUT_OVERSEER = tuple(name for name, method in METHODS.items() if method.knows_truth or method.inoculated)
+"""Methods whose runs do not depend on the overseer. They are trained once, at the highest oversight."""

@@ -57,7 +57,7 @@ TOLD = (10, 50, 200)
 
 
 def find(out: Path, failed: Mapping[Path, str]) -> Findings | None:
-    """Return the results of all finished runs, those of earlier starts included; None if there are none."""
+    """Return the results of all finished runs, also of earlier starts. None: no run is finished."""
     failed = dict(failed)
     timings, curves, later, results = [], {}, {}, {}
     for path in sorted((out / "runs").glob("*/*/*/evaluation.json")):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.lm.hacking import report
-from routed_rl.lm.hacking.figures import WITHOUT_OVERSEER
+from routed_rl.lm.hacking.methods import WITHOUT_OVERSEER
 from routed_rl.lm.hacking.registry import REGISTRY
 from routed_rl.lm.hacking.training import BASE, base_name, run_config
 from routed_rl.lm.hacking.worlds import FINE, HACK, UNFLAGGED, HackingWorld

@@ -88,8 +88,7 @@ class Relearning:
         self.monitor = Monitor(self.adapters, tokenizer, command.at_once)
         self.labels = Labels(world, self.method, command.oversight, command.seed, self.prompts, self.monitor)
         self.curve: list[dict[str, float]] = []
-        self.earlier, self._begin = 0.0, perf_counter()
-        """seconds that earlier starts of the run took, and when this one began"""
+        self.earlier, self._begin = 0.0, perf_counter()  # seconds of earlier starts of the run
         self.trainer = self._trainer()
 
     def result(self) -> dict[str, Any]:
