@@ -33,6 +33,7 @@ from routed_rl.lm import (
     save_tokenizer,
     stories_tokenizer,
 )
+from routed_rl.lm.hacking import HackingStudy
 from routed_rl.lm.stories import FORGET
 from routed_rl.options.undo import LmEval
 from routed_rl.own_modules import located
@@ -172,6 +173,7 @@ def numbers(path):
 
 CALLS = {
     "lm.EraStudy.run": lambda path: study(partial(EraStudy, seeds=0), path),
+    "lm.hacking.HackingStudy.run": lambda path: study(partial(HackingStudy, seeds=0), path),
     "lm.build_corpus": build,
     "lm.load_model": lambda path: load_model(saved(path)),
     "lm.load_tokenizer": lambda path: load_tokenizer(saved(path)),
