@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhe
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is: a hub that cannot be reached is asked for a minute
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every process that tests start would compile all modules again
 
+import torch
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
@@ -22,3 +24,9 @@ def pytest_collection():
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Let denormals be numbers: a study that runs in the tests' process makes them 0, as it would in its own."""
+    torch.set_flush_denormal(False)

@@ -18,10 +18,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from routed_rl.paths import expanded
+from routed_rl.rl.architecture import check_sde
 from routed_rl.rl.arguments import (
     check_choice,
     check_device,
@@ -32,7 +33,7 @@ from routed_rl.rl.arguments import (
     check_whole,
 )
 from routed_rl.rl.balance import LabelBalance
-from routed_rl.rl.environments import check_env, is_environment
+from routed_rl.rl.environments import check_env, is_environment, tensor_device
 from routed_rl.rl.labels import RoutedLabels
 from routed_rl.rl.logs import RoutedLogs
 from routed_rl.rl.losses import RoutedLosses
@@ -75,6 +76,9 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         replay_capacity: number of most recent labelled steps kept per label.
         solo: share of the environments in which one module acts alone, for methods that route; rounded down to the same
             number for each module. There the module is paid 1 for its own outcome and -1 for another, by label.
+        use_sde: state-dependent exploration, for continuous actions (Raffin et al. 2022, gSDE): the noise is a random
+            linear function of what the gate makes of the modules, new for every rollout.
+        sde_sample_freq: steps after which that function is drawn again; -1: once per rollout.
 
     The other arguments are those of Stable-Baselines3. The episode statistics of its ``Monitor`` and ``VecMonitor``
     are logged as there (``rollout/ep_rew_mean``). They show the environment's own rewards, which updates use
@@ -109,6 +113,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         "replay_batch",
         "replay_capacity",
         "solo",
+        "use_sde",
+        "sde_sample_freq",
         "policy_kwargs",
         "seed",
         "stats_window_size",
@@ -137,6 +143,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         replay_batch: int,
         replay_capacity: int,
         solo: float,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: StrPath | None = None,
@@ -148,6 +156,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
     ) -> None:
         check_unused(type(self).__name__, unknown, type(self), RoutedAlgorithm)
         check_choice((0, 1, 2), verbose=verbose)
+        check_choice((True, False), use_sde=use_sde)
+        check_type((dict, NoneType), "a dict or None", policy_kwargs=policy_kwargs)
         if is_environment(policy):
             raise ValueError(f"policy is the first argument and env the second, got {policy} as policy: swap them")
         if not (isinstance(policy, type) and issubclass(policy, RoutedActorCriticPolicy)):
@@ -159,8 +169,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
                 check_env("a Gymnasium environment, its id, or a VecEnv", env=env)
             env = maybe_make_env(env, verbose)  # type: ignore[arg-type]
             check_spaces(env.observation_space, env.action_space)  # type: ignore[union-attr]
+            check_sde({"use_sde": use_sde, **(policy_kwargs or {})}, env.action_space)  # type: ignore[union-attr]
         check_type((Overseer,), "an Overseer, as in Overseer({'ghost': -1, 'diamond': 1})", overseer=overseer)
-        check_type((dict, NoneType), "a dict or None", policy_kwargs=policy_kwargs)
         check_type((str, os.PathLike, NoneType), "a path or None", tensorboard_log=tensorboard_log)
         check_schedule(0, learning_rate=learning_rate, ent_coef=ent_coef)
         check_number(0, vf_coef=vf_coef, gate_coef=gate_coef)
@@ -173,6 +183,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         check_whole(0, 2**32 - 1, seed=0 if seed is None else seed)
         check_choice(("unlabelled", "hold"), unfinished=unfinished)
         check_choice((True, False), bootstrap=bootstrap)
+        check_whole(-1, sde_sample_freq=sde_sample_freq)
         check_device(device)
         self.overseer, self.gate_coef, self.unfinished = overseer, gate_coef, unfinished
         self.bootstrap, self.batch_size, self.n_epochs = bootstrap, batch_size, n_epochs
@@ -192,8 +203,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
-            use_sde=False,
-            sde_sample_freq=-1,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
             policy_kwargs={**(policy_kwargs or {}), **structure},
             stats_window_size=stats_window_size,
             tensorboard_log=None if tensorboard_log is None else str(expanded(tensorboard_log)),
@@ -205,7 +216,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
 
     def _setup_model(self) -> None:
         constructor_meta(self)  # raises what save() would raise
-        self._env_device(self.env)
+        tensor_device(self.env, self.device)
         super()._setup_model()
         self.policy.gamma = self.gamma
         self.entropy_schedule = FloatSchedule(self.ent_coef)
@@ -262,13 +273,15 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             raise ValueError(f"the policy is steered ({self.policy.steering}); call unsteer() before learning")
         self.policy.set_training_mode(False)
         self.buffer.start_rollout()
-        ends = RolloutEnds(n_rollout_steps, env.num_envs, self._env_device(env))
+        ends = RolloutEnds(n_rollout_steps, env.num_envs, tensor_device(env, self.device))
         # The seed of sampling depends on the update only. The global generator's state is restored afterwards.
         # Callbacks run in a fork of their own, so their random draws do not change the rollout.
         fork = partial(torch.random.fork_rng, devices=[] if self.device.type == "cpu" else [self.device])
         with fork():
             torch.manual_seed(self._rng("rollout"))
             for step in range(n_rollout_steps):
+                if self.use_sde and (step == 0 or (self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0)):
+                    self.policy.reset_noise(env.num_envs)
                 obs = self.policy.observations.pack(self._last_obs, self.device)
                 actions, log_probs = self._act(obs)
                 self.buffer.add(step, obs, actions, log_probs)
@@ -288,22 +301,6 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _env_device(self, env: VecEnv | None) -> torch.device | None:
-        """Return the device of a tensor environment, which must be the learner's; None for a numpy environment."""
-        if not getattr(env, "speaks_tensors", False):
-            return None
-        if isinstance(env, VecEnvWrapper):
-            raise ValueError(f"an environment of tensors cannot have a wrapper, got {type(env).__name__}: leave it out")
-        if np.any(getattr(self.action_space, "start", 0)):
-            raise ValueError(f"an environment of tensors must number its actions from 0, got {self.action_space}")
-        device: torch.device = env.device  # type: ignore[union-attr]
-        if device.type != self.device.type:
-            raise ValueError(
-                f"environment and learner must be on one device: the environment's tensors are on {device}, "
-                f"the learner is on {self.device}"
-            )
-        return device
 
     def _new_players(self) -> Tensor:
         """Return who acts in each environment ``(E,)``: a module alone, or the gate (``M``)."""

@@ -1,4 +1,4 @@
-"""The arguments of Stable-Baselines3's policies: what they mean for a routed policy, and which it refuses."""
+"""The arguments of Stable-Baselines3's policies: what they mean for a routed policy."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from gymnasium import spaces
 from torch import nn
 
 from routed_rl.rl.networks import ACTIVATIONS
 
-UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "use_sde": (False, "state-dependent exploration cannot be routed"),
-    "full_std": (True, "it belongs to state-dependent exploration"),
-    "use_expln": (False, "it belongs to state-dependent exploration"),
-    "squash_output": (False, "it belongs to state-dependent exploration, use_sde=True"),
-}
-"""Argument of Stable-Baselines3's policy that ours refuses → the only value that it may have, and advice."""
+SDE_OPTIONS: dict[str, bool] = {"full_std": True, "use_expln": False, "squash_output": False}
+"""Argument of state-dependent exploration → its default, the only value that it may have without ``use_sde=True``."""
+
+
+def check_sde(given: Mapping[str, Any], action_space: spaces.Space[Any]) -> None:
+    """Raise a ValueError unless the arguments ``given`` of state-dependent exploration fit the actions and each other.
+
+    Args:
+        given: arguments of a policy, of which ``use_sde`` and :data:`SDE_OPTIONS` count.
+        action_space: the actions.
+    """
+    if given.get("use_sde"):
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"use_sde=True needs a Box action space, got {action_space}")
+        return
+    for name, default in SDE_OPTIONS.items():
+        if given.get(name, default) != default:
+            raise ValueError(f"{name}={given[name]!r} needs use_sde=True")
 
 
 def layer_sizes(net_arch: Any, given: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

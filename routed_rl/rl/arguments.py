@@ -12,8 +12,6 @@ import torch
 from routed_rl.wording import did_you_mean
 
 UNUSED: dict[str, Any] = {
-    "use_sde": False,
-    "sde_sample_freq": -1,
     "rollout_buffer_class": None,
     "rollout_buffer_kwargs": None,
 }

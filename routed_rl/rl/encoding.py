@@ -86,10 +86,7 @@ def _advice(value: Any) -> str:
     if isinstance(value, type):
         return f"{here}.CLASSES[{value.__name__!r}] = {value.__name__}"
     if inspect.isroutine(value):
-        return (
-            "a function is code; use a number, a LinearSchedule of Stable-Baselines3, or an object of a class of your "
-            f"own; {here}.SCHEDULES['Mine'] = Mine"
-        )
+        return f"a function is code; use an object of a class of your own, and {here}.SCHEDULES['Mine'] = Mine"
     if callable(value):
         return f"{here}.SCHEDULES[{type(value).__name__!r}] = {type(value).__name__}"
     return "use numbers, strings, None, lists and dicts of these, registered classes and schedules"

@@ -11,8 +11,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from routed_rl.rl.env_state import frozen_statistics, layers
 
@@ -42,6 +43,28 @@ def vectorised(env: gym.Env[Any, Any] | VecEnv, name: str = "env") -> VecEnv:
     """Return a ``VecEnv``, ``env`` itself or one with this single environment; raise a ValueError for anything else."""
     check_env(**{name: env})
     return env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+
+
+def tensor_device(env: VecEnv | None, learner: torch.device) -> torch.device | None:
+    """Return the device of a tensor environment, which must be the learner's; None for a numpy environment.
+
+    Raises:
+        ValueError: if a tensor environment has a wrapper, is on another device, or does not number its actions from 0.
+    """
+    if not getattr(env, "speaks_tensors", False):
+        return None
+    assert env is not None
+    if isinstance(env, VecEnvWrapper):
+        raise ValueError(f"an environment of tensors cannot have a wrapper, got {type(env).__name__}: leave it out")
+    if np.any(getattr(env.action_space, "start", 0)):
+        raise ValueError(f"an environment of tensors must number its actions from 0, got {env.action_space}")
+    device: torch.device = env.device  # type: ignore[attr-defined]
+    if device.type != learner.type:
+        raise ValueError(
+            f"environment and learner must be on one device: the environment's tensors are on {device}, "
+            f"the learner is on {learner}"
+        )
+    return device
 
 
 def check_finite(observations: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -165,6 +166,7 @@ def _play(
     overseen: list[np.ndarray] = []
     policy.set_training_mode(False)
     with (
+        ExitStack() as noise,
         explained(env),
         frozen_statistics(env),
         torch.no_grad(),
@@ -172,13 +174,15 @@ def _play(
     ):
         obs = env.reset()
         torch.manual_seed(seed)
+        noise.enter_context(policy.own_noise(env.num_envs))
         while len(rows) < least or left.any():
             if (age[left > 0] >= STEP_LIMIT).any():
                 raise ValueError(f"an episode did not end within {STEP_LIMIT} steps; give the environment a step limit")
             distribution = policy.get_distribution(policy.obs_to_tensor(obs)[0])
-            actions = policy.legal(distribution.get_actions(deterministic=deterministic))
-            entropies.append(distribution.entropy())  # type: ignore[arg-type]
-            obs, reward, done, infos = env.step(actions)
+            sampled = distribution.get_actions(deterministic=deterministic)
+            entropy = distribution.entropy()
+            entropies.append(-distribution.log_prob(sampled) if entropy is None else entropy)
+            obs, reward, done, infos = env.step(policy.legal(sampled))
             rows.append((reward.astype(np.float64), done, age, left > 0))
             ends = episode_ends(infos, done, outcomes)
             counted = left[ends.rows] > 0

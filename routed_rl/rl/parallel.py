@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from routed_rl.rl.algorithm import RoutedAlgorithm
+from routed_rl.rl.environments import tensor_device
 from routed_rl.rl.members import check_members
 from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.policies import RoutedActorCriticPolicy
@@ -178,7 +179,7 @@ class ParallelLearner:
         for model in self.models:
             model.policy.set_training_mode(False)
         self.buffer.start_rollout()
-        device = first._env_device(self.envs[0])
+        device = tensor_device(self.envs[0], first.device)
         ends = [RolloutEnds(first.n_steps, env.num_envs, device) for env in self.envs]
         generators = [torch.Generator(model.device).manual_seed(model._rng("rollout")) for model in self.models]
         for step in range(first.n_steps):

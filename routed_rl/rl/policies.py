@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.distributions import Categorical
 from torch.optim import Adam
 
 from routed_rl.paths import expanded
-from routed_rl.rl.architecture import UNSUPPORTED, activation_name, layer_sizes
+from routed_rl.rl.architecture import activation_name, check_sde, layer_sizes
 from routed_rl.rl.arguments import check_known
 from routed_rl.rl.encoding import CLASSES, decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
@@ -57,8 +59,7 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
             and nothing that modules or gate learn can leak into it.
         share_features_extractor: whether the value network reads the encoder of modules and gate, or one of its own.
 
-    Other keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``, except those in
-    :data:`routed_rl.rl.architecture.UNSUPPORTED`.
+    Other keyword arguments are those of Stable-Baselines3's ``ActorCriticPolicy``.
 
     Raises:
         ValueError: for an option out of range, or observations that the policy's encoder cannot read.
@@ -109,12 +110,10 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
                 raise ValueError(f"{name} must be a list of positive layer sizes, got {sizes!r}")
         if not hidden and len(modules) > 1:
             raise ValueError(f"hidden={hidden!r} leaves nothing to route: {len(modules)} modules need at least a layer")
-        for name, (only, advice) in UNSUPPORTED.items():
-            if kwargs.pop(name, only) is not only:
-                raise ValueError(f"the policy has no {name}, got {self._arguments[name]!r}: {advice}")
         check_known("the policy (policy_kwargs)", kwargs, ActorCriticPolicy, RoutedActorCriticPolicy, type(self))
         if "log_std_init" in kwargs and not isinstance(action_space, spaces.Box):
             raise ValueError(f"log_std_init={kwargs['log_std_init']!r} needs a Box action space, got {action_space}")
+        check_sde(kwargs, action_space)
         if not isinstance(observation_space, self.takes):
             raise ValueError(
                 f"policy {type(self).__name__} cannot read a {type(observation_space).__name__} of observations: "
@@ -217,6 +216,8 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
     def legal(self, actions: Tensor) -> np.ndarray:
         """Return sampled actions ``(B, …)`` as numpy, in the bounds and the shape that the environment takes."""
         array: np.ndarray = actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        if self.squash_output:
+            return self.unscale_action(array)
         if isinstance(self.action_space, spaces.Box):
             return np.clip(array, self.action_space.low, self.action_space.high)
         return self._numbered(array)
@@ -244,7 +245,21 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         latent, gate_logits = self.mlp_extractor.forward_routed(features, routes, players)
         distribution = self._get_action_dist_from_latent(latent)
         values = self.value_net(self.mlp_extractor.forward_critic(value_features)).flatten()
-        return values, distribution.log_prob(actions), distribution.entropy(), gate_logits
+        log_probs, entropies = distribution.log_prob(actions), distribution.entropy()
+        # Squashed actions have no entropy in closed form; as in Stable-Baselines3, that of their samples is estimated.
+        return values, log_probs, -log_probs if entropies is None else entropies, gate_logits
+
+    @contextmanager
+    def own_noise(self, n_envs: int) -> Iterator[None]:
+        """Within the block, state-dependent exploration has noise of its own; afterwards it goes on with the old."""
+        kept = self.action_dist
+        if self.use_sde:
+            self.action_dist = copy(kept)
+            self.reset_noise(n_envs)
+        try:
+            yield
+        finally:
+            self.action_dist = kept
 
     def _features(self, obs: PyTorchObs, encoder: BaseFeaturesExtractor | None = None) -> Tensor:
         """Return the features ``(B, F)`` that an encoder computes, by default the one of modules and gate."""

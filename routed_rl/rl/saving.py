@@ -9,15 +9,16 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import NoneType
-from typing import Any, Self, TypeVar
+from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
+from typing import Any, BinaryIO, Self, TypeVar
 
 import gymnasium as gym
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
-from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
+from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,9 +31,12 @@ from routed_rl.rl.environments import check_env
 from routed_rl.rl.overseer import Overseer
 from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from routed_rl.runs.files import StrPath
+from routed_rl.runs.packed import is_open_file, read_packed, write_packed
 
 Model = TypeVar("Model", bound="Saveable")
 
+FUNCTION = "function"
+"""Key in a saved argument that was a function."""
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 
@@ -43,12 +47,20 @@ def constructor_meta(model: Saveable) -> dict[str, Any]:
     return {
         "algorithm": type(model).__name__,
         "policy": encode("policy", model.policy_class),
-        "arguments": {name: encode(name, value) for name, value in arguments.items()},
+        "arguments": {name: _encode_argument(name, value) for name, value in arguments.items()},
         "overseer": model.overseer.to_dict(),
         "observation_space": encode_space(model.observation_space),
         "action_space": encode_space(model.action_space),
         "n_envs": model.n_envs,
     }
+
+
+def _encode_argument(name: str, value: Any) -> Any:
+    """Return a constructor argument as JSON; a function, which is code, leaves its name, and load() asks for it."""
+    function = value.value_schedule if isinstance(value, FloatSchedule) else value
+    if isinstance(function, (FunctionType, MethodType, BuiltinFunctionType, partial)):
+        return {FUNCTION: getattr(function, "__qualname__", repr(function))}
+    return encode(name, value)
 
 
 def model_meta(model: Saveable) -> dict[str, Any]:
@@ -74,12 +86,19 @@ def build(
         raise CheckpointError(f"{path} holds {meta.get('algorithm', 'no model')!r}, not a {cls.__name__}")
     overseer = _overseer(checkpoint, path)
     try:
-        policy, arguments = decode(meta["policy"]), decode(meta["arguments"])
+        policy, saved = decode(meta["policy"]), {k: v for k, v in meta["arguments"].items() if k not in overrides}
+        functions = {k: v[FUNCTION] for k, v in saved.items() if isinstance(v, dict) and FUNCTION in v}
+        arguments = decode({k: v for k, v in saved.items() if k not in functions})
         observation_space, action_space = decode_space(meta["observation_space"]), decode_space(meta["action_space"])
         n_envs, counters, steering = int(meta["n_envs"]), {k: meta["counters"][k] for k in COUNTERS}, meta["steering"]
         unknown = arguments.keys() - set(cls.saved_arguments)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}") from error
+    for name, function in functions.items():
+        raise CheckpointError(
+            f"{path} was saved with the function {function!r} as {name}, and functions are not saved: give it again, "
+            f"as in {cls.__name__}.load(…, {name}={function if function.isidentifier() else '…'})"
+        )
     if unknown:
         raise CheckpointError(f"{path} has the argument {min(unknown)!r}, which {cls.__name__} does not have")
     model = cls(policy, None, overseer, device=device, _init_setup_model=False, **{**arguments, **overrides})
@@ -93,7 +112,8 @@ def build(
     for name, count in counters.items():
         setattr(model, name, count)
     # Steps that wait for their label need the same buffer, and the same module that acted.
-    same = (model.n_envs, model.n_steps, model.solo) == (n_envs, arguments.get("n_steps"), arguments.get("solo", 0.0))
+    steps, solo = meta["arguments"].get("n_steps"), meta["arguments"].get("solo", 0.0)
+    same = (model.n_envs, model.n_steps, model.solo) == (n_envs, steps, solo)
     restore_tensors(model, checkpoint.tensors, path, rollout=same)
     model.policy.set_steering(steering)
     if env is not None and not force_reset:
@@ -213,18 +233,21 @@ class Saveable(OnPolicyAlgorithm):
     :class:`~routed_rl.rl.RoutedAlgorithm` inherits them and sets every attribute that they read.
     """
 
-    def save(self, path: StrPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+    def save(
+        self, path: StrPath | BinaryIO, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
         """Write a checkpoint directory (safetensors and JSON) with everything that continued training needs.
 
-        The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped.
+        The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. Of an argument that is a function,
+        such as ``learning_rate=lambda left: 1e-3 * left``, only the name is saved: give it to :meth:`load` again.
 
         Args:
-            path: the checkpoint's directory.
+            path: the checkpoint's directory, or a file that is open for bytes, which gets a zip archive of these files.
             exclude: constructor arguments that are not written; :meth:`load` gives them their defaults.
             include: names in ``exclude`` that are written all the same.
 
         Raises:
-            ValueError: if ``exclude`` or ``include`` names anything else.
+            ValueError: if ``exclude`` or ``include`` names anything else, or the file is not open for bytes.
         """
         given = {"exclude": set(exclude or ()), "include": set(include or ())}
         for argument, names in given.items():
@@ -236,6 +259,9 @@ class Saveable(OnPolicyAlgorithm):
         meta = model_meta(self)
         for name in given["exclude"] - given["include"]:
             del meta["arguments"][name]
+        if is_open_file(path):
+            write_packed(path, model_tensors(self), meta)
+            return
         _directory(path).parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(_directory(path), model_tensors(self), meta)
 
@@ -276,7 +302,7 @@ class Saveable(OnPolicyAlgorithm):
     @classmethod
     def load(
         cls,
-        path: StrPath,
+        path: StrPath | BinaryIO,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         custom_objects: Mapping[str, Any] | None = None,
@@ -287,7 +313,7 @@ class Saveable(OnPolicyAlgorithm):
         """Return the model that a checkpoint describes.
 
         Args:
-            path: the checkpoint's directory.
+            path: the checkpoint's directory, or an open file that :meth:`save` wrote.
             env: the environment for further training; None is enough for prediction.
             device: where the model's tensors are put.
             custom_objects: values that replace saved constructor arguments of the same name; other names are ignored,
@@ -300,7 +326,8 @@ class Saveable(OnPolicyAlgorithm):
                 ``replay_capacity`` cannot be replaced, because it sets the shape of the saved replay.
 
         Raises:
-            CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture.
+            CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture; or if it
+                was saved with a function that is not given again.
             ValueError: for an argument of a wrong type, or if the environment's spaces are not those of the model. With
                 ``force_reset=False`` also if the state of the environment or of a wrapper is unknown (see
                 ``routed_rl.rl.env_state``), and for another number of environments or other wrappers than those that
@@ -314,12 +341,12 @@ class Saveable(OnPolicyAlgorithm):
         check_type((Mapping, NoneType), "a dict or None", custom_objects=custom_objects)
         if print_system_info:
             get_system_info()
-        checkpoint = read_checkpoint(_directory(path))
+        checkpoint = read_packed(path) if is_open_file(path) else read_checkpoint(_directory(path))
         known = {name: value for name, value in (custom_objects or {}).items() if name in cls.saved_arguments}
-        return build(cls, checkpoint, os.fspath(path), env, device, force_reset, known | kwargs)
+        return build(cls, checkpoint, str(path), env, device, force_reset, known | kwargs)
 
 
-def _directory(path: StrPath) -> Path:
-    check_type((str, os.PathLike), "the path of a directory", path=path)
+def _directory(path: Any) -> Path:
+    check_type((str, os.PathLike), "the path of a directory, or an open file", path=path)
     path = expanded(path)
     return path.with_suffix("") if path.suffix == ".zip" else path

@@ -15,14 +15,15 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 
 from routed_rl.errors import UserError
 from routed_rl.paths import expanded
@@ -107,13 +108,21 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
     while True:
         directory = _open(path)
         try:
-            return _read(directory)
+            return from_files(os.listdir(directory), partial(_regular_bytes, directory))
         except (ValueError, OSError) as error:
             if not _replaced(path, directory):
                 why = f"{error.filename!r}: {error.strerror}" if isinstance(error, OSError) else error
                 raise CheckpointError(f"checkpoint {str(path)!r} cannot be used: {why}") from None
         finally:
             os.close(directory)
+
+
+def to_files(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> dict[str, bytes]:
+    """Return the files of the checkpoint that :func:`write_checkpoint` would write, by name; raises as it does."""
+    files = {META: json_bytes(meta, "meta"), TENSORS: save(_dense(tensors))}
+    listed: dict[str, JSON] = {name: _found(data) for name, data in files.items()}
+    manifest: dict[str, JSON] = {"format": FORMAT, "version": VERSION, "files": listed}
+    return files | {MANIFEST: json_bytes(manifest, MANIFEST)}
 
 
 def sweep(directory: Path) -> None:
@@ -202,18 +211,25 @@ def _replaced(path: Path, directory: int) -> bool:
         os.close(current)
 
 
-def _read(directory: int) -> Checkpoint:
-    names = set(os.listdir(directory))
-    if MANIFEST not in names:
+def from_files(names: Iterable[str], read: Callable[[str], bytes]) -> Checkpoint:
+    """Return the checkpoint made of the files with these names; raise a ValueError if they are none.
+
+    Args:
+        names: all names in the directory or archive.
+        read: name → content.
+    """
+    if MANIFEST not in (names := set(names)):
         raise ValueError(f"it has no {MANIFEST}, so it is incomplete or not a checkpoint")
-    files = _listed_files(parse_json(_regular_bytes(directory, MANIFEST), MANIFEST))
+    files = _listed_files(parse_json(read(MANIFEST), MANIFEST))
     if strangers := names - {MANIFEST, *files}:
         raise ValueError(f"it contains {min(strangers)!r}, which is not a file of a checkpoint")
-    meta = parse_json(_listed_bytes(directory, META, files[META]), META)
+    if missing := files.keys() - names:
+        raise ValueError(f"it has no {min(missing)}")
+    meta = parse_json(_unchanged(META, read(META), files[META]), META)
     if not isinstance(meta, dict):
         raise ValueError(f"{META} is not a JSON object")
     try:
-        return Checkpoint(load(_listed_bytes(directory, TENSORS, files[TENSORS])), meta)
+        return Checkpoint(load(_unchanged(TENSORS, read(TENSORS), files[TENSORS])), meta)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
         raise ValueError(f"{TENSORS} is not a safetensors file: {error}") from None
 
@@ -232,9 +248,12 @@ def _listed_files(manifest: Any) -> dict[str, Any]:
     return files
 
 
-def _listed_bytes(directory: int, name: str, listed: Any) -> bytes:
-    data = _regular_bytes(directory, name)
-    found = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+def _found(data: bytes) -> dict[str, JSON]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def _unchanged(name: str, data: bytes, listed: Any) -> bytes:
+    found = _found(data)
     if not isinstance(listed, dict) or set(listed) != set(found):
         raise ValueError(f"{MANIFEST} is malformed")
     for kind, value in sorted(found.items(), reverse=True):

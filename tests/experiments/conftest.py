@@ -1,19 +1,12 @@
-"""Commands set up their process; here they run in the tests' own, which must come out as it was."""
+"""Studies of small models, made in the tests' own process."""
 
 import pytest
-import torch
 
 from routed_rl.experiments.oversight.oversight import PublishedStudy
 from routed_rl.lm import EraStudy
 from routed_rl.runs import studies
 from routed_rl.unlearning import UndoStudy
 from tests.experiments.small_undo import STUDY, run, small_models
-
-
-@pytest.fixture(autouse=True)
-def subnormal_numbers_come_back():
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import contextlib
 
 import pandas as pd
 import pytest
-import torch
 
 from routed_rl.experiments import cli
 from tests.experiments.killed_undo import OPTIONS, make_small
@@ -16,7 +15,6 @@ def small_models(tmp_path_factory):
     """Let models be small and made in this process; gives the folder of corpora, and what has been run."""
     with pytest.MonkeyPatch.context() as patch:
         yield tmp_path_factory.mktemp("corpora"), make_small(patch)
-    torch.set_flush_denormal(False)
 
 
 def run(small, *options):

@@ -34,7 +34,6 @@ NAMES = ["full", "retrained", "npo", "npo + UNDO α 0.6", "graddiff", "graddiff 
 def small():
     with pytest.MonkeyPatch.context() as patch:
         yield small_arenas.make_small(patch)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 import routed_rl.routing.table
@@ -132,7 +131,6 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
         few += ", attack=Attack(documents=(2,), steps=2), repair=Repair(documents=8, selection=8, steps=2, chosen=8)"
         code = "from routed_rl.options.era import Attack, Repair\n" + code.replace("seeds=1", f"{few}, seeds=1")
     found = run(code)
-    torch.set_flush_denormal(False)
     assert len(found["results"]) == (4 if "UndoStudy" in code else 3) and found["results"].retain.notna().all()
     assert [path.suffix for path in tmp_path.iterdir()].count(".png") == 1
 

@@ -42,7 +42,6 @@ def small(tmp_path_factory):
     """Small models, run in this process; the folder of corpora, and what has been run."""
     with pytest.MonkeyPatch.context() as patch:
         yield tmp_path_factory.mktemp("corpora"), make_small(patch)
-    torch.set_flush_denormal(False)
 
 
 def run(small, *options):

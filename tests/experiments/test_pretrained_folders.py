@@ -4,7 +4,6 @@ from dataclasses import fields
 
 import pandas as pd
 import pytest
-import torch
 
 from routed_rl.experiments import cli
 from routed_rl.lm import save_model, stories_tokenizer
@@ -42,7 +41,6 @@ def folders(tmp_path, monkeypatch):
     save_adapter(tmp_path / "adapter", tmp_path / "base", target_modules=["q_proj"])
     save_pickled(tmp_path / "pickled")
     yield tmp_path
-    torch.set_flush_denormal(False)
 
 
 def command(name, *options):

@@ -47,7 +47,6 @@ def undo(tmp_path, monkeypatch):
     }
     shell = [*killed_undo.OPTIONS, "--settings", "maxent.steps=2", "--alphas", "0.2", "0.5"]
     yield options, [*shell, "--corpora", str(tmp_path / "corpora"), "--out", str(tmp_path / "study")], ran
-    torch.set_flush_denormal(False)
 
 
 def contents(out):
@@ -99,7 +98,6 @@ def test_an_era_study_from_python_is_the_commands(tmp_path, monkeypatch):
     cli.main(["era", *map(str, shell), "--out", str(tmp_path / "study")])
     assert len(ran) == count and contents(tmp_path / "study") == before
     assert all(isinstance(study.figure(name), Figure) for name in EraStudy.FIGURES)
-    torch.set_flush_denormal(False)
 
 
 def test_own_models_and_texts_are_saved_under_the_hash_of_what_is_in_them(tmp_path):

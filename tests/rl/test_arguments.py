@@ -3,6 +3,8 @@
 import inspect
 import io
 import itertools
+import zipfile
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -44,6 +46,11 @@ def plain(request):
     return request.param, fingerprint(trained(request.param))
 
 
+def learned(model):
+    """The bytes of everything but the environment's state."""
+    return {name: data for name, data in fingerprint(model).items() if not name.startswith(("env.", "last_obs"))}
+
+
 def names(callable_):
     return set(inspect.signature(callable_).parameters) - {"self"}
 
@@ -74,11 +81,10 @@ USED = {
     "seed": [1],
 }
 PPO_ONLY = {"clip_range": 0.2, "clip_range_vf": 0.2, "normalize_advantage": True, "target_kl": 0.1}
-# These change no weights; the other tests of this file, and of test_wrappers.py, show that they are used.
+# These change no weights; the other tests of this file, of test_wrappers.py and test_sde.py show that they are used.
 ELSEWHERE = {"policy", "env", "overseer", "device", "verbose", "stats_window_size", "tensorboard_log"}
+ELSEWHERE |= {"use_sde", "sde_sample_freq"}
 REFUSED = {
-    "use_sde": True,
-    "sde_sample_freq": 4,
     "rollout_buffer_class": FlattenExtractor,
     "rollout_buffer_kwargs": {"a": 1},
     "made_up": 1,
@@ -116,7 +122,7 @@ def test_an_argument_that_is_not_used_is_refused():
     others = [(RoutedREINFORCE, {name: value}) for name, value in PPO_ONLY.items()]
     for kind, options in [*cases, *others]:
         refused(lambda kind=kind, options=options: make(kind, **options), *options, kind.__name__)
-    make(use_sde=False, sde_sample_freq=-1, rollout_buffer_class=None, rollout_buffer_kwargs=None)
+    make(rollout_buffer_class=None, rollout_buffer_kwargs=None)
 
 
 def test_a_misspelt_argument_is_named_with_the_nearest():
@@ -128,9 +134,9 @@ def test_a_misspelt_argument_is_named_with_the_nearest():
 
 NUMBERS = ("x", None, float("nan"), -1, [1], True)
 WRONG = {
-    "learning_rate": (*NUMBERS, float("inf"), lambda left: left, lambda left: "x", LinearSchedule(1.0, -1.0, 1.0)),
-    "ent_coef": (*NUMBERS, lambda left: left),
-    "clip_range": (*NUMBERS, lambda left: left),
+    "learning_rate": (*NUMBERS, float("inf"), lambda left: -left, lambda left: "x", LinearSchedule(1.0, -1.0, 1.0)),
+    "ent_coef": (*NUMBERS, lambda left: left - 1),
+    "clip_range": (*NUMBERS, lambda left: left - 1),
     "clip_range_vf": ("x", float("nan"), -1, [1], True, 0),
     "target_kl": ("x", float("nan"), -1, LINEAR),
     "normalize_advantage": (None, 1),
@@ -167,7 +173,6 @@ class Unregistered(RoutedActorCriticPolicy):
 
 def test_what_cannot_be_saved_is_refused_before_training():
     refused(lambda: make(policy=Unregistered), "policy", "routed_rl.rl.encoding.CLASSES['Unregistered'] = Unregistered")
-    refused(lambda: make(learning_rate=lambda left: 1e-3 * left), "learning_rate", "LinearSchedule", "SCHEDULES[")
     for name, value in {"optimizer_class": torch.optim.LBFGS, "features_extractor_class": type("A", (), {})}.items():
         message = f"CLASSES[{value.__name__!r}] = {value.__name__}"
         refused(lambda name=name, value=value: make(policy_kwargs={name: value}), f"policy_kwargs.{name}", message)
@@ -198,6 +203,58 @@ def test_a_schedule_that_loading_could_not_build_again_is_refused(monkeypatch):
         refused(lambda kind=kind: make(ent_coef=kind(0.1)), "ent_coef", f"its attributes, which are {attribute}")
 
 
+def decaying(left):
+    return 0.3 * left
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "ent_coef", "clip_range", "clip_range_vf"])
+@pytest.mark.parametrize("function", [decaying, lambda left: 0.3 * left, partial(pow, 0.3)])
+def test_of_a_function_as_a_schedule_loading_asks_for_it_again(name, function, tmp_path):
+    model = make(**{name: function})
+    model.learn(128)
+    model.save(tmp_path / "model")
+    asked = refused(lambda: RoutedPPO.load(tmp_path / "model"), f"as {name}", f"load(…, {name}=")
+    assert (f"{name}=decaying)" in asked) == (function is decaying)
+    for again in ({name: function}, {"custom_objects": {name: function}}):
+        loaded = RoutedPPO.load(tmp_path / "model", device="cpu", **again)
+        assert getattr(loaded, name)(0.5) == function(0.5)
+        assert learned(loaded) == learned(model)
+    model.save(tmp_path / "without", exclude=[name])
+    RoutedPPO.load(tmp_path / "without", device="cpu")
+
+
+def test_an_open_file_holds_the_checkpoint_of_the_directory(tmp_path):
+    model = trained()
+    model.save(tmp_path / "model")
+    for number in range(2):
+        with (tmp_path / f"packed{number}").open("wb") as file:
+            model.save(file)
+            assert not file.closed
+    packed = (tmp_path / "packed0").read_bytes()
+    assert packed == (tmp_path / "packed1").read_bytes()
+    with zipfile.ZipFile(tmp_path / "packed0") as archive:
+        assert archive.testzip() is None
+        archive.extractall(tmp_path / "unpacked")
+    loaded = [RoutedPPO.load(io.BytesIO(packed), device="cpu"), RoutedPPO.load(tmp_path / "unpacked", device="cpu")]
+    assert all(learned(each) == learned(model) for each in loaded)
+    for place in range(0, len(packed), len(packed) // 97):
+        with pytest.raises(CheckpointError, match="cannot be used"):
+            RoutedPPO.load(io.BytesIO(packed[:place]), device="cpu")
+    for kept, other in (("meta.json", b"{}"), ("meta.json", None), ("evil", b"")):
+        edited = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(packed)) as source, zipfile.ZipFile(edited, "w") as target:
+            files = {each: source.read(each) for each in source.namelist()} | {kept: other}
+            for each, data in files.items():
+                if data is not None:
+                    target.writestr(each, data)
+        refused(lambda edited=edited: RoutedPPO.load(edited), "BytesIO", "cannot be used")
+    for wrong in (io.StringIO(), (tmp_path / "text").open("w"), (tmp_path / "packed0").open()):
+        refused(lambda wrong=wrong: model.save(wrong), "open for bytes")
+        refused(lambda wrong=wrong: RoutedPPO.load(wrong), "open for bytes")
+        wrong.close()
+        refused(lambda wrong=wrong: model.save(wrong), "open for bytes")
+
+
 def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
     env, overseer = DiamondGhostVecEnv(8), Overseer(VALUES)
     refused(lambda: RoutedPPO("MlpPolicy", env, VALUES), "overseer must be an Overseer, as in Overseer({", "'ghost'")
@@ -215,7 +272,7 @@ def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
     swapped = "path is the first argument of load() and env the second"
     refused(lambda: RoutedPPO.load(env, tmp_path / "model"), swapped, "DiamondGhostVecEnv", "swap them")
     refused(lambda: RoutedPPO.load(tmp_path / "model", learning_rat=1), "learning_rat", "did you mean 'learning_rate'?")
-    refused(lambda: model.save(io.BytesIO()), "path must be the path of a directory", "BytesIO")
+    refused(lambda: model.save(3), "path must be the path of a directory", "3")
     refused(lambda: RoutedPPO.load(tmp_path / "model", custom_objects=["gamma"]), "custom_objects", "['gamma']")
     assert RoutedPPO.load(tmp_path / "model", custom_objects={"gamma": 0.5}, device="cpu").gamma == 0.5
 

@@ -78,8 +78,7 @@ def test_every_policy_argument_is_used_or_refused():
     for name, values in POLICY_REFUSED.items():
         for value in values:
             refused(lambda name=name, value=value: policy(**{name: value}), name)
-            if name != "use_sde":
-                refused(lambda name=name, value=value: small_model(policy_kwargs={name: value}), name)
+            refused(lambda name=name, value=value: small_model(policy_kwargs={name: value}), name)
     wide = policy(actions=gym.spaces.Box(-1, 1, (2,)), log_std_init=-1.0)
     assert wide.log_std.tolist() == [-1.0, -1.0]
     assert policy(features_extractor_class=MlpEncoder, features_extractor_kwargs={"sizes": (7,)}).features_dim == 7

@@ -165,7 +165,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda p: (p.rename(p.with_name("x")), p.write_text("")), "Not a directory"),
     "gone": (lambda p: p.rename(p.with_name("x")), "there is no checkpoint"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "no manifest.json"),
-    "no tensors": (lambda p: (p / "tensors.safetensors").unlink(), "No such file"),
+    "no tensors": (lambda p: (p / "tensors.safetensors").unlink(), "it has no tensors.safetensors"),
     "truncated": (lambda p: os.truncate(p / "tensors.safetensors", 60), "has the size 60 instead of 76"),
     "edited tensors": (flip, "has the sha256"),
     "edited meta": (lambda p: (p / "meta.json").write_text('{\n  "n": 2\n}\n'), "has the sha256"),
