@@ -43,6 +43,7 @@ from routed_rl.rl.oversight_env import episode_ends
 from routed_rl.rl.paper_policy import PaperPolicy
 from routed_rl.rl.policies import RoutedActorCriticPolicy, RoutedCnnPolicy, RoutedMultiInputPolicy
 from routed_rl.rl.rollout import Batch, EpisodeBuffer, LabelReplay, RolloutEnds
+from routed_rl.rl.rollout_view import RolloutView
 from routed_rl.rl.saving import Saveable, constructor_meta
 from routed_rl.rl.steering import Steerable
 from routed_rl.routing import excluded
@@ -248,7 +249,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         self.outcome_model = self._new_outcome_model()
         n_labels = len(self.overseer.outcomes) if self._replays else 0
         self.replay = LabelReplay(n_labels, self.replay_capacity, *shapes, device=self.device)
-        self.rollout_buffer = None  # type: ignore[assignment]  # Stable-Baselines3's buffer is not used
+        self.rollout_buffer = RolloutView(self)  # type: ignore[assignment]  # in place of Stable-Baselines3's buffer
 
     @property
     def _replays(self) -> bool:

@@ -1,6 +1,7 @@
 """Write constructor arguments and spaces as JSON, and read them back. Nothing is pickled.
 
-Classes and schedules are saved by their registered name, so loading can build only these.
+Classes and schedules are saved by name. So loading can build only registered ones, and torch modules and optimizers
+that the program has imported.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,36 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch import nn
 
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, SymbolicImageEncoder
 from routed_rl.runs import CheckpointError
 from routed_rl.runs.files import StrPath
 
-SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule}
+POINTS = 1000
+"""Steps from 0 to 1, at which the values of a function are saved."""
+
+
+class TableSchedule:
+    """What becomes of a function that was saved as a schedule: linear between its values.
+
+    Args:
+        values: at ``len(values)`` equal steps of the remaining progress, from 0 (the end) to 1 (the start).
+        name: of the function.
+    """
+
+    def __init__(self, values: Sequence[float], name: str) -> None:
+        self.values, self.__name__ = list(values), name
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at a remaining progress."""
+        return float(np.interp(progress, np.linspace(0.0, 1.0, len(self.values)), self.values))
+
+    def __repr__(self) -> str:
+        return f"TableSchedule({self.__name__}: {len(self.values)} values from {self.values[-1]} to {self.values[0]})"
+
+
+SCHEDULES: dict[str, type[Any]] = {"linear": LinearSchedule, "table": TableSchedule}
 """Name → schedule class. Add your own here; its attributes must be the arguments of its constructor."""
 
 CLASSES: dict[str, type[Any]] = {
@@ -39,7 +66,8 @@ CLASSES: dict[str, type[Any]] = {
 }
 """Name → class that may be the policy (``routed_rl.rl.policies`` adds ours) or a value in ``policy_kwargs``.
 
-Add your own here before you make a model that uses it.
+A torch module or optimizer of your own is saved by its module and name. A program that loads the model must have
+imported it. Only one that was defined within a function needs a name here, before you make a model that uses it.
 """
 
 
@@ -49,6 +77,8 @@ def encode(name: str, value: Any) -> Any:
         return encode(name, value.value_schedule)
     if isinstance(value, ConstantSchedule):
         return float(value.val)
+    if isinstance(value, TableSchedule):
+        return {"schedule": "table", "values": value.values, "name": value.__name__}
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -63,7 +93,36 @@ def encode(name: str, value: Any) -> Any:
     for registered, cls in CLASSES.items():
         if value is cls:
             return {"class": registered}
+    if isinstance(value, type) and _imported(place := f"{value.__module__}:{value.__qualname__}") is value:
+        return {"class": place}
     raise ValueError(f"{name}={' '.join(repr(value).split())} cannot be saved: {_advice(value)}")
+
+
+def encode_function(name: str, function: Callable[[float], float]) -> dict[str, Any]:
+    """Return a function of the remaining progress as JSON, by some of its values; :func:`decode` interpolates.
+
+    Raises:
+        ValueError: if a value is no finite number.
+    """
+    try:
+        values = [float(function(step / POINTS)) for step in range(POINTS + 1)]
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{name}={function!r} must return a number for progress from 0 to 1: {error}") from error
+    if not np.isfinite(values).all():
+        bad = next(step / POINTS for step, value in enumerate(values) if not math.isfinite(value))
+        raise ValueError(f"{name}={function!r} must return finite numbers, got {function(bad)!r} for progress {bad}")
+    return {"schedule": "table", "values": values, "name": getattr(function, "__name__", repr(function))}
+
+
+def _imported(place: str) -> type[Any] | None:
+    """Return the torch module or optimizer at MODULE:NAME, if this program has imported it. Nothing is imported."""
+    module, _, name = place.partition(":")
+    try:
+        found = attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):
+        return None
+    fits = isinstance(found, type) and issubclass(found, (nn.Module, torch.optim.Optimizer))
+    return found if fits else None
 
 
 def _encode_schedule(name: str, registered: str, schedule: Any) -> dict[str, Any]:
@@ -86,7 +145,7 @@ def _advice(value: Any) -> str:
     if isinstance(value, type):
         return f"{here}.CLASSES[{value.__name__!r}] = {value.__name__}"
     if inspect.isroutine(value):
-        return f"a function is code; use an object of a class of your own, and {here}.SCHEDULES['Mine'] = Mine"
+        return "a function is code; use a class"
     if callable(value):
         return f"{here}.SCHEDULES[{type(value).__name__!r}] = {type(value).__name__}"
     return "use numbers, strings, None, lists and dicts of these, registered classes and schedules"
@@ -100,12 +159,11 @@ def decode(value: Any) -> Any:
         return value
     for kind, registry in (("schedule", SCHEDULES), ("class", CLASSES)):
         if kind in value:
-            if value[kind] not in registry:
-                raise CheckpointError(
-                    f"the checkpoint names the {kind} {value[kind]!r}, which is not registered: use one of "
-                    f"{sorted(registry)}, or register yours in routed_rl.rl.encoding"
-                )
-            found = registry[value[kind]]
+            found = registry.get(value[kind]) or _imported(str(value[kind]))
+            if found is None:
+                known, (module, *_) = ", ".join(sorted(registry)), str(value[kind]).split(":")
+                advice = f"import {module}" if module != value[kind] else f"use one of {known}, or register yours"
+                raise CheckpointError(f"the checkpoint names the {kind} {value[kind]!r}, which is not known: {advice}")
             return found(**{k: v for k, v in value.items() if k != kind}) if kind == "schedule" else found
     return {key: decode(item) for key, item in value.items()}
 

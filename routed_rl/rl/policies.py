@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.optim import Adam
 
-from routed_rl.paths import expanded
 from routed_rl.rl.architecture import activation_name, check_sde, layer_sizes
 from routed_rl.rl.arguments import check_known
 from routed_rl.rl.encoding import CLASSES, decode, decode_space, encode, encode_space, same_architecture
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, RoutedExtractor, mlp
 from routed_rl.rl.observations import SINGLE, Observations, check_extractor
 from routed_rl.rl.steering import SteerablePolicy
-from routed_rl.runs import CheckpointError, read_checkpoint, write_checkpoint
+from routed_rl.runs import CheckpointError
 from routed_rl.runs.files import StrPath
+from routed_rl.runs.packed import read_anywhere, write_anywhere
 
 
 class UncheckedCategorical(CategoricalDistribution):
@@ -132,7 +133,10 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
             raise ValueError(
                 f"optimizer_kwargs must not contain lr, got {kwargs['optimizer_kwargs']!r}: the learner sets it"
             )
-        for name, taker in {"features_extractor": extractor, "optimizer": kwargs.get("optimizer_class", Adam)}.items():
+        optimizer = kwargs.get("optimizer_class", Adam)
+        if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise ValueError(f"optimizer_class={optimizer.__name__} needs the loss as a function: use another, as Adam")
+        for name, taker in {"features_extractor": extractor, "optimizer": optimizer}.items():
             check_known(f"{taker.__name__} ({name}_kwargs)", kwargs.get(f"{name}_kwargs") or {}, taker)
         self._names_wanted = tuple(modules)
         self._hidden, self._value_hidden = tuple(hidden), tuple(value_hidden)
@@ -155,8 +159,10 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         if isinstance(action_space, spaces.Discrete):
             self.action_dist = UncheckedCategorical(int(action_space.n))
 
-    def save(self, path: StrPath) -> None:
+    def save(self, path: StrPath | BinaryIO) -> None:
         """Write weights, constructor arguments and steering to a checkpoint directory (safetensors and JSON).
+
+        A path that ends in ``.zip``, ``.pkl``, ``.pth`` or ``.pt``, or an open file, gets an archive of its files.
 
         Raises:
             ValueError: if an argument cannot be saved (see ``routed_rl.rl.encoding``).
@@ -168,24 +174,23 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
             "action_space": encode_space(self.action_space),
             "steering": self.steering,
         }
-        expanded(path).parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(path, self.state_dict(), described)
+        write_anywhere(path, self.state_dict(), described)
 
     @classmethod
-    def load(cls, path: StrPath, device: torch.device | str = "auto") -> Self:
+    def load(cls, path: StrPath | BinaryIO, device: torch.device | str = "auto") -> Self:
         """Return the policy that :meth:`save` wrote, ready to act. It has a new optimizer, with learning rate 0.
 
         Raises:
             CheckpointError: if the checkpoint is corrupt, or does not hold a policy of this class.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_anywhere(path)
         try:
             found, arguments = decode(checkpoint.meta["policy"]), decode(checkpoint.meta["policy_arguments"])
             saved_spaces = [decode_space(checkpoint.meta[name]) for name in ("observation_space", "action_space")]
             if not issubclass(found, cls):
                 raise ValueError(f"it holds a {found.__name__}")
             policy: Self = found(*saved_spaces, cls._dummy_schedule, **arguments)
-            with same_architecture(path):
+            with same_architecture(str(path)):
                 policy.load_state_dict(checkpoint.tensors)
             policy.set_steering(checkpoint.meta["steering"])
         except CheckpointError:

@@ -6,11 +6,11 @@ Nothing is pickled: see :mod:`routed_rl.rl.encoding`.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any, BinaryIO, Self, TypeVar
 
@@ -23,20 +23,26 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from routed_rl.paths import expanded
 from routed_rl.rl.arguments import check_type
-from routed_rl.rl.encoding import decode, decode_space, encode, encode_space, same_architecture
+from routed_rl.rl.encoding import (
+    POINTS,
+    TableSchedule,
+    decode,
+    decode_space,
+    encode,
+    encode_function,
+    encode_space,
+    same_architecture,
+)
 from routed_rl.rl.env_state import FORCE_RESET, UnknownStateError, environment_state, restore_environment
 from routed_rl.rl.environments import check_env
 from routed_rl.rl.overseer import Overseer
-from routed_rl.runs import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from routed_rl.runs import Checkpoint, CheckpointError
 from routed_rl.runs.files import StrPath
-from routed_rl.runs.packed import is_open_file, read_packed, write_packed
+from routed_rl.runs.packed import read_anywhere, write_anywhere
 
 Model = TypeVar("Model", bound="Saveable")
 
-FUNCTION = "function"
-"""Key in a saved argument that was a function."""
 COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 
@@ -56,10 +62,10 @@ def constructor_meta(model: Saveable) -> dict[str, Any]:
 
 
 def _encode_argument(name: str, value: Any) -> Any:
-    """Return a constructor argument as JSON; a function, which is code, leaves its name, and load() asks for it."""
+    """Return a constructor argument as JSON; of a function, which is code, some values."""
     function = value.value_schedule if isinstance(value, FloatSchedule) else value
     if isinstance(function, (FunctionType, MethodType, BuiltinFunctionType, partial)):
-        return {FUNCTION: getattr(function, "__qualname__", repr(function))}
+        return encode_function(name, function)
     return encode(name, value)
 
 
@@ -87,17 +93,18 @@ def build(
     overseer = _overseer(checkpoint, path)
     try:
         policy, saved = decode(meta["policy"]), {k: v for k, v in meta["arguments"].items() if k not in overrides}
-        functions = {k: v[FUNCTION] for k, v in saved.items() if isinstance(v, dict) and FUNCTION in v}
-        arguments = decode({k: v for k, v in saved.items() if k not in functions})
+        arguments = decode(saved)
         observation_space, action_space = decode_space(meta["observation_space"]), decode_space(meta["action_space"])
         n_envs, counters, steering = int(meta["n_envs"]), {k: meta["counters"][k] for k in COUNTERS}, meta["steering"]
         unknown = arguments.keys() - set(cls.saved_arguments)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}") from error
-    for name, function in functions.items():
-        raise CheckpointError(
-            f"{path} was saved with the function {function!r} as {name}, and functions are not saved: give it again, "
-            f"as in {cls.__name__}.load(…, {name}={function if function.isidentifier() else '…'})"
+    if tables := [name for name, value in arguments.items() if isinstance(value, TableSchedule)]:
+        warnings.warn(
+            f"{path} was saved with the function {arguments[tables[0]].__name__} as {tables[0]}, which is now linear "
+            f"between {POINTS + 1} of its values: "
+            f"to continue exactly, give it again, as in {cls.__name__}.load(…, {tables[0]}=…)",
+            stacklevel=3,
         )
     if unknown:
         raise CheckpointError(f"{path} has the argument {min(unknown)!r}, which {cls.__name__} does not have")
@@ -238,16 +245,17 @@ class Saveable(OnPolicyAlgorithm):
     ) -> None:
         """Write a checkpoint directory (safetensors and JSON) with everything that continued training needs.
 
-        The suffix ``.zip``, which Stable-Baselines3's callbacks append, is dropped. Of an argument that is a function,
-        such as ``learning_rate=lambda left: 1e-3 * left``, only the name is saved: give it to :meth:`load` again.
+        Of an argument that is a function, such as ``learning_rate=lambda left: 1e-3 * left``, 1001 values are saved.
 
         Args:
-            path: the checkpoint's directory, or a file that is open for bytes, which gets a zip archive of these files.
+            path: the checkpoint's directory. A path that ends in ``.zip``, as those of Stable-Baselines3's callbacks,
+                or a file that is open for bytes, gets a zip archive of the directory's files.
             exclude: constructor arguments that are not written; :meth:`load` gives them their defaults.
             include: names in ``exclude`` that are written all the same.
 
         Raises:
             ValueError: if ``exclude`` or ``include`` names anything else, or the file is not open for bytes.
+            CheckpointError: if there is something else than a checkpoint at the path. It is not overwritten.
         """
         given = {"exclude": set(exclude or ()), "include": set(include or ())}
         for argument, names in given.items():
@@ -259,11 +267,7 @@ class Saveable(OnPolicyAlgorithm):
         meta = model_meta(self)
         for name in given["exclude"] - given["include"]:
             del meta["arguments"][name]
-        if is_open_file(path):
-            write_packed(path, model_tensors(self), meta)
-            return
-        _directory(path).parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(_directory(path), model_tensors(self), meta)
+        write_anywhere(path, model_tensors(self), meta)
 
     def set_parameters(
         self,
@@ -285,7 +289,7 @@ class Saveable(OnPolicyAlgorithm):
             super().set_parameters(load_path_or_dict, exact_match)
             return
         path = os.fspath(load_path_or_dict)
-        checkpoint = read_checkpoint(_directory(path))
+        checkpoint = read_anywhere(path)
         modules = _overseer(checkpoint, path).modules
         if modules != self.overseer.modules:
             raise CheckpointError(
@@ -313,7 +317,7 @@ class Saveable(OnPolicyAlgorithm):
         """Return the model that a checkpoint describes.
 
         Args:
-            path: the checkpoint's directory, or an open file that :meth:`save` wrote.
+            path: what :meth:`save` got. If there is nothing, also with or without ``.zip`` at its end.
             env: the environment for further training; None is enough for prediction.
             device: where the model's tensors are put.
             custom_objects: values that replace saved constructor arguments of the same name; other names are ignored,
@@ -326,8 +330,7 @@ class Saveable(OnPolicyAlgorithm):
                 ``replay_capacity`` cannot be replaced, because it sets the shape of the saved replay.
 
         Raises:
-            CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture; or if it
-                was saved with a function that is not given again.
+            CheckpointError: if the checkpoint is corrupt, is not of this class, or has another architecture.
             ValueError: for an argument of a wrong type, or if the environment's spaces are not those of the model. With
                 ``force_reset=False`` also if the state of the environment or of a wrapper is unknown (see
                 ``routed_rl.rl.env_state``), and for another number of environments or other wrappers than those that
@@ -341,12 +344,6 @@ class Saveable(OnPolicyAlgorithm):
         check_type((Mapping, NoneType), "a dict or None", custom_objects=custom_objects)
         if print_system_info:
             get_system_info()
-        checkpoint = read_packed(path) if is_open_file(path) else read_checkpoint(_directory(path))
+        checkpoint = read_anywhere(path)
         known = {name: value for name, value in (custom_objects or {}).items() if name in cls.saved_arguments}
         return build(cls, checkpoint, str(path), env, device, force_reset, known | kwargs)
-
-
-def _directory(path: Any) -> Path:
-    check_type((str, os.PathLike), "the path of a directory, or an open file", path=path)
-    path = expanded(path)
-    return path.with_suffix("") if path.suffix == ".zip" else path

@@ -3,6 +3,8 @@
 import inspect
 import io
 import itertools
+import sys
+import warnings
 import zipfile
 from functools import partial
 
@@ -17,7 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from routed_rl.envs import DiamondGhostEnv, DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, RoutedActorCriticPolicy, RoutedPPO, RoutedREINFORCE
-from routed_rl.rl.encoding import SCHEDULES
+from routed_rl.rl.encoding import SCHEDULES, decode, encode
 from routed_rl.rl.networks import MlpEncoder
 from routed_rl.runs import CheckpointError
 
@@ -167,15 +169,14 @@ def test_a_value_that_would_fail_later_is_refused_by_name(kind):
     refused(lambda: kind("MlpPolicy", None, Overseer(VALUES)), "env", "None")
 
 
-class Unregistered(RoutedActorCriticPolicy):
-    pass
-
-
 def test_what_cannot_be_saved_is_refused_before_training():
+    class Unregistered(RoutedActorCriticPolicy):
+        pass
+
     refused(lambda: make(policy=Unregistered), "policy", "routed_rl.rl.encoding.CLASSES['Unregistered'] = Unregistered")
-    for name, value in {"optimizer_class": torch.optim.LBFGS, "features_extractor_class": type("A", (), {})}.items():
-        message = f"CLASSES[{value.__name__!r}] = {value.__name__}"
-        refused(lambda name=name, value=value: make(policy_kwargs={name: value}), f"policy_kwargs.{name}", message)
+    extractor = {"features_extractor_class": type("A", (), {})}
+    refused(lambda: make(policy_kwargs=extractor), "policy_kwargs.features_extractor_class", "CLASSES['A'] = A")
+    refused(lambda: make(policy_kwargs={"optimizer_class": torch.optim.LBFGS}), "optimizer_class=LBFGS", "use another")
     given = {"features_extractor_class": MlpEncoder, "features_extractor_kwargs": {"sizes": object()}}
     refused(lambda: make(policy_kwargs=given), "policy_kwargs.features_extractor_kwargs.sizes", "use numbers")
 
@@ -204,39 +205,91 @@ def test_a_schedule_that_loading_could_not_build_again_is_refused(monkeypatch):
 
 
 def decaying(left):
-    return 0.3 * left
+    return 0.3 * left**2 + 0.01
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "ent_coef", "clip_range", "clip_range_vf"])
 @pytest.mark.parametrize("function", [decaying, lambda left: 0.3 * left, partial(pow, 0.3)])
-def test_of_a_function_as_a_schedule_loading_asks_for_it_again(name, function, tmp_path):
+def test_of_a_function_as_a_schedule_values_are_saved(name, function, tmp_path):
     model = make(**{name: function})
     model.learn(128)
     model.save(tmp_path / "model")
-    asked = refused(lambda: RoutedPPO.load(tmp_path / "model"), f"as {name}", f"load(…, {name}=")
-    assert (f"{name}=decaying)" in asked) == (function is decaying)
-    for again in ({name: function}, {"custom_objects": {name: function}}):
-        loaded = RoutedPPO.load(tmp_path / "model", device="cpu", **again)
-        assert getattr(loaded, name)(0.5) == function(0.5)
-        assert learned(loaded) == learned(model)
-    model.save(tmp_path / "without", exclude=[name])
-    RoutedPPO.load(tmp_path / "without", device="cpu")
+    with pytest.warns(UserWarning, match=f"as {name}.* give it again, as in RoutedPPO.load.*{name}=") as warned:
+        loaded = RoutedPPO.load(tmp_path / "model", device="cpu")
+    assert (function is decaying) == ("the function decaying" in str(warned[0].message))
+    for step in range(1001):
+        assert getattr(loaded, name)(step / 1000) == pytest.approx(function(step / 1000), abs=1e-12)
+    for progress in (0.31415, 0.0005, 1.7, -0.3):
+        known = function(min(max(progress, 0.0), 1.0))
+        assert getattr(loaded, name)(progress) == pytest.approx(known, abs=1e-6)
+    loaded.save(tmp_path / "again")
+    with pytest.warns(UserWarning, match=name):
+        again = RoutedPPO.load(tmp_path / "again", device="cpu")
+    assert getattr(again, name)(0.31415) == getattr(loaded, name)(0.31415)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in ({name: function}, {"custom_objects": {name: function}}):
+            loaded = RoutedPPO.load(tmp_path / "model", device="cpu", **given)
+            assert getattr(loaded, name)(0.31415) == function(0.31415) and learned(loaded) == learned(model)
+        model.save(tmp_path / "without", exclude=[name])
+        RoutedPPO.load(tmp_path / "without", device="cpu")
 
 
-def test_an_open_file_holds_the_checkpoint_of_the_directory(tmp_path):
+def test_a_function_that_gives_no_number_on_the_way_is_refused():
+    refused(lambda: make(learning_rate=lambda left: "x" if left == 0.5 else left), "learning_rate", "could not convert")
+    refused(lambda: make(ent_coef=lambda left: float("nan") if left == 0.25 else left), "ent_coef", "progress 0.25")
+
+
+class Imported(RoutedActorCriticPolicy):
+    pass
+
+
+class OwnExtractor(FlattenExtractor):
+    pass
+
+
+class Outside:
+    class Nested(torch.nn.ReLU):
+        pass
+
+
+def test_torch_classes_are_saved_by_module_and_name(tmp_path, monkeypatch):
+    model = make(policy=Imported, policy_kwargs={"features_extractor_class": OwnExtractor})
+    model.save(tmp_path / "model.zip")
+    loaded = RoutedPPO.load(tmp_path / "model.zip", device="cpu")
+    assert type(loaded.policy) is Imported and type(loaded.policy.features_extractor) is OwnExtractor
+    assert decode(encode("x", Outside.Nested)) is Outside.Nested
+    for place in (
+        "subprocess:Popen",
+        "os:system",
+        "builtins:eval",
+        "builtins:dict",
+        "torch:load",
+        f"{__name__}:decaying",
+    ):
+        with pytest.raises(CheckpointError, match=f"the class '{place}', which is not known: import"):
+            decode({"class": place})
+    monkeypatch.delitem(sys.modules, __name__)
+    with pytest.raises(CheckpointError, match=f"which is not known: import {__name__}"):
+        RoutedPPO.load(tmp_path / "model.zip", device="cpu")
+    assert __name__ not in sys.modules
+
+
+def test_one_file_holds_the_checkpoint_of_the_directory(tmp_path):
     model = trained()
     model.save(tmp_path / "model")
-    for number in range(2):
-        with (tmp_path / f"packed{number}").open("wb") as file:
-            model.save(file)
-            assert not file.closed
-    packed = (tmp_path / "packed0").read_bytes()
-    assert packed == (tmp_path / "packed1").read_bytes()
-    with zipfile.ZipFile(tmp_path / "packed0") as archive:
+    model.save(tmp_path / "deep" / "model.zip")
+    with (tmp_path / "opened").open("wb") as file:
+        model.save(file)
+        assert not file.closed
+    packed = (tmp_path / "opened").read_bytes()
+    assert packed == (tmp_path / "deep" / "model.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "opened") as archive:
         assert archive.testzip() is None
         archive.extractall(tmp_path / "unpacked")
-    loaded = [RoutedPPO.load(io.BytesIO(packed), device="cpu"), RoutedPPO.load(tmp_path / "unpacked", device="cpu")]
-    assert all(learned(each) == learned(model) for each in loaded)
+    places = ("opened", "unpacked", "model.zip", "deep/model.zip", "deep/model")
+    for source in (io.BytesIO(packed), *(tmp_path / place for place in places)):
+        assert learned(RoutedPPO.load(source, device="cpu")) == learned(model)
     for place in range(0, len(packed), len(packed) // 97):
         with pytest.raises(CheckpointError, match="cannot be used"):
             RoutedPPO.load(io.BytesIO(packed[:place]), device="cpu")
@@ -248,11 +301,27 @@ def test_an_open_file_holds_the_checkpoint_of_the_directory(tmp_path):
                 if data is not None:
                     target.writestr(each, data)
         refused(lambda edited=edited: RoutedPPO.load(edited), "BytesIO", "cannot be used")
-    for wrong in (io.StringIO(), (tmp_path / "text").open("w"), (tmp_path / "packed0").open()):
+    with zipfile.ZipFile(io.BytesIO(packed)) as source, zipfile.ZipFile(tmp_path / "small.zip", "w", 8) as target:
+        for each in source.namelist():
+            target.writestr(each, source.read(each))
+    refused(lambda: RoutedPPO.load(tmp_path / "small.zip"), "small.zip", "it is compressed")
+    for wrong in (io.StringIO(), (tmp_path / "text").open("w"), (tmp_path / "opened").open()):
         refused(lambda wrong=wrong: model.save(wrong), "open for bytes")
         refused(lambda wrong=wrong: RoutedPPO.load(wrong), "open for bytes")
         wrong.close()
         refused(lambda wrong=wrong: model.save(wrong), "open for bytes")
+
+
+@pytest.mark.parametrize("name", ["model.zip", "model.pkl"])
+def test_a_file_that_is_no_checkpoint_is_not_overwritten(name, tmp_path):
+    model = make()
+    saved = model if name == "model.zip" else model.policy
+    saved.save(tmp_path / name)
+    saved.save(tmp_path / name)
+    (tmp_path / name).write_bytes(b"PK mine")
+    refused(lambda: saved.save(tmp_path / name), name, "is not overwritten: choose another path")
+    assert (tmp_path / name).read_bytes() == b"PK mine" and [*tmp_path.iterdir()] == [tmp_path / name]
+    refused(lambda: type(saved).load(tmp_path / name), name, "wasn't a zip-file")
 
 
 def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
@@ -272,7 +341,7 @@ def test_a_mistake_in_the_call_is_one_sentence(tmp_path):
     swapped = "path is the first argument of load() and env the second"
     refused(lambda: RoutedPPO.load(env, tmp_path / "model"), swapped, "DiamondGhostVecEnv", "swap them")
     refused(lambda: RoutedPPO.load(tmp_path / "model", learning_rat=1), "learning_rat", "did you mean 'learning_rate'?")
-    refused(lambda: model.save(3), "path must be the path of a directory", "3")
+    refused(lambda: model.save(3), "path must be a path, or a file that is open", "3")
     refused(lambda: RoutedPPO.load(tmp_path / "model", custom_objects=["gamma"]), "custom_objects", "['gamma']")
     assert RoutedPPO.load(tmp_path / "model", custom_objects={"gamma": 0.5}, device="cpu").gamma == 0.5
 

@@ -230,7 +230,7 @@ def test_stable_baselines3_interface(tmp_path):
     model.learn(64, callback=callbacks)
     assert model.num_timesteps == 64
     saved = sorted((tmp_path / "checkpoints").iterdir())
-    assert [path.name for path in saved] == ["rl_model_32_steps", "rl_model_64_steps"]
+    assert [path.name for path in saved] == ["rl_model_32_steps.zip", "rl_model_64_steps.zip"]
     assert RoutedPPO.load(saved[0]).num_timesteps == 32
     assert RoutedPPO.load(tmp_path / "best_model.zip", device="cpu").policy.module_names == (
         "ghost",

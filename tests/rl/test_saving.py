@@ -48,7 +48,7 @@ def test_saving_twice_gives_the_same_bytes_and_steering_is_kept(tmp_path):
     model.steer({"diamond": 0.8, "ghost": 0.2})
     model.save(tmp_path / "a")
     RoutedPPO.load(tmp_path / "a", env=DiamondGhostVecEnv(16), device="cpu", force_reset=False)
-    model.save(tmp_path / "b.zip")
+    model.save(tmp_path / "b")
     a, b = (sorted((p.name, p.read_bytes()) for p in (tmp_path / d).iterdir()) for d in ("a", "b"))
     assert a == b
     loaded = RoutedPPO.load(tmp_path / "a", device="cpu")
