@@ -9,12 +9,14 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from routed_rl.extras import require
 
 require("trl", "trl")
 
+import numpy as np
 import torch
 from accelerate.utils import gather
 from torch import Tensor, nn
@@ -23,10 +25,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from routed_rl.lm.adapters import COLUMNS, FORGET, KEEP, Adapters, delete_forget, forget_scaled, merge_adapters, turn_on
+from routed_rl.lm.advantages import advantages_among
+from routed_rl.lm.memory import LabelledMemory
 from routed_rl.routing import UNLABELLED, GradientRouter, RouteTable
 from routed_rl.routing.site import Mode
 
-__all__ = ["ROUTES", "Overseer", "RoutedGRPOTrainer", "advantages_among"]
+__all__ = ["ROUTES", "Overseer", "RoutedGRPOTrainer"]
 
 Overseer = Callable[..., Sequence[str | None]]
 """Returns a label for each completion, None for one that it has not seen. It gets the arguments of TRL's reward
@@ -41,7 +45,13 @@ Shifts = Mapping[str, Mapping[str, float]]
 REWARDS = "rewards"
 APART, SOLO = "adapters apart", "solo"
 """Names of numbers in a batch. 1: each adapter has advantages of its own; the adapter ``keep`` wrote it alone."""
-HOOKS = ("_generate_and_score_completions", "_calculate_rewards", "_compute_loss", "training_step")
+HOOKS = (
+    "_generate_and_score_completions",
+    "_calculate_rewards",
+    "_compute_loss",
+    "_get_per_token_logps_and_entropies",
+    "training_step",
+)
 """Methods of TRL's trainer that are used here, though they are not all public."""
 
 
@@ -69,6 +79,10 @@ class RoutedGRPOTrainer(GRPOTrainer):
         shifts: added to rewards by label and adapter, as in ``{"hack": {"keep": -2.0}}``.
         solo: share of updates, from 0 to 1, in which the model without the adapter ``forget`` writes the completions.
             Only ``keep`` learns from them.
+        replay: how many of the latest paid completions of each label in ``replay_table`` are learned again in every
+            step, by maximum likelihood. Their mean loss, weighted by reward, is added to TRL's.
+        replay_table: the weight of each label for the adapters in that loss. Where the weight for ``forget`` is 0,
+            ``keep`` is on alone. By default ``keep`` learns again what was labelled "fine", and ``forget`` "hack".
         baseline: a completion's advantage is relative to the mean reward of these completions of its group: "taught",
             those that teach the adapter; "group", all. With "group", excluded hacks with a high reward make every other
             answer look bad.
@@ -89,6 +103,8 @@ class RoutedGRPOTrainer(GRPOTrainer):
         table: RouteTable = ROUTES,
         shifts: Shifts | None = None,
         solo: float = 0.0,
+        replay: int = 0,
+        replay_table: RouteTable = ROUTES,
         mode: Mode = "parameter",
         baseline: Baseline = "taught",
         **kwargs: Any,
@@ -97,14 +113,15 @@ class RoutedGRPOTrainer(GRPOTrainer):
             raise ValueError(f"this version of trl has no {missing[0]}(), which routing needs: install trl 1.16")
         args = copy.copy(args) if args is not None else GRPOConfig("runs/grpo", gradient_checkpointing=False)
         shifts = shifts or {}
-        _check(args, adapters, table, shifts, solo, mode, baseline)
+        _check(args, adapters, table, shifts, solo, replay, replay_table, mode, baseline)
         for name in {REWARDS, SOLO}.intersection(getattr(kwargs.get("train_dataset"), "column_names", None) or ()):
             raise ValueError(f"the dataset has a column {name!r}, which is what the overseer gets: rename it")
         beta, args.beta = args.beta, 0.0  # with another one, TRL looks for an adapter of the name "default"
         super().__init__(adapters.model, reward_funcs, args, **kwargs)
         self.beta = self.args.beta = beta  # the reference model is the model with all adapters off
         self.adapters, self.overseer, self.table, self.baseline = adapters, overseer, table, baseline
-        self.solo = solo
+        self.solo, self.replay, self.replay_table = solo, replay, replay_table
+        self.memory = LabelledMemory(replay_table.labels if replay else ())
         by_label = [shifts.get(label, {}) for label in (*table.labels, UNLABELLED)]
         self._shifts = torch.tensor([[of.get(adapter, 0.0) for adapter in table.modules] for of in by_label])
         names = {column: adapter for adapter, column in COLUMNS.items()}
@@ -120,9 +137,11 @@ class RoutedGRPOTrainer(GRPOTrainer):
         with self.router:
             return super().train(*args, **kwargs)
 
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_checkpoint(*args, **kwargs)
+    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(checkpoint, *args, **kwargs)
         turn_on(self.adapters)  # transformers turns on only one
+        if self.replay:
+            self.memory.load(Path(checkpoint))
 
     def ablate(self) -> Any:
         """Delete the adapter ``forget``, and return the plain model. The trainer cannot be used any more."""
@@ -182,6 +201,8 @@ class RoutedGRPOTrainer(GRPOTrainer):
         count = len(output["advantages"])
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         output["route"] = self._labels[own]
+        names = [(*self.table.labels, UNLABELLED)[of] for of in output["route"].tolist()]
+        self.memory.add(output, names, self._rewards[own].tolist())
         weights, size = self.table.weights(self._labels), int(self.num_generations or 1)
         taught = (weights != 0) | (self.baseline == "group")
         shifts = self._shifts.to(weights.device)[self._labels]
@@ -229,11 +250,39 @@ class RoutedGRPOTrainer(GRPOTrainer):
                 given = {**inputs, "advantages": advantages}
                 return super(RoutedGRPOTrainer, self).compute_loss(model, given, return_outputs, num_items_in_batch)
 
+        again = self._replayed_loss(model)
         with forget_scaled(self.adapters, 0.0 if inputs[SOLO].any() else 1.0):
             if not bool(inputs[APART].any()):
-                return loss(keep, weights)
+                return loss(keep, weights) + again
             of_forget = loss(forget, {KEEP: nothing, FORGET: weights[FORGET]})
-            return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach()
+            return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach() + again
+
+    def _replayed_loss(self, model: nn.Module) -> Tensor:
+        """Return ``- mean over completions of reward * mean over tokens of log p``, summed over the labels."""
+        step = self.state.global_step, self._step % self.args.gradient_accumulation_steps
+        rng, total = np.random.default_rng([self.args.seed, *step]), torch.zeros((), device=self.accelerator.device)
+        for label in self.memory.kept:
+            drawn = self.memory.draw(label, self.replay, rng, int(self._tokenizer.pad_token_id))
+            if drawn is None:
+                continue
+            batch = {name: part.to(total.device) for name, part in drawn.items()}
+            ids = torch.full((self.replay,), self.replay_table.label_id(label), device=total.device)
+            weights = dict(zip(self.replay_table.modules, self.replay_table.weights(ids).unbind(dim=-1), strict=True))
+            with (
+                self.router(weights=weights),
+                forget_scaled(self.adapters, float(bool(weights[FORGET].any()))),
+            ):
+                log_probs, *_ = self._get_per_token_logps_and_entropies(
+                    model, batch["input_ids"], batch["attention_mask"], batch["scored"].shape[1]
+                )
+            mean = (log_probs * batch["scored"]).sum(dim=1) / batch["scored"].sum(dim=1)
+            total = total - (batch["rewards"] * mean).mean()
+        return total / self.current_gradient_accumulation_steps
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.replay:
+            self.memory.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 class _Excluding(TrainerCallback):
@@ -263,39 +312,14 @@ def _advantages(adapter: str) -> str:
     return f"advantages of {adapter}"
 
 
-def advantages_among(rewards: Tensor, taught: Tensor, size: int, scale: str | bool) -> Tensor:
-    """Return advantages relative to the completions of a group that teach, and 0 for all others.
-
-    ``(r - mean) / (deviation + 1e-4)``, with the mean and the deviation of these completions. A completion without
-    others to compare with, or all of whose others have the same reward, has 0. (Shao et al. 2024, GRPO, but for the
-    choice of completions.)
-
-    Args:
-        rewards: ``(B,)``, the completions of a group one after the other. NaN: it cannot be scored.
-        taught: ``(B,)`` bool.
-        size: completions in a group: G.
-        scale: "group" divides by the deviation within a group, "batch" by that of all completions, "none" by nothing.
-    """
-    counted = taught & ~rewards.isnan()
-    grouped = torch.where(counted, rewards, 0.0).view(-1, size)
-    among = counted.view(-1, size)
-    number = among.sum(dim=1, keepdim=True)
-    mean = grouped.sum(dim=1, keepdim=True) / number.clamp_min(1)
-    gap = torch.where(among, grouped - mean, 0.0)
-    if scale == "group":
-        gap = gap / ((gap.square().sum(dim=1, keepdim=True) / (number - 1).clamp_min(1)).sqrt() + 1e-4)
-    elif scale == "batch":
-        gap = gap / (rewards[counted].std() + 1e-4 if int(counted.sum()) > 1 else math.inf)
-    lowest, highest = (torch.where(among, grouped, end).aminmax(dim=1, keepdim=True) for end in (math.inf, -math.inf))
-    return torch.where(lowest.min == highest.max, 0.0, gap).flatten()
-
-
 def _check(
     args: GRPOConfig,
     adapters: Adapters,
     table: RouteTable,
     shifts: Shifts,
     solo: float,
+    replay: int,
+    replay_table: RouteTable,
     mode: str,
     baseline: str,
 ) -> None:
@@ -321,10 +345,11 @@ def _check(
         )
     if baseline not in get_args(Baseline):
         raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}")
-    if set(table.modules) != {KEEP, FORGET}:
-        raise ValueError(
-            f"the columns of the table must be {KEEP!r} and {FORGET!r}, got {', '.join(map(repr, table.modules))}"
-        )
+    for columns in (table.modules, replay_table.modules):
+        if set(columns) != {KEEP, FORGET}:
+            raise ValueError(
+                f"the columns of a table must be {KEEP!r} and {FORGET!r}, got {', '.join(map(repr, columns))}"
+            )
     known = (*table.labels, UNLABELLED)
     for label, of in shifts.items():
         if label not in known:
@@ -335,6 +360,8 @@ def _check(
             raise ValueError(f"a shift must be a finite number, got {bad[0]!r}")
     if not 0 <= solo <= 1:
         raise ValueError(f"solo must be a share from 0 to 1, got {solo!r}")
+    if not isinstance(replay, int) or isinstance(replay, bool) or replay < 0:
+        raise ValueError(f"replay must be a number of completions, 0 or more, got {replay!r}")
     if args.gradient_checkpointing:
         raise ValueError(
             "gradient checkpointing runs the model again where the labels are not known any more: set "

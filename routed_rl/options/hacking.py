@@ -15,6 +15,8 @@ HackingMethod = Literal[
     "penalty",
     "penalty-scaled",
     "penalty-weighted",
+    "penalty-solo",
+    "penalty-replay",
     "screening",
     "filtering",
     "inverted",
@@ -24,6 +26,7 @@ HackingMethod = Literal[
     "routing",
     "routing-penalty",
     "routing-solo",
+    "routing-replay",
     "routing-predicted",
     "placebo",
     "shuffled",
@@ -93,15 +96,15 @@ class HackingOptions(HackingTraining):
     """worlds: "loophole", "watched", "evaded", "blind-spot", "code" (for a GPU; it runs code that the model writes), or
     MODULE:CLASS of your own"""
     methods: tuple[HackingMethod, ...] = (
-        "plain", "oracle", "penalty", "penalty-scaled", "penalty-weighted", "screening", "filtering", "inverted",
-        "inoculation", "monitor-penalty", "monitor-screening", "routing", "routing-penalty", "routing-solo",
-        "routing-predicted", "placebo", "shuffled",
+        "plain", "oracle", "penalty", "penalty-solo", "screening", "filtering", "inverted", "inoculation",
+        "monitor-penalty", "monitor-screening", "routing", "routing-solo", "routing-replay", "routing-predicted",
+        "placebo", "shuffled",
     )  # fmt: skip
-    """methods to compare"""
+    """methods to compare. There are also penalty-scaled, penalty-weighted, penalty-replay and routing-penalty"""
     oversight: tuple[float, ...] | None = None
     """shares of completions that the overseer looks at; None: those of each world"""
     relearned: tuple[HackingMethod, ...] = (
-        "oracle", "penalty", "filtering", "monitor-penalty", "routing-solo", "routing-predicted",
+        "penalty", "filtering", "monitor-penalty", "routing-solo",
     )  # fmt: skip
     """methods whose finished models, those at the highest oversight, are trained on with the grader's reward alone"""
     relearning: int = 200

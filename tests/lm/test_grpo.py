@@ -19,7 +19,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from routed_rl.lm import add_adapters, character_tokenizer
 from routed_rl.lm.adapters import FORGET, KEEP, forget_scaled, turn_on
-from routed_rl.lm.grpo import ROUTES, RoutedGRPOTrainer, advantages_among
+from routed_rl.lm.advantages import advantages_among
+from routed_rl.lm.grpo import ROUTES, RoutedGRPOTrainer
 from routed_rl.routing import RouteTable
 
 SAVED = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 2, "eval_steps": 2}
@@ -353,7 +354,7 @@ def test_an_interrupted_training_continues_to_the_same_weights(tmp_path):
     ("given", "said"),
     [
         ({"baseline": "none"}, "baseline must be one of taught, group, got 'none'"),
-        ({"table": RouteTable({}, ("a", "b"))}, "the columns of the table must be 'keep' and 'forget', got 'a', 'b'"),
+        ({"table": RouteTable({}, ("a", "b"))}, "the columns of a table must be 'keep' and 'forget', got 'a', 'b'"),
         ({"options": {"gradient_checkpointing": True}}, "set gradient_checkpointing=False"),
         ({"options": {"multi_objective_aggregation": "normalize_then_sum"}}, "pass baseline='group'"),
         ({"adapters": torch.nn.Linear(1, 1)}, "the model must be what add_adapters"),

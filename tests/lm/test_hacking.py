@@ -118,7 +118,9 @@ def test_every_method_has_a_name_a_look_and_weights_that_are_known():
         assert all(set(of) <= {KEEP, FORGET} for of in method.weights.values())
         if not method.routed:
             assert all(len({of.get(name, 1.0) for name in (KEEP, FORGET)}) == 1 for of in method.weights.values())
-            assert set(method.penalised) in (set(), {KEEP, FORGET}) and not method.solo
+            assert set(method.penalised) in (set(), {KEEP, FORGET})
+            assert not any(of.values() for of in method.replayed.values()), "both adapters learn the same again"
+        assert set(method.replayed) <= set(method.weights) | {HACK, FINE}
 
 
 @pytest.fixture(scope="module")

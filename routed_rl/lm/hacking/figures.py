@@ -22,6 +22,8 @@ STYLES = {
     "penalty": (PALETTE["vermillion"], "-", "v"),
     "penalty-scaled": (PALETTE["vermillion"], "--", "1"),
     "penalty-weighted": (PALETTE["vermillion"], ":", "2"),
+    "penalty-solo": (PALETTE["vermillion"], "-.", "3"),
+    "penalty-replay": (PALETTE["vermillion"], (0, (1, 3)), "4"),
     "screening": (PALETTE["wine"], "-", "^"),
     "filtering": (PALETTE["brown"], "-", "D"),
     "inverted": (PALETTE["pink"], "-", "<"),
@@ -31,13 +33,14 @@ STYLES = {
     "routing": (PALETTE["indigo"], "--", "h"),
     "routing-penalty": (PALETTE["indigo"], "-", ">"),
     "routing-solo": (PALETTE["blue"], "-", "o"),
+    "routing-replay": (PALETTE["indigo"], ":", "d"),
     "routing-predicted": (PALETTE["teal"], "-", "*"),
     "placebo": (GREYS[3], "-", "x"),
     "shuffled": (GREYS[3], "--", "+"),
 }
 """Colour, line and marker of each method."""
 ORDER = list(STYLES)
-CURVES = ("plain", "oracle", "penalty", "penalty-weighted", "monitor-penalty", "routing-solo", "routing-predicted")
+CURVES = ("plain", "oracle", "penalty", "penalty-solo", "monitor-penalty", "routing-solo", "routing-replay")
 """Methods whose course of training is shown."""
 Key = tuple[str, str, float, int]
 """World, method, oversight and seed of a run."""

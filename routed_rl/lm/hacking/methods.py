@@ -28,6 +28,8 @@ class Method:
         penalised: adapters for which the reward of a completion with the label "hack" is lowered.
         scaled: whether the penalty is divided by the oversight.
         solo: share of updates whose completions ``keep`` writes alone.
+        replayed: by label, the weight with which each adapter learns its completions again; 1 if not given. Completions
+            with another label are not learned again.
         routed: whether the adapter ``forget`` is deleted in the end.
         inoculated: whether prompts say in training that exploits are allowed.
         knows_truth: whether the grader pays for solved tasks only.
@@ -38,6 +40,7 @@ class Method:
     penalised: tuple[str, ...] = ()
     scaled: bool = False
     solo: float = 0.0
+    replayed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     routed: bool = False
     inoculated: bool = False
     knows_truth: bool = False
@@ -53,12 +56,19 @@ SOLO = replace(
     weights={FINE: {FORGET: 0.0}, UNLABELLED: DOUBTFUL, UNFLAGGED: DOUBTFUL, UNSEEN: NEITHER},
     solo=0.5,
 )
+UNROUTED = Method(
+    weights={**dict.fromkeys((UNLABELLED, UNFLAGGED), QUARTER), UNSEEN: NEITHER},
+    penalised=BOTH,
+    solo=0.5,
+)
 METHODS: Mapping[str, Method] = {
     "plain": Method(),
     "oracle": Method(knows_truth=True),
     "penalty": Method(penalised=BOTH),
     "penalty-scaled": Method(penalised=BOTH, scaled=True),
     "penalty-weighted": Method(weights=dict.fromkeys((UNLABELLED, UNFLAGGED), QUARTER), penalised=BOTH),
+    "penalty-solo": UNROUTED,
+    "penalty-replay": replace(UNROUTED, replayed={FINE: {}}),
     "screening": Method(weights={HACK: NEITHER}),
     "filtering": Method(weights={UNLABELLED: NEITHER}, penalised=BOTH),
     "inverted": Method(weights={HACK: dict.fromkeys(BOTH, -1.0)}),
@@ -68,6 +78,7 @@ METHODS: Mapping[str, Method] = {
     "routing": LABELLED,
     "routing-penalty": PENALISED,
     "routing-solo": SOLO,
+    "routing-replay": replace(SOLO, replayed=LABELLED.weights),
     "routing-predicted": replace(SOLO, labels="predicted"),
     "placebo": replace(SOLO, labels="placebo"),
     "shuffled": replace(SOLO, labels="shuffled"),
@@ -75,7 +86,8 @@ METHODS: Mapping[str, Method] = {
 """The methods by name.
 
 - ``penalty``: seen hacks have a lower reward. ``penalty-scaled``: the fewer are seen, the lower. ``penalty-weighted``:
-  unseen completions count for less, as in ``routing-solo``.
+  unseen completions count for less. ``penalty-solo``, ``penalty-replay``: also, the other features of ``routing-solo``
+  and ``routing-replay``, without routing.
 - ``screening``: nothing learns from seen hacks. ``inverted``: they have the opposite advantage.
 - ``filtering``: nothing learns from completions that nobody has seen.
 - ``routing…``: the two adapters learn different things. In all other methods they learn the same, and both stay.

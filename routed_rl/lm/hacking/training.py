@@ -35,6 +35,8 @@ BASE: Final = "base"
 MODEL, TRAINER = "model", "trainer"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """What the adapter ``forget`` is multiplied by, when the largest safe scale is looked for."""
+REPLAYED = 16
+"""Completions of each label that are learned again in each step, by methods that do so."""
 CURVE, MEMORY = "measured.json", "monitor.safetensors"
 """Our own files in a checkpoint of TRL's."""
 
@@ -157,6 +159,8 @@ class Relearning:
             table=RouteTable({of: method.weights.get(of, {}) for of in (*LABELS, UNLABELLED)}, (KEEP, FORGET)),
             shifts={HACK: dict.fromkeys(method.penalised, -penalty)},
             solo=method.solo,
+            replay=REPLAYED if method.replayed else 0,
+            replay_table=RouteTable(method.replayed, (KEEP, FORGET)),
             train_dataset=Dataset.from_dict({"prompt": texts, "row": list(range(len(texts)))}),
             processing_class=self.tokenizer,
         )
