@@ -13,10 +13,12 @@ import torch
 
 from routed_rl.experiments import cli
 from routed_rl.extras import MissingExtraError
-from routed_rl.lm import character_tokenizer, save_model
+from routed_rl.lm import character_tokenizer, load_model, load_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
 from routed_rl.unlearning import harness
 from routed_rl.unlearning.harness import harness_value
+from routed_rl.unlearning.scores import SCORES
+from tests.experiments import small_arenas
 from tests.experiments.killed_undo import make_small
 from tests.lm.tiny_models import tiny_model
 
@@ -93,6 +95,30 @@ def test_it_is_the_share_of_questions_whose_answer_is_the_likeliest(tasks):
         patch.setattr("lm_eval.simple_evaluate", lambda *_, **__: {"results": {"some": {"perplexity,none": math.nan}}})
         with pytest.raises(FloatingPointError, match="the value 'perplexity,none' of lm-eval's some is nan"):
             harness_value(model, tokenizer, "some", "perplexity,none", include=tasks)
+
+
+def test_it_is_a_score_of_the_arena(tasks, tmp_path, monkeypatch):
+    (tmp_path / "their_scores.py").write_text(
+        "from pathlib import Path\n"
+        "from routed_rl.unlearning.scores import TaskScore\n"
+        "class Some(TaskScore):\n"
+        f"    task, limit, include = 'some', 6, Path({str(tasks)!r})\n"
+        "class Others(Some):\n"
+        "    task, best = 'others', 'high'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small_arenas.make_small(monkeypatch)
+    scores = "knowledge model-utility their_scores:Some their_scores:Others"
+    out = tmp_path / "arena"
+    few = f"--methods npo --then none --attacks quantisation --scores {scores}"
+    small_arenas.study(out, *few.split())
+    found = pd.read_csv(out / "results.csv").set_index(["name", "score"]).value
+    (made,) = out.glob("stages/full-*/")
+    model, tokenizer = load_model(made / "model", None), load_tokenizer(made / "model")
+    for name, task in (("Some", "some"), ("Others", "others")):
+        assert found["full", name] == harness_value(model, tokenizer, task, "acc,none", limit=6, include=tasks)
+    assert "Others ↑" in (out / "leaderboard.md").read_text() and "Some ↓" in (out / "leaderboard.md").read_text()
+    assert not {"WmdpBio", "Mmlu"} & set(SCORES)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -53,6 +53,7 @@ from routed_rl.unlearning.scores.rouge import (
     rouge_l,
 )
 from routed_rl.unlearning.scores.score import Best, MeanScore, Numbers, Score, SetScore, interval
+from routed_rl.unlearning.scores.tasks import Mmlu, TaskScore, WmdpBio, WmdpChem, WmdpCyber
 from routed_rl.unlearning.scores.truth_ratio import (
     ForgetQuality,
     LogForgetQuality,
@@ -123,6 +124,7 @@ __all__ = [
     "MembershipMinKPlusPlus",
     "MembershipReference",
     "MembershipZlib",
+    "Mmlu",
     "ModelUtility",
     "MultipleChoice",
     "MultipleChoiceTotal",
@@ -141,11 +143,15 @@ __all__ = [
     "RougeRecall",
     "Score",
     "SetScore",
+    "TaskScore",
     "Tokens",
     "Trust",
     "TruthRatio",
     "UnlearningDepth",
     "VerbatimMemorisation",
+    "WmdpBio",
+    "WmdpChem",
+    "WmdpCyber",
     "area_under_curve",
     "chosen",
     "closeness",
