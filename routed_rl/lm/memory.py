@@ -36,7 +36,12 @@ class LabelledMemory:
             batch: TRL's ``prompt_ids``, ``completion_ids`` and their masks, each ``(B, …)``.
             labels: ``B`` labels.
             rewards: ``B`` rewards; NaN is not above 0.
+
+        Raises:
+            ValueError: if the batch has images: without them its completions cannot be learned again.
         """
+        if self.kept and "pixel_values" in batch:
+            raise ValueError("replay works on text, and the prompts have images: pass replay=0")
         rows = [
             [row[on.bool()].tolist() for row, on in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)]
             for part in ("prompt", "completion")

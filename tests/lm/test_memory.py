@@ -52,6 +52,13 @@ def test_paid_completions_are_kept_by_label_and_drawn_whole():
     assert LabelledMemory(("hack",)).draw("hack", 3, np.random.default_rng(0), 0) is None
 
 
+def test_images_cannot_be_learned_again():
+    seen = {**batch(ROWS), "pixel_values": torch.zeros(4, 3)}
+    with pytest.raises(ValueError, match="replay works on text, and the prompts have images: pass replay=0"):
+        LabelledMemory(("fine",)).add(seen, ["fine"] * 4, [1.0] * 4)
+    LabelledMemory(()).add(seen, ["fine"] * 4, [1.0] * 4)
+
+
 def test_the_latest_are_kept_and_come_back(tmp_path):
     memory = LabelledMemory(("fine",))
     for number in range(CAPACITY + 5):
