@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.preprocessing import get_obs_shape
-
-if TYPE_CHECKING:
-    from routed_rl.rl.algorithm import RoutedAlgorithm
 
 
 class RolloutView:
@@ -18,7 +15,7 @@ class RolloutView:
     labels.
     """
 
-    def __init__(self, model: RoutedAlgorithm) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         self.buffer_size, self.n_envs = model.n_steps, model.n_envs  # T and E
 
