@@ -14,6 +14,7 @@ from routed_rl.experiments.benchmarks import (
     language,
     learning,
     memory,
+    peers,
     routing,
     training,
 )
@@ -23,6 +24,7 @@ from routed_rl.experiments.common.agents.options import PRESETS, Learner
 from routed_rl.experiments.common.display import show_table
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
+from routed_rl.wording import written
 
 OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
 
@@ -57,6 +59,13 @@ def main(command: Benchmark) -> None:
     at_least(1, repeats=command.repeats)
     with user_input():
         check_device(command.device)
+        if command.peers and (command.device != "cpu" or command.runs):
+            raise ValueError(
+                f"{written('--peers', True)} trains its own learners on the CPU: leave out --device and --runs"
+            )
+    if command.peers:
+        peers.main(command.repeats, command.json)
+        return
     if command.device == "cuda":
         accelerator.main(command.device, command.minutes)
         return

@@ -18,6 +18,10 @@ class Benchmark:
     run"""
     json: bool = False
     """print JSON instead of tables"""
+    peers: bool = False
+    """measure only our learner and environments and compiled programs of others, on one core: Stable-Baselines3, SBX,
+    torch.compile, PPO as one JAX program, XLand-MiniGrid, Navix. Needs pip install 'routed-rl[peers]'; what is not
+    installed is left out"""
     device: Literal["cpu", "cuda"] = "cpu"
     """device to measure; "cuda" measures other rows and prints each row as one line of JSON when it is finished"""
     minutes: float = 7.0

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from routed_rl.experiments.benchmarks.timing import Measured, Stopwatch, take_turns
@@ -116,8 +117,13 @@ def learn(model: RoutedAlgorithm, updates: int) -> None:
     model.learn(steps, reset_num_timesteps=model.num_timesteps == 0)
 
 
-def stable_baselines3(preset: PresetName) -> PPO:
-    """Stable-Baselines3 PPO with the networks, hyperparameters and number of environments of the preset."""
+def stable_baselines3(preset: PresetName, env: VecEnv | None = None) -> PPO:
+    """Stable-Baselines3 PPO with the networks, hyperparameters and number of environments of the preset.
+
+    Args:
+        preset: quick or paper.
+        env: the environments; None: one Python object per environment, as its users make them.
+    """
     config = replace(PRESETS[preset], oversight=0.1).config()
     learner = config["learner"]
     batch = learner["n_envs"] * learner["n_steps"]
@@ -125,7 +131,7 @@ def stable_baselines3(preset: PresetName) -> PPO:
     paper = learner["networks"] == "paper"
     return PPO(
         PaperPolicy if paper else RoutedActorCriticPolicy,
-        make_vec_env("RoutedRL/DiamondGhost-v0", learner["n_envs"], env_kwargs=world_options(config)),
+        env or make_vec_env("RoutedRL/DiamondGhost-v0", learner["n_envs"], env_kwargs=world_options(config)),
         learning_rate=learner["learning_rate"],
         n_steps=learner["n_steps"],
         batch_size=batch if whole else learner["batch_size"],
