@@ -168,10 +168,10 @@ class Network(nn.Module):
 
     def __init__(self, policy: nn.Module) -> None:
         super().__init__()
-        parts = copy.deepcopy(policy)
-        self.experts, self.gate = parts.mlp_extractor.experts, parts.mlp_extractor.gate
-        self.value = nn.Sequential(parts.mlp_extractor.value, parts.value_net)
-        self.action = parts.action_net
+        extractor = copy.deepcopy(policy.mlp_extractor)
+        self.experts, self.gate = extractor.experts, extractor.gate
+        self.value = nn.Sequential(extractor.value, copy.deepcopy(policy.value_net))
+        self.action = copy.deepcopy(policy.action_net)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities of the actions ``(N, A)`` and values ``(N,)`` for observations ``(N, D)``."""
