@@ -12,7 +12,8 @@ from routed_rl.experiments.common.agents.worlds import load_run, task_of
 from routed_rl.experiments.gridworld.options import Steered
 from routed_rl.rl import RoutedAlgorithm, RoutedPPO, RoutedREINFORCE
 from routed_rl.rl.oversight_study.tasks import Task
-from routed_rl.runs.checkpoint import MANIFEST, read_checkpoint
+from routed_rl.runs.checkpoint import MANIFEST
+from routed_rl.runs.packed import read_anywhere
 
 
 def open_agent(command: Steered) -> tuple[RoutedAlgorithm, Task, dict[str, Any]]:
@@ -23,7 +24,7 @@ def open_agent(command: Steered) -> tuple[RoutedAlgorithm, Task, dict[str, Any]]
         ValueError: if the model cannot act in the world or environment.
     """
     directory = command.directory
-    if not (directory / MANIFEST).is_file():
+    if not (directory / MANIFEST).is_file() and not directory.is_file():
         if command.world is not None or command.env is not None:
             option = f"--world {command.world}" if command.env is None else f"--env {command.env}"
             raise ValueError(f"{option} is for a folder that model.save() has made, got the run {str(directory)!r}")
@@ -50,7 +51,7 @@ def open_agent(command: Steered) -> tuple[RoutedAlgorithm, Task, dict[str, Any]]
 
 
 def _load(directory: Path) -> RoutedAlgorithm:
-    kind = RoutedREINFORCE if read_checkpoint(directory).meta.get("algorithm") == "RoutedREINFORCE" else RoutedPPO
+    kind = RoutedREINFORCE if read_anywhere(directory).meta.get("algorithm") == "RoutedREINFORCE" else RoutedPPO
     return kind.load(directory, device="cpu")
 
 

@@ -80,7 +80,7 @@ class RoutedGRPOTrainer(GRPOTrainer):
         solo: share of updates, from 0 to 1, in which the model without the adapter ``forget`` writes the completions.
             Only ``keep`` learns from them.
         replay: how many of the latest paid completions of each label in ``replay_table`` are learned again in every
-            step, by maximum likelihood. Their mean loss, weighted by reward, is added to TRL's.
+            update, by maximum likelihood. Their mean loss, weighted by reward, is added to TRL's.
         replay_table: the weight of each label for the adapters in that loss. Where the weight for ``forget`` is 0,
             ``keep`` is on alone. By default ``keep`` learns again what was labelled "fine", and ``forget`` "hack".
         baseline: a completion's advantage is relative to the mean reward of these completions of its group: "taught",
@@ -120,6 +120,10 @@ class RoutedGRPOTrainer(GRPOTrainer):
         super().__init__(adapters.model, reward_funcs, args, **kwargs)
         self.beta = self.args.beta = beta  # the reference model is the model with all adapters off
         self.adapters, self.overseer, self.table, self.baseline = adapters, overseer, table, baseline
+        if replay and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"replay={replay} needs a single process, and there are {self.accelerator.num_processes}: pass replay=0"
+            )
         self.solo, self.replay, self.replay_table = solo, replay, replay_table
         self.memory = LabelledMemory(replay_table.labels if replay else ())
         by_label = [shifts.get(label, {}) for label in (*table.labels, UNLABELLED)]
@@ -258,16 +262,21 @@ class RoutedGRPOTrainer(GRPOTrainer):
             return loss(keep, {KEEP: weights[KEEP], FORGET: nothing}) + of_forget - of_forget.detach() + again
 
     def _replayed_loss(self, model: nn.Module) -> Tensor:
-        """Return ``- mean over completions of reward * mean over tokens of log p``, summed over the labels."""
-        step = self.state.global_step, self._step % self.args.gradient_accumulation_steps
-        rng, total = np.random.default_rng([self.args.seed, *step]), torch.zeros((), device=self.accelerator.device)
+        """Return ``- mean over completions of reward * mean over tokens of log p``, summed over the labels.
+
+        With gradient accumulation, each step has its share of an update's completions.
+        """
+        rng = np.random.default_rng([self.args.seed, self.state.global_step])
+        table, parts, device = self.replay_table, self.args.gradient_accumulation_steps, self.accelerator.device
+        part = np.array_split(np.arange(self.replay), parts)[self._step % parts]
+        total = torch.zeros((), device=device)
         for label in self.memory.kept:
             drawn = self.memory.draw(label, self.replay, rng, int(self._tokenizer.pad_token_id))
-            if drawn is None:
+            if drawn is None or not len(part):
                 continue
-            batch = {name: part.to(total.device) for name, part in drawn.items()}
-            ids = torch.full((self.replay,), self.replay_table.label_id(label), device=total.device)
-            weights = dict(zip(self.replay_table.modules, self.replay_table.weights(ids).unbind(dim=-1), strict=True))
+            batch = {name: rows[part].to(device) for name, rows in drawn.items()}
+            ids = torch.full((len(part),), table.label_id(label), device=device)
+            weights = dict(zip(table.modules, table.weights(ids).unbind(dim=-1), strict=True))
             with (
                 self.router(weights=weights),
                 forget_scaled(self.adapters, float(bool(weights[FORGET].any()))),
@@ -276,8 +285,8 @@ class RoutedGRPOTrainer(GRPOTrainer):
                     model, batch["input_ids"], batch["attention_mask"], batch["scored"].shape[1]
                 )
             mean = (log_probs * batch["scored"]).sum(dim=1) / batch["scored"].sum(dim=1)
-            total = total - (batch["rewards"] * mean).mean()
-        return total / self.current_gradient_accumulation_steps
+            total = total - (batch["rewards"] * mean).sum() / self.replay
+        return total
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -345,6 +354,13 @@ def _check(
         )
     if baseline not in get_args(Baseline):
         raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}")
+    if not isinstance(replay_table, RouteTable):
+        raise ValueError(f"replay_table must be a RouteTable, got {replay_table!r}")
+    if replay and (unknown := [label for label in replay_table.labels if label not in table.labels]):
+        raise ValueError(
+            f"replay_table has the label {unknown[0]!r}; the labels of the table are "
+            f"{', '.join(map(repr, table.labels))}: pass a replay_table of these"
+        )
     for columns in (table.modules, replay_table.modules):
         if set(columns) != {KEEP, FORGET}:
             raise ValueError(

@@ -38,10 +38,11 @@ class LabelledMemory:
             rewards: ``B`` rewards; NaN is not above 0.
 
         Raises:
-            ValueError: if the batch has images: without them its completions cannot be learned again.
+            ValueError: if the batch has images or answers of tools: its completions cannot be learned again.
         """
-        if self.kept and "pixel_values" in batch:
-            raise ValueError("replay works on text, and the prompts have images: pass replay=0")
+        if self.kept and (other := {"pixel_values", "tool_mask"}.intersection(batch)):
+            kind = "images" if "pixel_values" in other else "answers of tools"
+            raise ValueError(f"replay works on text alone, and completions have {kind}: pass replay=0")
         rows = [
             [row[on.bool()].tolist() for row, on in zip(batch[f"{part}_ids"], batch[f"{part}_mask"], strict=True)]
             for part in ("prompt", "completion")
@@ -77,7 +78,19 @@ class LabelledMemory:
         write_json(checkpoint / FILE, {label: [list(row) for row in rows] for label, rows in self.kept.items()})
 
     def load(self, checkpoint: Path) -> None:
-        """Read what :meth:`save` wrote."""
-        found: dict[str, Any] = read_json(checkpoint / FILE)
+        """Replace the memory by what :meth:`save` wrote.
+
+        Raises:
+            ValueError: if the checkpoint has no such memory, or one of other labels.
+        """
+        path = checkpoint / FILE
+        found: dict[str, Any] = read_json(path) if path.exists() else {}
+        if set(found) != set(self.kept):
+            had = ", ".join(map(repr, found)) or "nothing"
+            raise ValueError(
+                f"{str(checkpoint)!r} was saved with a replay of {had}, and now there is one of "
+                f"{', '.join(map(repr, self.kept))}: resume with the same replay and replay_table"
+            )
         for label, rows in self.kept.items():
+            rows.clear()
             rows.extend((prompt, completion, reward) for prompt, completion, reward in found[label])

@@ -96,11 +96,11 @@ class HackingOptions(HackingTraining):
     """worlds: "loophole", "watched", "evaded", "blind-spot", "code" (for a GPU; it runs code that the model writes), or
     MODULE:CLASS of your own"""
     methods: tuple[HackingMethod, ...] = (
-        "plain", "oracle", "penalty", "penalty-solo", "screening", "filtering", "inverted", "inoculation",
-        "monitor-penalty", "monitor-screening", "routing", "routing-solo", "routing-replay", "routing-predicted",
-        "placebo", "shuffled",
+        "plain", "oracle", "penalty", "penalty-solo", "penalty-replay", "screening", "filtering", "inverted",
+        "inoculation", "monitor-penalty", "routing", "routing-solo", "routing-replay", "routing-predicted", "placebo",
+        "shuffled",
     )  # fmt: skip
-    """methods to compare. There are also penalty-scaled, penalty-weighted, penalty-replay and routing-penalty"""
+    """methods to compare. There are also penalty-scaled, penalty-weighted, monitor-screening and routing-penalty"""
     oversight: tuple[float, ...] | None = None
     """shares of completions that the overseer looks at; None: those of each world"""
     relearned: tuple[HackingMethod, ...] = (

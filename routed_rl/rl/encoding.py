@@ -1,26 +1,25 @@
 """Write constructor arguments and spaces as JSON, and read them back. Nothing is pickled.
 
-Classes and schedules are saved by name. So loading can build only registered ones, and torch modules and optimizers
-that the program has imported.
+Classes and schedules are saved by name. So loading can build only registered ones, and policies, features extractors
+and optimizers that the program has imported.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
-from torch import nn
 
 from routed_rl.rl.networks import ACTIVATIONS, MlpEncoder, SymbolicImageEncoder
 from routed_rl.runs import CheckpointError
@@ -31,14 +30,19 @@ POINTS = 1000
 
 
 class TableSchedule:
-    """What becomes of a function that was saved as a schedule: linear between its values.
+    """A schedule that is linear between some values. Loading gives it in place of a function.
 
     Args:
         values: at ``len(values)`` equal steps of the remaining progress, from 0 (the end) to 1 (the start).
         name: of the function.
+
+    Raises:
+        ValueError: for less than two values, or one that is no finite number.
     """
 
     def __init__(self, values: Sequence[float], name: str) -> None:
+        if len(values) < 2 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+            raise ValueError(f"the values of the schedule {name!r} must be two or more finite numbers")
         self.values, self.__name__ = list(values), name
 
     def __call__(self, progress: float) -> float:
@@ -66,9 +70,11 @@ CLASSES: dict[str, type[Any]] = {
 }
 """Name → class that may be the policy (``routed_rl.rl.policies`` adds ours) or a value in ``policy_kwargs``.
 
-A torch module or optimizer of your own is saved by its module and name. A program that loads the model must have
-imported it. Only one that was defined within a function needs a name here, before you make a model that uses it.
+A policy, features extractor or optimizer of your own is saved by its module and name. A program that loads the model
+must have imported it. Only one that was defined within a function needs a name here, before you make a model with it.
 """
+KINDS = (ActorCriticPolicy, BaseFeaturesExtractor, torch.optim.Optimizer)
+"""What a class without a registered name must be, so that a checkpoint cannot name any other class of the program."""
 
 
 def encode(name: str, value: Any) -> Any:
@@ -99,7 +105,7 @@ def encode(name: str, value: Any) -> Any:
 
 
 def encode_function(name: str, function: Callable[[float], float]) -> dict[str, Any]:
-    """Return a function of the remaining progress as JSON, by some of its values; :func:`decode` interpolates.
+    """Return a function of the remaining progress, or an object like one, as JSON: :data:`POINTS` + 1 of its values.
 
     Raises:
         ValueError: if a value is no finite number.
@@ -115,14 +121,12 @@ def encode_function(name: str, function: Callable[[float], float]) -> dict[str, 
 
 
 def _imported(place: str) -> type[Any] | None:
-    """Return the torch module or optimizer at MODULE:NAME, if this program has imported it. Nothing is imported."""
+    """Return the class of :data:`KINDS` at MODULE:NAME, if this program has imported it. No code of the module runs."""
     module, _, name = place.partition(":")
-    try:
-        found = attrgetter(name)(sys.modules[module])
-    except (KeyError, AttributeError):
-        return None
-    fits = isinstance(found, type) and issubclass(found, (nn.Module, torch.optim.Optimizer))
-    return found if fits else None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):  # not by getattr: modules and classes may have code for that
+        found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
+    return found if isinstance(found, type) and issubclass(found, KINDS) else None
 
 
 def _encode_schedule(name: str, registered: str, schedule: Any) -> dict[str, Any]:
@@ -144,10 +148,6 @@ def _advice(value: Any) -> str:
     here = "before you make the model, name the class: routed_rl.rl.encoding"
     if isinstance(value, type):
         return f"{here}.CLASSES[{value.__name__!r}] = {value.__name__}"
-    if inspect.isroutine(value):
-        return "a function is code; use a class"
-    if callable(value):
-        return f"{here}.SCHEDULES[{type(value).__name__!r}] = {type(value).__name__}"
     return "use numbers, strings, None, lists and dicts of these, registered classes and schedules"
 
 
@@ -159,11 +159,13 @@ def decode(value: Any) -> Any:
         return value
     for kind, registry in (("schedule", SCHEDULES), ("class", CLASSES)):
         if kind in value:
-            found = registry.get(value[kind]) or _imported(str(value[kind]))
+            found = registry.get(value[kind]) or (_imported(str(value[kind])) if kind == "class" else None)
             if found is None:
-                known, (module, *_) = ", ".join(sorted(registry)), str(value[kind]).split(":")
-                advice = f"import {module}" if module != value[kind] else f"use one of {known}, or register yours"
-                raise CheckpointError(f"the checkpoint names the {kind} {value[kind]!r}, which is not known: {advice}")
+                names = "CLASSES" if kind == "class" else "SCHEDULES"
+                raise CheckpointError(
+                    f"the checkpoint names the {kind} {value[kind]!r}, which is not known here: before you load it, "
+                    f"import your {kind}, or name it in routed_rl.rl.encoding.{names}"
+                )
             return found(**{k: v for k, v in value.items() if k != kind}) if kind == "schedule" else found
     return {key: decode(item) for key, item in value.items()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -166,7 +165,7 @@ def _play(
     overseen: list[np.ndarray] = []
     policy.set_training_mode(False)
     with (
-        ExitStack() as noise,
+        policy.own_noise(),
         explained(env),
         frozen_statistics(env),
         torch.no_grad(),
@@ -174,14 +173,16 @@ def _play(
     ):
         obs = env.reset()
         torch.manual_seed(seed)
-        noise.enter_context(policy.own_noise(env.num_envs))
         while len(rows) < least or left.any():
             if (age[left > 0] >= STEP_LIMIT).any():
                 raise ValueError(f"an episode did not end within {STEP_LIMIT} steps; give the environment a step limit")
+            policy.renew_noise(age == 0)
             distribution = policy.get_distribution(policy.obs_to_tensor(obs)[0])
             sampled = distribution.get_actions(deterministic=deterministic)
             entropy = distribution.entropy()
-            entropies.append(-distribution.log_prob(sampled) if entropy is None else entropy)
+            if entropy is None:  # squashed actions: an estimate from one sample
+                entropy = -distribution.log_prob(distribution.sample() if deterministic else sampled)
+            entropies.append(entropy)
             obs, reward, done, infos = env.step(policy.legal(sampled))
             rows.append((reward.astype(np.float64), done, age, left > 0))
             ends = episode_ends(infos, done, outcomes)

@@ -6,19 +6,23 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    Distribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 from torch.distributions import Categorical
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from routed_rl.rl.architecture import activation_name, check_sde, layer_sizes
 from routed_rl.rl.arguments import check_known
@@ -133,8 +137,11 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
             raise ValueError(
                 f"optimizer_kwargs must not contain lr, got {kwargs['optimizer_kwargs']!r}: the learner sets it"
             )
-        optimizer = kwargs.get("optimizer_class", Adam)
-        if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        optimizer: type[Optimizer] = kwargs.get("optimizer_class", Adam)
+        if not isinstance(optimizer, type) or not issubclass(optimizer, Optimizer):
+            raise ValueError(f"optimizer_class must be a class, such as torch.optim.Adam, got {optimizer!r}")
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(f"optimizer_class={optimizer.__name__} needs the loss as a function: use another, as Adam")
         for name, taker in {"features_extractor": extractor, "optimizer": optimizer}.items():
             check_known(f"{taker.__name__} ({name}_kwargs)", kwargs.get(f"{name}_kwargs") or {}, taker)
@@ -255,16 +262,24 @@ class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
         return values, log_probs, -log_probs if entropies is None else entropies, gate_logits
 
     @contextmanager
-    def own_noise(self, n_envs: int) -> Iterator[None]:
+    def own_noise(self) -> Iterator[None]:
         """Within the block, state-dependent exploration has noise of its own; afterwards it goes on with the old."""
         kept = self.action_dist
-        if self.use_sde:
-            self.action_dist = copy(kept)
-            self.reset_noise(n_envs)
+        self.action_dist = copy(kept)
         try:
             yield
         finally:
             self.action_dist = kept
+
+    def renew_noise(self, rows: np.ndarray) -> None:
+        """Draw the noise of state-dependent exploration, if there is any, for some environments: ``rows`` ``(E,)``."""
+        if not self.use_sde or not rows.any():
+            return
+        noise, going = cast(StateDependentNoiseDistribution, self.action_dist), torch.from_numpy(~rows)
+        before = noise.exploration_matrices
+        self.reset_noise(len(rows))
+        if going.any():
+            noise.exploration_matrices[going] = before[going]
 
     def _features(self, obs: PyTorchObs, encoder: BaseFeaturesExtractor | None = None) -> Tensor:
         """Return the features ``(B, F)`` that an encoder computes, by default the one of modules and gate."""

@@ -10,15 +10,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
+from types import NoneType
 from typing import Any, BinaryIO, Self, TypeVar
 
 import gymnasium as gym
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
-from stable_baselines3.common.utils import FloatSchedule, check_for_correct_spaces, get_system_info
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, check_for_correct_spaces, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,6 +25,7 @@ from torch.optim import Optimizer
 from routed_rl.rl.arguments import check_type
 from routed_rl.rl.encoding import (
     POINTS,
+    SCHEDULES,
     TableSchedule,
     decode,
     decode_space,
@@ -62,9 +62,10 @@ def constructor_meta(model: Saveable) -> dict[str, Any]:
 
 
 def _encode_argument(name: str, value: Any) -> Any:
-    """Return a constructor argument as JSON; of a function, which is code, some values."""
+    """Return a constructor argument as JSON. A function is code, so some of its values stand for it."""
     function = value.value_schedule if isinstance(value, FloatSchedule) else value
-    if isinstance(function, (FunctionType, MethodType, BuiltinFunctionType, partial)):
+    known = (ConstantSchedule, *SCHEDULES.values())
+    if callable(function) and not isinstance(function, type) and type(function) not in known:
         return encode_function(name, function)
     return encode(name, value)
 
@@ -100,10 +101,11 @@ def build(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}") from error
     if tables := [name for name, value in arguments.items() if isinstance(value, TableSchedule)]:
+        said = ", ".join(f"{arguments[name].__name__} as {name}" for name in tables)
+        again = ", ".join(f"{name}=…" for name in tables)
         warnings.warn(
-            f"{path} was saved with the function {arguments[tables[0]].__name__} as {tables[0]}, which is now linear "
-            f"between {POINTS + 1} of its values: "
-            f"to continue exactly, give it again, as in {cls.__name__}.load(…, {tables[0]}=…)",
+            f"{path} was saved with a function ({said}), and is linear between {POINTS + 1} of its values now: to "
+            f"continue exactly, give it again, as in {cls.__name__}.load(…, {again})",
             stacklevel=3,
         )
     if unknown:
@@ -245,11 +247,11 @@ class Saveable(OnPolicyAlgorithm):
     ) -> None:
         """Write a checkpoint directory (safetensors and JSON) with everything that continued training needs.
 
-        Of an argument that is a function, such as ``learning_rate=lambda left: 1e-3 * left``, 1001 values are saved.
+        A function as an argument, such as ``learning_rate=lambda left: 1e-3 * left``, is saved as 1001 of its values.
 
         Args:
-            path: the checkpoint's directory. A path that ends in ``.zip``, as those of Stable-Baselines3's callbacks,
-                or a file that is open for bytes, gets a zip archive of the directory's files.
+            path: the checkpoint's directory. A path that ends in ``.zip`` (as those of Stable-Baselines3's callbacks),
+                ``.pkl``, ``.pth`` or ``.pt``, or an open file, gets a zip archive of the directory's files.
             exclude: constructor arguments that are not written; :meth:`load` gives them their defaults.
             include: names in ``exclude`` that are written all the same.
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -43,6 +43,7 @@ from routed_rl.runs.files import (
 FORMAT = "routed-rl checkpoint"
 VERSION = 1
 TENSORS, META, MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
+FILES = {TENSORS, META, MANIFEST}
 
 _DTYPES = {
     torch.bool,
@@ -77,7 +78,7 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
     dense = _dense(tensors)
     meta_bytes = json_bytes(meta, "meta")
     if os.path.lexists(path) and not _is_ours(path):
-        raise CheckpointError(f"{str(path)!r} is not a checkpoint and is not overwritten: choose another path")
+        refuse_to_overwrite(path)
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
@@ -88,8 +89,7 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
         (temporary / TENSORS).chmod(stat.S_IMODE((temporary / META).stat().st_mode))
         sync(temporary / TENSORS)
         files = {name: _fingerprint(temporary / name) for name in (META, TENSORS)}
-        manifest: dict[str, JSON] = {"format": FORMAT, "version": VERSION, "files": files}
-        write_synced(temporary / MANIFEST, json_bytes(manifest, MANIFEST))
+        write_synced(temporary / MANIFEST, _manifest(files))
         sync(temporary)
         _move_in(temporary, path)
     except BaseException:
@@ -120,9 +120,12 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
 def to_files(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> dict[str, bytes]:
     """Return the files of the checkpoint that :func:`write_checkpoint` would write, by name; raises as it does."""
     files = {META: json_bytes(meta, "meta"), TENSORS: save(_dense(tensors))}
-    listed: dict[str, JSON] = {name: _found(data) for name, data in files.items()}
-    manifest: dict[str, JSON] = {"format": FORMAT, "version": VERSION, "files": listed}
-    return files | {MANIFEST: json_bytes(manifest, MANIFEST)}
+    return files | {MANIFEST: _manifest({name: _found(data) for name, data in files.items()})}
+
+
+def refuse_to_overwrite(path: Path) -> NoReturn:
+    """Raise the CheckpointError of a path at which there is something else than a checkpoint."""
+    raise CheckpointError(f"{str(path)!r} is not a checkpoint and is not overwritten: choose another path")
 
 
 def sweep(directory: Path) -> None:
@@ -133,11 +136,11 @@ def sweep(directory: Path) -> None:
     for entry in list(directory.iterdir()):
         if is_temporary(entry.name):
             remove(entry)
-        elif previous := re.fullmatch(r"\.(.+)\.previous", entry.name, re.DOTALL):
-            if os.path.lexists(entry.with_name(previous[1])):
+        elif replaced := re.fullmatch(r"\.(.+)\.previous", entry.name, re.DOTALL):
+            if os.path.lexists(entry.with_name(replaced[1])):
                 remove(entry)
             else:
-                entry.rename(entry.with_name(previous[1]))
+                entry.rename(entry.with_name(replaced[1]))
 
 
 def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -161,6 +164,11 @@ def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dense
 
 
+def _manifest(files: dict[str, JSON]) -> bytes:
+    manifest: dict[str, JSON] = {"format": FORMAT, "version": VERSION, "files": files}
+    return json_bytes(manifest, MANIFEST)
+
+
 def _fingerprint(path: Path) -> dict[str, JSON]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -169,30 +177,30 @@ def _fingerprint(path: Path) -> dict[str, JSON]:
 
 def _is_ours(path: Path) -> bool:
     """Return whether `path` is a directory with only files of a checkpoint, complete or not."""
-    ours = {TENSORS, META, MANIFEST}
-    return not path.is_symlink() and path.is_dir() and {entry.name for entry in path.iterdir()} <= ours
+    return not path.is_symlink() and path.is_dir() and {entry.name for entry in path.iterdir()} <= FILES
 
 
-def _previous(path: Path) -> Path:
+def previous(path: Path) -> Path:
+    """Return where a checkpoint directory is while another replaces it."""
     path = path.absolute()  # "." has no name
     return path.with_name(f".{path.name}.previous")
 
 
 def _move_in(temporary: Path, path: Path) -> None:
     """Move the directory `temporary` to `path`, in the steps of the module docstring."""
-    previous = _previous(path)
+    before = previous(path)
     if path.exists():
-        remove(previous)  # left by a writer that was killed after its second rename
-        path.rename(previous)
+        remove(before)  # left by a writer that was killed after its second rename
+        path.rename(before)
     temporary.rename(path)
     sync(path.parent)
-    remove(previous)
+    remove(before)
 
 
 def _open(path: Path) -> int:
     """Return a descriptor of the checkpoint directory at `path`; it stays valid if the directory is renamed."""
     # The third attempt is for a replacement that was completed between the first and the second.
-    for candidate in (path, _previous(path), path):
+    for candidate in (path, previous(path), path):
         try:
             return os.open(candidate, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:

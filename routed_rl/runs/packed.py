@@ -13,10 +13,13 @@ import torch
 
 from routed_rl.paths import expanded
 from routed_rl.runs.checkpoint import (
+    FILES,
     Checkpoint,
     CheckpointError,
     from_files,
+    previous,
     read_checkpoint,
+    refuse_to_overwrite,
     to_files,
     write_checkpoint,
 )
@@ -24,35 +27,33 @@ from routed_rl.runs.files import JSON, StrPath, write_bytes
 
 ONE_FILE = (".zip", ".pkl", ".pth", ".pt")
 """Suffixes of paths at which users of Stable-Baselines3 and torch expect one file."""
+DAMAGED = (BadZipFile, ValueError, OSError, RuntimeError, NotImplementedError, EOFError)
+"""What reading a damaged archive may raise."""
 
 
 def write_anywhere(path: StrPath | BinaryIO, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> None:
     """Write a checkpoint as a directory, or into one file. The bytes depend only on ``tensors`` and ``meta``.
 
     Args:
-        path: a path, whose missing folders are made. If its suffix is in :data:`ONE_FILE`, the checkpoint is one file.
-            Or a file that is open for bytes; it stays open.
+        path: a path, whose missing folders are made. If its suffix is in :data:`ONE_FILE`, the checkpoint is one file,
+            unless there is a checkpoint directory already. Or a file that is open for bytes; it stays open.
         tensors: as for :func:`~routed_rl.runs.write_checkpoint`.
         meta: as there.
 
     Raises:
         CheckpointError: if there is something else than a checkpoint at the path.
-        ValueError: if the path is neither, or the file is closed or open for text.
+        ValueError: if the path is neither, or the file is not open for writing bytes.
     """
-    if not isinstance(place := _place(path), Path):
+    place = _place(path, "writable")
+    if not isinstance(place, Path):
         place.write(_packed(tensors, meta))
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    if place.suffix not in ONE_FILE:
+    if place.suffix.lower() not in ONE_FILE or place.is_dir():
         write_checkpoint(place, tensors, meta)
         return
-    if os.path.lexists(place):
-        try:
-            read_anywhere(place)
-        except CheckpointError:
-            raise CheckpointError(
-                f"{str(place)!r} is not a checkpoint and is not overwritten: choose another path"
-            ) from None
+    if os.path.lexists(place) and not _is_ours(place):
+        refuse_to_overwrite(place)
     write_bytes(place, _packed(tensors, meta))
 
 
@@ -64,26 +65,45 @@ def read_anywhere(path: StrPath | BinaryIO) -> Checkpoint:
 
     Raises:
         CheckpointError: if there is none, or it was truncated or edited.
-        ValueError: as :func:`write_anywhere`.
+        ValueError: if the path is neither, or the file is not open for reading bytes.
     """
-    if not isinstance(place := _place(path), Path):
+    place = _place(path, "readable")
+    if not isinstance(place, Path):
         return _unpacked(place, repr(place))
-    if not place.exists():
+    if not _exists(place):
         other = place.with_suffix("") if place.suffix == ".zip" else place.with_name(f"{place.name}.zip")
-        place = other if other.exists() else place
+        place = other if _exists(other) else place
     if not place.is_file():
         return read_checkpoint(place)
     with place.open("rb") as file:
         return _unpacked(file, repr(str(place)))
 
 
-def _place(path: Any) -> Path | BinaryIO:
-    """Return a path, or a file that is open for bytes."""
+def _exists(place: Path) -> bool:
+    """Whether there is something, or a directory that a killed writer was replacing."""
+    return place.exists() or previous(place).exists()
+
+
+def _place(path: Any, needed: str) -> Path | BinaryIO:
+    """Return a path, or a file of bytes that is ``needed``: readable or writable."""
     if isinstance(path, (str, os.PathLike)):
         return expanded(path)
-    if not isinstance(path, io.IOBase) or isinstance(path, io.TextIOBase) or path.closed:
-        raise ValueError(f"path must be a path, or a file that is open for bytes, as by open(…, 'wb'), got {path!r}")
-    return path  # type: ignore[return-value]
+    file = getattr(path, "file", path)  # what a temporary file of Python's wraps
+    if not isinstance(file, io.IOBase) or isinstance(file, io.TextIOBase) or file.closed or not getattr(file, needed)():
+        mode = "rb" if needed == "readable" else "wb"
+        raise ValueError(
+            f"path must be a path, or a file that is open for bytes, as by open(…, {mode!r}), got {path!r}"
+        )
+    return path  # type: ignore[no-any-return]
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether this is an empty file, or an archive with the files of a checkpoint alone."""
+    try:
+        with ZipFile(place) as archive:
+            return set(archive.namelist()) <= FILES
+    except DAMAGED:
+        return place.is_file() and not place.stat().st_size
 
 
 def _packed(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> bytes:
@@ -98,8 +118,8 @@ def _unpacked(file: BinaryIO, name: str) -> Checkpoint:
     try:
         with ZipFile(file) as archive:
             if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed")
+                raise ValueError("it is compressed: unpack it into a folder, and load that")
             return from_files(archive.namelist(), archive.read)
-    except (BadZipFile, ValueError, OSError) as error:
-        why = f"it wasn't a zip-file that is whole: {error}" if isinstance(error, BadZipFile) else error
-        raise CheckpointError(f"checkpoint {name} cannot be used: {why}") from None
+    except DAMAGED as error:
+        why = f"it wasn't a zip-file, or it is damaged ({error})" if isinstance(error, BadZipFile) else error
+        raise CheckpointError(f"checkpoint {name} cannot be used: {why or 'it is damaged'}") from None

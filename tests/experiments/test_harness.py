@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
+from routed_rl.errors import UserError
 from routed_rl.experiments import cli
 from routed_rl.extras import MissingExtraError
 from routed_rl.lm import character_tokenizer, load_model, load_tokenizer, save_model
 from routed_rl.lm.documents import package_folder
 from routed_rl.unlearning import harness
+from routed_rl.unlearning.arena import ArenaStudy
 from routed_rl.unlearning.harness import harness_value
 from routed_rl.unlearning.scores import SCORES
 from tests.experiments import small_arenas
@@ -119,6 +121,11 @@ def test_it_is_a_score_of_the_arena(tasks, tmp_path, monkeypatch):
         assert found["full", name] == harness_value(model, tokenizer, task, "acc,none", limit=6, include=tasks)
     assert "Others ↑" in (out / "leaderboard.md").read_text() and "Some ↓" in (out / "leaderboard.md").read_text()
     assert not {"WmdpBio", "Mmlu"} & set(SCORES)
+    more = "class Misspelt(Some):\n    task = 'sume'\nclass Unnamed(TaskScore): ...\n"
+    (tmp_path / "misspelt_scores.py").write_text((tmp_path / "their_scores.py").read_text() + more)
+    for name, task in (("Misspelt", "sume"), ("Unnamed", "")):
+        with pytest.raises(UserError, match=f"lm-eval has no task '{task}'"):
+            ArenaStudy(scores=[f"misspelt_scores:{name}"], out=tmp_path / "none").plan()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -8,6 +8,7 @@ pytest.importorskip("trl")
 
 from routed_rl.lm.adapters import FORGET, KEEP, forget_scaled
 from routed_rl.lm.memory import CAPACITY, LabelledMemory
+from routed_rl.routing import RouteTable
 
 from .test_grpo import TOKENIZER, by_content, make, make_adapters, state
 
@@ -52,11 +53,12 @@ def test_paid_completions_are_kept_by_label_and_drawn_whole():
     assert LabelledMemory(("hack",)).draw("hack", 3, np.random.default_rng(0), 0) is None
 
 
-def test_images_cannot_be_learned_again():
-    seen = {**batch(ROWS), "pixel_values": torch.zeros(4, 3)}
-    with pytest.raises(ValueError, match="replay works on text, and the prompts have images: pass replay=0"):
-        LabelledMemory(("fine",)).add(seen, ["fine"] * 4, [1.0] * 4)
-    LabelledMemory(()).add(seen, ["fine"] * 4, [1.0] * 4)
+def test_images_and_tools_cannot_be_learned_again():
+    for name, said in {"pixel_values": "images", "tool_mask": "answers of tools"}.items():
+        seen = {**batch(ROWS), name: torch.zeros(4, 3)}
+        with pytest.raises(ValueError, match=f"replay works on text alone, and completions have {said}: pass replay=0"):
+            LabelledMemory(("fine",)).add(seen, ["fine"] * 4, [1.0] * 4)
+        LabelledMemory(()).add(seen, ["fine"] * 4, [1.0] * 4)
 
 
 def test_the_latest_are_kept_and_come_back(tmp_path):
@@ -66,8 +68,25 @@ def test_the_latest_are_kept_and_come_back(tmp_path):
     assert [row[0][0] for row in memory.kept["fine"]] == [*range(5, CAPACITY + 5)]
     memory.save(tmp_path)
     loaded = LabelledMemory(("fine",))
-    loaded.load(tmp_path)
-    assert loaded.kept == memory.kept
+    for _ in range(2):
+        loaded.load(tmp_path)
+        assert loaded.kept == memory.kept
+    with pytest.raises(ValueError, match="was saved with a replay of 'fine', and now there is one of 'hack'"):
+        LabelledMemory(("hack",)).load(tmp_path)
+    with pytest.raises(ValueError, match="was saved with a replay of nothing"):
+        loaded.load(tmp_path / "other")
+
+
+def test_a_smaller_batch_at_a_time_learns_the_same_again(tmp_path):
+    states = []
+    for parts in (1, 4):
+        options = {"per_device_train_batch_size": 16 // parts, "gradient_accumulation_steps": parts, "max_steps": 4}
+        trainer = make(tmp_path, replay=6, options=options)
+        trainer.train()
+        assert all(trainer.memory.kept.values())
+        states.append(state(trainer, KEEP) | state(trainer, FORGET))
+    for name, expected in states[0].items():
+        torch.testing.assert_close(states[1][name], expected, rtol=0, atol=1e-5)
 
 
 def naive(trainer, drawn, label):
@@ -96,7 +115,7 @@ def test_each_adapter_learns_its_own_completions_again(tmp_path, monkeypatch, re
             return loss
         names = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(names.values()), retain_graph=True, allow_unused=True)
-        rng = np.random.default_rng([self.args.seed, self.state.global_step, 0])
+        rng = np.random.default_rng([self.args.seed, self.state.global_step])
         expected = dict.fromkeys(names, 0.0)
         for label, learns in (("hack", FORGET), ("fine", KEEP)):
             if (drawn := self.memory.draw(label, replay, rng, TOKENIZER.pad_token_id)) is None:
@@ -141,6 +160,22 @@ def test_an_interrupted_training_goes_on_with_its_memory(tmp_path):
     for adapter in (KEEP, FORGET):
         for name, parameter in state(whole, adapter).items():
             torch.testing.assert_close(state(continued, adapter)[name], parameter, rtol=0, atol=1e-6)
+
+
+def test_labels_that_no_completion_can_have_are_refused(tmp_path):
+    own = RouteTable({"good": {}, "bad": {}}, (KEEP, FORGET))
+    with pytest.raises(ValueError, match="replay_table has the label 'hack'; the labels of the table are 'good'"):
+        make(tmp_path, table=own, replay=4)
+    make(tmp_path, table=own, replay=4, replay_table=own)
+    make(tmp_path, table=own)
+    with pytest.raises(ValueError, match=r"replay_table must be a RouteTable, got {'fine'"):
+        make(tmp_path, replay=4, replay_table={"fine": {}})
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(ValueError, match="replay=4 needs a single process, and there are 2: pass replay=0"):
+        make(tmp_path, replay=4)
 
 
 @pytest.mark.parametrize("replay", [-1, 0.5, True, "all"])

@@ -39,8 +39,11 @@ class HandCoded:
     def set_training_mode(self, mode):
         pass
 
-    def own_noise(self, n_envs):
+    def own_noise(self):
         return contextlib.nullcontext()
+
+    def renew_noise(self, rows):
+        pass
 
     def obs_to_tensor(self, obs):
         return torch.from_numpy(obs), True

@@ -1,5 +1,7 @@
 """State-dependent exploration (gSDE) of routed policies."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -107,12 +109,37 @@ def test_evaluating_changes_no_noise_of_training():
     assert fingerprint(plain) == fingerprint(watched)
 
 
+@pytest.mark.parametrize("envs", [1, 3])
+def test_each_episode_of_an_evaluation_has_noise_of_its_own(envs, monkeypatch):
+    model, seen = model_of(), []
+    renew = type(model.policy).renew_noise
+
+    def recorded(policy, rows):
+        renew(policy, rows)
+        seen.append((rows.copy(), policy.action_dist.exploration_matrices.clone()))
+
+    monkeypatch.setattr(type(model.policy), "renew_noise", recorded)
+    before = model.policy.action_dist.exploration_matrices
+    evaluate(model, pushed(envs), n_episodes=12)
+    assert model.policy.action_dist.exploration_matrices is before
+    for (_, old), (rows, new) in itertools.pairwise(seen):
+        for row in range(envs):
+            assert torch.equal(old[row], new[row]) != rows[row]
+    assert sum(rows.sum() for rows, _ in seen) >= 12
+
+
+def test_the_entropy_of_squashed_actions_does_not_depend_on_how_they_are_chosen():
+    model = model_of(policy_kwargs={"squash_output": True, "log_std_init": -1.0})
+    greedy, sampled = (evaluate(model, pushed(), n_episodes=200, deterministic=how)["entropy"] for how in (True, False))
+    assert greedy == pytest.approx(sampled, abs=0.3)
+
+
 def test_it_learns_what_the_exploration_of_stable_baselines3_learns():
     """With one network, in the world whose best policy is known: the good door in nearly all episodes."""
     overseer = Overseer({"bad": -1.0, "good": 1.0}, "oracle", oversight=0.5)
     model = RoutedPPO("MlpPolicy", pushed(16), overseer, use_sde=True, sde_sample_freq=4, seed=0, device="cpu")
     model.learn(16 * 32 * 40)
-    assert evaluate(model, pushed(), n_episodes=100)["outcomes"]["good"] > 0.95
+    assert evaluate(model, pushed(), n_episodes=100, deterministic=True)["outcomes"]["good"] > 0.95
 
 
 def test_what_needs_it_is_refused_without_it():

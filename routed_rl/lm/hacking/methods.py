@@ -86,11 +86,12 @@ METHODS: Mapping[str, Method] = {
 """The methods by name.
 
 - ``penalty``: seen hacks have a lower reward. ``penalty-scaled``: the fewer are seen, the lower. ``penalty-weighted``:
-  unseen completions count for less. ``penalty-solo``, ``penalty-replay``: also, the other features of ``routing-solo``
-  and ``routing-replay``, without routing.
+  unseen completions count for less. ``penalty-solo`` and ``penalty-replay`` are ``routing-solo`` and ``routing-replay``
+  without routing.
 - ``screening``: nothing learns from seen hacks. ``inverted``: they have the opposite advantage.
 - ``filtering``: nothing learns from completions that nobody has seen.
-- ``routing…``: the two adapters learn different things. In all other methods they learn the same, and both stay.
+- ``routing…``: the two adapters learn different things. In all other methods they learn the same, and both stay. In
+  updates in which ``keep`` writes alone, it also learns alone.
 """
 WITHOUT_OVERSEER = tuple(name for name, method in METHODS.items() if method.knows_truth or method.inoculated)
 """Methods whose runs do not depend on the overseer. They are trained once, at the highest oversight."""

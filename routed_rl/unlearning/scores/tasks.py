@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from routed_rl.unlearning.harness import harness_value
+from routed_rl.unlearning.benchmarks.benchmark import Benchmark
+from routed_rl.unlearning.harness import check_task, harness_value
 from routed_rl.unlearning.scores.reader import Reader
 from routed_rl.unlearning.scores.score import Best, Numbers, Score
 
@@ -15,12 +16,14 @@ from routed_rl.unlearning.scores.score import Best, Numbers, Score
 class TaskScore(Score):
     """A value of a task, or group of tasks, of EleutherAI's lm-eval. It needs ``pip install 'routed-rl[eval]'``.
 
-    No arena measures it unless it is asked to. For another task, write a subclass::
+    An arena measures it only if it is named. For another task, write a subclass::
 
         class Physics(TaskScore):
             task, best = "mmlu_high_school_physics", "high"
 
     and pass ``--scores my_module:Physics``. The task asks its own questions, whatever the benchmark.
+
+    A value that is no share needs other ``limits``, as in ``limits = (0.0, None)``.
 
     Attributes:
         task: the task's name.
@@ -29,7 +32,7 @@ class TaskScore(Score):
         include: folder with further tasks; None: those of lm-eval.
     """
 
-    task: ClassVar[str]
+    task: ClassVar[str] = ""
     best: ClassVar[Best] = "low"
     named: ClassVar[str] = "acc,none"
     limit: ClassVar[int | None] = None
@@ -40,6 +43,11 @@ class TaskScore(Score):
     def about_kept(self) -> bool:
         """Whether the number should be high."""
         return self.best == "high"
+
+    def undefined(self, benchmark: Benchmark) -> str | None:
+        """Return None. Before anything is trained, raise the errors of :func:`check_task`, as for a misspelt task."""
+        check_task(self.task, self.include)
+        return None
 
     def examples(self, reader: Reader) -> Numbers:
         """Return the value, as the only number; see :meth:`Score.examples`. Raises the errors of ``harness_value``."""
