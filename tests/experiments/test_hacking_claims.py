@@ -15,12 +15,12 @@ EXPECTED = tomllib.loads((ROOT / "experiments" / "hacking" / "hacking.toml").rea
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPECTED)
-def test_the_rates_are_those_that_are_published(name):
-    row, out = EXPECTED[name], RUNS / f"hacking-{name}"
+@pytest.mark.parametrize("world", EXPECTED)
+def test_the_rates_are_those_that_are_published(world):
+    row, out = EXPECTED[world], RUNS / f"hacking-{world}"
     cli.main(["hacking", *row["command"].split(), "--out", str(out)])
-    means = pd.read_csv(out / "results.csv").groupby(["method", "oversight"]).mean(numeric_only=True)
+    means = pd.read_csv(out / "results.csv").groupby(["world", "method", "oversight"]).mean(numeric_only=True)
     for case, expected in row["means"].items():
         method, share, measure = case.split(" ")
-        found = means.loc[(method, float(share)), measure]
+        found = means.loc[(world, method, float(share)), measure]
         assert found == pytest.approx(expected["mean"], abs=expected["tolerance"]), case
