@@ -45,7 +45,7 @@ class TaskScore(Score):
         return self.best == "high"
 
     def undefined(self, benchmark: Benchmark) -> str | None:
-        """Return None. Before anything is trained, raise the errors of :func:`check_task`, as for a misspelt task."""
+        """Return None. Before anything is trained, raise the errors of ``check_task``, as for a misspelt task."""
         check_task(self.task, self.include)
         return None
 
