@@ -20,7 +20,7 @@ class Steered:
     """A trained agent, and how to steer it."""
 
     directory: Annotated[Path, tyro.conf.arg(name="dir"), tyro.conf.Positional]
-    """run directory of the trained agent, or a folder that model.save() has made"""
+    """run directory of the trained agent, or a folder or file that model.save() has made"""
     world: WorldName | None = None
     """for a folder of model.save(): the world to act in; None: the world gridworld"""
     env: PluginName | None = None

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from routed_rl.experiments.common.agents.options import PRESETS
 from routed_rl.experiments.common.agents.worlds import load_run, task_of
@@ -24,7 +25,7 @@ def open_agent(command: Steered) -> tuple[RoutedAlgorithm, Task, dict[str, Any]]
         ValueError: if the model cannot act in the world or environment.
     """
     directory = command.directory
-    if not (directory / MANIFEST).is_file() and not directory.is_file():
+    if not (directory / MANIFEST).is_file() and not is_zipfile(directory):
         if command.world is not None or command.env is not None:
             option = f"--world {command.world}" if command.env is None else f"--env {command.env}"
             raise ValueError(f"{option} is for a folder that model.save() has made, got the run {str(directory)!r}")

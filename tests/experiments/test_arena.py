@@ -214,7 +214,7 @@ def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
 
 def test_the_guides_example_runs(small, tmp_path, monkeypatch):
     """With few steps and one seed."""
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     few = 'settings=["npo.steps=2", "graddiff.steps=2"], batch_size=2, budget=6, scores=["knowledge"], seeds=1'
     code = code.replace("seeds=3", f"student=Student(steps=2, least=1), {few}")
     monkeypatch.chdir(tmp_path)

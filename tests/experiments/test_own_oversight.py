@@ -361,9 +361,10 @@ def test_a_folder_of_model_save_is_evaluated_and_watched_like_a_run(folder, caps
     assert "episodes that end on ghost" in capsys.readouterr().out
     capsys.readouterr()
     model.ablate("bad")
-    model.save("ablated")
-    cli.main(["evaluate", "ablated", *env, "--n-envs", "4"])
-    assert 'policy: as saved: {"ablated": ["bad"]}' in capsys.readouterr().out
+    for path in ("ablated", "ablated.zip"):
+        model.save(path)
+        cli.main(["evaluate", path, *env, "--n-envs", "4"])
+        assert 'policy: as saved: {"ablated": ["bad"]}' in capsys.readouterr().out
     for line, message in (
         (["evaluate", "mine"], "has the observation_space Box(0.0, 1.0, (6,), float32), but --world gridworld has"),
         (
