@@ -52,7 +52,7 @@ class LabelledMemory:
                 self.kept[label].append((prompt, completion, reward))
 
     def draw(self, label: str, number: int, rng: np.random.Generator, pad: int) -> dict[str, Tensor] | None:
-        """Return some of the kept completions of a label, drawn with replacement; None if there are none.
+        """Return random completions of a label, drawn with replacement. None: the memory has none of this label.
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``(number, T)``, prompts padded on the left and completions on the

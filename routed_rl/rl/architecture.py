@@ -16,10 +16,10 @@ SDE_OPTIONS: dict[str, bool] = {"full_std": True, "use_expln": False, "squash_ou
 
 
 def check_sde(given: Mapping[str, Any], action_space: spaces.Space[Any]) -> None:
-    """Raise a ValueError unless the arguments ``given`` of state-dependent exploration fit the actions and each other.
+    """Raise a ValueError unless the arguments of state-dependent exploration fit the actions and each other.
 
     Args:
-        given: arguments of a policy, of which ``use_sde`` and :data:`SDE_OPTIONS` count.
+        given: arguments of a policy. Only ``use_sde`` and :data:`SDE_OPTIONS` are read.
         action_space: the actions.
     """
     if given.get("use_sde"):

@@ -51,8 +51,7 @@ def test_arithmetic():
     after = [*stopped[1].forget_200, frame.loc["distilled, maxent"].forget_200]
     assert left == sorted(left, reverse=True) and after == sorted(after, reverse=True)  # C3
     alphas = undone(frame, (0.2, 0.4, 0.6, 0.8, 0.9))
-    # C4. Below α 0.4, compute hardly depends on α: 0.18 and 0.16 of the filtered model's steps in one measurement.
-    assert alphas.robustness.is_monotonic_increasing and alphas.compute.iloc[1:].is_monotonic_increasing
+    assert alphas.robustness.is_monotonic_increasing  # C4
     assert np.corrcoef(alphas.compute, alphas.robustness)[0, 1] >= 0.9
     assert ((alphas.robustness >= 0.8) & (alphas.compute <= 0.6)).any()  # C5
     assert alphas.robustness.iloc[3] >= 0.8 and alphas.compute.iloc[3] <= 0.45 and alphas.retain.iloc[3] >= 0.93
@@ -62,6 +61,12 @@ def test_arithmetic():
     shrunk, usual, noisy = (undone(frame, (0.6,), beta).iloc[0] for beta in (0, 0.1, 0.5))
     assert abs(shrunk.forget_200 - usual.forget_200) <= 0.1  # C8
     assert noisy.robustness >= usual.robustness and noisy.steps >= usual.steps
+
+
+@pytest.mark.xfail(strict=False, reason="missed on 30 November 2026: α 0.2 and 0.4 took 0.18 and 0.16 of the steps")
+def test_compute_rises_with_the_noise_level():
+    """C4, the other half."""
+    assert undone(means("arithmetic"), (0.2, 0.4, 0.6, 0.8, 0.9)).compute.is_monotonic_increasing
 
 
 def test_no_suppressor_alone_is_as_good():
