@@ -205,8 +205,9 @@ class RoutedGRPOTrainer(GRPOTrainer):
         count = len(output["advantages"])
         own = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         output["route"] = self._labels[own]
-        names = [(*self.table.labels, UNLABELLED)[of] for of in output["route"].tolist()]
-        self.memory.add(output, names, self._rewards[own].tolist())
+        if self.replay:
+            names = [(*self.table.labels, UNLABELLED)[of] for of in output["route"].tolist()]
+            self.memory.add(output, names, self._rewards[own].tolist())
         weights, size = self.table.weights(self._labels), int(self.num_generations or 1)
         taught = (weights != 0) | (self.baseline == "group")
         shifts = self._shifts.to(weights.device)[self._labels]

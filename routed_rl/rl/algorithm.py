@@ -77,8 +77,8 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         replay_capacity: number of most recent labelled steps kept per label.
         solo: share of the environments in which one module acts alone, for methods that route; rounded down to the same
             number for each module. There the module is paid 1 for its own outcome and -1 for another, by label.
-        use_sde: state-dependent exploration, for continuous actions (Raffin et al. 2022, gSDE): the noise is a random
-            linear function of what the gate makes of the modules, new for every rollout.
+        use_sde: state-dependent exploration, for continuous actions (Raffin et al. 2022, gSDE). The noise is a random
+            linear function of the combined output of the modules. It is drawn again for every rollout.
         sde_sample_freq: steps after which that function is drawn again; -1: once per rollout.
 
     The other arguments are those of Stable-Baselines3. The episode statistics of its ``Monitor`` and ``VecMonitor``

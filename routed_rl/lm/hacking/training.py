@@ -36,7 +36,7 @@ MODEL, TRAINER = "model", "trainer"
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """What the adapter ``forget`` is multiplied by, when the largest safe scale is looked for."""
 REPLAYED = 16
-"""Completions of each label that are learned again in each step, by methods that do so."""
+"""Completions of each label that are learned again in each update, by methods that do so."""
 CURVE, MEMORY = "measured.json", "monitor.safetensors"
 """Our own files in a checkpoint of TRL's."""
 
