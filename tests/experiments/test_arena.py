@@ -215,12 +215,15 @@ def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
 def test_the_guides_example_runs(small, tmp_path, monkeypatch):
     """With few steps and one seed."""
     code, *_ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    few = 'settings=["npo.steps=2", "graddiff.steps=2"], batch_size=2, budget=6, scores=["knowledge"], seeds=1'
+    few = 'settings=["npo.steps=2", "graddiff.steps=2"], batch_size=2, budget=6, seeds=1'
+    few += ', scores=["knowledge", "multiple-choice"]'
     code = code.replace("seeds=3", f"student=Student(steps=2, least=1), {few}")
     monkeypatch.chdir(tmp_path)
     names = {"Student": Student}
     exec(code, names)
-    assert set(names["results"].name) == set(NAMES) and (tmp_path / "runs" / "mine" / "leaderboard.tex").exists()
+    out = tmp_path / "runs" / "mine"
+    assert set(names["results"].name) == set(NAMES) and (out / "leaderboard.tex").exists()
+    assert "A model that guesses has 0.25 for `multiple-choice`." in (out / "leaderboard.md").read_text()
 
 
 @needs_browser

@@ -166,7 +166,8 @@ class Maker:
         whole, tokenizer = self.load(stage.parents["model"])
         attack = self.arena.changes[config["change"]]
         seed = derive_seed(stage.seed, config["change"])
-        victim = Victim(whole, tokenizer, self.arena.benchmark, None, config["batch_size"], config["steps"], seed)
+        again, benchmark = self.arena.options.checkpointing, self.arena.benchmark
+        victim = Victim(whole, tokenizer, benchmark, None, config["batch_size"], config["steps"], seed, again)
         seen: list[nn.Module] = []
 
         def look(step: float, model: nn.Module, *_: Any, **__: Any) -> float:

@@ -358,6 +358,8 @@ def summary(
     if utility is not None:
         order = f"Models that keep {options.keep:.0%} of the full model's utility come first, in all seeds. " + order
     narrow = sorted(set(frame.attack[(frame.get("inside") == False) & ~frame.attack.str.startswith(WORST)]))  # noqa: E712
+    chances = {name: of.kind().chance(arena.benchmark) for name, of in arena.scores.items()}
+    guesses = [f"{value:.2f} for `{name}`" for name, value in chances.items() if value is not None]
     seeds = frame.seed.nunique()
     over = "one seed" if seeds == 1 else f"means of {seeds} seeds, ± half of the 95 % interval over seeds"
     split = f", split `{options.split}`" if options.split else ""
@@ -389,6 +391,7 @@ def summary(
         ),
         "## Scores before any attack",
         table({name: of_score(arena, name) for name in arena.scores}),
+        *([f"A model that guesses has {', '.join(guesses)}."] if guesses else []),
         *shown_trust(trust, main),
     ]
     return "\n\n".join(lines) + "\n"

@@ -111,7 +111,8 @@ class Worker:
             return {MAIN: score.value(score.examples(Reader(attacked, tokenizer, of, change)))}
 
         seed = derive_seed(stage.seed, "attack")
-        victim = Victim(model, tokenizer, benchmark, original, options.batch_size, options.budget, seed)
+        again = options.checkpointing
+        victim = Victim(model, tokenizer, benchmark, original, options.batch_size, options.budget, seed, again)
         return run_attack(attack, victim, measure, options.budget)
 
 

@@ -90,6 +90,28 @@ def test_a_model_that_has_diverged_ends_an_attack_without_an_error(name):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize("name", [name for name, attack in ARENA_ATTACKS.items() if attack.sweep])
+def test_an_attack_that_fine_tunes_can_compute_blocks_again_to_save_memory(name):
+    found, forwards = {}, {}
+    for again in (False, True):
+        victim, look = small_victim(gradient_checkpointing=again), Seen()
+        count = forwards.setdefault(again, [])
+        part = type(victim.model.model.layers[0].mlp)
+
+        def hook(module, inputs, part=part, count=count):
+            if isinstance(module, part):
+                count.append(torch.is_grad_enabled())
+
+        with torch.nn.modules.module.register_module_forward_pre_hook(hook):
+            attack = make(name)
+            attack.attempt(attack.attempts[0], victim, look)
+        found[again] = look.models
+    assert sum(forwards[True]) == 2 * sum(forwards[False]) > 0
+    for plain, saved in zip(found[False], found[True], strict=True):
+        for key, tensor in plain.items():
+            torch.testing.assert_close(saved[key], tensor, rtol=0, atol=1e-6)
+
+
 def test_an_attack_runs_against_the_score_itself():
     victim = small_victim()
     found = run_attack(ARENA_ATTACKS["quantisation"](), victim, knowledge(victim), 2)

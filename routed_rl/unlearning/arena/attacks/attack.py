@@ -55,6 +55,8 @@ class Victim:
         batch_size: rows of a gradient step.
         steps: gradient steps that an attempt may spend. A forward pass over as many rows counts a third.
         seed: fixes all that is random.
+        gradient_checkpointing: whether attacks that fine-tune save memory: they compute each block again in the
+            backward pass. Results are the same.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Victim:
     batch_size: int
     steps: int
     seed: int
+    gradient_checkpointing: bool = False
 
     @cached_property
     def reader(self) -> Reader:

@@ -55,6 +55,7 @@ class FineTuning(ArenaAttack):
             measured,
             measure,
             rank=self.rank,
+            gradient_checkpointing=victim.gradient_checkpointing,
             seed=victim.seed,
             on_step=lambda step: done.append(step + 1),
         )
