@@ -90,6 +90,9 @@ class ArenaOptions:
     such as 1e-4 3e-5 1e-5"""
     scores: tuple[PluginName, ...] = ()
     """scores of every model; none given: all that are defined for the benchmark"""
+    main: PluginName | None = None
+    """the score by which attacks are measured and models ranked, one that rises with what a model knows of the forget
+    set; None: the benchmark's own"""
     trust: bool = False
     """also measure how far each score can be trusted: all scores again of every model that is not distilled, once with
     its weights rounded to 4 bits, and once fine-tuned on the forget set with a quarter of --budget; saves them all"""

@@ -238,8 +238,8 @@ def relearn(
             history.append({"step": step, **found})
 
     def after(step: int) -> None:
+        on_step(step)  # a step counts even if the attack has diverged in it
         look(step + 1)
-        on_step(step)
 
     look(0)
     settings = Training(

@@ -40,6 +40,8 @@ ROUNDED, RELEARNED = "rounded", "relearned"
 NUMBERS = "numbers.safetensors"
 """File of a score's numbers of single examples."""
 SEED = "{seed}"
+UTILITY = ("model-utility", "retained-knowledge")
+"""Scores that say what a model has kept. The first one that is measured counts."""
 METHODS_AND_PROCEDURES: Registry[UnlearningMethod] = Registry(
     "unlearning method",
     UnlearningMethod,
@@ -132,19 +134,28 @@ class Arena:
                 )
 
     @cached_property
-    def benchmark(self) -> Benchmark:
-        """The benchmark."""
+    def _loaded(self) -> Benchmark:
         return self.kind.load(self.options.data, self.options.split)
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The benchmark, with the main score of the options."""
+        main = self.options.main
+        if main is None:
+            return self._loaded
+        score = ALL_SCORES.find(main, "--main").kind()
+        return replace(self._loaded, main=main, chance=score.chance(self._loaded) or 0.0)
 
     @cached_property
     def digest(self) -> str:
         """A hash of the benchmark's documents and examples."""
+        loaded = self._loaded
         whole = {
-            "forget": [dict(row) for row in self.benchmark.forget],
-            "retain": [dict(row) for row in self.benchmark.retain],
-            "sets": {name: [asdict(example) for example in of] for name, of in self.benchmark.sets.items()},
-            "main": [self.benchmark.main, self.benchmark.chance],
-            "texts": list(self.kind.documents(self.benchmark)),
+            "forget": [dict(row) for row in loaded.forget],
+            "retain": [dict(row) for row in loaded.retain],
+            "sets": {name: [asdict(example) for example in of] for name, of in loaded.sets.items()},
+            "main": [loaded.main, loaded.chance],
+            "texts": list(self.kind.documents(loaded)),
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -160,7 +171,17 @@ class Arena:
             raise ValueError(
                 f"the main score {found.name} compares with other models, so attacks cannot be measured by it"
             )
+        if found.kind().about_kept or getattr(found.kind, "best", None) != "low":
+            raise ValueError(
+                f"the main score {found.name} does not rise with what a model knows of the forget set, so it cannot "
+                "say what attacks bring back"
+            )
         return found.name
+
+    @property
+    def utility(self) -> str | None:
+        """The name of the score that says what a model has kept. None: none is measured."""
+        return next((name for name in UTILITY if name in self.scores), None)
 
     @cached_property
     def scores(self) -> Mapping[str, Plugin[Score]]:
@@ -235,7 +256,11 @@ class Arena:
             attacks = {
                 name: Stage(
                     ATTACK,
-                    read | budget | {"attack": attack.reference, "code": attack.code(), **self._rates(attack)},
+                    read
+                    | budget
+                    | {"attack": attack.reference, "code": attack.code()}
+                    | self._rates(attack)
+                    | self._kept_after(attack),
                     seed,
                     {"model": stage, **({ORIGINAL: full} if attack.kind().needs_original else {})},
                 )
@@ -278,6 +303,12 @@ class Arena:
         made = self.attack(attack)
         return {"learning_rates": made.learning_rates} if isinstance(made, FineTuning) else {}
 
+    def _kept_after(self, attack: Plugin[ArenaAttack]) -> dict[str, Any]:
+        """The score of what a model has kept after an attack on its weights. Other attacks leave the model as it is."""
+        if attack.kind.group != "weights" or self.utility is None:
+            return {}
+        return {"utility": self.scores[self.utility].reference, "utility_code": self.scores[self.utility].code()}
+
     def _score(self, score: Plugin[Score], model: Stage, known: Mapping[str, Stage], about: Mapping[str, Any]) -> Stage:
         """Return the stage of a model's score, after that of the retrained model where they are compared."""
         kind, retrained = score.kind(), known.get(RETRAINED)
@@ -313,19 +344,29 @@ def _check_set(plugin: Plugin[Any], option: str, name: str, allowed: Sequence[st
 def _check_ranges(options: ArenaOptions) -> None:
     """Raise UserError for a number that is out of its range, or options that cancel each other."""
     at_least(1, budget=options.budget, batch_size=options.batch_size, seeds=options.seeds)
-    at_least(1, **{"student.steps": options.student.steps})
-    at_least(0, **{"routing.repair_steps": options.routing.repair_steps})
+    student, routing = options.student, options.routing
+    at_least(1, **{"student.steps": student.steps})
+    at_least(0, **{"routing.repair_steps": routing.repair_steps, "student.least": student.least})
     at_least(0, first_seed=options.first_seed)
+    if options.rank is not None:
+        at_least(1, rank=options.rank)
     for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
         if wrong := [value for value in values if not 0 <= value <= 1]:
             raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")
-    for name in ("methods", "attacks", "before", "then", "alphas"):
-        if not (given := getattr(options, name)) and name != "alphas":
-            raise UserError(f"--{name} must name one or more")
+    for name in ("methods", "attacks", "before", "then", "alphas", "learning_rates"):
+        option = f"--{name.replace('_', '-')}"
+        if not (given := getattr(options, name)) and name not in ("alphas", "learning_rates"):
+            raise UserError(f"{option} must name one or more")
         if twice := [value for value in dict.fromkeys(given) if given.count(value) > 1]:
-            raise UserError(f"{written(f'--{name}', twice[0])} is there twice")
-    if wrong := [rate for rate in options.learning_rates if not 0 < rate < math.inf]:
-        raise UserError(f"{written('--learning-rates', wrong[0])} must be above 0")
+            raise UserError(f"{written(option, twice[0])} is there twice")
+    rates = {"--student.learning-rate": (student.learning_rate,), "--learning-rates": options.learning_rates}
+    rates |= {"--routing.repair-learning-rate": (routing.repair_learning_rate,)}
+    for option, values in rates.items():
+        if wrong := [rate for rate in values if not 0 < rate < math.inf]:
+            raise UserError(f"{written(option, wrong[0])} must be above 0")
+    for option, value in (("--beta", options.beta), ("--student.within", student.within or 0)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"{written(option, value)} must be 0 or more")
     if "undo" in options.then and not options.alphas:
         raise UserError("--then undo needs one or more --alphas")
     if options.trust and options.model is not None and options.retrained is None:

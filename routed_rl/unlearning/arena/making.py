@@ -28,7 +28,7 @@ from routed_rl.lm import (
     train,
 )
 from routed_rl.lm.documents import Document
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
+from routed_rl.lm.passes import FORWARD_PASS, counted
 from routed_rl.lm.texts import row_length
 from routed_rl.lm.tokenizers import train_tokenizer
 from routed_rl.options.arena import ArenaOptions
@@ -143,22 +143,21 @@ class Maker:
         config: Mapping[str, Any] = stage.config
         model, tokenizer = self.load(stage.parents["model"])
         method, recipe = self.arena.method(config["method"])
-        made = unlearn(
-            model,
-            tokenizer,
-            self.arena.benchmark.forget,
-            self.arena.benchmark.retain,
-            method,
-            alternatives=wrong_answers(self.arena.benchmark) if method.alternatives == () else None,
-            **self._common(stage),
-            callback=lambda done, _: on_step(done - 1),
-            steps=recipe.steps,
-            learning_rate=recipe.learning_rate,
-        )
-        stages, sets = (method.stages, method.sets) if isinstance(method, Procedure) else (1, 2)
-        rows = self.arena.options.batch_size * (sets + (method.alternatives is not None))
-        steps = recipe.steps * stages
-        return made, tokenizer, {"steps": steps, "cost": float(steps * rows * method.cost)}
+        with counted(model) as costs:
+            made = unlearn(
+                model,
+                tokenizer,
+                self.arena.benchmark.forget,
+                self.arena.benchmark.retain,
+                method,
+                alternatives=wrong_answers(self.arena.benchmark) if method.alternatives == () else None,
+                **self._common(stage),
+                callback=lambda done, _: on_step(done - 1),
+                steps=recipe.steps,
+                learning_rate=recipe.learning_rate,
+            )
+        steps = recipe.steps * (method.stages if isinstance(method, Procedure) else 1)
+        return made, tokenizer, {"steps": steps, "cost": sum(costs)}
 
     def _changed(self, stage: Stage) -> tuple[nn.Module, Any, dict[str, Any]]:
         """What an attack of one attempt leaves behind."""

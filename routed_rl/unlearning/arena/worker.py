@@ -111,9 +111,17 @@ class Worker:
             return {MAIN: score.value(score.examples(Reader(attacked, tokenizer, of, change)))}
 
         seed = derive_seed(stage.seed, "attack")
+
+        def measure_worst(attacked: nn.Module) -> dict[str, float]:
+            utility = self.arena.utility
+            if utility is None or attack.group != "weights":
+                return {}
+            kept = self.arena.scores[utility].kind()
+            return {utility: kept.value(kept.examples(Reader(attacked, tokenizer, benchmark)))}
+
         again = options.checkpointing
         victim = Victim(model, tokenizer, benchmark, original, options.batch_size, options.budget, seed, again)
-        return run_attack(attack, victim, measure, options.budget)
+        return run_attack(attack, victim, measure, options.budget, measure_worst=measure_worst)
 
 
 @dataclass(frozen=True)
