@@ -106,6 +106,8 @@ class ArenaOptions:
     """for a model in half precision: train float32 weights, and round the result"""
     checkpointing: bool = False
     """gradient checkpointing, to save memory: compute each block again in the backward pass"""
+    accumulate: int = 1
+    """equal parts in which a batch of unlearning, distillation or a fine-tuning attack is computed, to save memory"""
     seeds: int = 1
     """number of models of each kind, with seeds 0, 1, …"""
     first_seed: int = 0

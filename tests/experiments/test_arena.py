@@ -260,6 +260,7 @@ def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
         (["--before", "none", "none"], "--before none is there twice"),
         (["--before", "era", "--routing.repair-steps", "-1"], "--routing.repair-steps must be"),
         (["--rank", "0"], "--rank must be at least 1, got 0"),
+        (["--accumulate", "3"], "--batch-size 16 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
         (["--beta", "-1"], "--beta -1.0 must be 0 or more"),
         (["--student.learning-rate", "0"], "--student.learning-rate 0.0 must be above 0"),
         (["--student.within", "-1"], "--student.within -1.0 must be 0 or more"),

@@ -240,6 +240,8 @@ class Arena:
         training = about | {"batch_size": options.batch_size}
         training |= {"rank": options.rank} if options.rank is not None else {}
         training |= {} if options.master_weights else {"master_weights": False}
+        parts = {} if options.accumulate == 1 else {"accumulate": options.accumulate}
+        training |= parts
         read = about | {"longer": self.benchmark.longer}  # what matters where models write, but not where they learn
         full = self._known(FULL, options.model, seed)
         assert full is not None
@@ -251,7 +253,7 @@ class Arena:
 
         def entry(stage: Stage, **keys: Any) -> Entry:
             main = self.scores[self.main]
-            budget = {"budget": options.budget, "batch_size": options.batch_size, "main": main.reference}
+            budget = {"budget": options.budget, "batch_size": options.batch_size, "main": main.reference} | parts
             budget |= {"main_code": main.code()}
             attacks = {
                 name: Stage(
@@ -268,7 +270,7 @@ class Arena:
             }
             changed = {}
             for name, change in self.changes.items() if keys.get("then", NONE) == NONE else ():
-                config = {"change": name, "setting": repr(change), "batch_size": options.batch_size}
+                config = {"change": name, "setting": repr(change), "batch_size": options.batch_size} | parts
                 config |= {"steps": max(options.budget // 4, 1)}
                 changed[name] = scores(Stage(CHANGED, about | config, seed, {"model": stage}))
             return Entry(seed, stage, scores(stage), attacks, changed=changed, **keys)
@@ -350,6 +352,12 @@ def _check_ranges(options: ArenaOptions) -> None:
     at_least(0, first_seed=options.first_seed)
     if options.rank is not None:
         at_least(1, rank=options.rank)
+    at_least(1, accumulate=options.accumulate)
+    if options.batch_size % options.accumulate:
+        raise UserError(
+            f"{written('--batch-size', options.batch_size)} cannot be divided into "
+            f"{written('--accumulate', options.accumulate)} equal parts: choose a multiple"
+        )
     for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
         if wrong := [value for value in values if not 0 <= value <= 1]:
             raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")

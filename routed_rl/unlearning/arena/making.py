@@ -84,6 +84,12 @@ class Maker:
         save_model(model, tokenizer, stage.path(self.root) / MODEL)
         return cost
 
+    def victim(self, model: nn.Module, tokenizer: Any, original: nn.Module | None, steps: int, seed: int) -> Victim:
+        """Return what attackers of a model may use, under the options of the arena."""
+        options, benchmark = self.arena.options, self.arena.benchmark
+        known = (model, tokenizer, benchmark, original)
+        return Victim(*known, options.batch_size, steps, seed, options.checkpointing, options.accumulate)
+
     def total(self, stage: Stage) -> int:
         """Return the maximum number of gradient steps of a stage that makes a model; 0 for a model that is given."""
         return total_steps(stage, self.arena.options)
@@ -165,8 +171,7 @@ class Maker:
         whole, tokenizer = self.load(stage.parents["model"])
         attack = self.arena.changes[config["change"]]
         seed = derive_seed(stage.seed, config["change"])
-        again, benchmark = self.arena.options.checkpointing, self.arena.benchmark
-        victim = Victim(whole, tokenizer, benchmark, None, config["batch_size"], config["steps"], seed, again)
+        victim = self.victim(whole, tokenizer, None, config["steps"], seed)
         seen: list[nn.Module] = []
 
         def look(step: float, model: nn.Module, *_: Any, **__: Any) -> float:
@@ -208,6 +213,7 @@ class Maker:
             "rank": options.rank,
             "master_weights": options.master_weights,
             "gradient_checkpointing": options.checkpointing,
+            "accumulate": options.accumulate,
             "batch_size": options.batch_size,
             "seed": stage.seed,
             "progress": False,

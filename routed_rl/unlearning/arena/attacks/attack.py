@@ -57,6 +57,7 @@ class Victim:
         seed: fixes all that is random.
         gradient_checkpointing: whether attacks that fine-tune save memory: they compute each block again in the
             backward pass. Results are the same.
+        accumulate: parts in which attacks that fine-tune compute each batch, to save memory.
     """
 
     model: nn.Module
@@ -67,6 +68,7 @@ class Victim:
     steps: int
     seed: int
     gradient_checkpointing: bool = False
+    accumulate: int = 1
 
     @cached_property
     def reader(self) -> Reader:

@@ -56,6 +56,7 @@ class FineTuning(ArenaAttack):
             measure,
             rank=self.rank,
             gradient_checkpointing=victim.gradient_checkpointing,
+            accumulate=victim.accumulate,
             seed=victim.seed,
             on_step=lambda step: done.append(step + 1),
         )
