@@ -52,11 +52,12 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, keep: float) -> pd.DataFrame:
         if column not in board:
             board[column] = np.nan
     measured = before[before.score.isin([arena.main, arena.utility])]
-    whole = measured.groupby("name").value.agg(lambda of: of.notna().all())
-    board["kept"] = whole.reindex(board.index, fill_value=False) & (board.seeds == frame.seed.nunique())
+    complete = measured.groupby("name").value.agg(lambda of: of.notna().all())
+    board["kept"] = complete.reindex(board.index, fill_value=False) & (board.seeds == frame.seed.nunique())
     if arena.utility is not None and FULL in board.index:
         utility = before[before.score == arena.utility].pivot(index="name", columns="seed", values="value")
-        board["kept"] &= (utility >= keep * utility.loc[FULL]).all(axis=1).reindex(board.index, fill_value=False)
+        whole = utility.reindex([FULL]).loc[FULL]  # not a number where it failed
+        board["kept"] &= (utility >= keep * whole).all(axis=1).reindex(board.index, fill_value=False)
     board["compared"] = board.method.isna()
     by = ["compared", "kept", f"excess {WORST}", f"after {WORST}"]
     return board.sort_values(by, ascending=[True, False, True, True], kind="stable").drop(columns="compared")

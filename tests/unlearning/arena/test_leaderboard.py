@@ -38,6 +38,12 @@ def test_a_model_must_keep_its_utility_in_every_seed():
     assert board["utility after worst"]["lost"] == pytest.approx(0.25)
 
 
+def test_no_model_is_ranked_where_the_full_models_utility_is_unknown():
+    rows = frame()
+    unknown = rows[~((rows.name == "full") & (rows.score == "model-utility"))]
+    assert not leaderboard(unknown, ARENA, keep=0.8).kept.any()
+
+
 def test_every_table_says_who_is_not_ranked():
     board = leaderboard(frame(), ARENA, keep=0.8)
     said = ["steady", "lost (utility lost)", "uneven (utility lost)", "once (1 of 2 seeds)", "full"]
