@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any, get_args
 
 from routed_rl.errors import UserError, at_least
+from routed_rl.lm.chat import ChatFormat
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
 from routed_rl.lm.suppressors.suppressor import UnlearningMethod
@@ -107,6 +108,7 @@ class Arena:
         self.methods = METHODS_AND_PROCEDURES.find_all(options.methods, "--methods")
         check_settings(options.settings, (*METHODS_AND_PROCEDURES.built_in, *self.methods))
         self._check_methods()
+        self.chat = self._chat()
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
             _check_set(attack, "--attacks", "group", get_args(Group))
@@ -135,6 +137,19 @@ class Arena:
     def benchmark(self) -> Benchmark:
         """The benchmark."""
         return self.kind.load(self.options.data, self.options.split)
+
+    def _chat(self) -> ChatFormat:
+        """Return how questions are written for models that are given. Raise ValueError for options that fit nothing."""
+        named = {"system": self.options.system_prompt, "question": self.options.question_format}
+        chosen = {name: text for name, text in named.items() if text is not None}
+        if chosen and self.options.model is None:
+            raise ValueError("--system-prompt and --question-format need --model, the model that they are written for")
+        if chosen and not any(example.chat for of in self.benchmark.sets.values() for example in of):
+            raise ValueError(
+                f"--system-prompt and --question-format change nothing: {self._benchmark.name} writes its questions as "
+                "plain text"
+            )
+        return replace(self.kind.chat, **chosen, chosen=tuple(chosen))
 
     @cached_property
     def digest(self) -> str:
@@ -290,7 +305,9 @@ class Arena:
     def _known(self, kind: str, given: str | None, seed: int) -> Stage | None:
         """Return the stage of the full or of the retrained model. None: there is no such model."""
         if given is not None:
-            return Stage(kind, {"given": model_identity(given.replace(SEED, str(seed)))}, seed, {})
+            config = {"given": model_identity(given.replace(SEED, str(seed)))}
+            config |= {} if self.chat == ChatFormat() else {"chat": asdict(self.chat)}
+            return Stage(kind, config, seed, {})
         if self.options.model is not None:
             return None
         return Stage(kind, {"benchmark": self.digest, "recipe": asdict(self.recipe)}, seed, {})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from routed_rl.errors import UserError
+from routed_rl.lm.chat import ChatFormat
 from routed_rl.lm.documents import from_row
 from routed_rl.lm.training import Training
 from routed_rl.wording import did_you_mean, written
@@ -158,11 +159,13 @@ class BenchmarkKind(ABC):
         splits: names of its splits, the usual one first. Empty: it has none.
         recipe: how the arena trains a model of its own. None: the user names a model that knows the benchmark.
         settings: of methods on this benchmark, each ``METHOD.NAME=VALUE``. Others keep their own recipes.
+        chat: how the questions are written for models that the user names.
     """
 
     splits: ClassVar[Sequence[str]] = ()
     recipe: ClassVar[Recipe | None] = None
     settings: ClassVar[Sequence[str]] = ()
+    chat: ClassVar[ChatFormat] = ChatFormat()
 
     @abstractmethod
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
