@@ -50,6 +50,7 @@ class Tofu(BenchmarkKind):
                 )
                 for name, configuration in measured.items()
             },
+            main="extraction-strength",
         )
 
 
