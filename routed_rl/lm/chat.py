@@ -18,7 +18,7 @@ BEGIN, END = "\ue000", "\ue001"
 """Characters that mark an answer while a template is filled. They are of Unicode's private use area."""
 CLOCK = "strftime_now"
 """The function with which chat templates ask for today's date."""
-DIRECTIVES = "%a %A %b %B %c %d %-d %e %f %H %-H %I %-I %j %m %-m %M %p %S %U %w %W %x %X %y %Y".split()
+DIRECTIVES = tuple(f"%{letter}" for letter in (*"aAbBcdefHIjmMpSUwWxXyY", "-d", "-m", "-H", "-I"))
 """What a template may ask for."""
 QUESTION = "{question}"
 """In a question format: where the question is."""

@@ -24,7 +24,7 @@ from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTun
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
 from routed_rl.unlearning.benchmarks.benchmark import Recipe, wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
-from routed_rl.unlearning.scores import ALL_SCORES, Best, Score
+from routed_rl.unlearning.scores import ALL_SCORES, SCORES, Best, Score
 from routed_rl.unlearning.undo_study.members import check_settings, make_suppressor, with_named_settings
 from routed_rl.wording import written
 
@@ -185,7 +185,7 @@ class Arena:
             ValueError: for a score that was asked for and is not defined for the benchmark.
         """
         asked = self.options.scores
-        named = (self.benchmark.main, *(asked or ALL_SCORES.built_in))
+        named = (self.benchmark.main, *(asked or self.kind.scores or SCORES))
         found = ALL_SCORES.find_all(tuple(dict.fromkeys(named)), "--scores")
         compared = self.options.model is None or self.options.retrained is not None
         kept = {}
@@ -235,6 +235,7 @@ class Arena:
         training |= {"rank": options.rank} if options.rank is not None else {}
         training |= {} if options.master_weights else {"master_weights": False}
         read = about | {"longer": self.benchmark.longer}  # what matters where models write, but not where they learn
+        read |= {"stops": list(self.benchmark.stops)} if self.benchmark.stops else {}
         full = self._known(FULL, options.model, seed)
         assert full is not None
         retrained = self._known(RETRAINED, options.retrained, seed)
