@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.numpy import load_file
 
 from routed_rl.paths import expanded
 from routed_rl.runs import write_bytes
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.tables import markdown
-from routed_rl.unlearning.arena.entries import NUMBERS, SEED, Arena, Entry
+from routed_rl.unlearning.arena.entries import NONE, NUMBERS, SEED, Arena, Entry
 from routed_rl.unlearning.arena.making import Maker
 from routed_rl.unlearning.benchmarks.benchmark import FORGET, HOLDOUT
 from routed_rl.unlearning.scores import area_under_curve
@@ -66,7 +67,9 @@ LEAKAGE, PERCENT = "privleak", 100
 
 
 def export(arena: Arena, root: Path, results: pd.DataFrame, entry: Entry, folder: StrPath) -> Path:
-    """Save a finished model of an arena in a folder, with its card and its scores, and return the folder.
+    """Save a model of an arena in a folder, with its card and its scores, and return the folder.
+
+    Scores and attacks that are not there, for example because they failed, are left out.
 
     The folder has what transformers loads; ``README.md``, the model card; ``TOFU_EVAL.json``, each score with the
     numbers of its examples; and ``TOFU_SUMMARY.json``, the scores alone. The last two have the names, fields and scales
@@ -80,9 +83,9 @@ def export(arena: Arena, root: Path, results: pd.DataFrame, entry: Entry, folder
         results: the rows of ``results.csv``.
 
     Raises:
-        ValueError: if the model is not finished.
+        ValueError: if the model itself is not there.
     """
-    if any(stage.result(root) is None for stage in entry):
+    if entry.stage.result(root) is None:
         raise ValueError(f"the model {entry.name!r} of seed {entry.seed} is not finished: run the study first")
     folder = expanded(folder)
     model, tokenizer = Maker(arena, root).load(entry.stage)
@@ -113,7 +116,9 @@ def _by_index(columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | 
 def _scores(root: Path, entry: Entry) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, stage in entry.scores.items():
-        value, numbers = (stage.result(root) or {})["value"], load_file(stage.path(root) / NUMBERS)
+        if (result := stage.result(root)) is None:
+            continue
+        value, numbers = result["value"], load_file(stage.path(root) / NUMBERS)
         if name in ATTACKS:
             found[ATTACKS[name]] = _attack(numbers)
         if name == "privacy-leakage":
@@ -143,8 +148,9 @@ def _attack(numbers: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _card(arena: Arena, results: pd.DataFrame, entry: Entry) -> ModelCard:
     options = arena.options
-    rows = results.query("name == @entry.name and seed == @entry.seed")
+    rows = results[(results.name == entry.name) & (results.seed == entry.seed)]
     before, attacked = rows[rows.attack == "none"], rows[rows.attack != "none"]
+    cost, compute = (next(iter(before[column]), np.nan) for column in ("cost", "compute"))
     parent = None if options.model is None else options.model.replace(SEED, str(entry.seed))
     data = ModelCardData(
         library_name="transformers",
@@ -171,21 +177,27 @@ def _card(arena: Arena, results: pd.DataFrame, entry: Entry) -> ModelCard:
                   for row in attacked.itertuples()]),
         "Another attack, or a longer one, may bring back more.",
         "## Cost",
-        f"{_number(before.cost.iloc[0]) or 'unknown'} rows of training after the full model; that is "
-        f"{_number(before.compute.iloc[0]) or 'an unknown share'} of retraining.",
+        f"{_number(cost) or 'unknown'} rows of training after the full model; that is "
+        f"{_number(compute) or 'an unknown share'} of retraining.",
     ]  # fmt: skip
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
 def _settings(arena: Arena, entry: Entry) -> list[str]:
+    options = arena.options
     settings: dict[str, Any] = {}
     if entry.before == "era":
-        settings |= {f"routing.{name}": value for name, value in asdict(arena.options.routing).items()}
+        settings |= {f"routing.{name}": value for name, value in asdict(options.routing).items()}
     if entry.method in arena.methods:
         made, recipe = arena.method(arena.methods[entry.method].reference)
         settings |= {"steps": recipe.steps, "learning_rate": recipe.learning_rate, **vars(made)}
+    if entry.then == "undo":
+        settings |= {"undo.alpha": entry.alpha, "undo.beta": options.beta}
+    if entry.then != NONE:
+        settings |= {f"student.{name}": value for name, value in asdict(options.student).items()}
     if not settings:
         return []
+    settings |= {"batch_size": options.batch_size, "rank": options.rank or "all weights"}
     return ["## Method", markdown(["setting", "value"], [[name, str(value)] for name, value in settings.items()])]
 
 
@@ -194,8 +206,11 @@ def _number(value: Any) -> str:
 
 
 def _license(parent: str | None) -> str | None:
-    """The licence in the model card of a folder; None: it is not known."""
-    card = None if parent is None else Path(parent) / CARD
-    if card is None or not card.is_file():
+    """The licence in the model card of a folder, or of a model on the Hub; None: it is not known."""
+    if parent is None:
         return None
-    return ModelCard.load(card, ignore_metadata_errors=True).data.license  # type: ignore[no-any-return]
+    try:
+        card = ModelCard.load(Path(parent) / CARD if Path(parent).is_dir() else parent, ignore_metadata_errors=True)
+    except (OSError, ValueError, EntryNotFoundError):  # there is no card, or the Hub cannot be reached
+        return None
+    return card.data.license  # type: ignore[no-any-return]

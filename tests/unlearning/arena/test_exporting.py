@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.numpy import save_file
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
@@ -114,6 +115,24 @@ def test_membership_attacks_have_both_sets_and_the_sign_of_losses(name, metric, 
     assert found["forget"]["agg_value"] == pytest.approx(np.mean(each["forget"]))
     labels = [0] * 8 + [1] * 9
     assert found["auc"] == found["agg_value"] == pytest.approx(roc_auc_score(labels, each["forget"] + each["holdout"]))
+
+
+def test_the_licence_is_that_of_the_parents_card(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    assert exporting._license(None) is exporting._license(str(tmp_path / "model")) is None
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert exporting._license(str(tmp_path / "model")) == "mit"
+    asked = []
+
+    def load(name, **_):
+        asked.append(name)
+        if name == "org/model":
+            return SimpleNamespace(data=SimpleNamespace(license="apache-2.0"))
+        raise LocalEntryNotFoundError("no network") if name == "org/offline" else EntryNotFoundError("no card")
+
+    monkeypatch.setattr(exporting.ModelCard, "load", load)
+    assert [exporting._license(f"org/{name}") for name in ("model", "offline", "bare")] == ["apache-2.0", None, None]
+    assert asked == ["org/model", "org/offline", "org/bare"]
 
 
 def test_scores_that_they_have_not_keep_their_names(evaluation):
