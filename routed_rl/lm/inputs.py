@@ -50,6 +50,8 @@ from routed_rl.runs import config_hash, derive_seed
 from routed_rl.runs.files import move_in, temporary_beside
 from routed_rl.wording import written
 
+LOADED = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".vocab", ".codes")
+"""Endings of the files of a folder that models, tokenizers and chat templates are loaded from."""
 TEXT_SEED = 0
 """Seed of generated texts, which are the same in every study. Other seeds are those of models and labels."""
 
@@ -271,7 +273,8 @@ def files_identity(options: CorpusOptions) -> dict[str, Any]:
 
 
 def model_identity(name: str) -> str:
-    """Return what identifies a model in a configuration: its name, or the hash of the files in its folder.
+    """Return what identifies a model in a configuration: its name, or the hash of the files that are loaded from its
+    folder: weights, configurations, vocabularies, chat templates.
 
     Of an adapter, also the files of its base model count.
     """
@@ -280,7 +283,7 @@ def model_identity(name: str) -> str:
         return name
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors"):
+        if file.suffix in LOADED:
             digest.update(file.name.encode())
             with file.open("rb") as opened:
                 while part := opened.read(1 << 20):

@@ -57,6 +57,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
         does |= {"padding": None, "truncation": None}
     else:
         does["vocabulary"] = tokenizer.get_vocab()
+    if template := getattr(tokenizer, "chat_template", None):
+        does["chat_template"] = template
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -62,6 +62,12 @@ class ArenaOptions:
     retrained: NameOrPath | None = None
     """with --model, the model that never learned the forget set, with which others are compared: a folder or a name on
     the Hub, with {seed} if there is one per seed; None: scores that need it are left out"""
+    system_prompt: str | None = None
+    """with --model, the system prompt of questions; "": none. None: the benchmark's own (tofu: "You are a helpful
+    assistant.", for models whose chat template takes one)"""
+    question_format: str | None = None
+    """with --model, what a question looks like, with "{question}" in it, in place of the model's chat template; None:
+    the chat template, or for a model without one the benchmark's own (tofu: "Question: {question}\\nAnswer: ")"""
     methods: tuple[PluginName, ...] = ("graddiff", "npo", "simnpo", "rmu", "maxent")
     """unlearning methods: names in routed_rl.unlearning.SUPPRESSORS, or MODULE:CLASS"""
     settings: tuple[str, ...] = ()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from routed_rl.options import RUNS
 from routed_rl.paths import NameOrPath
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+"""The system prompt of the chats with which published models learned TOFU (open-unlearning, Dorna et al. 2025)."""
+DATE = datetime(2025, 4, 10)
+"""The day of these chats. Chat templates that write today's date see this day, so that prompts are always the same."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from routed_rl.options.text import CorpusOptions
+from routed_rl.options.text import DATE, SYSTEM_PROMPT, CorpusOptions
 from routed_rl.paths import NameOrPath
 from routed_rl.plugins import PluginName
 
@@ -317,12 +317,13 @@ TASKS: dict[tuple[Task, UndoPreset], dict[str, Any]] = {
         # The attack is short: after 100 steps the filtered model has relearned the topic too.
         "relearn": Relearn(learning_rates=(3e-3, 1e-3, 3e-4), steps=40, measured=(5, 10, 20, 30, 40)),
     },
-    # Maini et al. 2024; the model and the format of its questions are those of open-unlearning.
+    # Maini et al. 2024; the model and the format of its questions, that of Llama 3, are those of open-unlearning.
     ("tofu", "paper"): {
         "model": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
         "corpus": "locuslab/TOFU:retain90",
         "forget": "locuslab/TOFU:forget10",
-        "text_field": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>"
+        "text_field": "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        f"Today Date: {DATE:%d %b %Y}\n\n{SYSTEM_PROMPT}<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n{answer}",
         "metric": ("loss",),

@@ -204,8 +204,48 @@ def test_a_saved_model_has_a_card_and_scores_under_the_names_of_open_unlearning(
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "transformers" and "unlearning" in card.data.tags
     assert "| fine-tuning |" in card.text and "| beta | 0.1 |" in card.text
+    second = {"undo.alpha": 0.6, "undo.beta": 0.1, "student.steps": 3, "student.learning_rate": 0.002}
+    second |= {"student.within": 0.05, "batch_size": 2, "rank": "all weights"}
+    assert all(f"| {name} | {value} |" in card.text for name, value in second.items())
+    alone = ModelCard.load(mine.save("npo", tmp_path / "npo") / "README.md").text
+    assert "| beta | 0.1 |" in alone and "undo." not in alone and "student." not in alone
     with pytest.raises(UserError, match="there is no model 'npoo'; there are retrained, full, npo"):
         mine.save("npoo", tmp_path / "other")
+
+
+def test_a_model_is_saved_with_what_is_there(study, small, tmp_path):
+    """Though a score, all attacks or the main score failed. Uploads take the folder as it is."""
+    given = {"methods": ["npo", "rmu"], "settings": ["npo.steps=2"], "batch_size": 2, "budget": 4, "out": study}
+    mine = ArenaStudy(**given, scores=[*SCORES, "probability"], attacks=["pruning"], then=["none"])
+    folder = mine.save("npo", tmp_path / "partly")
+    assert set(json.loads((folder / "TOFU_EVAL.json").read_text())) == {
+        "knowledge", "retained-knowledge", "extraction_strength", "forget_quality",
+    }  # fmt: skip
+    assert ModelCard.load(folder / "README.md").data.library_name == "transformers"
+    with pytest.raises(UserError, match="the model 'rmu' of seed 0 is not finished: run the study first"):
+        mine.save("rmu", tmp_path / "rmu")
+    nothing = tmp_path / "nothing"
+    shutil.copytree(study, nothing, ignore=lambda _, names: [name for name in names if name.startswith("score-")])
+    mine = ArenaStudy(**{**given, "out": nothing}, scores=[*SCORES], attacks=["pruning"], then=["none"])
+    folder = mine.save("npo", tmp_path / "unmeasured")
+    assert json.loads((folder / "TOFU_EVAL.json").read_text()) == {}
+    assert load_model(str(folder), None).config.hidden_size == 16
+    assert "unknown rows of training" in ModelCard.load(folder / "README.md").text
+
+
+def test_the_guides_upload_is_of_the_saved_folder(study, small, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(from huggingface_hub.*?)```", GUIDE.read_text(), re.DOTALL)
+    called = []
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", lambda *args, of=name, **named: called.append((of, args, named)))
+    monkeypatch.chdir(tmp_path)
+    options = {"methods": ["npo"], "settings": ["npo.steps=2"], "batch_size": 2, "budget": 4, "scores": [*SCORES]}
+    exec(code, {"study": ArenaStudy(**options, student=Student(steps=3, least=2), out=study)})
+    (made, (repository,), private), (upload, _, named) = called
+    assert (made, upload, private) == ("create_repo", "upload_folder", {"private": True})
+    assert named["repo_id"] == repository
+    there = {path.name for path in Path(named["folder_path"]).iterdir()}
+    assert {"README.md", "TOFU_EVAL.json", "TOFU_SUMMARY.json", "config.json", "model.safetensors"} < there
 
 
 def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):

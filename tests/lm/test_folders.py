@@ -85,6 +85,21 @@ def test_an_adapters_identity_is_of_its_files_and_its_bases(base, tmp_path):
     assert len(set(found)) == 4 and found[-1] == model_identity(str(adapter))
 
 
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "qwen.tiktoken", "tokenizer.json"]
+)
+def test_a_models_identity_is_of_all_files_that_are_loaded(base, name):
+    before = model_identity(str(base))
+    for others in ("README.md", "optimizer.pt", ".cache"):
+        (base / others).write_text("not loaded")
+    assert model_identity(str(base)) == before
+    found = {before}
+    for content in ("{}", "{ }"):
+        (base / name).write_text(content)
+        found.add(model_identity(str(base)))
+    assert len(found) == 3
+
+
 def test_a_model_with_an_adapter_in_it_is_not_saved_as_plain(base, tmp_path):
     save_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")  # transformers adds it and does not merge it

@@ -42,3 +42,7 @@ def test_a_digest_is_of_what_a_tokenizer_does() -> None:
         len({before, tokenizer_digest(trained), tokenizer_digest(tokenizer()), tokenizer_digest(stories_tokenizer())})
         == 4
     )
+    trained.chat_template = "{{ messages[0]['content'] }}"
+    with_template = tokenizer_digest(trained)
+    trained.chat_template = "{{ messages[-1]['content'] }}"
+    assert len({before, with_template, tokenizer_digest(trained)}) == 3

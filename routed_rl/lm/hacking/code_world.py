@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from routed_rl.errors import UserError
+from routed_rl.lm.chat import chat_text
 from routed_rl.lm.documents import hub_rows
 from routed_rl.lm.hacking.worlds import FINE, HACK, HackingWorld, Row
 from routed_rl.lm.models import load_model, load_tokenizer
@@ -129,7 +130,7 @@ class OverwritableTests(HackingWorld):
 
     def _chat(self, question: str) -> str:
         messages = [{"role": "user", "content": question}]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return chat_text(self._tokenizer, messages, add_generation_prompt=True)
 
 
 def _code(completion: str) -> str:

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any, get_args
 
 from routed_rl.errors import UserError, at_least
+from routed_rl.lm.chat import ChatFormat
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
 from routed_rl.lm.suppressors.suppressor import UnlearningMethod
@@ -23,7 +24,7 @@ from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTun
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
 from routed_rl.unlearning.benchmarks.benchmark import Recipe, wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
-from routed_rl.unlearning.scores import ALL_SCORES, Best, Score
+from routed_rl.unlearning.scores import ALL_SCORES, SCORES, Best, Score
 from routed_rl.unlearning.undo_study.members import check_settings, make_suppressor, with_named_settings
 from routed_rl.wording import written
 
@@ -40,7 +41,13 @@ ROUNDED, RELEARNED = "rounded", "relearned"
 NUMBERS = "numbers.safetensors"
 """File of a score's numbers of single examples."""
 SEED = "{seed}"
-UTILITY = ("model-utility", "retained-knowledge")
+UTILITY = (
+    "model-utility",
+    "retained-knowledge",
+    "retained-knowledge-memorisation",
+    "retained-multiple-choice",
+    "mmlu",
+)
 """Scores that say what a model has kept. The first one that is measured counts."""
 METHODS_AND_PROCEDURES: Registry[UnlearningMethod] = Registry(
     "unlearning method",
@@ -109,6 +116,7 @@ class Arena:
         self.methods = METHODS_AND_PROCEDURES.find_all(options.methods, "--methods")
         check_settings(options.settings, (*METHODS_AND_PROCEDURES.built_in, *self.methods))
         self._check_methods()
+        self.chat = self._chat()
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
             _check_set(attack, "--attacks", "group", get_args(Group))
@@ -136,6 +144,19 @@ class Arena:
     @cached_property
     def _loaded(self) -> Benchmark:
         return self.kind.load(self.options.data, self.options.split)
+
+    def _chat(self) -> ChatFormat:
+        """Return how questions are written for models that are given. Raise ValueError for options that fit nothing."""
+        named = {"system": self.options.system_prompt, "question": self.options.question_format}
+        chosen = {name: text for name, text in named.items() if text is not None}
+        if chosen and self.options.model is None:
+            raise ValueError("--system-prompt and --question-format need --model, the model that they are written for")
+        if chosen and not any(example.chat for of in self.benchmark.sets.values() for example in of):
+            raise ValueError(
+                f"--system-prompt and --question-format change nothing: {self._benchmark.name} writes its questions as "
+                "plain text"
+            )
+        return replace(self.kind.chat, **chosen, chosen=tuple(chosen))
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -191,7 +212,7 @@ class Arena:
             ValueError: for a score that was asked for and is not defined for the benchmark.
         """
         asked = self.options.scores
-        named = (self.benchmark.main, *(asked or ALL_SCORES.built_in))
+        named = (self.benchmark.main, *(asked or self.kind.scores or SCORES))
         found = ALL_SCORES.find_all(tuple(dict.fromkeys(named)), "--scores")
         compared = self.options.model is None or self.options.retrained is not None
         kept = {}
@@ -243,6 +264,7 @@ class Arena:
         parts = {} if options.accumulate == 1 else {"accumulate": options.accumulate}
         training |= parts
         read = about | {"longer": self.benchmark.longer}  # what matters where models write, but not where they learn
+        read |= {"stops": list(self.benchmark.stops)} if self.benchmark.stops else {}
         full = self._known(FULL, options.model, seed)
         assert full is not None
         retrained = self._known(RETRAINED, options.retrained, seed)
@@ -323,7 +345,9 @@ class Arena:
     def _known(self, kind: str, given: str | None, seed: int) -> Stage | None:
         """Return the stage of the full or of the retrained model. None: there is no such model."""
         if given is not None:
-            return Stage(kind, {"given": model_identity(given.replace(SEED, str(seed)))}, seed, {})
+            config = {"given": model_identity(given.replace(SEED, str(seed)))}
+            config |= {} if self.chat == ChatFormat() else {"chat": asdict(self.chat)}
+            return Stage(kind, config, seed, {})
         if self.options.model is not None:
             return None
         return Stage(kind, {"benchmark": self.digest, "recipe": asdict(self.recipe)}, seed, {})

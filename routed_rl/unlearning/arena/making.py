@@ -71,6 +71,7 @@ class Maker:
             assert named is not None
             name = named.replace(SEED, str(stage.seed))
             model, tokenizer, cost = load_model(name, None), load_tokenizer(name), {"steps": None, "cost": None}
+            self.arena.chat.give(tokenizer)
         elif stage.kind in (FULL, RETRAINED):
             model, tokenizer, cost = self._learned(stage, on_step)
         elif stage.kind == ROUTED:

@@ -136,9 +136,10 @@ class ArenaStudy(ArenaOptions, Study):
         return stage_table([run.stage for run in runs], self.root, names, (*MAKE, ATTACK))
 
     def save(self, name: str, folder: StrPath, seed: int | None = None) -> Path:
-        """Save a finished model in a folder, with a model card and its scores, and return the folder.
+        """Save a model in a folder, with a model card and its scores, and return the folder.
 
-        ``hf upload REPOSITORY FOLDER`` then shares it. See :func:`~routed_rl.unlearning.arena.exporting.export`.
+        ``huggingface_hub.upload_folder`` or ``hf upload REPOSITORY FOLDER`` then shares it. See
+        :func:`~routed_rl.unlearning.arena.exporting.export`.
 
         Args:
             name: the model's name in the leaderboard, such as ``"npo + UNDO α 0.6"``.
@@ -146,7 +147,7 @@ class ArenaStudy(ArenaOptions, Study):
             seed: None: the first one.
 
         Raises:
-            UserError: for a model that is not in the study or not finished.
+            UserError: for a model that is not in the study, or has not been made.
         """
         seed = self.first_seed if seed is None else seed
         with user_input():
@@ -155,7 +156,9 @@ class ArenaStudy(ArenaOptions, Study):
             if name not in names:
                 known = ", ".join(names) or f"none of seed {seed}"
                 raise ValueError(f"there is no model {name!r}; there are {known}{did_you_mean(name, names)}")
-            return export(self.arena, self.root, self.results(), found[names.index(name)], folder)
+            measured = self.find()
+            results = pd.DataFrame(columns=[*report.MEANINGS]) if measured is None else measured.results
+            return export(self.arena, self.root, results, found[names.index(name)], folder)
 
     @property
     def root(self) -> Path:

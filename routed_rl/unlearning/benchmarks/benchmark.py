@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from routed_rl.errors import UserError
+from routed_rl.lm.chat import ChatFormat
 from routed_rl.lm.documents import from_row
 from routed_rl.lm.training import Training
 from routed_rl.wording import did_you_mean, written
@@ -20,6 +21,8 @@ LONGEST_ANSWER = 128
 """Tokens that a model writes at most."""
 TEXTS = "_texts"
 """End of the names of sets whose examples are texts to be continued, such as ``forget_texts``."""
+MEMBERS = "_members"
+"""End of the names of sets for membership inference alone, ``forget_members`` and ``holdout_members``."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Benchmark:
         chance: the main score of a model that only guesses.
         longer: tokens that a written answer may have more than the true one. It has at most 128 (MUSE, Shi et al.
             2024). A model that gives the fact late in a long answer needs room.
+        stops: written answers end before the first of these texts, such as a blank line. Texts that are continued do
+            not.
 
     Raises:
         UserError: for a benchmark without documents or without examples to forget and to retain, or with a text in
@@ -81,6 +86,7 @@ class Benchmark:
     main: str = "knowledge"
     chance: float = 0.0
     longer: int = LONGEST_ANSWER
+    stops: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for kind in (FORGET, RETAIN):
@@ -95,7 +101,9 @@ class Benchmark:
                 f"{len(both)} of {len(self.forget)} forget documents are in the retain set too, for example "
                 f"{min(both)[:60]!r}: take them out of one set"
             )
-        held = {_text(example.row()) for end in ("", TEXTS) for example in self.sets.get(f"{HOLDOUT}{end}", ())}
+        held = {
+            _text(example.row()) for end in ("", TEXTS, MEMBERS) for example in self.sets.get(f"{HOLDOUT}{end}", ())
+        }
         for kind, texts in learned.items():
             if shared := held & texts:
                 raise UserError(
@@ -114,7 +122,7 @@ class Benchmark:
     @property
     def kept(self) -> list[str]:
         """The names of the sets that a model should keep."""
-        return [name for name in self.sets if name.removesuffix(TEXTS) not in (FORGET, HOLDOUT)]
+        return [name for name in self.sets if name.removesuffix(TEXTS).removesuffix(MEMBERS) not in (FORGET, HOLDOUT)]
 
 
 def _text(row: Row) -> str:
@@ -158,11 +166,15 @@ class BenchmarkKind(ABC):
         splits: names of its splits, the usual one first. Empty: it has none.
         recipe: how the arena trains a model of its own. None: the user names a model that knows the benchmark.
         settings: of methods on this benchmark, each ``METHOD.NAME=VALUE``. Others keep their own recipes.
+        chat: how the questions are written for models that the user names.
+        scores: names of the scores that are measured if no others are asked for. Empty: all that are defined.
     """
 
     splits: ClassVar[Sequence[str]] = ()
     recipe: ClassVar[Recipe | None] = None
     settings: ClassVar[Sequence[str]] = ()
+    chat: ClassVar[ChatFormat] = ChatFormat()
+    scores: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:

@@ -39,7 +39,9 @@ class Custom(BenchmarkKind):
     ``data`` is a JSONL file with examples, or a folder with ``examples.jsonl``. The folder may also have the training
     documents, ``forget.jsonl`` and ``retain.jsonl``; otherwise these are the examples of the two sets.
 
-    If each forget question has choices, the main score is ``multiple-choice``, otherwise ``knowledge``.
+    If each forget question has choices, the main score is ``multiple-choice``. Otherwise, if one has a key, it is
+    ``knowledge``. Without keys, ``knowledge`` would ask for whole answers word by word, so it is
+    ``extraction-strength``.
     """
 
     recipe: ClassVar[Recipe] = Recipe("small", 4096, Training(steps=600))
@@ -57,11 +59,12 @@ class Custom(BenchmarkKind):
             asked = sets.get(FORGET, ())
             counts = [len(example.choices) for example in asked]
             chosen = bool(counts) and all(counts)
+            main = "knowledge" if any(example.key for example in asked) else "extraction-strength"
             return Benchmark(
                 documents[FORGET],
                 documents[RETAIN],
                 sets,
-                main="multiple-choice" if chosen else "knowledge",
+                main="multiple-choice" if chosen else main,
                 chance=float(np.mean([1 / count for count in counts])) if chosen else 0.0,
             )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from routed_rl.lm.chat import ChatFormat
+from routed_rl.options.text import SYSTEM_PROMPT
 from routed_rl.unlearning.benchmarks.benchmark import FORGET, HOLDOUT, RETAIN, Benchmark, BenchmarkKind, Example
 from routed_rl.unlearning.benchmarks.fields import Fields
 from routed_rl.unlearning.benchmarks.hub import Published
@@ -19,9 +21,13 @@ class Tofu(BenchmarkKind):
     """TOFU: 4,000 questions about 200 made-up authors. The forget set is all questions about 1, 5 or 10 % of them.
 
     Real authors and world facts have no paraphrase.
+
+    Questions are written as by open-unlearning (Dorna et al. 2025), whose models know TOFU: with its system prompt in
+    the model's chat template, or as ``Question:`` and ``Answer:`` for models without one.
     """
 
     splits = ("forget10", "forget05", "forget01")
+    chat: ClassVar[ChatFormat] = ChatFormat(SYSTEM_PROMPT, "Question: {question}\nAnswer: ")
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""
@@ -44,6 +50,7 @@ class Tofu(BenchmarkKind):
                 )
                 for name, configuration in measured.items()
             },
+            main="extraction-strength",
         )
 
 

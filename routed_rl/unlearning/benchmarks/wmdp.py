@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from routed_rl.unlearning.benchmarks.benchmark import FORGET, RETAIN, Benchmark, BenchmarkKind, Example
 from routed_rl.unlearning.benchmarks.fields import Fields
 from routed_rl.unlearning.benchmarks.hub import Published
@@ -18,10 +21,15 @@ class Wmdp(BenchmarkKind):
     There the forget documents are the questions with their right answers, and the retain documents are those of MMLU's
     validation set.
 
-    A question is written as by lm-eval: with its choices, and the answer is a letter.
+    A question is written as by lm-eval: with its choices, and the answer is a letter. The scores ``wmdp-bio``,
+    ``wmdp-cyber``, ``wmdp-chem`` and ``mmlu`` are those of lm-eval itself.
+
+    Only choices are scored, unless other scores are asked for: writing answers to all questions of MMLU takes long, and
+    says nothing more.
     """
 
     splits = tuple(SUBJECTS)
+    scores: ClassVar[Sequence[str]] = ("multiple-choice", "normalised-probability", "retained-multiple-choice")
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:
         """Return the benchmark; see :meth:`BenchmarkKind.load`."""

@@ -102,11 +102,19 @@ SCORES: Mapping[str, type[Score]] = {
     "unlearning-depth": UnlearningDepth,
 }
 """The scores by name."""
-ALL_SCORES: Registry[Score] = Registry("score", Score, SCORES, "routed_rl.scores")
+TASKS: Mapping[str, type[Score]] = {
+    "wmdp-bio": WmdpBio,
+    "wmdp-cyber": WmdpCyber,
+    "wmdp-chem": WmdpChem,
+    "mmlu": Mmlu,
+}
+"""Scores of lm-eval's tasks, by name. They ask their own questions, so they are measured only if they are named."""
+ALL_SCORES: Registry[Score] = Registry("score", Score, {**SCORES, **TASKS}, "routed_rl.scores")
 """All scores that can be named: those above, those of installed packages, and the user's own."""
 
 __all__ = [
     "SCORES",
+    "TASKS",
     "Best",
     "ExactMemorisation",
     "ExtractionStrength",

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from routed_rl.unlearning.benchmarks.benchmark import FORGET, HOLDOUT, TEXTS, Benchmark, Example
+from routed_rl.unlearning.benchmarks.benchmark import FORGET, HOLDOUT, MEMBERS, TEXTS, Benchmark, Example
 from routed_rl.unlearning.scores.reader import Reader, Tokens
 from routed_rl.unlearning.scores.score import Best, Numbers, Score
 
@@ -119,7 +119,7 @@ class MembershipInference(Score):
 
     def sets(self, benchmark: Benchmark) -> tuple[Sequence[Example], Sequence[Example]] | None:
         """Return the forget and the holdout examples, both texts or both questions. None: there are none."""
-        for ending in (TEXTS, ""):
+        for ending in (MEMBERS, TEXTS, ""):
             pair = (benchmark.sets.get(f"{FORGET}{ending}", ()), benchmark.sets.get(f"{HOLDOUT}{ending}", ()))
             if all(pair):
                 return pair

@@ -23,7 +23,7 @@ from routed_rl.lm.losses import promoted
 from routed_rl.lm.models import positions
 from routed_rl.lm.tokenising import Tokenised, tokenise
 from routed_rl.lm.tokenizers import special_ids
-from routed_rl.unlearning.benchmarks.benchmark import LONGEST_ANSWER, Benchmark, Example
+from routed_rl.unlearning.benchmarks.benchmark import LONGEST_ANSWER, TEXTS, Benchmark, Example
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,7 @@ class Reader:
         self._vocabulary = max(tokenizer.get_vocab().values()) + 1
         self._read: dict[tuple[Example, str], Tokens] = {}
         self._written: dict[Example, str | None] = {}
+        self._texts = {example for name, of in benchmark.sets.items() if name.endswith(TEXTS) for example in of}
 
     def answers(self, examples: Sequence[Example], answers: Sequence[str] | None = None) -> list[Tokens]:
         """Return what the model predicts for the answer of each example. Its end token is a part of the answer.
@@ -211,8 +212,10 @@ class Reader:
         for i, (continued, (_, count, ends, example)) in enumerate(zip(tokens[:, length:].tolist(), rows, strict=True)):
             kept = continued[:count]
             kept = kept[: next((place for place, token in enumerate(kept) if token in ends), None)]
-            text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-            self._written[example] = None if diverged[i] else text
+            text = self.tokenizer.decode(kept, skip_special_tokens=True)
+            stops = () if example in self._texts else self.benchmark.stops
+            end = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+            self._written[example] = None if diverged[i] else text[:end].strip()
 
 
 @contextmanager

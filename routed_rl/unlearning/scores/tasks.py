@@ -16,7 +16,7 @@ from routed_rl.unlearning.scores.score import Best, Numbers, Score
 class TaskScore(Score):
     """A value of a task, or group of tasks, of EleutherAI's lm-eval. It needs ``pip install 'routed-rl[eval]'``.
 
-    An arena measures it only if it is named. For another task, write a subclass::
+    An arena measures it only if it is named, as in ``--scores wmdp-bio mmlu``. For another task, write a subclass::
 
         class Physics(TaskScore):
             task, best = "mmlu_high_school_physics", "high"

@@ -114,6 +114,10 @@ def test_a_prefix_is_an_instruction_or_the_first_words_of_the_answer():
     assert made("first words of the answer: 1", text) == ("Ada was born", " in Oslo.")
     for kept in (Example("Where?", "Oslo it is.", key="Oslo"), Example("Where?", "In Oslo.")):
         assert made("first words of the answer: 1", kept) == (kept.prompt, kept.answer), "the fact is never given"
+    for key in ("OSLO", "oslo", "STRASSE"):
+        other = Example("Where?", "In Oslo, Straße 1.", key=key)
+        assert made("first words of the answer: 1", other) == ("Where? In", "Oslo, Straße 1."), "case does not count"
+        assert made("first words of the answer: 2", other)[1] == "Straße 1." if key == "STRASSE" else other.answer
 
 
 def test_the_halves_are_disjoint_and_keep_groups_together():

@@ -86,7 +86,10 @@ def test_the_main_score_depends_on_choices(tmp_path):
         return benchmark.main, benchmark.chance
 
     assert main(FORGET, RETAIN) == ("multiple-choice", 0.5)
-    assert main(FORGET, RETAIN, {**RETAIN, "set": "forget", "answer": "Bo sings."}) == ("knowledge", 0.0)
+    without = {**RETAIN, "set": "forget", "answer": "Bo sings."}
+    assert main(FORGET, RETAIN, without) == ("knowledge", 0.0)
+    assert main(RETAIN, without) == ("extraction-strength", 0.0), "no model writes whole answers word by word"
+    assert main(RETAIN, {"set": "forget", "text": "Ada lives in Riga."}) == ("extraction-strength", 0.0)
 
 
 def test_the_example_of_the_guide_loads(tmp_path, monkeypatch, capsys):

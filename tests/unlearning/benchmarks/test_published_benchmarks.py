@@ -2,98 +2,17 @@
 
 import json
 import re
-import sys
-from types import SimpleNamespace
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 from routed_rl.errors import UserError
 from routed_rl.unlearning.benchmarks import Benchmark, Muse, Tofu, Wmdp
+from routed_rl.unlearning.scores import SCORES
+from tests.unlearning.benchmarks.stand_ins import MUSE, TOFU, WMDP, asked, choice, hub, put, texts
 
-
-def asked(i, **more):
-    return {"question": f"Q{i}?", "answer": f"A{i}.", **more}
-
-
-def other(i, answers=("B.", "C.", "D.")):
-    return asked(i, perturbed_answer=list(answers))
-
-
-def full(i):
-    """A row of a ``_perturbed`` configuration of TOFU."""
-    return {**other(i), "paraphrased_answer": f"It is A{i}.", "paraphrased_question": f"P{i}?"}
-
-
-def texts(name, count=2):
-    return [{"text": f"{name} text number {i} with a good many words"} for i in range(count)]
-
-
-def choice(i, **more):
-    return {"question": f"Q{i}?", "choices": [f"w{i}", f"x{i}", f"y{i}", f"z{i}"], "answer": i % 4, **more}
-
-
-TOFU = {("locuslab/TOFU", f"forget{percent:02}", "train"): [asked(i) for i in range(percent)] for percent in (1, 5, 10)}
-TOFU |= {(repository, f"{name}_perturbed", split): [full(0)] for repository, name, split in TOFU}
-TOFU |= {("locuslab/TOFU", f"retain{percent}", "train"): [asked(i) for i in range(10, 110)] for percent in (99, 95, 90)}
-TOFU |= {("locuslab/TOFU", f"holdout{percent:02}", "train"): [asked(200)] for percent in (1, 5, 10)}
-TOFU |= {
-    ("locuslab/TOFU", "retain_perturbed", "train"): [full(10), full(11)],
-    ("locuslab/TOFU", "real_authors_perturbed", "train"): [other(300)],
-    ("locuslab/TOFU", "world_facts_perturbed", "train"): [other(400, ("B.", "B.", "A400."))],
-}
-MUSE = {
-    ("muse-bench/MUSE-News", "raw", "forget"): texts("forget"),
-    ("muse-bench/MUSE-News", "raw", "retain1"): texts("retain"),
-    ("muse-bench/MUSE-News", "scal", "forget_2"): texts("forget", 4),
-    ("muse-bench/MUSE-News", "sust", "forget_2"): texts("second"),
-    ("muse-bench/MUSE-News", "knowmem", "forget_qa"): [asked(0)],
-    ("muse-bench/MUSE-News", "knowmem", "retain_qa"): [asked(1)],
-    ("muse-bench/MUSE-News", "verbmem", "forget"): [{"prompt": "forget text number", "gt": " 0 with a good"}],
-    ("muse-bench/MUSE-News", "privleak", "retain"): texts("kept"),
-    ("muse-bench/MUSE-News", "privleak", "holdout"): texts("other"),
-}
-MUSE |= {("muse-bench/MUSE-Books", *where): rows for (_, *where), rows in MUSE.items()}
-WMDP = {
-    **{("cais/wmdp", f"wmdp-{domain}", "test"): [choice(i) for i in range(5)] for domain in ("bio", "cyber", "chem")},
-    ("cais/wmdp-corpora", "bio-retain-corpus", "train"): texts("bio kept"),
-    ("cais/wmdp-corpora", "cyber-forget-corpus", "train"): texts("cyber"),
-    ("cais/wmdp-corpora", "cyber-retain-corpus", "train"): texts("cyber kept"),
-    ("cais/wmdp-bio-forget-corpus", "default", "train"): [*texts("bio"), {"text": " "}],
-    ("cais/mmlu", "all", "test"): [choice(i, subject="high_school_biology") for i in range(10, 14)],
-    ("cais/mmlu", "all", "validation"): [choice(20, subject="astronomy")],
-}
 KINDS = {Tofu: TOFU, Muse: MUSE, Wmdp: WMDP}
 SPLITS = [(Tofu, split) for split in Tofu.splits] + [(Wmdp, split) for split in Wmdp.splits]
 SPLITS += [(Muse, split) for split in ("news", "books", "news_scal_2", "news_sust_2")]
-
-
-def put(folder, files):
-    """Write files as they are downloaded: Parquet for a configuration with splits, JSON lines for TOFU."""
-    for (repository, configuration, split), rows in files.items():
-        if repository == "locuslab/TOFU":
-            (folder / f"{configuration}.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-            continue
-        name = "bio-forget-corpus" if configuration == "default" else configuration
-        (folder / name).mkdir(exist_ok=True)
-        table = pyarrow.Table.from_pylist(rows)
-        pyarrow.parquet.write_table(table, folder / name / f"{split}-00000-of-00001.parquet")
-
-
-def hub(monkeypatch, files):
-    """Replace the hub by rows, and return a list that collects what is asked for."""
-    read = []
-
-    def load_dataset(repository, configuration, *, split, streaming):
-        assert streaming
-        read.append((repository, configuration, split))
-        if (repository, configuration, split) not in files:
-            raise FileNotFoundError("no such dataset\nat all")
-        return iter(files[repository, configuration, split])
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    return read
 
 
 def same(one, two):
@@ -130,7 +49,7 @@ def test_the_hub_and_downloaded_files_give_the_same(kind, split, tmp_path, monke
 def test_tofu_has_its_sets_and_fields(tmp_path):
     put(tmp_path, TOFU)
     benchmark = Tofu().load(str(tmp_path))
-    assert (len(benchmark.forget), len(benchmark.retain), benchmark.main) == (10, 100, "knowledge")
+    assert (len(benchmark.forget), len(benchmark.retain), benchmark.main) == (10, 100, "extraction-strength")
     assert benchmark.kept == ["retain", "real_authors", "world_facts"]
     (example,) = benchmark.sets["forget"]
     assert (example.prompt, example.answer, example.chat) == ("Q0?", "A0.", True)
@@ -139,16 +58,55 @@ def test_tofu_has_its_sets_and_fields(tmp_path):
     assert (fact.paraphrases, fact.perturbed) == ((), ("B.",)), "no answer twice, and not the right one"
 
 
-def test_muse_has_questions_and_texts(tmp_path):
+def test_muse_has_questions_texts_and_whole_texts_for_membership(tmp_path):
     put(tmp_path, {where: rows for where, rows in MUSE.items() if "News" in where[0]})
     benchmark = Muse().load(str(tmp_path))
-    assert set(benchmark.sets) == {"forget", "retain", "forget_texts", "retain_texts", "holdout_texts"}
+    assert (benchmark.main, benchmark.chance, benchmark.longer) == ("extraction-strength", 0, 32)
+    texts_of = {"forget_texts", "retain_texts", "holdout_texts"}
+    assert set(benchmark.sets) == {"forget", "retain", *texts_of, "forget_members", "holdout_members"}
+    assert benchmark.kept == ["retain", "retain_texts"]
+    (question,) = benchmark.sets["forget"]
+    solved = "Question: Q2?\nAnswer: A2.\n\nQuestion: Q3?\nAnswer: A3.\n\n"
+    assert (question.prompt, question.answer) == (f"{solved}Question: Q0?\nAnswer:", " A0.")
+    (kept,) = benchmark.sets["retain"]
+    assert kept.prompt == "Question: Q4?\nAnswer: A4.\n\nQuestion: Q1?\nAnswer:", (
+        "each set has its own solved questions"
+    )
+    assert not question.chat and not kept.chat
     (text,) = benchmark.sets["forget_texts"]
     assert (text.prompt, text.answer, text.chat) == ("forget text number", " 0 with a good", False)
     held = benchmark.sets["holdout_texts"][1]
     assert held.prompt + held.answer == "other text number 1 with a good"
     assert held.answer.startswith(" ")
-    assert len(Muse().load(str(tmp_path), "news_scal_2").forget) == 4
+    score = SCORES["privacy-leakage"]()
+    for found, name in zip(score.sets(benchmark), ("member", "other"), strict=True):
+        assert [example.answer for example in found] == [row["text"] for row in texts(name)]
+        assert not any(example.prompt or example.chat for example in found)
+
+
+@pytest.mark.parametrize(("split", "name"), [("news_scal_2", "forget"), ("news_sust_2", "second")])
+def test_a_later_fold_is_measured_by_its_own_documents(split, name, tmp_path):
+    put(tmp_path, {where: rows for where, rows in MUSE.items() if "News" in where[0]})
+    benchmark = Muse().load(str(tmp_path), split)
+    assert [row["text"].partition(" ")[0] for row in benchmark.forget] == [name] * len(benchmark.forget)
+    assert len(benchmark.sets["forget_texts"]) == len(benchmark.forget) == (4 if name == "forget" else 2)
+    documents = [row["text"] for row in benchmark.forget]
+    beginnings = [example.prompt + example.answer for example in benchmark.sets["forget_texts"]]
+    assert all(map(str.startswith, documents, beginnings)), "its texts are of its own documents"
+    assert ("forget" in benchmark.sets) == (name == "forget"), "the questions are about the first fold"
+    members, others = SCORES["membership-loss"]().sets(benchmark)
+    assert (members, others) == (benchmark.sets["forget_texts"], benchmark.sets["holdout_texts"])
+
+
+def test_a_large_fold_is_measured_by_a_hundred_texts_of_all_of_it(tmp_path):
+    rows = [{"text": f"article {i:03} of many words, none of them like another"} for i in range(250)]
+    put(
+        tmp_path,
+        {**{w: r for w, r in MUSE.items() if "News" in w[0]}, ("muse-bench/MUSE-News", "scal", "forget_3"): rows},
+    )
+    found = Muse().load(str(tmp_path), "news_scal_3").sets["forget_texts"]
+    numbers = [int((example.prompt + example.answer)[8:11]) for example in found]
+    assert len(set(numbers)) == 100 and (numbers[0], numbers[-1]) == (0, 247)
 
 
 def test_wmdp_asks_as_lm_eval_does(tmp_path):

@@ -137,6 +137,17 @@ def test_an_attacker_changes_what_is_read_and_written():
         np.testing.assert_allclose(one.log_probability, other.log_probability, rtol=0, atol=1e-4)
 
 
+def test_answers_end_before_a_stop_and_continued_texts_do_not():
+    free = make("plain")
+    written = free.written(EXAMPLES)
+    stops = (written[0][2:4], written[4][2:4])
+    stopped = Reader(free.model, PLAIN, replace(free.benchmark, stops=stops)).written(EXAMPLES)
+    for example, before, after in zip(EXAMPLES, written, stopped, strict=True):
+        ends = [before.index(stop) for stop in stops if stop in before]
+        assert after == (before if example in EXAMPLES[4:8] or not ends else before[: min(ends)].strip())
+    assert stopped[0] == written[0][: written[0].index(stops[0])].strip() and stopped[4] == written[4]
+
+
 def test_extraction_strength_is_what_greedy_decoding_gives_after_a_prefix():
     """The shortest prefix of the true answer after which the model itself writes the rest, token by token."""
     reader = make("plain")

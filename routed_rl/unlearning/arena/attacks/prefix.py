@@ -67,9 +67,18 @@ def with_first_words(example: Example, count: int) -> Example:
     'Where was Ada born? Ada was'
     """
     found = re.match(rf"(?:\s*\S+){{{count}}}", example.answer)
-    if found is None or not example.key or found.end() > example.answer.find(example.key):
+    if found is None or found.end() > _begin(example):
         return example
     given, rest = found.group(), example.answer[found.end() :]
     if not example.chat:
         return replace(example, prompt=example.prompt + given, answer=rest)
     return replace(example, prompt=f"{example.prompt} {given.strip()}", answer=rest.strip())
+
+
+def _begin(example: Example) -> int:
+    """Return where the key begins in the answer. Case does not count. -1: it has no key."""
+    key, answer = example.key.casefold(), example.answer
+    if not key:
+        return -1
+    # Folding may change the length of a text, so each place is tried in the answer itself.
+    return next((i for i in range(len(answer)) if answer[i:].casefold().startswith(key)), -1)
