@@ -13,6 +13,7 @@ from routed_rl.experiments.vision.images import digits
 from routed_rl.experiments.vision.splits import RECIPES, SETTINGS, Study, groups_of
 from routed_rl.runs import RunDirectory, read_json
 from routed_rl.runs.process import one_thread
+from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
 from tests.experiments.test_images import cifar_files, write_npz
 
@@ -35,13 +36,11 @@ def test_a_study_and_the_same_study_broken_off(tmp_path, capsys, monkeypatch):
     run("mnist", *options, "--out", whole)
     figures = {"bars.png", "images.png", "traversal.png"}
     assert {path.name for path in whole.iterdir()} == {
-        ".lock",
-        "study.json",
-        "models",
-        "results.csv",
-        "summary.md",
+        *(".lock", "study.json", "planned.json", "models"),
+        *("results.csv", "results.columns.md", "timings.csv", "summary.md", "report.html", "charts.json"),
         *figures,
     }
+    assert_described(whole)
     frame = pd.read_csv(whole / "results.csv", dtype={"setting": str})
     assert list(frame) == ["setting", "seed", "part", "group", "mse", "mae", "accuracy"]
     assert not frame.duplicated(["setting", "seed", "part", "group"]).any()

@@ -15,6 +15,7 @@ from routed_rl.experiments.language import steering
 from routed_rl.experiments.language.steering import CALIFORNIA, RECIPES
 from routed_rl.lm import models, training
 from routed_rl.runs import RunDirectory, read_json
+from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
 
 EXPECTED = Path(__file__).parents[2] / "experiments" / "language" / "steering.toml"
@@ -32,9 +33,11 @@ def refused(capsys, *options):
 
 
 def contents(out):
-    """The bytes of every result."""
-    names = ("*.csv", "*.md", "*.png", "runs/*/metrics.csv", "runs/*/scores.csv", "runs/*/*.json", "runs/*/model/*")
-    return {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
+    """The bytes of every result, but timings."""
+    names = ("*.csv", "*.md", "*.png", "*.html", "*.json")
+    names += ("runs/*/metrics.csv", "runs/*/scores.csv", "runs/*/*.json", "runs/*/model/*")
+    found = {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
+    return {name: data for name, data in found.items() if name != "timings.csv"}
 
 
 def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
@@ -67,7 +70,11 @@ def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
         "routed-s0"
     ]
     run(*options, "--out", again)
-    assert contents(again) == contents(whole) and {"results.csv", "steering.png"} <= set(contents(whole))
+    assert contents(again) == contents(whole)
+    assert {"results.csv", "models.csv", "report.html", "charts.json", "planned.json", "steering.png"} <= set(
+        contents(whole)
+    )
+    assert_described(whole)
 
     curves, rows = (pd.read_csv(whole / f"{name}.csv") for name in ("results", "models"))
     assert list(curves) == ["routed", "seed", "axis", "strength", "token", "topic"] and len(curves) == 2 * 2 * 2
