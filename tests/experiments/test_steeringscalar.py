@@ -15,6 +15,7 @@ from routed_rl.experiments.language import steering
 from routed_rl.experiments.language.steering import CALIFORNIA, RECIPES
 from routed_rl.lm import models, training
 from routed_rl.runs import RunDirectory, read_json
+from tests.browser import assert_report_opens, needs_browser
 from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
 
@@ -40,12 +41,33 @@ def contents(out):
     return {name: data for name, data in found.items() if name != "timings.csv"}
 
 
-def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
-    options = (*SMALL, "--steps", "15", "--tokens", "stove", "ship")
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setitem(steering.RECIPES, "stories", replace(RECIPES["stories"], sample_length=6))
-    run(*options, "--out", whole)
+OPTIONS = (*SMALL, "--steps", "15", "--tokens", "stove", "ship")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Short samples, and a checkpoint after every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_EVERY", 1)
+        patch.setitem(steering.RECIPES, "stories", replace(RECIPES["stories"], sample_length=6))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """A study of two tokens, never interrupted."""
+    out = tmp_path_factory.mktemp("steering") / "whole"
+    run(*OPTIONS, "--out", out)
+    return out
+
+
+@needs_browser
+def test_the_report_of_a_study_opens_from_disk(whole):
+    assert_report_opens(whole / "report.html", charts=2)
+
+
+def test_a_study_and_the_same_study_killed_twice(whole, tmp_path, capsys, monkeypatch):
+    options, again = OPTIONS, tmp_path / "again"
     save, save_model, saved = RunDirectory.save_checkpoint, steering.save_model, []
 
     def killed_in_training(self, step, tensors, meta):
