@@ -19,7 +19,7 @@ from routed_rl.options.arena import Routing, Student
 from routed_rl.unlearning.arena import ArenaStudy
 from routed_rl.unlearning.scores.meta import faithfulness, following, stability
 from tests import forks
-from tests.browser import needs_browser, opened
+from tests.browser import assert_report_opens, needs_browser, opened
 from tests.experiments import small_arenas
 from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
@@ -271,6 +271,7 @@ def test_the_guides_example_runs(small, tmp_path, monkeypatch):
 
 @needs_browser
 def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
+    assert_report_opens(study / "leaderboard.html", charts=2)
     with opened((study / "leaderboard.html").as_uri()) as (page, wrong):
         table = page.locator("table").first
         rows = table.locator("tbody tr")
