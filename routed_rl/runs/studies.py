@@ -164,12 +164,13 @@ class Study(Reported):
     """
 
     KIND: Kind
+    """what one run is: its process, and how its progress is counted"""
     SUMMARY: ClassVar[str] = SUMMARY
     """name of the file with the summary"""
     REPORT: ClassVar[str] = REPORT
+    """name of the file with the page"""
     FILES: ClassVar[tuple[str, ...]] = ()
     """names of further files that the study may write"""
-    """name of the file with the page"""
     out: Path
     device: str
     processes = 1
