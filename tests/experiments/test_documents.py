@@ -219,7 +219,7 @@ def test_the_reference_is_made_from_the_code():
 
 
 def explained(of):
-    """What the docstrings of a class explain: its arguments and attributes, names in backticks, values with a docstring below."""
+    """What the docstrings of a class explain: arguments, attributes, names in backticks, values above a docstring."""
     doc = inspect.cleandoc(of.__doc__ or "")
     yield from re.findall(r"`(\w+)`", doc)
     for section in re.findall(r"^(?:Attributes|Args):\n((?: +.*\n?|\n)+)", doc, re.MULTILINE):
