@@ -176,6 +176,7 @@ class StudyDirectory(Reported):
     """name of the file with the page"""
     FILES: ClassVar[tuple[str, ...]] = ()
     """names of further files that the study may write"""
+    """names of further files that the study may write"""
     out: Path
 
     @abstractmethod
@@ -226,6 +227,7 @@ class Study(StudyDirectory):
     """
 
     KIND: Kind
+    """what one run is: its process, and how its progress is counted"""
     device: str
     processes = 1
     """number of processes of each run"""

@@ -257,7 +257,8 @@ class Arena:
         return [entry for seed in range(options.seeds) for entry in self._of_seed(options.first_seed + seed)]
 
     def _of_seed(self, seed: int) -> Iterator[Entry]:
-        options, about = self.options, {"benchmark": self.digest}
+        options = self.options
+        about: dict[str, Any] = {"benchmark": self.digest}
         training = about | {"batch_size": options.batch_size}
         training |= {"rank": options.rank} if options.rank is not None else {}
         training |= {} if options.master_weights else {"master_weights": False}
@@ -345,7 +346,7 @@ class Arena:
     def _known(self, kind: str, given: str | None, seed: int) -> Stage | None:
         """Return the stage of the full or of the retrained model. None: there is no such model."""
         if given is not None:
-            config = {"given": model_identity(given.replace(SEED, str(seed)))}
+            config: dict[str, Any] = {"given": model_identity(given.replace(SEED, str(seed)))}
             config |= {} if self.chat == ChatFormat() else {"chat": asdict(self.chat)}
             return Stage(kind, config, seed, {})
         if self.options.model is not None:

@@ -51,6 +51,8 @@ class Victim:
 
     Attributes:
         model: not to be changed. Attack a copy.
+        tokenizer: its tokenizer.
+        benchmark: its documents and questions.
         original: the model before it was unlearned. None: the attacker has not got it.
         batch_size: rows of a gradient step.
         steps: gradient steps that an attempt may spend. A forward pass over as many rows counts a third.

@@ -29,6 +29,7 @@ class FineTuning(ArenaAttack):
     group: ClassVar[Group] = "weights"
     sweep: ClassVar[bool] = True
     rank: ClassVar[int | None] = None
+    """rank of the adapters that are trained; None: all weights"""
 
     @property
     def attempts(self) -> Sequence[Setting]:
