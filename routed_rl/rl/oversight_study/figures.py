@@ -13,17 +13,8 @@ import pandas as pd
 from routed_rl.options.oversight import MethodName
 from routed_rl.rl.oversight_study.methods import NOISE, PREDICTED, STRICT
 from routed_rl.rl.oversight_study.table import NAIVE, SHOWN, Limits, compared, label_of, learning_curve
-from routed_rl.runs.figures import (
-    GREYS,
-    MARKERS,
-    PALETTE,
-    draw_means,
-    in_panels,
-    label_ends,
-    over_seeds,
-    styled,
-    subplots,
-)
+from routed_rl.runs.figures import GREYS, MARKERS, PALETTE, draw_means, in_panels, over_seeds, subplots
+from routed_rl.runs.style import label_ends, styled
 from routed_rl.runs.tables import half_interval, percent
 
 if TYPE_CHECKING:

@@ -10,19 +10,8 @@ import numpy as np
 import pandas as pd
 
 from routed_rl.options.undo import UndoOptions
-from routed_rl.runs.figures import (
-    GREYS,
-    MARKERS,
-    PALETTE,
-    SMALL,
-    draw_means,
-    in_panels,
-    label_ends,
-    ordered_colour,
-    over_seeds,
-    styled,
-    subplots,
-)
+from routed_rl.runs.figures import GREYS, MARKERS, PALETTE, draw_means, in_panels, ordered_colour, over_seeds, subplots
+from routed_rl.runs.style import SMALL, label_ends, styled
 from routed_rl.unlearning.attacks import WorstCase
 from routed_rl.unlearning.metrics import Loss, Metric
 from routed_rl.unlearning.undo_study.members import Member, named_suppressors
