@@ -176,7 +176,6 @@ class StudyDirectory(Reported):
     """name of the file with the page"""
     FILES: ClassVar[tuple[str, ...]] = ()
     """names of further files that the study may write"""
-    """names of further files that the study may write"""
     out: Path
 
     @abstractmethod

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, get_args
 
-from routed_rl.errors import UserError, at_least
 from routed_rl.lm.chat import ChatFormat
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
@@ -21,6 +19,7 @@ from routed_rl.options.arena import ArenaOptions
 from routed_rl.plugins import Plugin, Registry
 from routed_rl.runs import Stage
 from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning, Group, Quantisation
+from routed_rl.unlearning.arena.checks import check_ranges, check_set
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
 from routed_rl.unlearning.benchmarks.benchmark import Recipe, wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
@@ -108,7 +107,7 @@ class Arena:
 
     def __init__(self, options: ArenaOptions) -> None:
         self.options = options
-        _check_ranges(options)
+        check_ranges(options)
         self._benchmark = ALL_BENCHMARKS.find(options.benchmark, "--benchmark")
         self.kind: BenchmarkKind = self._benchmark.kind()
         if options.model is None and self.kind.recipe is None:
@@ -119,7 +118,7 @@ class Arena:
         self.chat = self._chat()
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
-            _check_set(attack, "--attacks", "group", get_args(Group))
+            check_set(attack, "--attacks", "group", get_args(Group))
             made = self.attack(attack)
             if options.budget < len(made.attempts):
                 raise ValueError(
@@ -217,7 +216,7 @@ class Arena:
         compared = self.options.model is None or self.options.retrained is not None
         kept = {}
         for name, score in found.items():
-            _check_set(score, "--scores", "best", get_args(Best))
+            check_set(score, "--scores", "best", get_args(Best))
             why = score.kind().undefined(self.benchmark)
             if (score.kind().compared or RETRAINED in score.kind().needs) and not compared:
                 why = "it compares with a model that never learned the forget set: name one with --retrained"
@@ -358,54 +357,3 @@ class Arena:
         """How the arena trains models of its own."""
         assert self.kind.recipe is not None
         return self.kind.recipe
-
-
-def _check_set(plugin: Plugin[Any], option: str, name: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError for a class that has not set an attribute to one of these values."""
-    if (value := getattr(plugin.kind, name, None)) not in allowed:
-        raise ValueError(
-            f"{option} {plugin.reference} must set {name} to one of {', '.join(map(repr, allowed))}, got {value!r}"
-        )
-
-
-def _check_ranges(options: ArenaOptions) -> None:
-    """Raise UserError for a number that is out of its range, or options that cancel each other."""
-    at_least(1, budget=options.budget, batch_size=options.batch_size, seeds=options.seeds)
-    student, routing = options.student, options.routing
-    at_least(1, **{"student.steps": student.steps})
-    at_least(0, **{"routing.repair_steps": routing.repair_steps, "student.least": student.least})
-    at_least(0, first_seed=options.first_seed)
-    if options.rank is not None:
-        at_least(1, rank=options.rank)
-    at_least(1, accumulate=options.accumulate)
-    if options.batch_size % options.accumulate:
-        raise UserError(
-            f"{written('--batch-size', options.batch_size)} cannot be divided into "
-            f"{written('--accumulate', options.accumulate)} equal parts: choose a multiple"
-        )
-    for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
-        if wrong := [value for value in values if not 0 <= value <= 1]:
-            raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")
-    for name in ("methods", "attacks", "before", "then", "alphas", "learning_rates"):
-        option = f"--{name.replace('_', '-')}"
-        if not (given := getattr(options, name)) and name not in ("alphas", "learning_rates"):
-            raise UserError(f"{option} must name one or more")
-        if twice := [value for value in dict.fromkeys(given) if given.count(value) > 1]:
-            raise UserError(f"{written(option, twice[0])} is there twice")
-    rates = {"--student.learning-rate": (student.learning_rate,), "--learning-rates": options.learning_rates}
-    rates |= {"--routing.repair-learning-rate": (routing.repair_learning_rate,)}
-    for option, values in rates.items():
-        if wrong := [rate for rate in values if not 0 < rate < math.inf]:
-            raise UserError(f"{written(option, wrong[0])} must be above 0")
-    for option, value in (("--beta", options.beta), ("--student.within", student.within or 0)):
-        if not 0 <= value < math.inf:
-            raise UserError(f"{written(option, value)} must be 0 or more")
-    if "undo" in options.then and not options.alphas:
-        raise UserError("--then undo needs one or more --alphas")
-    if options.trust and options.model is not None and options.retrained is None:
-        raise UserError("--trust needs --retrained, a model that surely never learned the forget set")
-    if "era" in options.before and options.model is not None:
-        given = written("--model", options.model)
-        raise UserError(f"--before era routes while a model is trained, and {given} is trained: leave one of them out")
-    if options.retrained is not None and options.model is None:
-        raise UserError(f"{written('--retrained', options.retrained)} needs --model, the model to unlearn")
