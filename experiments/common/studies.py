@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from routed_rl.errors import user_input
 from routed_rl.experiments.common.display import show_markdown, show_table
 from routed_rl.options import Workers
 from routed_rl.runs import read_json
-from routed_rl.runs.grid import RESULT
+from routed_rl.runs.grid import RESULT, is_finished
 from routed_rl.runs.studies import RunsFailedError, Study, StudyDirectory, started_study
 
 
@@ -28,6 +28,8 @@ class LocalStudy(StudyDirectory):
         identity: what all of its models share.
     """
 
+    RUNS: ClassVar[str] = "runs/*"
+    """where the models' results are, below the study's directory"""
     out: Path
     identity: Mapping[str, Any]
 
@@ -45,7 +47,8 @@ class LocalStudy(StudyDirectory):
             UserError: for a directory that the study cannot use, or results that cannot be read.
         """
         with started_study(self.out, self.identity):
-            self._note(runs)
+            # All that is there is in the table, also what an earlier version has not noted.
+            self._note({*runs, *filter(is_finished, self.out.glob(self.RUNS))})
             train()
             with user_input():
                 self._write(self._found())

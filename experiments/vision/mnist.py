@@ -116,6 +116,7 @@ class MnistReport(LocalStudy):
 
     TITLE = "Encodings of digits in two halves"
     FIGURES = ("bars", "images", "traversal")
+    RUNS = f"{MODELS}/*.json"
     partition: str
     published: bool
 

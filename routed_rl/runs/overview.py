@@ -25,7 +25,8 @@ DEPTH = 4
 COUNTERS = {"env_steps": "total_steps", "step": "steps"}
 """Columns of a run's metrics that count its steps, with the option that says how many there will be."""
 
-Headline, StudyHeadline = Callable[[Mapping[str, Any]], str], Callable[[Path], str]
+Headline = Callable[[Mapping[str, Any]], str]
+StudyHeadline = Callable[[Path], str]
 DAMAGED, UNREADABLE = ({"state": state, "progress": "", "result": ""} for state in ("damaged", "unreadable"))
 
 

@@ -271,7 +271,7 @@ def test_the_guides_example_runs(small, tmp_path, monkeypatch):
 
 @needs_browser
 def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
-    assert_report_opens(study / "leaderboard.html", charts=2)
+    assert_report_opens(study / "leaderboard.html", charts=1)
     with opened((study / "leaderboard.html").as_uri()) as (page, wrong):
         table = page.locator("table").first
         rows = table.locator("tbody tr")
