@@ -234,7 +234,8 @@ class Arena:
         training = about | {"batch_size": options.batch_size}
         training |= {"rank": options.rank} if options.rank is not None else {}
         training |= {} if options.master_weights else {"master_weights": False}
-        read = about | {"longer": self.benchmark.longer}  # what matters where models write, but not where they learn
+        # What matters where models write, but not where they learn.
+        read: dict[str, Any] = about | {"longer": self.benchmark.longer}
         read |= {"stops": list(self.benchmark.stops)} if self.benchmark.stops else {}
         full = self._known(FULL, options.model, seed)
         assert full is not None
@@ -306,7 +307,7 @@ class Arena:
     def _known(self, kind: str, given: str | None, seed: int) -> Stage | None:
         """Return the stage of the full or of the retrained model. None: there is no such model."""
         if given is not None:
-            config = {"given": model_identity(given.replace(SEED, str(seed)))}
+            config: dict[str, Any] = {"given": model_identity(given.replace(SEED, str(seed)))}
             config |= {} if self.chat == ChatFormat() else {"chat": asdict(self.chat)}
             return Stage(kind, config, seed, {})
         if self.options.model is not None:

@@ -26,13 +26,7 @@ KEYS = ("name", "before", "method", "then", "alpha", "seed", "attack", "score")
 WORST = "worst"
 """In the column ``attack``: the best that any attack brings back."""
 ARROWS = {"low": "↓", "high": "↑", "zero": "→ 0", "half": "→ 0.5"}
-UTILITY = (
-    "model-utility",
-    "retained-knowledge",
-    "retained-knowledge-memorisation",
-    "retained-multiple-choice",
-    "mmlu",
-)
+UTILITY = ("model-utility", "retained-knowledge", "retained-knowledge-memorisation", "retained-multiple-choice", "mmlu")
 """Scores that say what a model has kept. The first one that is measured counts."""
 MEANINGS = {
     "name": "the model",
