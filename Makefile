@@ -6,7 +6,7 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 export OMP_NUM_THREADS := 1
 
-.PHONY: run test check docs venv lint clean
+.PHONY: run test check docs linkcheck venv lint clean
 
 run: $(BASE)  ## train a routed and a naive agent, print a table, draw a figure
 	$(BIN)/routed-rl quickstart
@@ -14,11 +14,14 @@ run: $(BASE)  ## train a routed and a naive agent, print a table, draw a figure
 test: venv lint docs  ## fast tests, lint, types, import contracts, documentation
 	$(BIN)/pytest
 
-check: venv  ## the slow reproductions: minutes to an hour
+check: venv  ## the slow reproductions: about eight hours on two cores; goes on where it was stopped
 	$(BIN)/pytest -m slow
 
 docs: venv  ## the documentation site, in dist/docs; a warning is an error
 	$(BIN)/python -m sphinx -E -q -W --keep-going -b html docs dist/docs
+
+linkcheck: venv  ## try every link of the documentation to another site; needs the network
+	$(BIN)/python -m sphinx -E -q -b linkcheck docs dist/linkcheck
 
 lint: venv
 	$(BIN)/ruff check .

@@ -24,14 +24,22 @@ _FIRST_DRAW = 2**32  # Far from the draws of this project's worlds, which hash t
 class Ending(NamedTuple):
     """The end of an episode, as predicates and functions of :class:`PartialOversight` see it."""
 
-    observation: Any  # the last one, without the flags of ``visible``
-    action: Any  # the last one
-    reward: float  # of the last step
-    episode_return: float  # sum of all rewards, not discounted
-    length: int  # steps
+    observation: Any
+    """the last observation, without the flags of ``visible``"""
+    action: Any
+    """the last action"""
+    reward: float
+    """reward of the last step"""
+    episode_return: float
+    """sum of all rewards, not discounted"""
+    length: int
+    """number of steps"""
     terminated: bool
-    truncated: bool  # cut by a step limit, and not terminated
-    info: dict[str, Any]  # of the last step
+    """whether the environment ended the episode"""
+    truncated: bool
+    """whether a step limit cut the episode, which was not terminated"""
+    info: dict[str, Any]
+    """info of the last step"""
 
 
 Outcome = Mapping[str, Callable[[Ending], Any]] | Callable[[Ending], str | None]
@@ -236,6 +244,7 @@ class PartialOversight(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     state_attributes: ClassVar[tuple[str, ...]] = ("_oversight",)
+    """attributes on which later steps depend; a checkpoint holds them"""
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class PartialOversightVecEnv(VecEnvWrapper):
     """
 
     state_attributes: ClassVar[tuple[str, ...]] = ("_oversight",)
+    """attributes on which later steps depend; a checkpoint holds them"""
 
     def __init__(
         self,

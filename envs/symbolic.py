@@ -25,6 +25,7 @@ class SymbolicImage(gym.ObservationWrapper[np.ndarray, Any, dict[str, Any]]):
     """
 
     state_attributes: ClassVar[tuple[str, ...]] = ()
+    """attributes on which later steps depend: none"""
 
     def __init__(self, env: gym.Env[dict[str, Any], Any], mission: bool = False) -> None:
         super().__init__(env)

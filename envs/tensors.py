@@ -102,6 +102,7 @@ class DiamondGhostTensorVecEnv(DiamondGhostVecEnv):
     """
 
     speaks_tensors = True
+    """tells learners that steps take and give tensors"""
 
     def __init__(
         self,

@@ -102,6 +102,7 @@ class World:
 
     @property
     def cells(self) -> int:
+        """``C``, the number of cells, walls included."""
         return self.height * self.width
 
     @property

@@ -108,7 +108,9 @@ def _constant_doc(module: ModuleType, name: str) -> str:
 def _first_line(thing: Any) -> str:
     """The first sentence of a docstring, or of what has one."""
     text = thing if isinstance(thing, str) else inspect.getdoc(thing)
-    line = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"``\1``", str(text).partition("\n\n")[0])  # a role of Sphinx
+    if not text:
+        raise ValueError(f"{thing.__name__} has no docstring")
+    line = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"``\1``", text.partition("\n\n")[0])  # a role of Sphinx
     return " ".join(line.removesuffix("::").split())
 
 

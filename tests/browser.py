@@ -69,6 +69,12 @@ def assert_report_opens(path, charts):
         images = page.locator("figure img")
         assert images.count() == len(list(path.parent.glob("*.png")))
         assert all(images.evaluate_all("all => all.map(image => image.naturalWidth > 100)"))
-        page.get_by_role("columnheader").nth(1).get_by_role("button").click()
-        assert page.locator("th[aria-sort=ascending]").count() == 1
+        head = page.locator("thead").first.get_by_role("columnheader").nth(1)
+        for order, direction in (("ascending", 1), ("descending", -1)):
+            head.get_by_role("button").click()
+            assert page.locator(f"th[aria-sort={order}]").count() == 1
+            cells = [re.match(r"\(?([-−]?[\d.,]+)", cell) for cell in column(page, 0, 1)]
+            numbers = [float(cell[1].replace("−", "-").replace(",", "")) for cell in cells if cell]
+            assert numbers == sorted(numbers, key=lambda number: direction * number)
+            assert all(cells[: len(numbers)]), "what is no number comes after all numbers"
         assert wrong == [], wrong

@@ -1,12 +1,14 @@
 """What every figure must keep: it can be read 800 pixels wide, in colour and in grey."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
-from routed_rl.runs.figures import MOST, SMALL, WIDTH
+from routed_rl.runs.figures import MOST, WIDTH
+from routed_rl.runs.style import SMALL
 
 
 def lightness(colour):
@@ -31,9 +33,29 @@ def labels(axes):
     }
 
 
+def texts(figure):
+    """Draw a figure, and return all texts that this draws, with their boxes: labels, titles, ticks, legends."""
+    drawn, draw = [], Text.draw
+
+    def record(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            drawn.append(text)
+        return draw(text, renderer)
+
+    with patch.object(Text, "draw", record):
+        figure.draw_without_rendering()
+    return [(text, Text.get_window_extent(text)) for text in drawn]
+
+
 def check(figure, least=4.5):
     """Check a figure; ``least`` is the smallest difference in L* of two series that end one above the other."""
-    figure.draw_without_rendering()
+    upright = [(text.get_text(), box) for text, box in texts(figure) if text.get_rotation() % 90 == 0]
+    overlapping = [
+        (one, other)
+        for (one, its), (other, box) in itertools.combinations(upright, 2)
+        if its.padded(-1).overlaps(box.padded(-1))
+    ]
+    assert not overlapping
     assert figure.get_figwidth() == WIDTH
     box = figure.get_tightbbox()
     assert min(box.x0, box.y0) > -0.02 and box.x1 < WIDTH + 0.02 and box.y1 < figure.get_figheight() + 0.02, box
@@ -45,8 +67,9 @@ def check(figure, least=4.5):
         for above, below in itertools.pairwise(lines):
             names = above.get_label(), below.get_label()
             assert abs(lightness(above.get_color()) - lightness(below.get_color())) > least, names
-        boxes = [Text.get_window_extent(text) for text in labels(axes).values()]
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert len(labels(axes)) <= MOST, list(labels(axes))
+        moved = {name: text.get_position()[1] - np.clip(text.xy[1], 0, 1) for name, text in labels(axes).items()}
+        assert all(abs(far) < 0.25 for far in moved.values()), f"labels far from the ends of their lines: {moved}"
 
 
 def colours(figure):

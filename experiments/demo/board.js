@@ -108,8 +108,9 @@ export function render({ model }) {
     const lines = Math.ceil(model.cells.length / model.columns);
     path.setAttribute("viewBox", `0 0 ${model.columns} ${lines}`);
     path.replaceChildren();
-    if (model.trail.length < 2) return;
-    const points = model.trail.map((cell) => [(cell % model.columns) + 0.5, Math.floor(cell / model.columns) + 0.5]);
+    const cells = model.episode.cells;
+    if (cells.length < 2) return;
+    const points = cells.map((cell) => [(cell % model.columns) + 0.5, Math.floor(cell / model.columns) + 0.5]);
     path.append(shape("polyline", { points: points.map((point) => point.join(",")).join(" ") }));
     const dot = shape("circle", { r: 0.13, cx: points.at(-1)[0], cy: points.at(-1)[1] });
     path.append(dot);
@@ -123,7 +124,7 @@ export function render({ model }) {
     draw();
   });
   model.on(["cells", "title"], draw);
-  model.on("trail", trail);
+  model.on("episode", trail);
   draw();
   return frame;
 }

@@ -23,10 +23,12 @@ def main(command: Demo) -> None:
     from routed_rl.experiments.demo.agents import carried, is_agent, open_agents
 
     with user_input():
-        studies = [directory for directory in command.directories if (directory / STUDY).is_file()]
-        runs = [directory for directory in command.directories if directory not in studies]
-        for directory in runs:
-            _check(directory, is_agent(directory))
+        for directory in command.directories:
+            _check(directory, (directory / STUDY).is_file() or is_agent(directory))
+        # From here on every directory has a name, also "." of the shell. A link keeps its own.
+        directories = [Path(os.path.abspath(directory)) for directory in command.directories]
+        studies = [directory for directory in directories if (directory / STUDY).is_file()]
+        runs = [directory for directory in directories if directory not in studies]
         agents = [*open_agents(runs), *carried()]
     port = _free(command.port)
     import panel as pn
@@ -40,13 +42,13 @@ def main(command: Demo) -> None:
     )  # fmt: skip
 
 
-def _check(directory: Path, is_run: bool) -> None:
+def _check(directory: Path, is_known: bool) -> None:
     if not directory.is_dir():
         raise ValueError(f"there is no folder {str(directory)!r}")
-    if not is_run:
+    if not is_known:
         raise ValueError(
             f"{os.fspath(directory)!r} is neither the run of an agent nor a study: name a directory that train, "
-            "oversight, era, undo or steering-scalar has made"
+            "oversight, era, undo, arena or steering-scalar has made"
         )
 
 

@@ -124,10 +124,11 @@ class Gridworld:
         for view, title, reading in zip(self.views, (self.agent, self.other), self.readings, strict=True):
             if reading is None:
                 continue
-            view.trail = trail = reading.play(self.seed)
+            trail = reading.play(self.seed)
+            view.episode = {"number": self.seed, "cells": trail}
             lines.append(f"{title.value}: {outcome(self.board, trail)}")
         if lines:
-            self._say(". ".join(lines) + ".")
+            self._say(f"Episode {self.seed}. {'. '.join(lines)}.")
 
     def _say(self, text: str) -> None:
         self.said.object = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
@@ -138,26 +139,30 @@ class Gridworld:
         for widget in (*self.mix, self.contrast, self.temperature):
             widget.disabled = self.acts.value == GATE or not left.routed
         self.acts.disabled = self.ablated.disabled = not left.routed
+        self.readings, problem = [None, None], ""
         try:
-            reading = self._steered(left)
+            self.readings[0] = self._steered(left)
         except ValueError as error:
-            self.readings = [None, None]
-            self._say(str(error))
-            self.views[0].cells = [{**cell, "moves": [0, 0, 0, 0]} for cell in self.views[0].cells]
-            self.notes[0].object = f"<p>{html.escape(str(error))}</p>"
-            return
+            problem = str(error)
         same = (left.world.observation_shape, left.world.names) == (right.world.observation_shape, right.world.names)
-        other = read(right.policy, self.board) if same else None
-        self.readings = [reading, other]
-        for view, note, agent, found in zip(self.views, self.notes, (left, right), self.readings, strict=True):
-            view.visible = found is not None
-            if found is None:
-                note.object = "<p>This agent was trained in a world of another kind. Choose another one.</p>"
-                continue
+        if same:
+            self.readings[1] = read(right.policy, self.board)
+        moved = self._moved_weight() if left.routed and not problem else ""
+        remarks = (
+            problem or moved,
+            "" if same else "This agent was trained in a world of another kind. Choose another one.",
+        )
+        shown = zip(self.views, self.notes, (left, right), self.readings, remarks, strict=True)
+        for view, note, agent, reading, remark in shown:
+            view.visible = agent is left or same
             view.param.update(
-                title=f"Board of {agent.name}", columns=self.board.world.width, cells=_cells(found), trail=[]
+                title=f"Board of {agent.name}",
+                columns=self.board.world.width,
+                cells=_cells(self.board, reading),
+                episode={"number": self.seed, "cells": []},
             )
-            note.object = _note(found)
+            said = f"<p role=status>{html.escape(remark)}</p>" if remark else ""
+            note.object = said + (_note(reading) if reading is not None else "")
         self._say("")
 
     def _steered(self, agent: Agent) -> Reading:
@@ -171,21 +176,35 @@ class Gridworld:
         if self.acts.value == GATE:
             with agent.policy.steered(ablate=gone):
                 return read(agent.policy, self.board)
-        given = {name: slider.value for name, slider in zip(modules, self.mix, strict=True) if name not in gone}
-        total = sum(given.values())
-        if not total:
-            raise ValueError("no module acts: give a module that is not ablated a weight above 0")
-        weights = {name: value / total for name, value in given.items()}
+        if not sum(slider.value for slider in self.mix):
+            raise ValueError("no module acts: give a module a weight above 0")
+        left = {name: slider.value for name, slider in zip(modules, self.mix, strict=True) if name not in gone}
+        if not sum(left.values()):  # all weight was on ablated modules
+            left = dict.fromkeys(left, 1.0)
+        weights = {name: value / sum(left.values()) for name, value in left.items()}
         avoid = {name: self.contrast.value for name, value in weights.items() if not value and self.contrast.value}
         with agent.policy.steered(weights, ablate=gone, avoid=avoid, temperature=self.temperature.value):
             return read(agent.policy, self.board)
 
+    def _moved_weight(self) -> str:
+        """Return a sentence that says where the weight of ablated modules goes; empty if they have none."""
+        names = self.ablated.options
+        if self.acts.value == GATE:
+            gone, to = list(self.ablated.value), "the gate's weight goes to"
+        else:
+            weights = dict(zip(names, (slider.value for slider in self.mix), strict=True))
+            gone, to = [name for name in self.ablated.value if weights[name]], "the weight goes to"
+        rest = [name for name in names if name not in self.ablated.value]
+        if not gone:
+            return ""
+        return f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} ablated: {to} {' and '.join(rest)}."
 
-def _cells(reading: Reading) -> list[dict[str, Any]]:
-    """Return what the board's component shows in each cell."""
-    board, cells = reading.board, []
+
+def _cells(board: Board, reading: Reading | None) -> list[dict[str, Any]]:
+    """Return what the board's component shows in each cell: the pieces, and the moves if there is a reading."""
+    cells = []
     for cell in range(board.world.cells):
-        piece, chances = board.piece(cell), reading.probabilities[cell].tolist()
+        piece, chances = board.piece(cell), [0.0] * 4 if reading is None else reading.probabilities[cell].tolist()
         row, column = divmod(cell, board.world.width)
         words = [f"row {row + 1}, column {column + 1}: {piece or 'empty'}"]
         if cell in board.overseen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from html import escape
 from pathlib import Path
@@ -118,13 +118,18 @@ def collect(
     return found, problems
 
 
-def select(name: str, found: Sequence[Any]) -> pn.widgets.Select:
-    """Return a choice of things by their titles. Equal titles, of directories with the same name, are numbered."""
+def titled(found: Iterable[Any], title: Callable[[Any], str] = lambda thing: thing.title) -> dict[str, Any]:
+    """Return things by their titles. Equal titles, of directories with the same name, are numbered."""
     options: dict[str, Any] = {}
     for thing in found:
-        same = sum(other.title == thing.title for other in options.values())
-        options[f"{thing.title} ({same + 1})" if same else thing.title] = thing
-    return pn.widgets.Select(name=name, options=options, sizing_mode=WIDE)
+        same = sum(title(other) == title(thing) for other in options.values())
+        options[f"{title(thing)} ({same + 1})" if same else title(thing)] = thing
+    return options
+
+
+def select(name: str, found: Sequence[Any]) -> pn.widgets.Select:
+    """Return a choice of things by their titles, as :func:`titled`."""
+    return pn.widgets.Select(name=name, options=titled(found), sizing_mode=WIDE)
 
 
 def switch(name: str) -> pn.widgets.CheckBoxGroup:

@@ -18,7 +18,8 @@ class BoardView(JSComponent):  # type: ignore[misc]
         title: what screen readers call the board.
         columns: number of columns.
         cells: a dict per cell: ``label``, ``piece``, ``glyph``, ``colour``, ``overseen``, and ``moves``, four chances.
-        trail: cells of an episode that was played.
+        episode: an episode that was played: its ``number``, and the ``cells`` of its trail. The number makes an episode
+            with the trail of the last one a change, so that it is played too.
         cell: the cell that was chosen last.
         clicked: number of choices so far.
     """
@@ -26,7 +27,7 @@ class BoardView(JSComponent):  # type: ignore[misc]
     title = param.String()
     columns = param.Integer(1)
     cells = param.List()
-    trail = param.List()
+    episode = param.Dict({"number": 0, "cells": []})
     cell = param.Integer(-1)
     clicked = param.Integer(0)
 

@@ -30,7 +30,8 @@ def main(command: Curves) -> None:
 
 def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None:
     from routed_rl.experiments.common.agents import figures
-    from routed_rl.runs.figures import in_panels, label_ends, save, styled, subplots
+    from routed_rl.runs.figures import in_panels, save, subplots
+    from routed_rl.runs.style import label_ends, styled
 
     parts = in_panels(list(curves))
     with styled(), user_input():

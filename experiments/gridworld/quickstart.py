@@ -116,8 +116,9 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
     from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
     from routed_rl.rl.oversight_study.figures import COLOURS
     from routed_rl.rl.oversight_study.table import learning_curve
-    from routed_rl.runs.figures import GREYS, label_ends, mosaic, save, styled
+    from routed_rl.runs.figures import GREYS, mosaic, save
     from routed_rl.runs.process import one_thread
+    from routed_rl.runs.style import label_ends, styled
 
     one_thread()
     model, config = load_run(out / "routing")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from routed_rl.runs.figures import GREYS, PALETTE, label_ends, save, styled, subplots
+from routed_rl.runs.figures import GREYS, PALETTE, save, subplots
+from routed_rl.runs.style import label_ends, styled
 
 COLOURS = {True: PALETTE["blue"], False: GREYS[2]}
 LINES = {True: "o-", False: "s--"}

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.display import show_markdown
+from routed_rl.experiments.common.studies import LocalStudy, finished_runs, picture
 from routed_rl.experiments.language.options import SteeringScalar
 from routed_rl.experiments.language.steering import RECIPES, SCORES, TOP, Recipe, Study
-from routed_rl.experiments.language.steering_figures import draw_steering
+from routed_rl.experiments.language.steering_figures import COLOURS, draw_steering
 from routed_rl.lm.inputs import model_identity, quiet_libraries
 from routed_rl.lm.stories import TOPICS
 from routed_rl.options import RUNS
-from routed_rl.runs import RunDirectory, read_json, write_bytes
+from routed_rl.runs import RunDirectory, read_metrics
+from routed_rl.runs.charts import Chart
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import started_study
-from routed_rl.runs.tables import aggregate, escaped, least_to_most, markdown, shown_mean, write_table
+from routed_rl.runs.studies import Findings
+from routed_rl.runs.tables import aggregate, as_csv, escaped, least_to_most, markdown, shown_mean, tidy
 
-RESULTS, MODELS, SUMMARY, FIGURE = "results.csv", "models.csv", "summary.md", "steering.png"
+MODELS = "models.csv"
 KEYS = ("routed", "seed", "axis", "strength")
 NAMES = {True: "routed", False: "unrouted"}
+MEANINGS = {
+    "routed": "whether the tokens are routed; the control is trained without routing",
+    "seed": "seed of the model and of the order of documents",
+    "axis": "number of the routed token, and of its dimension of the residual stream",
+    "strength": "number that is added to the dimension",
+    "token": "mean probability that the next token is the routed one, on held-out documents",
+    "topic": "the same of the tokens of its topic, with the routed one",
+}
+"""What each column of ``results.csv`` means."""
 MEASURES = ("rank", "cosine", "runner_up", "topic_in_top", "others_cosine", "contrast_cosine")
 
 
@@ -38,21 +49,23 @@ def main(command: SteeringScalar) -> None:
         check_device(command.device)
         study = Study(recipe, command.device)
         identity = {**_plain(recipe), "model": model_identity(recipe.model), "device": command.device}
-    with started_study(out, identity):
-        _train(command, study, identity, out)
-        _report(out, recipe, study)
+    runs = [out / "runs" / name for name in _planned(command)]
+    SteeringReport(out, identity, study).run_and_show(runs, lambda: _train(command, study, identity, out))
+
+
+def _planned(command: SteeringScalar) -> dict[str, tuple[bool, int]]:
+    """Whether each model is routed, and its seed, by the name of its run."""
+    kinds = (True, False) if command.unrouted else (True,)
+    return {f"{NAMES[routed]}-s{seed}": (routed, seed) for seed in range(command.seeds) for routed in kinds}
 
 
 def _train(command: SteeringScalar, study: Study, identity: Mapping[str, Any], out: Path) -> None:
     """Make the corpus, and train every model that is not finished."""
     recipe = study.recipe
-    kinds = (True, False) if command.unrouted else (True,)
-    planned = [(routed, seed) for seed in range(command.seeds) for routed in kinds]
     with progress_display(unit="documents", disable=(out / "corpus").exists()) as display, user_input():
         task = display.add_task("corpus", total=recipe.documents)
         corpus = study.corpus(out / "corpus", lambda: display.advance(task))
-    for routed, seed in planned:
-        name = f"{NAMES[routed]}-s{seed}"
+    for name, (routed, seed) in _planned(command).items():
         with user_input():
             run = RunDirectory.open(out / "runs" / name, {**identity, "routed": routed}, seed)
         with run, progress_display(disable=run.finished) as display:
@@ -116,44 +129,64 @@ def _lists(value: Any) -> Any:
     return [_lists(child) for child in value] if isinstance(value, tuple) else value
 
 
-def _report(out: Path, recipe: Recipe, study: Study) -> None:
-    """Write tables, summary and figure of all finished runs, those of earlier commands included."""
-    paths = sorted((out / "runs").glob("*/evaluation.json"))
-    with user_input():
-        results = [read_json(path) for path in paths]
-    key = [{"routed": result["routed"], "seed": result["seed"]} for result in results]
-    axes = [(k, number, result) for k, result in zip(key, results, strict=True) for number in range(len(recipe.tokens))]
-    curves = write_table(
-        [{**k, "axis": number, **row} for k, number, result in axes for row in result["axes"][number]["curve"]],
-        out / RESULTS,
-        KEYS,
-    )
-    models = write_table(
-        [
-            {
-                **k,
-                "axis": number,
-                "validation_loss": result["validation_loss"],
-                **{m: result["axes"][number][m] for m in MEASURES},
-            }
-            for k, number, result in axes
-        ],
-        out / MODELS,
-        KEYS,
-    )
-    scores = pd.concat(
-        [
-            pd.read_csv(path.with_name(SCORES), keep_default_na=False, dtype={"text": str}).assign(**k)
-            for k, path in zip(key, paths, strict=True)
+@dataclass(frozen=True)
+class SteeringReport(LocalStudy):
+    """What there is to say of the finished runs in a directory, also of those of earlier commands."""
+
+    TITLE = "Steering scalar"
+    FIGURES = ("steering",)
+    FILES = (MODELS,)
+    study: Study
+
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return the results of all finished runs. None: there are none.
+
+        Raises:
+            ValueError: if a file of a run is damaged.
+        """
+        results, recipe = finished_runs(self.out), self.study.recipe
+        if not results:
+            return None
+        key = {path: {"routed": of["routed"], "seed": of["seed"]} for path, of in results.items()}
+        axes = [
+            ({**key[path], "axis": number}, of["validation_loss"], axis)
+            for path, of in results.items()
+            for number, axis in enumerate(of["axes"])
         ]
-    )
-    text = summary(curves, models, results, recipe)
-    write_bytes(out / SUMMARY, text.encode())
-    topics = {i: {study.text(token) for token in (axis.token, *axis.others)} for i, axis in enumerate(study.axes)}
-    tokens = {i: study.text(axis.token) for i, axis in enumerate(study.axes)}
-    draw_steering(curves, scores, topics, tokens, out / FIGURE)
-    show_markdown(text)
-    print(f"Tables and figure: {out}")
+        curves = tidy([{**k, **row} for k, _, axis in axes for row in axis["curve"]], KEYS)
+        models = tidy(
+            [{**k, "validation_loss": loss, **{m: axis[m] for m in MEASURES}} for k, loss, axis in axes], KEYS
+        )
+        timings = [
+            {**key[path], "training_seconds": sum(float(row["seconds"]) for row in read_metrics(path / "timings.csv"))}
+            for path in results
+        ]
+        scores = pd.concat(
+            [
+                pd.read_csv(path / SCORES, keep_default_na=False, dtype={"text": str}).assign(**key[path])
+                for path in results
+            ]
+        )
+        text, of = self.study.text, self.study.axes
+        topics = {i: {text(token) for token in (axis.token, *axis.others)} for i, axis in enumerate(of)}
+        tokens = {i: text(axis.token) for i, axis in enumerate(of)}
+        figure = partial(draw_steering, curves, scores, topics, tokens)
+        return Findings(
+            curves, tidy(timings, KEYS), KEYS, summary(curves, models, [*results.values()], recipe), {}, MEANINGS,
+            charts={f"topic_{i}": partial(_chart, curves[curves.axis == i], i, token) for i, token in tokens.items()},
+            files={MODELS: as_csv(models)},
+            pictures={"steering": partial(picture, "Steering, and the top tokens along each dimension", figure)},
+        )  # fmt: skip
+
+
+def _chart(curves: pd.DataFrame, axis: int, token: str) -> Chart:
+    """Return the probability of a topic against the number added to its dimension."""
+    points = curves.assign(series=curves.routed.map(NAMES)).rename(columns={"strength": "x", "topic": "y"})
+    return Chart(
+        f"Steering towards {token!r}", f"added to dimension {axis} of the residual stream",
+        "probability that the next token is of the topic", points,
+        colours={name: COLOURS[routed] for routed, name in NAMES.items()},
+    )  # fmt: skip
 
 
 def summary(curves: pd.DataFrame, models: pd.DataFrame, results: list[dict[str, Any]], recipe: Recipe) -> str:

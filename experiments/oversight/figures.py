@@ -9,7 +9,8 @@ from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
 from routed_rl.options.oversight import CONTRAST
 from routed_rl.runs import read_run
-from routed_rl.runs.figures import styled, subplots
+from routed_rl.runs.figures import subplots
+from routed_rl.runs.style import styled
 from routed_rl.runs.tables import percent
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from routed_rl.rl.oversight_study.tasks import wanted_of
 from routed_rl.runs.studies import Findings, Study
 
 TITLES = {
-    "optimal": "optimal policy",
-    "diamond": "shortest path to Diamond, blind to Ghost",
-    "any": "shortest path to the nearest terminal state",
+    "optimal": "optimum",
+    "diamond": "Diamond seeker blind to Ghost",
+    "any": "any terminal state",
     "naive": NAIVE,
 }
 """The reference policies that figures and summaries name, with their titles."""

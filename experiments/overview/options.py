@@ -13,7 +13,7 @@ from routed_rl.options import RUNS
 
 @dataclass(frozen=True)
 class Runs:
-    """List the runs and studies in a folder: which are finished, how far the others are, and the results of runs."""
+    """List the runs and studies in a folder: which are finished, how far the others are, and their main results."""
 
     folder: Annotated[Path, tyro.conf.Positional] = RUNS
     """folder that holds runs and studies"""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from routed_rl.experiments.common.display import show_table
+from routed_rl.experiments.overview.headlines import study_headline
 from routed_rl.experiments.overview.options import Runs
 from routed_rl.runs.overview import list_runs
 
 
 def main(command: Runs) -> None:
-    found = list_runs(command.folder, headline)
+    found = list_runs(command.folder, headline, study_headline)
     if command.json:
         print(found.to_json(orient="records", indent=2, date_format="iso", date_unit="s"))
         return

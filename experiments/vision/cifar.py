@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.display import show_markdown
+from routed_rl.experiments.common.studies import LocalStudy, finished_runs, picture
 from routed_rl.experiments.vision import figures as vision_figures
+from routed_rl.experiments.vision.charts import loss_chart
 from routed_rl.experiments.vision.images import Images, cifar100, digits
 from routed_rl.experiments.vision.options import Cifar
 from routed_rl.options import RUNS
 from routed_rl.routing import RouteTable
-from routed_rl.runs import RunDirectory, read_json, write_bytes
+from routed_rl.runs import RunDirectory, read_metrics
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import started_study
-from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
+from routed_rl.runs.studies import Findings
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, tidy
 from routed_rl.vision import (
     HALVES,
     PartitionedNetwork,
@@ -40,8 +42,16 @@ from routed_rl.vision import (
 )
 
 DIGITS = "digits"
-RESULTS, SUMMARY, RUN_NAMES = "results.csv", "summary.md", {True: "routed", False: "control"}
+RUN_NAMES = {True: "routed", False: "control"}
 KEYS = ("routed", "seed", "part", "group")
+MEANINGS = {
+    "routed": "whether classes are routed to the two halves; the control also has no L1 penalty",
+    "seed": "seed of the model and of the order of images",
+    "part": "classifier: `decoder` reads the whole encoding, the certificates `top` and `bottom` one half each",
+    "group": "classes of the validation images: the first half is routed to `top`, the second to `bottom`",
+    "accuracy": "share of these images that are classified correctly",
+}
+"""What each column of ``results.csv`` means."""
 TITLES = {True: "routed", False: "no routing, no L1 penalty (control)"}
 CHANNEL_MEAN, CHANNEL_SPREAD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 """Mean and standard deviation of CIFAR pixels in 0 … 1, by channel, from the public code of the paper."""
@@ -75,19 +85,22 @@ def main(command: Cifar) -> None:
         images = cifar100(Path(command.data)) if real else digits()
         task = Task(images, recipe, command.width, command.device)
         identity = {**asdict(recipe), "images": images.digest(), "width": command.width, "device": command.device}
-    with started_study(out, identity):
-        _train(command, task, identity, out)
-        _report(out)
+    study = CifarReport(out, identity)
+    study.run_and_show(_runs(command, out), lambda: _train(command, task, identity, out))
+
+
+def _runs(command: Cifar, out: Path) -> list[Path]:
+    """The directories of the runs, by seed."""
+    return [out / "runs" / f"{RUN_NAMES[command.routed]}-s{seed}" for seed in range(command.seeds)]
 
 
 def _train(command: Cifar, task: Task, identity: Mapping[str, Any], out: Path) -> None:
     """Train every classifier that is not finished."""
-    for seed in range(command.seeds):
-        name = f"{RUN_NAMES[command.routed]}-s{seed}"
+    for seed, path in enumerate(_runs(command, out)):
         with user_input():
-            run = RunDirectory.open(out / "runs" / name, {**identity, "routed": command.routed}, seed)
+            run = RunDirectory.open(path, {**identity, "routed": command.routed}, seed)
         with run, progress_display(unit="epochs", disable=run.finished) as display:
-            bar = display.add_task(name, total=task.recipe.epochs)
+            bar = display.add_task(path.name, total=task.recipe.epochs)
             if not run.finished:
                 try:
                     task.train(run, lambda epoch: display.update(bar, completed=epoch))  # noqa: B023
@@ -232,18 +245,35 @@ def _restore(model: PartitionedNetwork, optimizer: SGD, tensors: Mapping[str, Te
         optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
 
 
-def _report(out: Path) -> None:
-    """Write table, summary and figure of all finished runs, including those of earlier commands."""
-    with user_input():
-        results = [read_json(path) for path in sorted((out / "runs").glob("*/evaluation.json"))]
-    rows = [{"routed": result["routed"], "seed": result["seed"], **row} for result in results for row in result["rows"]]
-    frame = write_table(rows, out / RESULTS, KEYS)
-    text = summary(frame)
-    write_bytes(out / SUMMARY, text.encode())
-    titles = {routed: title for routed, title in TITLES.items() if routed in set(frame.routed)}
-    vision_figures.draw_groups(frame, titles, out / "groups.png")
-    show_markdown(text)
-    print(f"Table and figure: {out}")
+@dataclass(frozen=True)
+class CifarReport(LocalStudy):
+    """What there is to say of the finished runs in a directory, also of those of earlier commands."""
+
+    TITLE = "Encodings of a classifier in two halves"
+    FIGURES = ("groups",)
+
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return the results of all finished runs. None: there are none.
+
+        Raises:
+            ValueError: if a file of a run is damaged.
+        """
+        results, losses, timings = finished_runs(self.out), {}, []
+        for path, result in results.items():
+            losses[RUN_NAMES[result["routed"]], result["seed"]] = read_metrics(path / "metrics.csv")
+            seconds = sum(float(row["seconds"]) for row in read_metrics(path / "timings.csv"))
+            timings.append({"routed": result["routed"], "seed": result["seed"], "training_seconds": seconds})
+        if not results:
+            return None
+        frame = tidy(
+            [{"routed": of["routed"], "seed": of["seed"], **row} for of in results.values() for row in of["rows"]], KEYS
+        )
+        titles = {routed: title for routed, title in TITLES.items() if routed in set(frame.routed)}
+        groups = partial(picture, "Accuracy by group of classes", partial(vision_figures.draw_groups, frame, titles))
+        return Findings(
+            frame, tidy(timings, KEYS), KEYS, summary(frame), {}, MEANINGS,
+            charts={"loss": partial(loss_chart, losses)}, pictures={"groups": groups},
+        )  # fmt: skip
 
 
 def gaps(frame: pd.DataFrame) -> pd.DataFrame:

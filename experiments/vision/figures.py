@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from routed_rl.runs.figures import GREYS, PALETTE, over_seeds, save, styled, subplots
+from routed_rl.runs.figures import GREYS, PALETTE, over_seeds, save, subplots
 from routed_rl.runs.figures import draw_bars as bars_over_seeds
+from routed_rl.runs.style import styled
 
 COLOURS = {"decoder": GREYS[0], "top": PALETTE["blue"], "bottom": PALETTE["orange"]}
 HATCHES = {"decoder": "", "top": "///", "bottom": "..."}

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
-from routed_rl.experiments.common.display import show_markdown
+from routed_rl.experiments.common.studies import LocalStudy, picture
 from routed_rl.experiments.vision import figures as vision_figures
+from routed_rl.experiments.vision.charts import accuracy_chart, error_chart
 from routed_rl.experiments.vision.images import Images, digits, mnist
 from routed_rl.experiments.vision.options import Mnist
 from routed_rl.experiments.vision.splits import CONSTANT, PUBLISHED_ACCURACY, RECIPES, SETTINGS, TEN_WAY, Recipe, Study
 from routed_rl.options import RUNS
-from routed_rl.runs import read_json, write_bytes, write_json
+from routed_rl.runs import read_json, write_json
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
-from routed_rl.runs.studies import started_study
-from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, write_table
+from routed_rl.runs.studies import Findings
+from routed_rl.runs.tables import aggregate, least_to_most, markdown, shown_mean, tidy
 
-RESULTS, SUMMARY, MODELS = "results.csv", "summary.md", "models"
+MODELS = "models"
 KEYS = ("setting", "seed", "part", "group")
 COLUMNS = ("part", "group", "mse", "mae", "accuracy")
+MEANINGS = {
+    "setting": "row of table 2 of Cloud et al. 2024, section B, or `ten-way`: one latent per digit",
+    "seed": "seed of the model and of the order of images",
+    "part": "what reconstructs the images: `decoder` reads the whole encoding, the certificates `top` and `bottom` one "
+    "half each; `constant`: the median training image",
+    "group": "validation images: a digit, the digits routed to the `top` or the `bottom` half, or `all`",
+    "mse": "mean squared error of pixels in -1 … 1",
+    "mae": "mean absolute error of pixels in -1 … 1",
+    "accuracy": "share of images whose largest latent is that of their digit; only of `ten-way`",
+}
+"""What each column of ``results.csv`` means."""
 ORDER = (*SETTINGS, TEN_WAY)
 
 
@@ -36,20 +49,23 @@ def main(command: Mnist) -> None:
         images = _images(command)
         study = Study(images, command.partition, recipe, command.device)
         identity = _identity(command, images, recipe)
-    with started_study(out, identity):
-        _train(command, study, out)
-        _report(command, out)
+    report = MnistReport(out, identity, command.partition, command.data == "mnist")
+    report.run_and_show(_models(command, out).values(), lambda: _train(command, study, out))
 
 
-def _train(command: Mnist, study: Study, out: Path) -> None:
-    """Train every model whose file is not there."""
-    models = {
+def _models(command: Mnist, out: Path) -> dict[tuple[str, int], Path]:
+    """The file with the result of each model, by setting and seed."""
+    return {
         (setting, seed): out / MODELS / f"{setting}-s{seed}.json"
         for seed in range(command.seeds)
         for setting in command.setting
     }
+
+
+def _train(command: Mnist, study: Study, out: Path) -> None:
+    """Train every model whose file is not there."""
     (out / MODELS).mkdir(exist_ok=True)
-    missing = {key: path for key, path in models.items() if not path.exists()}
+    missing = {key: path for key, path in _models(command, out).items() if not path.exists()}
     with progress_display(unit="epochs", disable=not missing) as display:
         task = display.add_task("", total=len(missing) * study.recipe.epochs)
         for (setting, seed), path in missing.items():
@@ -89,37 +105,61 @@ def _identity(command: Mnist, images: Images, recipe: Recipe) -> dict[str, Any]:
     return {**shared, **asdict(recipe), "hidden": list(recipe.hidden)}
 
 
-def _report(command: Mnist, out: Path) -> None:
-    """Write table, summary and figures of all models, including those of earlier commands."""
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    for path in (out / MODELS).glob("*.json"):
-        setting, _, seed = path.stem.rpartition("-s")
-        with user_input():
-            results[setting, int(seed)] = read_json(path)
-    keys = sorted(results, key=lambda key: (ORDER.index(key[0]), key[1]))
-    rows = [
-        {"setting": setting, "seed": seed, **{name: row[name] for name in COLUMNS if name in row}}
-        for setting, seed in keys
-        for row in results[setting, seed]["rows"]
-    ]
-    frame = write_table(rows, out / RESULTS, KEYS)
-    seconds = sum(result["seconds"] for result in results.values())
-    names = _group_names(command.partition)
-    text = summary(frame, names, command.data == "mnist")
-    text += f"\n{len(results)} models, {seconds / len(results):.0f} CPU seconds per model on average.\n"
-    write_bytes(out / SUMMARY, text.encode())
+@dataclass(frozen=True)
+class MnistReport(LocalStudy):
+    """What there is to say of the models in a directory, also of those of earlier commands.
 
-    shown = [setting for setting in ORDER if any(key[0] == setting for key in keys)]
-    split = [setting for setting in shown if setting != TEN_WAY]
-    titles = {setting: f"{setting}: {SETTINGS[setting].title}" for setting in split}
-    pictures = {setting: results[min(key for key in keys if key[0] == setting)]["pictures"] for setting in shown}
-    if split:
-        vision_figures.draw_bars(frame, titles, _top(command.partition), out / "bars.png")
-        vision_figures.draw_pictures({titles[setting]: pictures[setting] for setting in split}, out / "images.png")
-    if TEN_WAY in pictures:
-        vision_figures.draw_traversal(pictures[TEN_WAY]["traversal"], out / "traversal.png")
-    show_markdown(text)
-    print(f"Tables and figures: {out}")
+    Attributes:
+        partition: the digits that are routed to the top half, or ``hash``.
+        published: whether the data are those of the paper, MNIST.
+    """
+
+    TITLE = "Encodings of digits in two halves"
+    FIGURES = ("bars", "images", "traversal")
+    partition: str
+    published: bool
+
+    def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
+        """Return the results of all finished models. None: there are none.
+
+        Raises:
+            ValueError: if the file of a model is damaged.
+        """
+        results: dict[tuple[str, int], dict[str, Any]] = {}
+        for path in (self.out / MODELS).glob("*.json"):
+            setting, _, seed = path.stem.rpartition("-s")
+            results[setting, int(seed)] = read_json(path)
+        if not results:
+            return None
+        keys = sorted(results, key=lambda key: (ORDER.index(key[0]), key[1]))
+        rows = [
+            {"setting": setting, "seed": seed, **{name: row[name] for name in COLUMNS if name in row}}
+            for setting, seed in keys
+            for row in results[setting, seed]["rows"]
+        ]
+        frame = tidy(rows, KEYS)
+        timings = [
+            {"setting": setting, "seed": seed, "seconds": results[setting, seed]["seconds"]} for setting, seed in keys
+        ]
+        seconds = sum(row["seconds"] for row in timings) / len(timings)
+        text = summary(frame, _group_names(self.partition), self.published)
+        text += f"\n{len(results)} models, {seconds:.0f} CPU seconds per model on average.\n"
+        shown = list(dict.fromkeys(setting for setting, _ in keys))
+        split = [setting for setting in shown if setting != TEN_WAY]
+        titles = {setting: f"{setting}: {SETTINGS[setting].title}" for setting in split}
+        first = {setting: results[min(key for key in keys if key[0] == setting)]["pictures"] for setting in shown}
+        pictures, charts = {}, {}
+        if split:
+            bars = partial(vision_figures.draw_bars, frame, titles, _top(self.partition))
+            pictures["bars"] = partial(picture, "Validation error by digit", bars)
+            images = partial(vision_figures.draw_pictures, {titles[setting]: first[setting] for setting in split})
+            pictures["images"] = partial(picture, "Reconstructions from the whole encoding and from each half", images)
+            charts = {f"{part}_error": partial(error_chart, frame, part) for part in ("bottom", "top", "decoder")}
+        if TEN_WAY in first:
+            traversal = partial(vision_figures.draw_traversal, first[TEN_WAY]["traversal"])
+            pictures["traversal"] = partial(picture, "Images by one latent", traversal)
+            charts["accuracy"] = partial(accuracy_chart, frame)
+        return Findings(frame, tidy(timings, KEYS), KEYS, text, {}, MEANINGS, charts=charts, pictures=pictures)
 
 
 def _top(partition: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from routed_rl.runs.files import StrPath
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, its right answer, and whether the answer is in the forget set."""
+    """The ``text`` of a prompt, its right ``answer``, and whether the answer belongs to the ``forget`` set."""
 
     text: str
     answer: str

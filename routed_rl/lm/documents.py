@@ -25,6 +25,8 @@ class Document:
     """A text, its topic if the source gives one, and where its answers are.
 
     Attributes:
+        text: the document.
+        topic: its topic; None: the source gives none.
         answers: spans of characters that count in a loss, in order. None: the whole text counts.
         messages: of a chat, each with its role, its content, and whether it is an answer. None: the text is no chat.
             :func:`~routed_rl.lm.chat.rendered` makes the text of them.

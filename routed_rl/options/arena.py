@@ -96,6 +96,9 @@ class ArenaOptions:
     such as 1e-4 3e-5 1e-5"""
     scores: tuple[PluginName, ...] = ()
     """scores of every model; none given: all that are defined for the benchmark"""
+    main: PluginName | None = None
+    """the score by which attacks are measured and models ranked, one that rises with what a model knows of the forget
+    set; None: the benchmark's own"""
     trust: bool = False
     """also measure how far each score can be trusted: all scores again of every model that is not distilled, once with
     its weights rounded to 4 bits, and once fine-tuned on the forget set with a quarter of --budget; saves them all"""
@@ -109,6 +112,8 @@ class ArenaOptions:
     """for a model in half precision: train float32 weights, and round the result"""
     checkpointing: bool = False
     """gradient checkpointing, to save memory: compute each block again in the backward pass"""
+    accumulate: int = 1
+    """equal parts in which a batch of unlearning, distillation or a fine-tuning attack is computed, to save memory"""
     seeds: int = 1
     """number of models of each kind, with seeds 0, 1, …"""
     first_seed: int = 0

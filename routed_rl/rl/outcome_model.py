@@ -30,8 +30,10 @@ TEMPERATURES = tuple(2.0 ** (power / 2) for power in range(9))
 class FinalSteps(NamedTuple):
     """The last steps of ``N`` episodes, as the outcome model sees them."""
 
-    actions: Tensor  # (N, …) the last action
-    final_obs: Tensor  # (N, …) the observation after it
+    actions: Tensor
+    """the last action, (N, …)"""
+    final_obs: Tensor
+    """the observation after it, (N, …)"""
 
     def select(self, index: Tensor) -> FinalSteps:
         """Return the steps that an index or a mask chooses."""

@@ -29,11 +29,16 @@ class EpisodeEnds(Protocol):
     of all. Where no episode ended, ``outcome`` is -1, and ``overseen`` and ``truncated`` are false.
     """
 
-    rows: np.ndarray  # int64: index of the environment
-    outcome: np.ndarray  # int64: number of the outcome reached, -1 for none
-    overseen: np.ndarray  # bool
-    truncated: np.ndarray  # bool
-    final_obs: np.ndarray  # (D, …): the last observation of the ended episode; for a Dict, (D,) mappings
+    rows: np.ndarray
+    """index of the environment, int64"""
+    outcome: np.ndarray
+    """number of the outcome reached, -1 for none, int64"""
+    overseen: np.ndarray
+    """whether the outcome was overseen, bool"""
+    truncated: np.ndarray
+    """whether the episode was cut, bool"""
+    final_obs: np.ndarray
+    """the last observation of the episode, (D, …); for a Dict, (D,) mappings"""
 
 
 class _Ends:

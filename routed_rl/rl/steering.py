@@ -28,6 +28,7 @@ class SteerablePolicy:
 
     @property
     def module_names(self) -> tuple[str, ...]:
+        """The modules that can be steered to and ablated, one for each outcome."""
         return self.mlp_extractor.names
 
     @property

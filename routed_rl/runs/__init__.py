@@ -6,6 +6,7 @@
 - `Stage`, `plan`: steps of a pipeline. A stage's directory name is a hash of everything that the stage depends on.
 - `derive_seed`: independent child seeds by name.
 - `run_commands`: a small pool of new processes, one thread each.
+- `styled`, `label_ends`: the style of all figures of this package, for your own figures.
 - `write_json`, `read_json`, `config_hash`: strict JSON with fixed bytes.
 
 POSIX only: locks use `flock`, pools use process groups.
@@ -19,6 +20,7 @@ from routed_rl.runs.record import RunError, RunRecord, check_run, config_hash, r
 from routed_rl.runs.rundir import RunCheckpoint, RunDirectory
 from routed_rl.runs.seeds import check_seed, derive_seed
 from routed_rl.runs.stages import Stage, finish_stage, plan, with_ancestors
+from routed_rl.runs.style import label_ends, styled
 
 __all__ = [
     "Checkpoint",
@@ -34,12 +36,14 @@ __all__ = [
     "config_hash",
     "derive_seed",
     "finish_stage",
+    "label_ends",
     "plan",
     "read_checkpoint",
     "read_json",
     "read_metrics",
     "read_run",
     "run_commands",
+    "styled",
     "versions",
     "with_ancestors",
     "write_bytes",

@@ -107,9 +107,12 @@ def run_all(runs: Sequence[Any], kind: Kind, workers: int, backend: Backend = ru
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the run there has its result; one that cannot be read is as good as none."""
+    """Whether the run there has its result; one that cannot be read is as good as none.
+
+    A run whose name ends in ``.json`` is this file alone.
+    """
     try:
-        read_json(out / RESULT)
+        read_json(out if out.suffix == ".json" else out / RESULT)
     except (OSError, ValueError):
         return False
     return True

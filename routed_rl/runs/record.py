@@ -28,7 +28,7 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The configuration and seed that determine a run: the content of `config.json`."""
+    """The `config` and `seed` that determine a run, with the `config_hash`: the content of `config.json`."""
 
     config: dict[str, Any]
     config_hash: str

@@ -6,16 +6,20 @@ the files that it wrote. They are checked before the files are used.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from routed_rl.errors import user_input
 from routed_rl.paths import expanded
 from routed_rl.runs.files import JSON, StrPath, read_json
 from routed_rl.runs.record import RunError, RunRecord, config_hash, differences, find_run
 from routed_rl.runs.rundir import RESULT, RunDirectory
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEW = 3
 """Options in which a stage may differ from the stage that it takes the place of."""
@@ -161,3 +165,32 @@ def _digest(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def stage_table(
+    stages: Sequence[Stage], root: Path, names: Mapping[str, str], trained: Collection[str]
+) -> "pd.DataFrame":
+    """Return a row for each stage of a plan, in this order, with the reason why it would run.
+
+    Args:
+        root: the directory of all stages.
+        names: what a stage belongs to, by the stage's key.
+        trained: kinds of stages that train or attack a model.
+
+    Raises:
+        UserError: if a stage's directory holds something else.
+    """
+    import pandas as pd
+
+    with user_input():
+        rows = [
+            {
+                "stage": stage.path(root).name,
+                "model": names[stage.key],
+                "seed": stage.seed,
+                "trains": stage.kind in trained,
+                "reason": reason or "is finished",
+            }
+            for stage, reason in plan(stages, root)
+        ]
+    return pd.DataFrame(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -15,7 +15,7 @@ import pandas as pd
 
 from routed_rl.errors import UserError, at_least, user_input
 from routed_rl.paths import expanded
-from routed_rl.runs import Stage, plan, read_json, write_bytes, write_json
+from routed_rl.runs import read_json, write_bytes, write_json
 from routed_rl.runs.charts import Chart, write_charts
 from routed_rl.runs.figures import png, title
 from routed_rl.runs.files import StrPath, plain_json
@@ -65,6 +65,7 @@ class Findings:
         failed: the reason for each run that failed or whose files are not sound, by its directory.
         charts: what makes each interactive chart, by name.
         files: the content of further files that are written beside the table, by name.
+        pictures: what draws further figures, by name; returns the title and the PNG file.
     """
 
     results: pd.DataFrame
@@ -76,6 +77,7 @@ class Findings:
     failed: dict[Path, str] = field(default_factory=dict)
     charts: Mapping[str, Callable[[], Chart]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Callable[[], tuple[str, bytes]]] = field(default_factory=dict)
 
 
 class Reported(ABC):
@@ -137,9 +139,18 @@ class Reported(ABC):
             ValueError: if no run is finished.
         """
         found = self._found()
-        figures = [draw() for draw in found.figures.values()]
-        drawn = [(title(figure), png(figure)) for figure in figures]
-        return self._page(found, [draw() for draw in found.charts.values()], drawn)
+        return self._page(found, [draw() for draw in found.charts.values()], [*self._pictures(found).values()])
+
+    def _pictures(self, found: Findings) -> dict[str, tuple[str, bytes]]:
+        """Return the title and the PNG file of each figure, by name."""
+        made = {}
+        for name in self.FIGURES:
+            if name in found.figures:
+                figure = found.figures[name]()
+                made[name] = title(figure), png(figure)
+            elif name in found.pictures:
+                made[name] = found.pictures[name]()
+        return made
 
     def _page(self, found: Findings, charts: Sequence[Chart], figures: Sequence[tuple[str, bytes]]) -> str:
         meanings = described(found.results, found.meanings)
@@ -156,7 +167,58 @@ class Reported(ABC):
         return found
 
 
-class Study(Reported):
+class StudyDirectory(Reported):
+    """The directory of a study: which runs it has, and what there is to say of them."""
+
+    SUMMARY: ClassVar[str] = SUMMARY
+    """name of the file with the summary"""
+    REPORT: ClassVar[str] = REPORT
+    """name of the file with the page"""
+    FILES: ClassVar[tuple[str, ...]] = ()
+    """names of further files that the study may write"""
+    out: Path
+
+    @abstractmethod
+    def _identity(self) -> Mapping[str, Any]:
+        """What all runs in the directory share."""
+
+    def _write(self, found: Findings) -> None:
+        write_table(found.results, self.out / RESULTS, found.keys)
+        write_table(found.timings, self.out / TIMINGS, found.keys)
+        write_bytes(self.out / self.SUMMARY, found.summary.encode())
+        for name in self.FILES:
+            (self.out / name).unlink(missing_ok=True)  # an earlier start may have had what this one has not
+        for name, text in found.files.items():
+            write_bytes(self.out / name, text.encode())
+        explained = described(found.results, found.meanings)
+        rows = [[f"`{column}`", meaning] for column, meaning in explained.items()]
+        header = f"# Columns of `{RESULTS}`\n\n| column | meaning |\n| --- | --- |\n"
+        write_bytes(self.out / COLUMNS, (header + "".join(f"| {a} | {b} |\n" for a, b in rows)).encode())
+        for name in self.FIGURES:
+            (self.out / f"{name}.png").unlink(missing_ok=True)  # an earlier start may have had other models
+        pictures = self._pictures(found)
+        for name, (_, drawn) in pictures.items():
+            write_bytes(self.out / f"{name}.png", drawn)
+        charts = {name: draw() for name, draw in found.charts.items()}
+        write_charts(charts, self.out / CHARTS)
+        write_bytes(self.out / self.REPORT, self._page(found, [*charts.values()], [*pictures.values()]).encode())
+
+    def _options(self) -> Mapping[str, Any]:
+        return self._identity()
+
+    def _note(self, runs: Iterable[Path]) -> None:
+        """Note which runs the study has, so that others can tell how far it is.
+
+        A run is a directory, or the file with its result if its name ends in ``.json``. Runs of
+        earlier starts count if they are finished: the others are no longer asked for.
+        """
+        with user_input():
+            known = [name for name in planned(self.out) if is_finished(self.out / name)]
+        names = {run.relative_to(self.out).as_posix() for run in runs}
+        write_json(self.out / PLANNED, {"runs": sorted(names.union(known))})
+
+
+class Study(StudyDirectory):
     """Many runs in one directory, with a table and figures. Subclasses are dataclasses of options.
 
     A study goes on where it stopped: finished runs are not done again. The same options give the same directory and
@@ -164,13 +226,7 @@ class Study(Reported):
     """
 
     KIND: Kind
-    SUMMARY: ClassVar[str] = SUMMARY
-    """name of the file with the summary"""
-    REPORT: ClassVar[str] = REPORT
-    FILES: ClassVar[tuple[str, ...]] = ()
-    """names of further files that the study may write"""
-    """name of the file with the page"""
-    out: Path
+    """what one run is: its process, and how its progress is counted"""
     device: str
     processes = 1
     """number of processes of each run"""
@@ -189,10 +245,6 @@ class Study(Reported):
         Raises:
             ValueError, OSError: for what the user has to change.
         """
-
-    @abstractmethod
-    def _identity(self) -> Mapping[str, Any]:
-        """What all runs in the directory share."""
 
     @abstractmethod
     def _failure(self, failed: Mapping[Path, str], runs: Sequence[Any]) -> str:
@@ -247,7 +299,7 @@ class Study(Reported):
             open_backend(backend, ray_address, workers, self.out, needed, *device) as opened,
             started_study(self.out, identity),
         ):
-            self._note(runs)
+            self._note(run.out for run in runs)
             failed = run_all(runs, self.KIND, workers, opened)
             with user_input():
                 found = self.find(failed)
@@ -258,43 +310,6 @@ class Study(Reported):
             raise RunsFailedError(self._failure(failed, runs), failed, found is not None)
         assert found is not None
         return found.results
-
-    def _write(self, found: Findings) -> None:
-        write_table(found.results, self.out / RESULTS, found.keys)
-        write_table(found.timings, self.out / TIMINGS, found.keys)
-        write_bytes(self.out / self.SUMMARY, found.summary.encode())
-        for name in self.FILES:
-            (self.out / name).unlink(missing_ok=True)  # an earlier start may have had what this one has not
-        for name, text in found.files.items():
-            write_bytes(self.out / name, text.encode())
-        explained = described(found.results, found.meanings)
-        rows = [[f"`{column}`", meaning] for column, meaning in explained.items()]
-        header = f"# Columns of `{RESULTS}`\n\n| column | meaning |\n| --- | --- |\n"
-        write_bytes(self.out / COLUMNS, (header + "".join(f"| {a} | {b} |\n" for a, b in rows)).encode())
-        drawn = []
-        for name in self.FIGURES:
-            path = self.out / f"{name}.png"
-            path.unlink(missing_ok=True)  # an earlier start may have had models that this one has not
-            if name in found.figures:
-                figure = found.figures[name]()
-                drawn.append((title(figure), png(figure)))
-                write_bytes(path, drawn[-1][1])
-        charts = {name: draw() for name, draw in found.charts.items()}
-        write_charts(charts, self.out / CHARTS)
-        write_bytes(self.out / self.REPORT, self._page(found, [*charts.values()], drawn).encode())
-
-    def _options(self) -> Mapping[str, Any]:
-        return self._identity()
-
-    def _note(self, runs: Sequence[Any]) -> None:
-        """Note which runs the study has, so that others can tell how far it is.
-
-        Runs of earlier starts count if they are finished: the others are no longer asked for.
-        """
-        with user_input():
-            known = [name for name in planned(self.out) if is_finished(self.out / name)]
-        names = {run.out.relative_to(self.out).as_posix() for run in runs}
-        write_json(self.out / PLANNED, {"runs": sorted(names.union(known))})
 
 
 def progress(out: Path) -> tuple[int, int]:
@@ -334,33 +349,6 @@ def check_study(out: Path, identity: Mapping[str, Any]) -> None:
             raise ValueError(f"{str(out)!r} holds another study, of {of[0]}, not of {of[1]}; name another --out")
     elif out.exists() and (not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir())):
         raise ValueError(f"{str(out)!r} is not empty and holds no study; name another --out")
-
-
-def stage_table(
-    stages: Sequence[Stage], root: Path, names: Mapping[str, str], trained: Collection[str]
-) -> pd.DataFrame:
-    """Return a row for each stage of a plan, in this order, with the reason why it would run.
-
-    Args:
-        root: the directory of all stages.
-        names: what a stage belongs to, by the stage's key.
-        trained: kinds of stages that train or attack a model.
-
-    Raises:
-        UserError: if a stage's directory holds something else.
-    """
-    with user_input():
-        rows = [
-            {
-                "stage": stage.path(root).name,
-                "model": names[stage.key],
-                "seed": stage.seed,
-                "trains": stage.kind in trained,
-                "reason": reason or "is finished",
-            }
-            for stage, reason in plan(stages, root)
-        ]
-    return pd.DataFrame(rows)
 
 
 def refuse_unknown(options: type, given: Iterable[str], names: Iterable[str]) -> None:

@@ -62,10 +62,16 @@ def tidy(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, keys: Sequence[str]) 
     return frame.sort_values(present, kind="stable").reset_index(drop=True)
 
 
+def as_csv(frame: pd.DataFrame) -> str:
+    """Return a frame as the text of a CSV file, with the same bytes on every machine."""
+    text: str = frame.to_csv(index=False, lineterminator="\n")
+    return text
+
+
 def write_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, path: Path, keys: Sequence[str]) -> pd.DataFrame:
     """Write rows as CSV in the order of :func:`tidy`, and return them as a frame."""
     frame = tidy(rows, keys)
-    write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(path, as_csv(frame).encode())
     return frame
 
 

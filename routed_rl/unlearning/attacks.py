@@ -78,10 +78,15 @@ class Relearning(Attack):
     """:func:`relearn`, an attempt for each learning rate."""
 
     settings: Relearn = field(default_factory=Relearn)
+    """learning rates, steps, and what the attacker has"""
     accumulate: int = 1
+    """parts in which a batch is computed, to save memory"""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """of the matrix products; weights are float32"""
     gradient_checkpointing: bool = False
+    """whether each block is computed again in the backward pass, to save memory"""
     shard: bool = False
+    """with several processes, whether the attacked copy is divided among them"""
 
     @property
     def attempts(self) -> Sequence[float]:  # type: ignore[override]
@@ -238,8 +243,8 @@ def relearn(
             history.append({"step": step, **found})
 
     def after(step: int) -> None:
+        on_step(step)  # a step counts even if the attack has diverged in it
         look(step + 1)
-        on_step(step)
 
     look(0)
     settings = Training(

@@ -19,7 +19,7 @@ from routed_rl.options.arena import Routing, Student
 from routed_rl.unlearning.arena import ArenaStudy
 from routed_rl.unlearning.scores.meta import faithfulness, following, stability
 from tests import forks
-from tests.browser import needs_browser, opened
+from tests.browser import assert_report_opens, needs_browser, opened
 from tests.experiments import small_arenas
 from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
@@ -27,6 +27,8 @@ from tests.experiments.small_arenas import KILLS, OPTIONS, SCORES
 from tests.unlearning.arena.small_arena import small_benchmark
 
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "fill_your_table.md"
+PROBE = 3 * 2 / 3
+"""Cost of three passes of two rows, by which ``keeps_apart`` tries the model."""
 NAMES = ["full", "retrained", "npo", "npo + UNDO α 0.6", "graddiff", "graddiff + UNDO α 0.6"]
 
 
@@ -76,10 +78,11 @@ def test_compute_counts_all_stages_after_the_full_model(study):
     found = pd.read_csv(study / "results.csv")
     cost = found.drop_duplicates("name").set_index("name")
     assert cost.cost["retrained"] == 6 * 4 and pd.isna(cost.cost["full"])
-    assert cost.cost["graddiff"] == 2 * 2 * 2, "two steps on two rows of two sets"
+    assert cost.cost["graddiff"] == 2 * 2 * 2 + PROBE, "two steps on two rows of two sets"
     undone = cost.cost["graddiff"] + cost.steps["graddiff + UNDO α 0.6"] * 2 * 4 / 3
     assert cost.cost["graddiff + UNDO α 0.6"] == pytest.approx(undone)
-    assert cost.compute["graddiff"] == pytest.approx(8 / 24)
+    assert cost.compute["graddiff"] == pytest.approx((8 + PROBE) / 24)
+    assert cost.cost["npo"] == pytest.approx(2 * 2 * 2 + 4 / 3 + PROBE), "the original reads four forget rows, once"
 
 
 def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys):
@@ -127,7 +130,7 @@ def test_routing_beforehand_is_a_method_and_what_others_begin_with(routed):
     retain = len(small_benchmark().retain)
     steps = about.cost["ERA"] / (retain / 2 * 4 / 3)
     assert steps in (1, 2, 3), "three steps at most, on one half; the other is read"
-    assert about.cost["ERA + npo"] == pytest.approx(about.cost["ERA"] + 2 * 2 * 2 * 4 / 3)
+    assert about.cost["ERA + npo"] == pytest.approx(about.cost["ERA"] + 2 * 2 * 2 + 4 / 3 + PROBE)
     folders = [next(out.glob(f"stages/{kind}-*/model")) for kind in ("full", "routed")]
     shapes = [{name: p.shape for name, p in load_model(str(f), None).named_parameters()} for f in folders]
     assert shapes[0] == shapes[1], "the new units are gone"
@@ -269,6 +272,7 @@ def test_the_guides_example_runs(small, tmp_path, monkeypatch):
 
 @needs_browser
 def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
+    assert_report_opens(study / "leaderboard.html", charts=2)
     with opened((study / "leaderboard.html").as_uri()) as (page, wrong):
         table = page.locator("table").first
         rows = table.locator("tbody tr")
@@ -297,6 +301,15 @@ def test_the_page_opens_from_disk_and_its_tables_sort_and_filter(study):
         (["--before", "era", "--model", "mine"], "routes while a model is trained, and --model mine is trained"),
         (["--before", "none", "none"], "--before none is there twice"),
         (["--before", "era", "--routing.repair-steps", "-1"], "--routing.repair-steps must be"),
+        (["--rank", "0"], "--rank must be at least 1, got 0"),
+        (["--accumulate", "3"], "--batch-size 16 cannot be divided into --accumulate 3 equal parts: choose a multiple"),
+        (["--beta", "-1"], "--beta -1.0 must be 0 or more"),
+        (["--student.learning-rate", "0"], "--student.learning-rate 0.0 must be above 0"),
+        (["--student.within", "-1"], "--student.within -1.0 must be 0 or more"),
+        (["--learning-rates", "1e-3", "1e-3"], "--learning-rates 0.001 is there twice"),
+        (["--main", "truth-ratio"], "the main score truth-ratio does not rise with what a model knows"),
+        (["--main", "privacy-leakage"], "the main score privacy-leakage compares with other models"),
+        (["--main", "knowlege"], "--main must be one of"),
     ],
 )
 def test_a_mistake_ends_with_one_line_and_nothing_is_written(small, capsys, tmp_path, options, said):

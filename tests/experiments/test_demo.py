@@ -96,6 +96,20 @@ def test_what_is_ablated_does_not_act(page):
     assert_shown(page.get_by_role("row", name=re.compile("Diamond alone .* 0%$")).first)
     page.get_by_role("checkbox", name="Ghost").check()
     assert_shown(page.get_by_text("one module must remain").first)
+    page.get_by_role("gridcell").nth(0).click()
+    assert_shown(page.get_by_role("gridcell", name="row 1, column 1: player").nth(1))
+
+
+@needs_browser
+def test_the_weight_of_the_module_that_acts_goes_to_the_others_when_it_is_ablated(page):
+    page.get_by_role("checkbox", name="Diamond").check()
+    assert_shown(page.get_by_text("Diamond is ablated: the weight goes to Ghost."))
+    agent = carried()[0]
+    with agent.policy.steered("ghost"):
+        ghost = read(agent.policy, Board.usual(agent.world)).ends()["ghost"]
+    assert_shown(page.get_by_text(f"ends on: ghost {ghost:.0%}").first)
+    page.get_by_role("gridcell").nth(0).click()
+    assert_shown(page.get_by_role("gridcell", name="row 1, column 1: player").nth(1))
 
 
 @needs_browser

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from routed_rl.envs import VARIANTS, DiamondGhostEnv, make_world
 from routed_rl.experiments.demo.agents import carried
 from routed_rl.experiments.demo.board import OVERSEEN, PLAYER, WALL, Board, Reading, outcome, read
+from routed_rl.experiments.demo.gridworld import Gridworld
 
 BOARD = Board.usual(make_world())
 
@@ -124,6 +125,16 @@ def test_an_episode_is_told_in_one_sentence(chances, said):
     found = walk(chances)
     assert outcome(found.board, found.play(0)) == said
     assert outcome(found.board.place(OVERSEEN, 2), [1, 2]).endswith("1 step, overseen")
+
+
+def test_an_episode_with_the_trail_of_the_last_one_is_played_too(monkeypatch):
+    board, seen = Gridworld(carried()), []
+    board.views[0].param.watch(lambda event: seen.append((board.said.object, event.new["cells"])), "episode")
+    monkeypatch.setattr(Reading, "play", lambda *_: [12, 13])
+    for _ in range(3):
+        board.play.clicks += 1
+    assert [cells for _, cells in seen] == [[12, 13]] * 3
+    assert len({said for said, _ in seen}) == 3, "else screen readers do not say it again"
 
 
 def test_the_guides_example_has_the_numbers_of_the_carried_agents():

@@ -119,7 +119,10 @@ COMMANDS = {
     "watch": ("watch RUN --episodes 1 --fps 1000", "step 1"),
     "watch as GIF": ("watch RUN --episodes 1 --gif RUN.gif", "RUN.gif"),
     "curves": ("curves RUN --figure RUN.png", "Figure: RUN.png"),
-    "cifar": ("cifar --seeds 1 --epochs 1 --out RUN-cifar", "Table and figure: RUN-cifar"),
+    "cifar": (
+        "cifar --seeds 1 --epochs 1 --out RUN-cifar",
+        "Tables and figures: RUN-cifar; all of it on one page: RUN-cifar/report.html",
+    ),
     "corpus": ("corpus --corpus TEXT --words tree", "'tree' 40"),
     "undo": ("undo --plan --out RUN-undo", "stages would run"),
 }

@@ -1,17 +1,22 @@
 """What the documents say runs as they say it."""
 
+import ast
 import doctest
+import inspect
 import re
 import sys
 import textwrap
 import tomllib
+from dataclasses import is_dataclass
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 import routed_rl.routing.table
-from routed_rl.experiments.reference import pages
+from routed_rl.experiments.reference import ROOMS, pages
 from routed_rl.lm import split_by_words
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from routed_rl.rl.oversight_study.tasks import OwnTask
@@ -211,6 +216,60 @@ def test_the_reference_is_made_from_the_code():
     """Else: python -m routed_rl.experiments.reference."""
     for name, text in pages().items():
         assert (ROOT / "docs" / "reference" / name).read_text() == text
+
+
+def explained(of):
+    """What the docstrings of a class explain: arguments, attributes, names in backticks, values above a docstring."""
+    doc = inspect.cleandoc(of.__doc__ or "")
+    yield from re.findall(r"`(\w+)`", doc)
+    for section in re.findall(r"^(?:Attributes|Args):\n((?: +.*\n?|\n)+)", doc, re.MULTILINE):
+        for names in re.findall(r"^    ([\w*, ]+):", section, re.MULTILINE):
+            yield from names.replace("*", "").split(", ")
+    (written,) = ast.parse(textwrap.dedent(inspect.getsource(of))).body
+    for line, below in pairwise(written.body):
+        if isinstance(below, ast.Expr) and isinstance(line, ast.Assign | ast.AnnAssign):
+            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+            yield getattr(target, "id", None)
+
+
+def undocumented(of):
+    """The public members of a class that no docstring explains.
+
+    Members that other libraries define are theirs to explain. A bare annotation makes a member only of a dataclass or a
+    protocol.
+    """
+    ours = [base for base in of.__mro__ if base.__module__.startswith("routed_rl.")]
+    theirs = [base for base in of.__mro__ if base not in ours]
+    known = {name for base in ours for name in explained(base)}
+    for base in ours:
+        fields = is_dataclass(base) or getattr(base, "_is_protocol", False)
+        for name in {**(inspect.get_annotations(base) if fields else {}), **vars(base)}:
+            if name.startswith("_") or name in known or any(hasattr(other, name) for other in theirs):
+                continue
+            if not any(_speaks(vars(other).get(name)) for other in ours):
+                yield f"{base.__module__}.{base.__name__}.{name}"
+
+
+def _speaks(member):
+    """Whether a function, a property or what holds one has a docstring."""
+    holds = inspect.isroutine(member) or isinstance(member, property) or hasattr(member, "func")
+    return holds and bool(getattr(member, "__doc__", None))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_and_member_is_documented(room):
+    """Sphinx leaves out members without a docstring, and says nothing. Constants: the test above."""
+    module, missing = import_module(f"routed_rl.{room}"), set()
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+            continue
+        made = f"{name}("  # dataclasses without a docstring get their signature
+        if not thing.__doc__ or (inspect.isclass(thing) and (vars(thing)["__doc__"] or made).startswith(made)):
+            missing.add(name)
+        if inspect.isclass(thing):
+            missing |= set(undocumented(thing))
+    assert not missing
 
 
 def test_citation_names_both_papers():

@@ -9,7 +9,8 @@ import pytest
 from routed_rl.experiments.common.agents.figures import draw_curves
 from routed_rl.experiments.language import steering_figures
 from routed_rl.experiments.vision import figures as vision_figures
-from routed_rl.runs.figures import label_ends, styled, subplots
+from routed_rl.runs.figures import subplots
+from routed_rl.runs.style import label_ends, styled
 from tests.figure_checks import check, labels
 
 PARTS = {"constant": 0.4, "decoder": 0.1, "top": 0.2, "bottom": 0.3}

@@ -14,6 +14,8 @@ from routed_rl.lm import load_model
 from routed_rl.lm.hacking import HackingStudy, training
 from routed_rl.lm.hacking.figures import at_oversight
 from routed_rl.lm.hacking.methods import METHODS
+from tests.browser import assert_report_opens, needs_browser
+from tests.experiments.described import assert_described
 from tests.experiments.in_process import run_in_process
 from tests.experiments.mistakes import complaints
 from tests.lm import hacking_worlds
@@ -35,13 +37,23 @@ def contents(out):
     }
 
 
-def test_every_method_trains_and_is_measured(ran, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study of every method, which is finished; and its table."""
     given = {**SMALL, "relearned": ["penalty", "routing-solo"], "relearning": 10}
-    study = HackingStudy(worlds=[Tiny], methods=list(METHODS), out=tmp_path, **given)
+    study = HackingStudy(worlds=[Tiny], methods=list(METHODS), out=tmp_path_factory.mktemp("hacking"), **given)
     plan = study.plan()
     assert set(plan.reason) == {"is new"} and len(plan) == 1 + len(METHODS) + 2
-    found = study.run()
-    assert sorted(found.method) == sorted(METHODS) and len(ran) == len(plan)
+    with pytest.MonkeyPatch.context() as patch:
+        ran = run_in_process(patch)
+        found = study.run()
+    assert len(ran) == len(plan)
+    return study, found
+
+
+def test_every_method_trains_and_is_measured(whole):
+    study, found = whole
+    assert sorted(found.method) == sorted(METHODS)
     assert found[["solved", "hack", "on_hack", "base_hack", "deployed_hack", "stopped_step"]].notna().all(axis=None)
     assert ((found[["solved", "hack"]] >= 0) & (found[["solved", "hack"]] <= 1)).all(axis=None)
     later = found.set_index("method").relearned_hack_10
@@ -49,9 +61,10 @@ def test_every_method_trains_and_is_measured(ran, tmp_path):
     assert "not described" not in study.columns().values()
     for name in study.FIGURES:
         assert isinstance(study.figure(name), Figure)
-    assert "## Tiny" in study.summary() and (tmp_path / "report.html").exists()
+    assert "## Tiny" in study.summary() and (study.out / "report.html").exists()
+    assert_described(study.out)
     for method in METHODS:
-        run = tmp_path / "runs" / "Tiny" / method / "0.5-s0"
+        run = study.out / "runs" / "Tiny" / method / "0.5-s0"
         assert not (run / "trainer").exists()
         load_model(run / "model")  # a plain one, whatever the method
         result = json.loads((run / "evaluation.json").read_text())
@@ -66,6 +79,11 @@ def test_every_method_trains_and_is_measured(ran, tmp_path):
             ["0.0", "0.25", "0.5", "0.75", "1.0"] if METHODS[method].routed else ["1.0"]
         )
     assert set(study.plan().reason) == {"is finished"}
+
+
+@needs_browser
+def test_the_report_of_a_study_opens_from_disk(whole):
+    assert_report_opens(whole[0].out / "report.html", charts=2)
 
 
 @pytest.mark.parametrize("moment", ["in the middle", "after the last update"])

@@ -13,6 +13,9 @@ from routed_rl.experiments.vision.images import digits
 from routed_rl.experiments.vision.splits import RECIPES, SETTINGS, Study, groups_of
 from routed_rl.runs import RunDirectory, read_json
 from routed_rl.runs.process import one_thread
+from routed_rl.runs.studies import progress
+from tests.browser import assert_report_opens, needs_browser
+from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
 from tests.experiments.test_images import cifar_files, write_npz
 
@@ -29,19 +32,40 @@ def refused(capsys, *options):
     return line
 
 
-def test_a_study_and_the_same_study_broken_off(tmp_path, capsys, monkeypatch):
-    options = ("--setting", "2", "10", "ten-way", "--seeds", "2", "--epochs", "2")
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    run("mnist", *options, "--out", whole)
+OPTIONS = ("--setting", "2", "10", "ten-way", "--seeds", "2", "--epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mnist") / "whole"
+    run("mnist", *OPTIONS, "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """Routed classifiers and their controls, by two commands."""
+    out = tmp_path_factory.mktemp("cifar") / "study"
+    for option in ("--routed", "--no-routed"):
+        run("cifar", option, "--seeds", "2", "--epochs", "30", "--out", out)
+    return out
+
+
+@needs_browser
+def test_the_reports_of_both_commands_open_from_disk(whole, classifiers):
+    assert_report_opens(whole / "report.html", charts=4)
+    assert_report_opens(classifiers / "report.html", charts=1)
+
+
+def test_a_study_and_the_same_study_broken_off(whole, tmp_path, capsys, monkeypatch):
+    options, again = OPTIONS, tmp_path / "again"
     figures = {"bars.png", "images.png", "traversal.png"}
     assert {path.name for path in whole.iterdir()} == {
-        ".lock",
-        "study.json",
-        "models",
-        "results.csv",
-        "summary.md",
+        *(".lock", "study.json", "planned.json", "models"),
+        *("results.csv", "results.columns.md", "timings.csv", "summary.md", "report.html", "charts.json"),
         *figures,
     }
+    assert_described(whole)
     frame = pd.read_csv(whole / "results.csv", dtype={"setting": str})
     assert list(frame) == ["setting", "seed", "part", "group", "mse", "mae", "accuracy"]
     assert not frame.duplicated(["setting", "seed", "part", "group"]).any()
@@ -69,6 +93,7 @@ def test_a_study_and_the_same_study_broken_off(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             run("mnist", *options, "--out", again)
     assert stop.value.code == 130 and [path.name for path in (again / "models").iterdir()] == ["2-s0.json"]
+    assert progress(again) == (1, 6)
     run("mnist", "--setting", "ten-way", "--seeds", "1", "--epochs", "2", "--out", again)
     run("mnist", *options, "--out", again)
     assert (again / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
@@ -187,15 +212,14 @@ def test_the_claims_of_the_paper_on_digits(tmp_path):
     assert len(ten) == 5 and ten.accuracy.mean() >= 0.80
 
 
-def test_a_classifier_and_its_control(tmp_path, capsys):
-    for option in ("--routed", "--no-routed"):
-        run("cifar", option, "--seeds", "2", "--epochs", "30", "--out", tmp_path / "s")
-    frame = pd.read_csv(tmp_path / "s" / "results.csv")
+def test_a_classifier_and_its_control(classifiers):
+    assert_described(classifiers)
+    frame = pd.read_csv(classifiers / "results.csv")
     found = cifar.gaps(frame).groupby("routed").gap
     assert found.min()[True] >= 0.3 and found.max()[False] <= 0.05
     assert (frame[frame.part == "decoder"].accuracy > 0.9).all()
-    assert {"groups.png", "summary.md"} <= {path.name for path in (tmp_path / "s").iterdir()}
-    assert "no routing and no L1 penalty" in (tmp_path / "s" / "summary.md").read_text()
+    assert {"groups.png", "summary.md"} <= {path.name for path in classifiers.iterdir()}
+    assert "no routing and no L1 penalty" in (classifiers / "summary.md").read_text()
 
 
 def test_gaps_are_own_minus_other():

@@ -15,6 +15,8 @@ from routed_rl.experiments.language import steering
 from routed_rl.experiments.language.steering import CALIFORNIA, RECIPES
 from routed_rl.lm import models, training
 from routed_rl.runs import RunDirectory, read_json
+from tests.browser import assert_report_opens, needs_browser
+from tests.experiments.described import assert_described
 from tests.experiments.mistakes import complaints
 
 EXPECTED = Path(__file__).parents[2] / "experiments" / "language" / "steering.toml"
@@ -32,17 +34,40 @@ def refused(capsys, *options):
 
 
 def contents(out):
-    """The bytes of every result."""
-    names = ("*.csv", "*.md", "*.png", "runs/*/metrics.csv", "runs/*/scores.csv", "runs/*/*.json", "runs/*/model/*")
-    return {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
+    """The bytes of every result, but timings."""
+    names = ("*.csv", "*.md", "*.png", "*.html", "*.json")
+    names += ("runs/*/metrics.csv", "runs/*/scores.csv", "runs/*/*.json", "runs/*/model/*")
+    found = {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(name)}
+    return {name: data for name, data in found.items() if name != "timings.csv"}
 
 
-def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
-    options = (*SMALL, "--steps", "15", "--tokens", "stove", "ship")
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
-    monkeypatch.setitem(steering.RECIPES, "stories", replace(RECIPES["stories"], sample_length=6))
-    run(*options, "--out", whole)
+OPTIONS = (*SMALL, "--steps", "15", "--tokens", "stove", "ship")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Short samples, and a checkpoint after every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_EVERY", 1)
+        patch.setitem(steering.RECIPES, "stories", replace(RECIPES["stories"], sample_length=6))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """A study of two tokens, never interrupted."""
+    out = tmp_path_factory.mktemp("steering") / "whole"
+    run(*OPTIONS, "--out", out)
+    return out
+
+
+@needs_browser
+def test_the_report_of_a_study_opens_from_disk(whole):
+    assert_report_opens(whole / "report.html", charts=2)
+
+
+def test_a_study_and_the_same_study_killed_twice(whole, tmp_path, capsys, monkeypatch):
+    options, again = OPTIONS, tmp_path / "again"
     save, save_model, saved = RunDirectory.save_checkpoint, steering.save_model, []
 
     def killed_in_training(self, step, tensors, meta):
@@ -67,7 +92,11 @@ def test_a_study_and_the_same_study_killed_twice(tmp_path, capsys, monkeypatch):
         "routed-s0"
     ]
     run(*options, "--out", again)
-    assert contents(again) == contents(whole) and {"results.csv", "steering.png"} <= set(contents(whole))
+    assert contents(again) == contents(whole)
+    assert {"results.csv", "models.csv", "report.html", "charts.json", "planned.json", "steering.png"} <= set(
+        contents(whole)
+    )
+    assert_described(whole)
 
     curves, rows = (pd.read_csv(whole / f"{name}.csv") for name in ("results", "models"))
     assert list(curves) == ["routed", "seed", "axis", "strength", "token", "topic"] and len(curves) == 2 * 2 * 2

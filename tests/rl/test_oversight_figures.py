@@ -20,7 +20,7 @@ STEERED = ("routing-predicted", "strict", "no-gate", "placebo", "shuffled", "fli
 
 
 def limits(level):
-    return {"optimal policy": 0.909, "shortest path to Diamond, blind to Ghost": 0.777, NAIVE: 1.2 * level}
+    return {"optimum": 0.909, "Diamond seeker blind to Ghost": 0.777, "any terminal state": 0.0, NAIVE: 1.2 * level}
 
 
 def frame(methods, levels=(0.01, 0.1, 0.4), seeds=3):
@@ -42,9 +42,14 @@ MAIN = {"routing": 0, **AT_TEN}
 def test_returns_can_be_read(seeds):
     figure = draw_returns(frame(MAIN, seeds=seeds), "diamond", limits, looks(MAIN))
     check(figure)
-    methods, steered = figure.axes
-    assert {line.get_label() for line in series(methods)} == {"routed", *AT_TEN}
-    assert "asymptote of naive: optimum of its training reward (exact)" in labels(methods)
+    methods, predicted, steered = figure.axes
+    assert {line.get_label() for line in series(methods)} == {"routed", *AT_TEN} - {"reward-model", "routing-predicted"}
+    assert {line.get_label() for line in series(predicted)} == {
+        "routed", "oracle", "reward-model", "routing-predicted",
+    }  # fmt: skip
+    assert "optimum of the naive training reward (exact)" in labels(methods)
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["optimum: 0.909", "Diamond seeker blind to Ghost: 0.777", "any terminal state: 0.000"]
     assert {line.get_label() for line in series(steered)} == {
         "routed", "routed, contrastive", "routed, sharpened (control)",
     }  # fmt: skip
@@ -71,7 +76,11 @@ def test_own_methods_and_controls_have_panels_of_at_most_seven():
     own = ["mine", "yours"]
     look = looks([*MAIN, *own, *CONTROLS])
     found = panels(["routed", *AT_TEN, *own, *CONTROLS], look)
-    assert [(title, len(names)) for title, names in found] == [("Methods", 5), ("Methods", 4), ("Controls", 7)]
+    assert [(title, len(names)) for title, names in found] == [
+        ("Methods", 4), ("Methods", 3), ("Methods with an outcome model", 4), ("Controls", 7),
+    ]  # fmt: skip
+    assert {name for _, names in found for name in names} == {"routed", *AT_TEN, *own, *CONTROLS}
+    assert [title for title, _ in panels(["routed", "reward-model"], look)] == ["Methods with an outcome model"]
     assert found[-1][1][0] == "routed", "beside which controls stand"
     assert look["mine"]["color"] != look["yours"]["color"]
 

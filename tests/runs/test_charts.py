@@ -86,3 +86,25 @@ def test_a_page_opens_from_disk_sorts_its_tables_and_shows_texts_as_texts(tmp_pa
         assert column(page, 0, 0) == ["<script>x</script>", "a", "b"]
         assert page.locator("h2", has_text="Head").count() == 1
         assert wrong == []
+
+
+@needs_browser
+def test_cells_without_a_value_are_last_in_both_directions_and_doubtful_numbers_are_numbers(tmp_path):
+    """As in the table of an UNDO study, where robustness is in parentheses if models cannot be compared."""
+    cells = ["1.00 ± 0.01", "", "(0.63 ± 0.20)", "−0.10", "–", "never", "1,200", "nan", "(0.05)", "diverged"]
+    summary = "# Head\n\n| model | robustness |\n| --- | ---: |\n"
+    summary += "".join(f"| m{number} | {cell} |\n" for number, cell in enumerate(cells))
+    page_file = tmp_path / "report.html"
+    page_file.write_text(study_page("t", {}, summary, [CHART], [], {"column": "meaning"}))
+    numbers, texts, none = (
+        ["−0.10", "(0.05)", "(0.63 ± 0.20)", "1.00 ± 0.01", "1,200"],
+        ["diverged", "never"],
+        ["", "–", "nan"],
+    )
+    with opened(page_file.as_uri()) as (page, wrong):
+        assert column(page, 0, 1) == cells
+        page.get_by_role("button", name="robustness").click()
+        assert column(page, 0, 1) == [*numbers, *texts, *none]
+        page.get_by_role("button", name="robustness").click()
+        assert column(page, 0, 1) == [*reversed(numbers), *reversed(texts), *none]
+        assert wrong == []

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.collections import LineCollection
 
 from routed_rl.runs import figures
-from routed_rl.runs.figures import draw_means, in_panels, label_ends, over_seeds, save, spread, styled, subplots
+from routed_rl.runs.figures import draw_means, in_panels, over_seeds, save, subplots
+from routed_rl.runs.style import label_ends, spread, styled
 from tests.figure_checks import labels, lightness
 
 

@@ -1,8 +1,11 @@
 """What ``routed-rl runs`` lists: every run and study once, with its state, also of what is damaged or half done."""
 
+from pathlib import Path
+
 import pytest
 
 from routed_rl.experiments import cli
+from routed_rl.experiments.overview.headlines import study_headline
 from routed_rl.experiments.overview.runs import headline
 from routed_rl.runs import RunDirectory, RunError, write_json
 from routed_rl.runs.lock import is_locked, locked
@@ -82,6 +85,45 @@ def test_what_is_damaged_is_said_and_hides_nothing_else(file, text, folder):
     states = dict(zip(found.path, found.state, strict=True))
     assert states.pop(file.split("/")[0]) == "damaged" and set(states.values()) <= {"finished", "stopped"}
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("what", ["iterdir", "is_dir"])
+def test_a_folder_that_cannot_be_read_is_said_and_hides_nothing_else(what, folder, monkeypatch):
+    """Without the right to list its names, or to look at what they name."""
+    (folder / "secret" / "inside").mkdir(parents=True)
+    real = getattr(Path, what)
+
+    def refused(path):  # whoever runs the tests may have every right
+        if path in (folder / "secret", folder / "secret" / "inside") and (what == "iterdir" or path.name == "inside"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, what, refused)
+    found = list_runs(folder, headline).set_index("path")
+    assert found.loc["secret", ["kind", "state", "result"]].tolist() == ["folder", "unreadable", ""]
+    assert sorted(found.index) == ["deep/half", "done", "secret", "study"]
+    assert list_runs(folder / "secret").state.tolist() == ["unreadable"]
+
+
+def test_a_study_of_files_counts_those_that_are_whole(folder):
+    study = folder / "study"
+    write_json(study / PLANNED, {"runs": ["models/1-s0.json", "models/1-s1.json", "models/1-s2.json"]})
+    (study / "models").mkdir()
+    write_json(study / "models" / "1-s0.json", {})
+    (study / "models" / "1-s1.json").write_text("{")
+    (study / RESULTS).touch()  # of an earlier start
+    assert list_runs(study)[["state", "progress"]].values.tolist() == [["stopped", "1 of 3 runs"]]
+
+
+def test_a_study_says_its_result_and_a_damaged_table_is_said(folder):
+    study = folder / "study"
+    (study / RESULTS).write_text("routed,seed,strength,topic\nTrue,0,0,0.1\nTrue,0,5,0.75\n")
+    found = list_runs(folder, headline, study_headline).set_index("path")
+    assert found.result["study"] == "probability of the topic, steered by 5: 0.750 (routed); not steered 0.100"
+    (study / RESULTS).write_text("of,another,kind\n1,2,3\n")
+    assert list_runs(study, headline, study_headline).result.tolist() == [""]
+    (study / RESULTS).write_text("")
+    assert list_runs(study, headline, study_headline).state.tolist() == ["damaged"]
 
 
 def test_links_are_not_followed(folder):

@@ -90,7 +90,9 @@ def test_all_other_figures_can_be_read(metric):
     few = frame[frame.model.isin(["suppressed", "distilled", "filtered"])].assign(labelled=0.025)
     matching = {name: [{"step": 1, "loss": 1.0}, {"step": 9, "loss": 0.1}] for name in ("matched, new",)}
     check(figures.draw_distilled(curves, metric))
-    check(figures.draw_matching(curves, curves, matching, metric))
+    matched = figures.draw_matching(curves, curves, matching, metric)
+    check(matched)
+    assert matched.get_suptitle().startswith("Attacks") and "no attack" in matched.axes[0].get_title(loc="left")
     check(figures.draw_front(frame, OPTIONS, metric), least=-1)
     check(figures.draw_trade_off(frame[frame.model == "undo"], 0.1), least=-1)
     check(figures.draw_labels(pd.concat([frame, few]), OPTIONS, metric), least=-1)
@@ -102,6 +104,9 @@ def test_the_front_says_which_way_is_better_and_joins_students_in_order_of_alpha
     last = figure.axes[-1]
     (joined,) = [line for line in last.get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
     assert np.allclose(joined.get_ydata(), [end - 0.03 for end in ALPHAS.values()])
+    assert [text.get_text() for text in last.texts] == [f"α {alpha:g}" for alpha in ALPHAS], "written on the line"
+    rings = [line for line in last.get_lines() if line.get_markerfacecolor() == "none"]
+    assert len(rings) == 3 and all(ring.get_zorder() > joined.get_zorder() for ring in rings), "distilled models"
     assert "UNDO, α 0.2 (light) to 0.9 (dark)" in [text.get_text() for text in figure.legends[0].get_texts()]
 
     def arrow(metric):

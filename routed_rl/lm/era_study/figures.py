@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from routed_rl.runs.figures import (
-    GREYS,
-    PALETTE,
-    draw_bars,
-    draw_means,
-    label_ends,
-    ordered_colour,
-    over_seeds,
-    styled,
-    subplots,
-)
+from routed_rl.runs.figures import GREYS, PALETTE, draw_bars, draw_means, ordered_colour, over_seeds, subplots
+from routed_rl.runs.style import label_ends, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

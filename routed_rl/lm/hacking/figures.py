@@ -10,7 +10,8 @@ import pandas as pd
 
 from routed_rl.lm.hacking.methods import WITHOUT_OVERSEER
 from routed_rl.runs.charts import Chart
-from routed_rl.runs.figures import GREYS, PALETTE, draw_bars, draw_means, label_ends, over_seeds, styled, subplots
+from routed_rl.runs.figures import GREYS, PALETTE, draw_bars, draw_means, over_seeds, subplots
+from routed_rl.runs.style import label_ends, styled
 from routed_rl.runs.tables import percent
 
 if TYPE_CHECKING:

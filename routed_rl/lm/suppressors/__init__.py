@@ -5,6 +5,7 @@ A method of your own is a subclass of :class:`Suppressor` in any module. A metho
 
 from collections.abc import Mapping
 
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.lm.suppressors.alt_po import AltPo
 from routed_rl.lm.suppressors.ceu import Ceu
 from routed_rl.lm.suppressors.circuit_breaker import CircuitBreaker
@@ -22,7 +23,7 @@ from routed_rl.lm.suppressors.rmu import Rmu
 from routed_rl.lm.suppressors.sam import Sam
 from routed_rl.lm.suppressors.satimp import SatImp
 from routed_rl.lm.suppressors.simnpo import SimNpo
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
+from routed_rl.lm.suppressors.suppressor import Suppressor
 from routed_rl.lm.suppressors.undial import Undial
 from routed_rl.lm.suppressors.wga import Wga
 from routed_rl.plugins import Registry

@@ -14,19 +14,12 @@ from torch.nn import functional as F
 
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import promoted
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.lm.processes import undistributed
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.structure import blocks, stream_width
 from routed_rl.lm.suppressors.depths import blocks_at
-from routed_rl.lm.suppressors.suppressor import (
-    FORWARD_PASS,
-    Reference,
-    Suppressor,
-    brief,
-    forget_targets,
-    mean,
-    retain_targets,
-)
+from routed_rl.lm.suppressors.suppressor import Reference, Suppressor, brief, forget_targets, mean, retain_targets
 from routed_rl.lm.training import Objective
 
 USUAL = (Fraction(1, 3), Fraction(2, 3))

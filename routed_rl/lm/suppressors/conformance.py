@@ -17,8 +17,8 @@ from routed_rl.lm.alternatives import Alternatives
 from routed_rl.lm.batches import ALTERNATIVE_LABEL, Batch, Batches
 from routed_rl.lm.corpora import Corpus
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
-from routed_rl.lm.structure import blocks
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
+from routed_rl.lm.passes import counted
+from routed_rl.lm.suppressors.suppressor import Suppressor
 from routed_rl.lm.training import Training, train
 
 VOCABULARY, LENGTH, DOCUMENTS, ROWS, STEPS = 16, 10, 40, 8, 2
@@ -124,19 +124,12 @@ def _check_parts(loss: Any, model: nn.Module, batch: Batch, whole: float, name: 
 def _trained(method: Suppressor, source: ForgetAndRetain, noise: int) -> tuple[dict[str, Tensor], float]:
     """Return the weights after some steps, and the cost of a step as counted."""
     model = _model()
-    cost: list[float] = []
-
-    def count(module: nn.Module, args: Any, output: Any) -> None:
-        output = output if isinstance(output, Tensor) else output[0]
-        cost.append(output.shape[:-1].numel() * (1.0 if torch.is_grad_enabled() else FORWARD_PASS))
-
-    model.get_submodule(blocks(model)[0]).register_forward_hook(count)  # copies of the model have it too
     with torch.random.fork_rng():
         torch.manual_seed(noise)
         objective = method.objective(model, 0)
-        cost.clear()  # passes before the first step
-        train(model, source, replace(method.recipe, steps=STEPS), objective, gradient=method.gradient)
-    return model.state_dict(), sum(cost) / sum(source.batch(step).tokens.numel() for step in range(STEPS))
+        with counted(model) as costs:
+            train(model, source, replace(method.recipe, steps=STEPS), objective, gradient=method.gradient)
+    return model.state_dict(), sum(costs) / sum(len(source.batch(step)) for step in range(STEPS))
 
 
 def _model() -> nn.Module:

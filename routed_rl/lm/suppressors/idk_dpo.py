@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from routed_rl.lm.alternatives import DONT_KNOW
 from routed_rl.lm.batches import ALTERNATIVE_LABEL, FORGET_LABEL, Batch
 from routed_rl.lm.losses import token_losses
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.lm.suppressors.suppressor import (
-    FORWARD_PASS,
     ReferenceLosses,
     Suppressor,
     alternative_targets,

@@ -10,15 +10,8 @@ from torch import Tensor, nn
 
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import target_logits, target_losses
-from routed_rl.lm.suppressors.suppressor import (
-    FORWARD_PASS,
-    Reference,
-    Suppressor,
-    brief,
-    forget_targets,
-    mean,
-    retain_targets,
-)
+from routed_rl.lm.passes import FORWARD_PASS
+from routed_rl.lm.suppressors.suppressor import Reference, Suppressor, brief, forget_targets, mean, retain_targets
 from routed_rl.lm.training import Objective
 
 

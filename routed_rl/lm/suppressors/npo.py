@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from routed_rl.lm.batches import Batch
 from routed_rl.lm.losses import token_losses
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.lm.suppressors.suppressor import (
-    FORWARD_PASS,
     ReferenceLosses,
     Suppressor,
     brief,

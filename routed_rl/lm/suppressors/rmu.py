@@ -12,18 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from routed_rl.lm.batches import Batch
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.lm.processes import undistributed
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.structure import blocks, feed_forward, stream_width
-from routed_rl.lm.suppressors.suppressor import (
-    FORWARD_PASS,
-    Reference,
-    Suppressor,
-    brief,
-    forget_targets,
-    mean,
-    retain_targets,
-)
+from routed_rl.lm.suppressors.suppressor import Reference, Suppressor, brief, forget_targets, mean, retain_targets
 from routed_rl.lm.training import Objective
 
 

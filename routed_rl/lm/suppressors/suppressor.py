@@ -22,9 +22,6 @@ from routed_rl.lm.losses import target_logits, token_losses
 from routed_rl.lm.streams import outputs
 from routed_rl.lm.training import Objective, Training
 
-FORWARD_PASS = 1 / 3
-"""Cost of a forward pass, in gradient steps. A gradient step adds a backward pass, which costs twice as much."""
-
 
 @dataclass(frozen=True)
 class _Given:

@@ -13,23 +13,14 @@ import pandas as pd
 from routed_rl.options.oversight import MethodName
 from routed_rl.rl.oversight_study.methods import NOISE, PREDICTED, STRICT
 from routed_rl.rl.oversight_study.table import NAIVE, SHOWN, Limits, compared, label_of, learning_curve
-from routed_rl.runs.figures import (
-    GREYS,
-    MARKERS,
-    PALETTE,
-    draw_means,
-    in_panels,
-    label_ends,
-    over_seeds,
-    styled,
-    subplots,
-)
+from routed_rl.runs.figures import GREYS, MARKERS, MOST, PALETTE, draw_means, in_panels, over_seeds, subplots
+from routed_rl.runs.style import label_ends, styled
 from routed_rl.runs.tables import half_interval, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BEST_NAIVE = "asymptote of naive: optimum of its training reward (exact)"
+BEST_NAIVE = "optimum of the naive training reward (exact)"
 ROUTED, CONTRASTIVE, SHARPENED = SHOWN.values()
 COLOURS = {
     ROUTED: PALETTE["blue"],
@@ -45,6 +36,10 @@ COLOURS = {
 OWN = [PALETTE[name] for name in ("pink", "brown", "sky")]
 """Colours of methods of the user's own."""
 CONTROLS = (*(name for name in get_args(MethodName) if name not in (*COLOURS, "routing")), STRICT)
+PREDICTIONS = (PREDICTED, "reward-model")
+"""Methods with an outcome model."""
+BESIDE = (ROUTED, "oracle")
+"""What they are compared with."""
 NOISES = {"lost labels": PALETTE["blue"], "wrong labels": PALETTE["vermillion"]}
 Looks = Mapping[str, Mapping[str, Any]]
 """Colour, marker and line of each label."""
@@ -73,12 +68,19 @@ def looks(methods: Iterable[str]) -> Looks:
 
 
 def panels(labels: Iterable[str], looks: Looks) -> list[tuple[str, list[str]]]:
-    """Return the titles and the labels of panels: methods, other ways to steer a routed agent, and controls."""
+    """Return the titles and the labels of panels: methods, other ways to steer a routed agent, and controls.
+
+    Methods with an outcome model have a panel of their own: they end where the oracle does.
+    """
     ordered = sorted(set(labels), key=list(looks).index)
     steered = [label for label in SHOWN.values() if label in ordered]
     controls = [label for label in ordered if looks[label]["linestyle"] == "--"]
-    methods = [label for label in ordered if label not in (CONTRASTIVE, SHARPENED, *controls)]
-    found = [("Methods", list(part)) for part in in_panels(methods)]
+    others = [label for label in ordered if label not in (CONTRASTIVE, SHARPENED, *controls, *PREDICTIONS)]
+    predicted = [label for label in ordered if label in PREDICTIONS]
+    if predicted:
+        predicted = [label for label in ordered if label in (*BESIDE, *PREDICTIONS)]
+    found = [("Methods", list(part)) for part in in_panels(others, MOST - 1) if not {*part} <= {*predicted}]
+    found += [("Methods with an outcome model", predicted)] * bool(predicted)
     found += [("One routed agent, steered in several ways", steered)] * (len(steered) > 1)
     beside = [ROUTED] if ROUTED in ordered else []
     return found + [("Controls", [*beside, *part]) for part in in_panels(controls, 6)]
@@ -108,6 +110,7 @@ def draw_returns(frame: pd.DataFrame, wanted: str, exact: Limits | None, looks: 
     drawn[-1][0].set_xlabel("oversight level: outcomes that the overseer sees (%)")
     seeds = shown.groupby(["label", "oversight"]).seed.nunique()
     figure.suptitle(f"True return by oversight level: {over_seeds(seeds)}")
+    _name_limits(figure, None if exact is None else exact(levels[0]))
     label_ends(figure)
     return figure
 
@@ -138,6 +141,7 @@ def draw_curves(
     drawn[-1][0].set_xlabel("environment steps (millions)")
     seeds = over_seeds(len(of) for of in runs.values())
     figure.suptitle(f"Learning curves at oversight level {percent(focus)}: {seeds}")
+    _name_limits(figure, None if exact is None else exact(focus))
     label_ends(figure)
     return figure
 
@@ -168,15 +172,13 @@ def draw_bars(frame: pd.DataFrame, wanted: str, focus: float, exact: Limits | No
                     autolim=False,
                 )
             axes.plot(values, np.full(len(values), place), "o", markersize=3, color="black", mfc="white", mew=0.7)
-        for style, name, value in [] if exact is None else _fixed(exact(focus)):
-            axes.axvline(value, color=GREYS[1], linestyle=style, linewidth=1, label=f"{name} (exact)")
+        for style, _, value in [] if exact is None else _fixed(exact(focus)):
+            axes.axvline(value, color=GREYS[1], linestyle=style, linewidth=1)
         axes.axvline(0, color=GREYS[3], linewidth=0.8)
         axes.set_yticks(range(len(rows)), rows.index)
         axes.set_title(title)
     axes.set_xlabel("true return")
-    entries = axes.get_legend_handles_labels()
-    if entries[1]:
-        figure.legend(*entries, loc="outside lower center", ncols=2)
+    _name_limits(figure, None if exact is None else exact(focus))
     seeds = over_seeds(shown.groupby("label").seed.nunique())
     figure.suptitle(f"Oversight level {percent(focus)}: {seeds}; circles: seeds")
     return figure
@@ -217,10 +219,23 @@ def _draw_limits(axes: Any, exact: Mapping[str, float] | None) -> None:
     """Draw the zero line and the exact limits, where they are near the curves."""
     low, high = axes.get_ylim()
     margin = 0.15 * (high - low)
-    for style, title, value in [("-", None, 0.0), *([] if exact is None else _fixed(exact))]:
+    limits = [(style, GREYS[1], value) for style, _, value in ([] if exact is None else _fixed(exact))]
+    for style, colour, value in [("-", GREYS[3], 0.0), *limits]:
         if low - margin <= value <= high + margin:
-            label = f"{title} (exact)" if title else None
-            axes.axhline(value, color=GREYS[1 if title else 3], linestyle=style, linewidth=0.9, zorder=1, label=label)
+            axes.axhline(value, color=colour, linestyle=style, linewidth=0.9, zorder=1)
+
+
+def _name_limits(figure: Figure, exact: Mapping[str, float] | None) -> None:
+    """Name the lines of exact limits below the panels: beside the curves, they would push labels away from ends."""
+    from matplotlib.lines import Line2D
+
+    look = {"color": GREYS[1], "linewidth": 0.9}
+    lines = [
+        Line2D([], [], linestyle=style, label=f"{title}: {round(value, 3) + 0.0:.3f}", **look)
+        for style, title, value in ([] if exact is None else _fixed(exact))
+    ]
+    if lines:
+        figure.legend(handles=lines, loc="outside lower center", ncols=3, title="Exact true returns")
 
 
 def _fixed(exact: Mapping[str, float]) -> list[tuple[str, str, float]]:

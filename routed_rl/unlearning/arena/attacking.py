@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,7 +25,12 @@ MAIN = "main"
 
 
 def run_attack(
-    attack: ArenaAttack, victim: Victim, measure: Measure, budget: int, half: float | None = None
+    attack: ArenaAttack,
+    victim: Victim,
+    measure: Measure,
+    budget: int,
+    half: float | None = None,
+    measure_worst: Callable[[nn.Module], Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Attack a model by all attempts of an attack, which share a budget, and return what JSON can hold.
 
@@ -35,6 +41,8 @@ def run_attack(
             question, and the benchmark to measure. The number ``main`` is the benchmark's main score.
         budget: gradient steps of all attempts together.
         half: main score at which half of the knowledge is back. None: halfway from the benchmark's chance to 1.
+        measure_worst: returns further numbers of the model at the worst look, by name. A copy of that model is kept
+            until then. None: there are none.
 
     Returns:
         What was found, by name.
@@ -42,6 +50,7 @@ def run_attack(
         - ``looks``: what was measured: ``attempt``, ``step`` and the numbers. A number that is not finite is None.
         - ``worst``: the highest main score of all looks, with its ``attempt`` and ``step``. Of equal looks,
           that with the fewest steps counts. All three are None if nothing finite was measured.
+        - ``others``: what ``measure_worst`` returned, without numbers that are not finite.
         - ``half``: the smallest step at which the main score reached ``half``. None: it did not.
         - ``inside``: whether the best learning rate of a sweep is neither its lowest nor its highest, or these are no
           better. None: the attack has no sweep, or nothing was measured.
@@ -65,9 +74,10 @@ def run_attack(
         )
     victim = replace(victim, steps=budget // len(attempts))
     looks: list[dict[str, Any]] = []
+    worst = _Worst(keep=measure_worst is not None)
     cost = 0.0
     for setting in attempts:
-        look = _Look(setting, victim.benchmark, measure, looks)
+        look = _Look(setting, victim.benchmark, measure, looks, worst)
         before = checksum(victim.model)
         given = attack.attempt(setting, victim, look)
         if checksum(victim.model) != before:
@@ -81,12 +91,14 @@ def run_attack(
         cost += spent
     wanted = (1 + victim.benchmark.chance) / 2 if half is None else half
     found = [look for look in looks if look[MAIN] is not None]
-    best = max(found, key=lambda look: (look[MAIN], -look["step"]), default={})
+    best = worst.look or {}
+    others = {} if measure_worst is None or worst.model is None else measure_worst(worst.model)
     return {
         "looks": looks,
         "worst": best.get(MAIN),
         "attempt": best.get("attempt"),
         "step": best.get("step"),
+        "others": {name: float(value) for name, value in others.items() if math.isfinite(value)},
         "half": min((look["step"] for look in found if look[MAIN] >= wanted), default=None),
         **_of_sweep(attack, found, victim.steps),
         "cost": cost,
@@ -101,11 +113,44 @@ def checksum(model: nn.Module) -> int:
     return found
 
 
+class _Worst:
+    """The look with the highest main score so far, of equal ones that with the fewest steps, and a copy of its model.
+
+    Args:
+        keep: whether the model is copied.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self.look: dict[str, Any] | None = None
+        self.model: nn.Module | None = None
+
+    def see(self, look: dict[str, Any], model: nn.Module) -> None:
+        if look[MAIN] is None or (self.look is not None and self._rank(look) <= self._rank(self.look)):
+            return
+        self.look = look
+        if self._keep:
+            self.model = None  # first the old copy goes
+            self.model = copy.deepcopy(model)
+
+    @staticmethod
+    def _rank(look: Mapping[str, Any]) -> tuple[float, float]:
+        return look[MAIN], -look["step"]
+
+
 class _Look:
     """A :class:`~routed_rl.unlearning.arena.attacks.Look` that keeps what it has seen."""
 
-    def __init__(self, setting: Setting, benchmark: Benchmark, measure: Measure, looks: list[dict[str, Any]]) -> None:
-        self._setting, self._benchmark, self._measure, self._looks = setting, benchmark, measure, looks
+    def __init__(
+        self,
+        setting: Setting,
+        benchmark: Benchmark,
+        measure: Measure,
+        looks: list[dict[str, Any]],
+        worst: _Worst,
+    ) -> None:
+        self._setting, self._benchmark, self._measure = setting, benchmark, measure
+        self._looks, self._worst = looks, worst
 
     def __call__(
         self,
@@ -117,6 +162,7 @@ class _Look:
         numbers = self._measure(model, change, self._benchmark if benchmark is None else benchmark)
         kept = {name: float(value) if math.isfinite(value) else None for name, value in numbers.items()}
         self._looks.append({"attempt": self._setting, "step": step, **kept})
+        self._worst.see(self._looks[-1], model)
         return float(numbers[MAIN])
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, get_args
 
-from routed_rl.errors import UserError, at_least
 from routed_rl.lm.chat import ChatFormat
 from routed_rl.lm.inputs import model_identity
 from routed_rl.lm.suppressors import SUPPRESSORS, Suppressor
@@ -21,6 +19,7 @@ from routed_rl.options.arena import ArenaOptions
 from routed_rl.plugins import Plugin, Registry
 from routed_rl.runs import Stage
 from routed_rl.unlearning.arena.attacks import ALL_ATTACKS, ArenaAttack, FineTuning, Group, Quantisation
+from routed_rl.unlearning.arena.checks import check_ranges, check_set
 from routed_rl.unlearning.benchmarks import ALL_BENCHMARKS, Benchmark, BenchmarkKind
 from routed_rl.unlearning.benchmarks.benchmark import Recipe, wrong_answers
 from routed_rl.unlearning.procedures import PROCEDURES, Procedure
@@ -41,6 +40,14 @@ ROUNDED, RELEARNED = "rounded", "relearned"
 NUMBERS = "numbers.safetensors"
 """File of a score's numbers of single examples."""
 SEED = "{seed}"
+UTILITY = (
+    "model-utility",
+    "retained-knowledge",
+    "retained-knowledge-memorisation",
+    "retained-multiple-choice",
+    "mmlu",
+)
+"""Scores that say what a model has kept. The first one that is measured counts."""
 METHODS_AND_PROCEDURES: Registry[UnlearningMethod] = Registry(
     "unlearning method",
     UnlearningMethod,
@@ -100,7 +107,7 @@ class Arena:
 
     def __init__(self, options: ArenaOptions) -> None:
         self.options = options
-        _check_ranges(options)
+        check_ranges(options)
         self._benchmark = ALL_BENCHMARKS.find(options.benchmark, "--benchmark")
         self.kind: BenchmarkKind = self._benchmark.kind()
         if options.model is None and self.kind.recipe is None:
@@ -111,7 +118,7 @@ class Arena:
         self.chat = self._chat()
         self.attacks: Mapping[str, Plugin[ArenaAttack]] = ALL_ATTACKS.find_all(options.attacks, "--attacks")
         for name, attack in self.attacks.items():
-            _check_set(attack, "--attacks", "group", get_args(Group))
+            check_set(attack, "--attacks", "group", get_args(Group))
             made = self.attack(attack)
             if options.budget < len(made.attempts):
                 raise ValueError(
@@ -134,8 +141,7 @@ class Arena:
                 )
 
     @cached_property
-    def benchmark(self) -> Benchmark:
-        """The benchmark."""
+    def _loaded(self) -> Benchmark:
         return self.kind.load(self.options.data, self.options.split)
 
     def _chat(self) -> ChatFormat:
@@ -152,14 +158,24 @@ class Arena:
         return replace(self.kind.chat, **chosen, chosen=tuple(chosen))
 
     @cached_property
+    def benchmark(self) -> Benchmark:
+        """The benchmark, with the main score of the options."""
+        main = self.options.main
+        if main is None:
+            return self._loaded
+        score = ALL_SCORES.find(main, "--main").kind()
+        return replace(self._loaded, main=main, chance=score.chance(self._loaded) or 0.0)
+
+    @cached_property
     def digest(self) -> str:
         """A hash of the benchmark's documents and examples."""
+        loaded = self._loaded
         whole = {
-            "forget": [dict(row) for row in self.benchmark.forget],
-            "retain": [dict(row) for row in self.benchmark.retain],
-            "sets": {name: [asdict(example) for example in of] for name, of in self.benchmark.sets.items()},
-            "main": [self.benchmark.main, self.benchmark.chance],
-            "texts": list(self.kind.documents(self.benchmark)),
+            "forget": [dict(row) for row in loaded.forget],
+            "retain": [dict(row) for row in loaded.retain],
+            "sets": {name: [asdict(example) for example in of] for name, of in loaded.sets.items()},
+            "main": [loaded.main, loaded.chance],
+            "texts": list(self.kind.documents(loaded)),
         }
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -175,7 +191,17 @@ class Arena:
             raise ValueError(
                 f"the main score {found.name} compares with other models, so attacks cannot be measured by it"
             )
+        if found.kind().about_kept or getattr(found.kind, "best", None) != "low":
+            raise ValueError(
+                f"the main score {found.name} does not rise with what a model knows of the forget set, so it cannot "
+                "say what attacks bring back"
+            )
         return found.name
+
+    @property
+    def utility(self) -> str | None:
+        """The name of the score that says what a model has kept. None: none is measured."""
+        return next((name for name in UTILITY if name in self.scores), None)
 
     @cached_property
     def scores(self) -> Mapping[str, Plugin[Score]]:
@@ -190,7 +216,7 @@ class Arena:
         compared = self.options.model is None or self.options.retrained is not None
         kept = {}
         for name, score in found.items():
-            _check_set(score, "--scores", "best", get_args(Best))
+            check_set(score, "--scores", "best", get_args(Best))
             why = score.kind().undefined(self.benchmark)
             if (score.kind().compared or RETRAINED in score.kind().needs) and not compared:
                 why = "it compares with a model that never learned the forget set: name one with --retrained"
@@ -230,10 +256,13 @@ class Arena:
         return [entry for seed in range(options.seeds) for entry in self._of_seed(options.first_seed + seed)]
 
     def _of_seed(self, seed: int) -> Iterator[Entry]:
-        options, about = self.options, {"benchmark": self.digest}
+        options = self.options
+        about: dict[str, Any] = {"benchmark": self.digest}
         training = about | {"batch_size": options.batch_size}
         training |= {"rank": options.rank} if options.rank is not None else {}
         training |= {} if options.master_weights else {"master_weights": False}
+        parts = {} if options.accumulate == 1 else {"accumulate": options.accumulate}
+        training |= parts
         # What matters where models write, but not where they learn.
         read: dict[str, Any] = about | {"longer": self.benchmark.longer}
         read |= {"stops": list(self.benchmark.stops)} if self.benchmark.stops else {}
@@ -247,12 +276,16 @@ class Arena:
 
         def entry(stage: Stage, **keys: Any) -> Entry:
             main = self.scores[self.main]
-            budget = {"budget": options.budget, "batch_size": options.batch_size, "main": main.reference}
+            budget = {"budget": options.budget, "batch_size": options.batch_size, "main": main.reference} | parts
             budget |= {"main_code": main.code()}
             attacks = {
                 name: Stage(
                     ATTACK,
-                    read | budget | {"attack": attack.reference, "code": attack.code(), **self._rates(attack)},
+                    read
+                    | budget
+                    | {"attack": attack.reference, "code": attack.code()}
+                    | self._rates(attack)
+                    | self._kept_after(attack),
                     seed,
                     {"model": stage, **({ORIGINAL: full} if attack.kind().needs_original else {})},
                 )
@@ -260,7 +293,7 @@ class Arena:
             }
             changed = {}
             for name, change in self.changes.items() if keys.get("then", NONE) == NONE else ():
-                config = {"change": name, "setting": repr(change), "batch_size": options.batch_size}
+                config = {"change": name, "setting": repr(change), "batch_size": options.batch_size} | parts
                 config |= {"steps": max(options.budget // 4, 1)}
                 changed[name] = scores(Stage(CHANGED, about | config, seed, {"model": stage}))
             return Entry(seed, stage, scores(stage), attacks, changed=changed, **keys)
@@ -295,6 +328,12 @@ class Arena:
         made = self.attack(attack)
         return {"learning_rates": made.learning_rates} if isinstance(made, FineTuning) else {}
 
+    def _kept_after(self, attack: Plugin[ArenaAttack]) -> dict[str, Any]:
+        """The score of what a model has kept after an attack on its weights. Other attacks leave the model as it is."""
+        if attack.kind.group != "weights" or self.utility is None:
+            return {}
+        return {"utility": self.scores[self.utility].reference, "utility_code": self.scores[self.utility].code()}
+
     def _score(self, score: Plugin[Score], model: Stage, known: Mapping[str, Stage], about: Mapping[str, Any]) -> Stage:
         """Return the stage of a model's score, after that of the retrained model where they are compared."""
         kind, retrained = score.kind(), known.get(RETRAINED)
@@ -319,38 +358,3 @@ class Arena:
         """How the arena trains models of its own."""
         assert self.kind.recipe is not None
         return self.kind.recipe
-
-
-def _check_set(plugin: Plugin[Any], option: str, name: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError for a class that has not set an attribute to one of these values."""
-    if (value := getattr(plugin.kind, name, None)) not in allowed:
-        raise ValueError(
-            f"{option} {plugin.reference} must set {name} to one of {', '.join(map(repr, allowed))}, got {value!r}"
-        )
-
-
-def _check_ranges(options: ArenaOptions) -> None:
-    """Raise UserError for a number that is out of its range, or options that cancel each other."""
-    at_least(1, budget=options.budget, batch_size=options.batch_size, seeds=options.seeds)
-    at_least(1, **{"student.steps": options.student.steps})
-    at_least(0, **{"routing.repair_steps": options.routing.repair_steps})
-    at_least(0, first_seed=options.first_seed)
-    for name, values in (("alphas", options.alphas), ("keep", (options.keep,))):
-        if wrong := [value for value in values if not 0 <= value <= 1]:
-            raise UserError(f"{written(f'--{name}', wrong[0])} must be between 0 and 1")
-    for name in ("methods", "attacks", "before", "then", "alphas"):
-        if not (given := getattr(options, name)) and name != "alphas":
-            raise UserError(f"--{name} must name one or more")
-        if twice := [value for value in dict.fromkeys(given) if given.count(value) > 1]:
-            raise UserError(f"{written(f'--{name}', twice[0])} is there twice")
-    if wrong := [rate for rate in options.learning_rates if not 0 < rate < math.inf]:
-        raise UserError(f"{written('--learning-rates', wrong[0])} must be above 0")
-    if "undo" in options.then and not options.alphas:
-        raise UserError("--then undo needs one or more --alphas")
-    if options.trust and options.model is not None and options.retrained is None:
-        raise UserError("--trust needs --retrained, a model that surely never learned the forget set")
-    if "era" in options.before and options.model is not None:
-        given = written("--model", options.model)
-        raise UserError(f"--before era routes while a model is trained, and {given} is trained: leave one of them out")
-    if options.retrained is not None and options.model is None:
-        raise UserError(f"{written('--retrained', options.retrained)} needs --model, the model to unlearn")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from routed_rl.runs.figures import GREYS, PALETTE, SMALL, over_seeds, spread, styled, subplots
+from routed_rl.runs.figures import GREYS, MOST, PALETTE, in_panels, ordered_colour, over_seeds, subplots
+from routed_rl.runs.style import styled
 from routed_rl.runs.tables import half_interval
+from routed_rl.unlearning.arena.entries import RETRAINED
 from routed_rl.unlearning.benchmarks import Benchmark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = ("ranks", "arrows", "compute")
-COLOURS = {"none": PALETTE["vermillion"], "undo": PALETTE["indigo"], "distil": PALETTE["teal"]}
+KIND = ["before", "method", "then", "alpha", "kept"]
+"""Columns of the leaderboard that say how a model is drawn."""
+COLOURS = {"none": PALETTE["vermillion"], "distil": PALETTE["pink"]}
+"""Colours of models by what followed the method. UNDO students have that of their α."""
 MARKERS = {"none": "o", "era": "s"}
-NAMES = {"none": "method alone", "undo": "then UNDO", "distil": "then distilled into a new model"}
+LINES = {"none": "-", "era": (0, (2, 1))}
+NAMES = {"none": "method alone", "distil": "then distilled into a new model", "undo": "then UNDO, α {:g}"}
 
 
 def figures(
@@ -38,8 +45,14 @@ def figures(
     return {name: draw for name, (is_there, draw) in drawn.items() if is_there}
 
 
-def _colour(row: Any) -> str:
-    return GREYS[0] if pd.isna(row.method) else COLOURS[row.then]
+def _colour(row: Any) -> Any:
+    if pd.isna(row.method):
+        return GREYS[0]
+    return ordered_colour(row.alpha) if row.then == "undo" else COLOURS[row.then]
+
+
+def _marker(row: Any) -> str:
+    return "*" if row.name == RETRAINED else MARKERS[row.before]
 
 
 @styled()
@@ -56,7 +69,7 @@ def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, u
             values = rows[rows.name == name][column].dropna().to_numpy(float)
             if not len(values):
                 continue
-            axes.plot(values.mean(), place, MARKERS[row.before], color=_colour(row), markersize=5)
+            axes.plot(values.mean(), place, _marker(row), color=_colour(row), markersize=5)
             if len(values) > 2:
                 half = half_interval(values)
                 axes.plot([values.mean() - half, values.mean() + half], [place, place], color=_colour(row))
@@ -65,7 +78,7 @@ def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, u
         axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel(label)
     drawn[0].set_yticks(range(len(board)), [f"{name}{'' if of.kept else ' *'}" for name, of in board.iterrows()])
-    drawn[0].invert_yaxis()
+    drawn[0].set_ylim(len(board) - 0.4, -0.6)
     lost = "" if board.kept.all() else " * utility lost."
     note = over_seeds(frame.groupby("name").seed.nunique())
     figure.suptitle(f"Ranks, the best at the top ({note}).{lost}", x=0.01, ha="left")
@@ -76,13 +89,18 @@ def draw_ranks(frame: pd.DataFrame, board: pd.DataFrame, benchmark: Benchmark, u
 def _legend(figure: Figure, board: pd.DataFrame) -> None:
     from matplotlib.lines import Line2D
 
-    there = [then for then in COLOURS if (board.then[board.method.notna()] == then).any()]
-    lines = [Line2D([], [], color=COLOURS[then], marker="o", label=NAMES[then]) for then in there]
-    if (board.before == "era").any():
-        lines.append(Line2D([], [], color=GREYS[1], marker=MARKERS["era"], linestyle="", label="ERA beforehand"))
-    if board.method.isna().any():
-        lines.append(Line2D([], [], color=GREYS[0], marker="o", label="full and retrained model"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+    made = board[board.method.notna()]
+    lines = [
+        Line2D([], [], color=_colour(row), marker="o", label=NAMES[then].format(row.alpha))
+        for then in NAMES
+        for _, row in made[made.then == then].drop_duplicates("alpha").sort_values("alpha").iterrows()
+    ]
+    if (made.before == "era").any():
+        look = {"marker": MARKERS["era"], "linestyle": LINES["era"]}
+        lines.append(Line2D([], [], color=GREYS[1], label="ERA beforehand", **look))
+    for name, row in board[board.method.isna()].iterrows():
+        lines.append(Line2D([], [], color=_colour(row), marker=_marker(row), linestyle="", label=f"{name} model"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 5))
 
 
 @styled()
@@ -92,44 +110,65 @@ def draw_arrows(board: pd.DataFrame, benchmark: Benchmark, utility: str) -> Figu
     Knowledge is what exceeds that of the retrained model, where there is one: before the attack, and under the same
     attack.
     """
-    is_excess = board["excess worst"].notna().any() and "retrained" in board.index
-    before, after = board[benchmark.main], board["after worst"]
+    is_excess = board["excess worst"].notna().any() and RETRAINED in board.index
+    start, tip = board[benchmark.main], board["after worst"]
     if is_excess:
-        before, after = (before - before["retrained"]).clip(lower=0), board["excess worst"]
-    figure, axes = subplots(height=5.0)
-    for name, row in board.iterrows():
-        at, look = row[utility], {"color": _colour(row), "linewidth": 1.2}
-        axes.annotate("", (at, after[name]), (at, before[name]), arrowprops={"arrowstyle": "-|>", **look})
-        axes.plot(at, before[name], MARKERS[row.before], color=_colour(row), markersize=3)
-    low, high = board[utility].min(), board[utility].max()
-    room = max(0.1 * (high - low), 0.01)
-    axes.set_xlim(low - room, high + room)
-    axes.set_ylim(-0.03, 1.05)
-    axes.set_xlabel(f"{utility} before the attack")
-    axes.set_ylabel(f"{benchmark.main} of the forget set" + ", above the retrained model's" * is_excess)
-    named = zip(board.iterrows(), spread([*after], [0.035] * len(board)), strict=True)
-    for (name, row), y in named:
-        axes.annotate(
-            name, (row[utility], after[name]), (1.02, y), textcoords="axes fraction", fontsize=SMALL, va="center",
-            color=_colour(row), arrowprops={"arrowstyle": "-", "color": _colour(row), "linewidth": 0.4, "alpha": 0.5},
-        )  # fmt: skip
-    axes.set_title("Arrows: from before any attack to under the worst one (bottom right is best)", loc="left")
-    _legend(figure, board)
+        start, tip = (start - start[RETRAINED]).clip(lower=0), board["excess worst"]
+    shown = board[KIND].assign(x=board[utility], start=start, tip=tip).dropna(subset=["x", "start", "tip"])
+    figure = _by_method(shown, f"{utility}\nbefore the attack", _arrow)
+    figure.supylabel(f"{benchmark.main} of the forget set" + ",\nabove the retrained model's" * is_excess)
+    figure.suptitle("Arrows: from before any attack to under the worst one (bottom right is best)")
     return figure
 
 
 @styled()
 def draw_compute(board: pd.DataFrame, benchmark: Benchmark) -> Figure:
     """Excess under the worst attack against compute."""
-    figure, axes = subplots(height=4.5)
-    shown = board[board.compute.notna() & board.method.notna() & board["excess worst"].notna()]
-    for name, row in shown.iterrows():
-        at = (100 * row.compute, row["excess worst"])
-        axes.plot(*at, MARKERS[row.before], color=_colour(row), markersize=5, mfc=_colour(row) if row.kept else "white")
-        axes.annotate(str(name), at, (4, 3), textcoords="offset points", fontsize=SMALL)
-    axes.set_ylim(-0.03, 1.05)
-    axes.set_xlabel("compute (% of the retrained model's)")
-    axes.set_ylabel(f"excess of {benchmark.main}, worst attack")
-    axes.set_title("What robustness costs (bottom left is best; open: utility lost)", loc="left")
+    shown = board[KIND].assign(x=100 * board.compute, y=board["excess worst"]).dropna(subset=["x", "y", "method"])
+    figure = _by_method(shown, "compute (% of the\nretrained model's)", _point)
+    figure.supylabel(f"excess of {benchmark.main}, worst attack")
+    figure.suptitle("What robustness costs (bottom left is best; open: utility lost)")
+    return figure
+
+
+def _by_method(shown: pd.DataFrame, label: str, draw: Callable[[Any, Any], None]) -> Figure:
+    """Draw the models of each method in a panel of their own, with the models without a method in each panel.
+
+    Args:
+        shown: the columns ``KIND``, and what ``draw`` needs, by name.
+        label: of the horizontal axes.
+        draw: draws a row of ``shown`` on axes.
+    """
+    compared = list(shown.index[shown.method.isna()])
+    methods = shown[shown.method.notna()].groupby("method", sort=False)
+    panels = [(name, part) for name, rows in methods for part in in_panels(list(rows.index), MOST - len(compared))]
+    columns = max(1, min(4, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+    figure, plots = subplots(rows, columns, height=1.5 + 1.8 * rows, sharex=True, sharey=True, squeeze=False)
+    for axes, (name, part) in zip_longest(plots.flat, panels, fillvalue=("", [])):
+        if not part and axes is not plots.flat[0]:
+            axes.set_visible(False)
+            continue
+        for _, row in shown.loc[[*compared, *part]].iterrows():
+            draw(axes, row)
+        axes.set_title(str(name))
+    for axes in plots.flat[max(0, len(panels) - columns) : max(1, len(panels))]:  # the lowest of each column
+        axes.set_xlabel(label)
+        axes.tick_params(labelbottom=True)
+    plots.flat[0].margins(x=0.1)
+    plots.flat[0].set_ylim(-0.05, 1.05)
     _legend(figure, shown)
     return figure
+
+
+def _arrow(axes: Any, row: Any) -> None:
+    """Draw an arrow from ``row.start`` to ``row.tip``."""
+    axes.plot(row.x, row.start, _marker(row), color=_colour(row), markersize=4)
+    width = 2.0 if row.then == "none" else 1.2  # arrows of one method may lie on each other
+    look = {"color": _colour(row), "linewidth": width, "linestyle": LINES[row.before], "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (row.x, row.tip), (row.x, row.start), arrowprops={"arrowstyle": "-|>", **look})
+
+
+def _point(axes: Any, row: Any) -> None:
+    face = _colour(row) if row.kept else "white"
+    axes.plot(row.x, row.y, _marker(row), color=_colour(row), markersize=6, markerfacecolor=face)

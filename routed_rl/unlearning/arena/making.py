@@ -28,7 +28,7 @@ from routed_rl.lm import (
     train,
 )
 from routed_rl.lm.documents import Document
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
+from routed_rl.lm.passes import FORWARD_PASS, counted
 from routed_rl.lm.texts import row_length
 from routed_rl.lm.tokenizers import train_tokenizer
 from routed_rl.options.arena import ArenaOptions
@@ -84,6 +84,12 @@ class Maker:
             model, tokenizer, cost = self._distilled(stage, on_step)
         save_model(model, tokenizer, stage.path(self.root) / MODEL)
         return cost
+
+    def victim(self, model: nn.Module, tokenizer: Any, original: nn.Module | None, steps: int, seed: int) -> Victim:
+        """Return what attackers of a model may use, under the options of the arena."""
+        options, benchmark = self.arena.options, self.arena.benchmark
+        known = (model, tokenizer, benchmark, original)
+        return Victim(*known, options.batch_size, steps, seed, options.checkpointing, options.accumulate)
 
     def total(self, stage: Stage) -> int:
         """Return the maximum number of gradient steps of a stage that makes a model; 0 for a model that is given."""
@@ -144,22 +150,21 @@ class Maker:
         config: Mapping[str, Any] = stage.config
         model, tokenizer = self.load(stage.parents["model"])
         method, recipe = self.arena.method(config["method"])
-        made = unlearn(
-            model,
-            tokenizer,
-            self.arena.benchmark.forget,
-            self.arena.benchmark.retain,
-            method,
-            alternatives=wrong_answers(self.arena.benchmark) if method.alternatives == () else None,
-            **self._common(stage),
-            callback=lambda done, _: on_step(done - 1),
-            steps=recipe.steps,
-            learning_rate=recipe.learning_rate,
-        )
-        stages, sets = (method.stages, method.sets) if isinstance(method, Procedure) else (1, 2)
-        rows = self.arena.options.batch_size * (sets + (method.alternatives is not None))
-        steps = recipe.steps * stages
-        return made, tokenizer, {"steps": steps, "cost": float(steps * rows * method.cost)}
+        with counted(model) as costs:
+            made = unlearn(
+                model,
+                tokenizer,
+                self.arena.benchmark.forget,
+                self.arena.benchmark.retain,
+                method,
+                alternatives=wrong_answers(self.arena.benchmark) if method.alternatives == () else None,
+                **self._common(stage),
+                callback=lambda done, _: on_step(done - 1),
+                steps=recipe.steps,
+                learning_rate=recipe.learning_rate,
+            )
+        steps = recipe.steps * (method.stages if isinstance(method, Procedure) else 1)
+        return made, tokenizer, {"steps": steps, "cost": sum(costs)}
 
     def _changed(self, stage: Stage) -> tuple[nn.Module, Any, dict[str, Any]]:
         """What an attack of one attempt leaves behind."""
@@ -167,8 +172,7 @@ class Maker:
         whole, tokenizer = self.load(stage.parents["model"])
         attack = self.arena.changes[config["change"]]
         seed = derive_seed(stage.seed, config["change"])
-        again, benchmark = self.arena.options.checkpointing, self.arena.benchmark
-        victim = Victim(whole, tokenizer, benchmark, None, config["batch_size"], config["steps"], seed, again)
+        victim = self.victim(whole, tokenizer, None, config["steps"], seed)
         seen: list[nn.Module] = []
 
         def look(step: float, model: nn.Module, *_: Any, **__: Any) -> float:
@@ -210,6 +214,7 @@ class Maker:
             "rank": options.rank,
             "master_weights": options.master_weights,
             "gradient_checkpointing": options.checkpointing,
+            "accumulate": options.accumulate,
             "batch_size": options.batch_size,
             "seed": stage.seed,
             "progress": False,

@@ -22,15 +22,8 @@ from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.files import StrPath
 from routed_rl.runs.grid import STAGES, Kind, is_finished, options
 from routed_rl.runs.pool import PYTHON
-from routed_rl.runs.studies import (
-    LEADERBOARD,
-    LEADERBOARD_PAGE,
-    Findings,
-    Study,
-    check_study,
-    refuse_unknown,
-    stage_table,
-)
+from routed_rl.runs.stages import stage_table
+from routed_rl.runs.studies import LEADERBOARD, LEADERBOARD_PAGE, Findings, Study, check_study, refuse_unknown
 from routed_rl.unlearning.arena import report
 from routed_rl.unlearning.arena.entries import ATTACK, MAKE, SEED, Arena, Entry
 from routed_rl.unlearning.arena.exporting import export

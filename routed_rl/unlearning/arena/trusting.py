@@ -16,6 +16,9 @@ from routed_rl.unlearning.arena.entries import FULL, NUMBERS, RELEARNED, RETRAIN
 from routed_rl.unlearning.scores import Numbers, Score
 from routed_rl.unlearning.scores.meta import rising, trust
 
+BAR = 0.8
+"""Faithfulness and robustness from which a score passes. In a published meta-evaluation (Lee et al. 2026, arXiv
+2605.24614), scores that can be trusted are above it in both; truth ratio and ROUGE are far below it in robustness."""
 Pair = tuple[float, float]
 """A value before and after a change."""
 COLUMNS = {
@@ -66,10 +69,14 @@ def shown_trust(trust: pd.DataFrame, main: str) -> list[str]:
     """Return the part of the leaderboard about the scores themselves, in Markdown; nothing if it was not measured."""
     if not len(trust):
         return []
+    passing = list(trust.score[(trust.faithfulness >= BAR) & (trust.robustness >= BAR)])
+    verdict = "which passes" if main in passing else "which does not pass: `--main` names another score"
     cells = [[row[0], *("" if pd.isna(of) else f"{of:.2f}" for of in row[1:])] for row in trust.itertuples(index=False)]
     return [
         "## Which score to trust",
-        f"By the models of this study. Models are ranked by `{main}`. {'; '.join(COLUMNS.values())}.",
+        f"By the models of this study. A score passes with {BAR:.2f} or more in faithfulness and in robustness: "
+        f"{', '.join(f'`{name}`' for name in passing) or 'none does'}. Models are ranked by `{main}`, {verdict}.",
+        f"{'; '.join(COLUMNS.values())}.",
         markdown(["score", *COLUMNS], cells),
     ]
 
@@ -92,8 +99,12 @@ def _values(done: Sequence[Entry], kind: str, name: str, plugin: Plugin[Score], 
     found = [_value(stage, plugin.kind(), root) for stage in of_kind]
     if plugin.kind.compared:
         retrained = [entry.scores[name] for entry in done if entry.stage.kind == RETRAINED]
-        found = [*_elsewhere(of_kind, retrained, plugin.kind(), root)]
+        found = [*_elsewhere(_finished(of_kind, root), _finished(retrained, root), plugin.kind(), root)]
     return [value for value in found if np.isfinite(value)]
+
+
+def _finished(stages: Sequence[Stage], root: Path) -> list[Stage]:
+    return [stage for stage in stages if stage.result(root) is not None]
 
 
 def _elsewhere(stages: Sequence[Stage], retrained: Sequence[Stage], score: Score, root: Path) -> Iterator[float]:

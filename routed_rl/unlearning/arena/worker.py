@@ -30,7 +30,6 @@ from routed_rl.runs.grid import FAILED, STAGES
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.unlearning.arena.attacking import MAIN, checksum, run_attack
-from routed_rl.unlearning.arena.attacks import Victim
 from routed_rl.unlearning.arena.entries import MAKE, NUMBERS, ORIGINAL, RETRAINED, SCORE, Arena
 from routed_rl.unlearning.arena.making import MODEL, Maker, total_steps
 from routed_rl.unlearning.benchmarks import Benchmark, Example
@@ -111,9 +110,16 @@ class Worker:
             return {MAIN: score.value(score.examples(Reader(attacked, tokenizer, of, change)))}
 
         seed = derive_seed(stage.seed, "attack")
-        again = options.checkpointing
-        victim = Victim(model, tokenizer, benchmark, original, options.batch_size, options.budget, seed, again)
-        return run_attack(attack, victim, measure, options.budget)
+
+        def measure_worst(attacked: nn.Module) -> dict[str, float]:
+            utility = self.arena.utility
+            if utility is None or attack.group != "weights":
+                return {}
+            kept = self.arena.scores[utility].kind()
+            return {utility: kept.value(kept.examples(Reader(attacked, tokenizer, benchmark)))}
+
+        victim = self.maker.victim(model, tokenizer, original, options.budget, seed)
+        return run_attack(attack, victim, measure, options.budget, measure_worst=measure_worst)
 
 
 @dataclass(frozen=True)

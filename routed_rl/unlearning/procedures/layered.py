@@ -40,11 +40,6 @@ class Layered(Procedure):
         return made_suppressor(self.of, "of")[0].recipe
 
     @property
-    def cost(self) -> float:
-        """That of the method."""
-        return made_suppressor(self.of, "of")[0].cost
-
-    @property
     def stages(self) -> int:
         """One for each fold."""
         return self.folds

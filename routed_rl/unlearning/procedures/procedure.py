@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 import numpy as np
 from torch import nn
@@ -36,14 +35,6 @@ class Procedure(UnlearningMethod):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise UserError(f"{field.name} of {type(self).__name__} must be 0 or more, got {value}")
-
-    sets: ClassVar[int] = 2
-    """sets of documents in a batch"""
-
-    @property
-    def cost(self) -> float:
-        """As :attr:`Suppressor.cost`, of a step of a stage."""
-        return 1.0
 
     @property
     @abstractmethod

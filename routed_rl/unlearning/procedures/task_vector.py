@@ -45,8 +45,6 @@ class TaskVector(Procedure):
     scale: float = 4.0
     """how much of the difference is subtracted: s"""
 
-    sets = 1
-
     recipe = brief(steps=60, learning_rate=3e-4)
 
     @property

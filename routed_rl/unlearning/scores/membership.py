@@ -133,6 +133,10 @@ class MembershipInference(Score):
         """Return 0.5; see :meth:`Score.chance`."""
         return 0.5
 
+    def group(self, name: str) -> str:
+        """Return the set: forget and holdout texts have nothing to do with each other; see :meth:`Score.group`."""
+        return name
+
     def examples(self, reader: Reader) -> Numbers:
         """Return the attack's number for each text; see :meth:`Score.examples`."""
         found = self.sets(reader.benchmark)

@@ -56,6 +56,13 @@ class Score(ABC):
         """Return the number of a model that only guesses. None: it has no such number, or it is not known."""
         return None
 
+    def group(self, name: str) -> str:
+        """Return what the array of this name in :meth:`examples` is about, for intervals over examples.
+
+        Arrays of one group and one length have a number for each of the same examples, which are drawn together.
+        """
+        return ""
+
     @abstractmethod
     def examples(self, reader: Reader) -> Numbers:
         """Return the numbers of single examples. A diverged model may give NaN.
@@ -118,15 +125,16 @@ def interval(
     """Return the 95 % interval of a score over examples: the percentile bootstrap (Efron 1979).
 
     Examples are drawn again with replacement, and the score is taken of these, ``draws`` times. Arrays of one length
-    are drawn together. The retrained model's numbers stay as they are. The ends are NaN if the score is not finite or
-    has no such interval.
+    and one :meth:`Score.group` are drawn together. The retrained model's numbers stay as they are. The ends are NaN if
+    the score is not finite or has no such interval.
     """
     chance = np.random.default_rng(seed)
     if not (score.bootstrapped and np.isfinite(score.value(numbers, retrained))):
         return float("nan"), float("nan")
+    drawn = {name: (score.group(name), len(of)) for name, of in numbers.items()}
     found = []
     for _ in range(draws):
-        rows = {length: chance.integers(length, size=length) for length in sorted({len(of) for of in numbers.values()})}
-        found.append(score.value({name: of[rows[len(of)]] for name, of in numbers.items()}, retrained))
+        rows = {key: chance.integers(key[1], size=key[1]) for key in sorted(set(drawn.values()))}
+        found.append(score.value({name: of[rows[drawn[name]]] for name, of in numbers.items()}, retrained))
     low, high = np.nanpercentile(found, [2.5, 97.5]) if np.isfinite(found).any() else (np.nan, np.nan)
     return float(low), float(high)

@@ -16,6 +16,9 @@ from routed_rl.unlearning.scores.rouge import RougeRecall
 from routed_rl.unlearning.scores.score import Best, Numbers, Score, SetScore
 from routed_rl.unlearning.scores.truth_ratio import RetainedTruthRatio
 
+PROBABILITY, ROUGE, RATIO = PARTS = (" probability", " ROUGE", " truth ratio")
+"""What is measured of each set."""
+
 
 def harmonic_mean(values: Sequence[float]) -> float:
     """Return the harmonic mean of numbers from 0 to 1. It is 0 if one of them is, and NaN if one of them is NaN.
@@ -46,17 +49,22 @@ class ModelUtility(Score):
         return True
 
     def parts(self, benchmark: Benchmark) -> dict[str, SetScore]:
-        """Return the scores whose mean this is, by name."""
+        """Return the scores whose mean this is, by name: the set, and what is measured of it."""
         kept = [name for name in benchmark.kept if not name.endswith(TEXTS)] or benchmark.kept
         found: dict[str, SetScore] = {}
         for name in kept:
             normalised = NormalisedProbability(name)
             plain = name == RETAIN or normalised.undefined(benchmark)
-            found[f"{name} probability"] = Probability(name) if plain else normalised
-            found[f"{name} ROUGE"] = RougeRecall(name)
+            found[f"{name}{PROBABILITY}"] = Probability(name) if plain else normalised
+            found[f"{name}{ROUGE}"] = RougeRecall(name)
             if not (ratio := RetainedTruthRatio(name)).undefined(benchmark):
-                found[f"{name} truth ratio"] = ratio
+                found[f"{name}{RATIO}"] = ratio
         return found
+
+    def group(self, name: str) -> str:
+        """Return the set; see :meth:`Score.group`."""
+        part, _, _ = name.partition(": ")
+        return next(part.removesuffix(end) for end in PARTS if part.endswith(end))
 
     def examples(self, reader: Reader) -> Numbers:
         """Return the numbers of each part; see :meth:`Score.examples`."""

@@ -10,19 +10,8 @@ import numpy as np
 import pandas as pd
 
 from routed_rl.options.undo import UndoOptions
-from routed_rl.runs.figures import (
-    GREYS,
-    MARKERS,
-    PALETTE,
-    SMALL,
-    draw_means,
-    in_panels,
-    label_ends,
-    ordered_colour,
-    over_seeds,
-    styled,
-    subplots,
-)
+from routed_rl.runs.figures import GREYS, MARKERS, PALETTE, draw_means, in_panels, ordered_colour, over_seeds, subplots
+from routed_rl.runs.style import SMALL, label_ends, spread, styled
 from routed_rl.unlearning.attacks import WorstCase
 from routed_rl.unlearning.metrics import Loss, Metric
 from routed_rl.unlearning.undo_study.members import Member, named_suppressors
@@ -186,9 +175,11 @@ def draw_matching(
 ) -> Figure:
     """Divergence from the filtered model during distillation, and forget performance under two kinds of attack."""
     shown = [member for member in _kinds(curves) if member.name in ("filtered", "matched, new", "matched, reference")]
-    titles = {"Attack": curves, "Attack that must keep the retain performance": kept}
+    titles = {"Attack": curves, "Attack that must keep the\nretain performance": kept}
     panels = [(title, _lines({m: of[m] for m in curves}, shown, {})) for title, of in titles.items()]
-    return _attacks(panels, metric, before=lambda axes: _draw_matching(axes, matching))
+    return _attacks(
+        panels, metric, "Attacks, worst case within so many steps", before=lambda axes: _draw_matching(axes, matching)
+    )
 
 
 @styled()
@@ -203,6 +194,7 @@ def draw_front(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Fig
     looks = suppressed_looks(frame.suppressor)
     usual = frame.strength.fillna(1).eq(1) & frame.labelled.fillna(options.labelled[0]).eq(options.labelled[0])
     frame = frame[usual & frame.beta.fillna(options.betas[0]).eq(options.betas[0])]
+    lines: dict[Any, pd.DataFrame] = {}
     for axes, step in zip(plots[0], steps, strict=True):
         for (model, method), rows in frame.fillna({"suppressor": ""}).groupby(["model", "suppressor"], sort=False):
             look = {**LOOKS.get(model, {}), **looks.get(method, {}), "linestyle": ""}
@@ -214,17 +206,21 @@ def draw_front(frame: pd.DataFrame, options: UndoOptions, metric: Metric) -> Fig
             means = rows.fillna({"alpha": 0.0}).groupby("alpha")[["retain", f"forget_{step}"]].mean()
             if model == "undo":
                 axes.plot(*means.to_numpy().T, color=GREYS[2], linewidth=1, zorder=1)
+                lines.setdefault(axes, means)  # the lines of other teachers have the same colours
             for alpha, place in means.iterrows():
                 colour = ordered_colour(alpha) if model == "undo" else look["color"]
-                face = "white" if model in ("suppressed", "reference") else colour
+                face = "white" if model in ("suppressed", "reference") else "none" if model == "distilled" else colour
                 seeds = rows[rows.alpha.fillna(0.0) == alpha]
                 axes.plot(seeds.retain, seeds[f"forget_{step}"], ".", color=colour, markersize=3, alpha=0.6)
-                axes.plot(*place, **{"markersize": 6, **look, "color": colour, "mfc": face, "mec": colour})
+                above = {"markersize": 9, "mew": 1.5, "zorder": 4} if model == "distilled" else {}
+                axes.plot(*place, **{"markersize": 6, **look, **above, "color": colour, "mfc": face, "mec": colour})
         axes.set_title(f"Within {step} attack step{'s' * (step > 1)}" if step else "Before the attack")
         axes.set_xlabel(f"retain {metric.unit}")
         axes.margins(0.08)
     plots[0, 0].set_ylabel(f"forget {metric.unit}")
     _better(plots[0, 0], (1, -1) if metric.higher_is_better else (-1, 1))
+    if lines:
+        _name_alphas(plots[0, -1], lines[plots[0, -1]])
     figure.legend(handles=_front_legend(frame, looks), loc="outside lower center", ncols=3)
     figure.suptitle("Forget and retain performance. Large points: means; small points: seeds")
     return figure
@@ -297,12 +293,16 @@ def _lines(
 
 
 def _attacks(
-    panels: Sequence[tuple[str, dict[str, Lines]]], metric: Metric, before: Callable[[Any], None] | None = None
+    panels: Sequence[tuple[str, dict[str, Lines]]],
+    metric: Metric,
+    title: str = NOTE,
+    before: Callable[[Any], None] | None = None,
 ) -> Figure:
     """Draw panels of forget performance against attack steps, two in a row.
 
     Args:
         panels: the title and the lines of each panel.
+        title: of the figure. The number of seeds follows.
         before: draws another panel, the first one.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator
@@ -315,7 +315,7 @@ def _attacks(
     if before is not None:
         before(plots.flat[0])
     drawn = plots.flat[number - len(panels) : number]
-    for axes, (title, lines) in zip(drawn, panels, strict=True):
+    for axes, (name, lines) in zip(drawn, panels, strict=True):
         if axes is not drawn[0]:
             axes.sharey(drawn[0])
         for i, (label, (look, cases)) in enumerate(lines.items()):
@@ -324,7 +324,7 @@ def _attacks(
             samples = [[of[step] for of in known] for step in steps]
             some = slice(i % 3, None, 3)  # bars of different lines do not hide each other
             draw_means(axes, steps, samples, bars=some, label=label, **look)
-        axes.set_title(title)
+        axes.set_title(name)
         axes.set(xlabel="attack step", ylabel=f"forget {metric.unit}")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if isinstance(
@@ -335,7 +335,7 @@ def _attacks(
             for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
                 ticks("{x:g}")
     seeds = over_seeds(len(cases) for _, lines in panels for _, cases in lines.values())
-    figure.suptitle(f"{NOTE}: {seeds}")
+    figure.suptitle(f"{title}: {seeds}")
     label_ends(figure, 20)
     return figure
 
@@ -346,7 +346,21 @@ def _draw_matching(axes: Any, matching: Mapping[str, Sequence[Mapping[str, float
         look = {**LOOKS[name], "marker": "." * (len(steps) == 1)}
         axes.plot(steps, losses, label=name, **look)
     axes.set(xlabel="distillation step", ylabel="divergence from the filtered\nmodel (nats)", yscale="log")
-    axes.set_title("Matching the filtered model's outputs")
+    axes.set_title("Matching the filtered model's outputs:\none seed, no attack")
+
+
+def _name_alphas(axes: Any, means: pd.DataFrame) -> None:
+    """Write each α beside its point, in a column at the right of all points of the line.
+
+    Args:
+        means: both coordinates of each point, by α.
+    """
+    axes.get_xlim(), axes.get_ylim()  # else limits that follow from the data are not set yet
+    x, y = (axes.transData - axes.transAxes).transform(means).T
+    for alpha, point, place in zip(means.index, means.to_numpy(), spread(y, [0.06] * len(y)), strict=True):
+        look = {"color": ordered_colour(alpha), "fontsize": SMALL, "va": "center"}
+        tie = {"arrowstyle": "-", "color": ordered_colour(alpha), "linewidth": 0.7, "relpos": (0, 0.5)}
+        axes.annotate(f"α {alpha:g}", point, (max(x) + 0.03, place), textcoords="axes fraction", arrowprops=tie, **look)
 
 
 def _better(axes: Any, way: tuple[int, int]) -> None:
@@ -375,9 +389,8 @@ def _front_legend(frame: pd.DataFrame, looks: Looks) -> list[Any]:
         if name in there
     ]
     entries += [(f"suppressed, {name}", {**looks[name], **usual, "mfc": "white"}) for name in looks]
-    entries += [("distilled (marker: teacher)", {**LOOKS["distilled"], **usual, "marker": "o"})] * (
-        "distilled" in there
-    )
+    ring = {**LOOKS["distilled"], **usual, "marker": "o", "markersize": 9, "mew": 1.5, "mfc": "none"}
+    entries += [("distilled (marker: teacher)", ring)] * ("distilled" in there)
     alphas = sorted(frame.alpha.dropna().unique())
     if alphas:
         ends = {"color": GREYS[2], "marker": "o", "mfc": ordered_colour(alphas[-1])}

@@ -34,8 +34,9 @@ from routed_rl.lm import (
 from routed_rl.lm.folders import outline
 from routed_rl.lm.forget_and_retain import ForgetAndRetain
 from routed_rl.lm.inputs import Text, check_fits, make_model, model_identity
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.lm.processes import agreed, rank
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS, Suppressor
+from routed_rl.lm.suppressors.suppressor import Suppressor
 from routed_rl.options.undo import Distil, UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed, finish_stage
 from routed_rl.unlearning.copies import TrainedCopy, kept

@@ -21,7 +21,8 @@ from routed_rl.paths import expanded
 from routed_rl.runs import Stage, with_ancestors
 from routed_rl.runs.grid import STAGES, Kind, is_finished, options
 from routed_rl.runs.pool import PYTHON
-from routed_rl.runs.studies import Findings, Study, check_study, stage_table
+from routed_rl.runs.stages import stage_table
+from routed_rl.runs.studies import Findings, Study, check_study
 from routed_rl.unlearning.undo_study import report
 from routed_rl.unlearning.undo_study.checks import check_alternatives, check_options, check_plugins
 from routed_rl.unlearning.undo_study.domains import Domains

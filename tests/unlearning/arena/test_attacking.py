@@ -1,9 +1,11 @@
 """All attempts of an attack: how they share a budget, and what counts as the result."""
 
+import copy
 import math
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from routed_rl.errors import UserError
 from routed_rl.unlearning.arena.attacking import run_attack
@@ -58,11 +60,40 @@ def test_attempts_share_the_budget_and_the_best_look_of_fewest_steps_counts():
         "worst": 0.9,
         "attempt": 1e-4,
         "step": 5.0,
+        "others": {},
         "half": 5.0,
         "inside": True,
         "diverged": [],
         "cost": 30.0,
     }
+
+
+class Marked(Planned):
+    """Before each look, the whole copy is filled with the value that will be measured."""
+
+    def attempt(self, setting, victim, look):
+        attacked = copy.deepcopy(victim.model)
+        for i, value in enumerate(dict(self.values)[setting]):
+            NEXT.append(value)
+            with torch.no_grad():
+                for weight in attacked.parameters():
+                    weight.fill_(value)
+            look(victim.steps * (i + 1) / 2, attacked)
+        return victim.steps
+
+
+def test_other_numbers_are_of_the_model_at_the_worst_look_alone():
+    seen = []
+
+    def others(model):
+        seen.append(next(model.parameters()).unique().item())
+        return {"kept": seen[-1], "broken": math.inf}
+
+    values = ((1e-2, (0.25, 0.5)), (1e-3, (0.75, 0.125)), (1e-4, (0.75, 0.0)))
+    found = run_attack(Marked(values=values), small_victim(), measure, 32, measure_worst=others)
+    assert seen == [0.75] and found["others"] == {"kept": 0.75}
+    nothing = run_attack(Marked(values=((1.0, (math.nan,)),)), small_victim(), measure, 8, measure_worst=others)
+    assert nothing["others"] == {} and len(seen) == 1, "a model that has diverged is not measured"
 
 
 def test_half_is_halfway_from_chance_or_what_is_given():

@@ -112,6 +112,18 @@ def test_an_attack_that_fine_tunes_can_compute_blocks_again_to_save_memory(name)
             torch.testing.assert_close(saved[key], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name, attack in ARENA_ATTACKS.items() if attack.sweep])
+def test_an_attack_that_fine_tunes_can_compute_batches_in_parts(name):
+    whole, parts = Seen(), Seen()
+    for look, accumulate in ((whole, 1), (parts, 2)):
+        attack = make(name)
+        attack.attempt(attack.attempts[0], small_victim(accumulate=accumulate), look)
+    assert whole.steps == parts.steps
+    assert any(not torch.equal(parts.models[-1][key], tensor) for key, tensor in whole.models[-1].items())
+    for key, tensor in whole.models[0].items():
+        torch.testing.assert_close(parts.models[0][key], tensor, rtol=0, atol=1e-4)
+
+
 def test_an_attack_runs_against_the_score_itself():
     victim = small_victim()
     found = run_attack(ARENA_ATTACKS["quantisation"](), victim, knowledge(victim), 2)

@@ -95,6 +95,21 @@ def test_the_interval_holds_the_value(name, models):
         assert low - 1e-9 <= score.value(numbers["known"], numbers["retrained"]) <= high + 1e-9
 
 
+@pytest.mark.parametrize("name", ["membership-loss", "membership-min-k"])
+def test_an_interval_does_not_depend_on_the_order_of_the_examples_of_another_set(name, models):
+    """Forget and holdout texts may be equally many. They are drawn apart, so how they are paired means nothing."""
+    score = SCORES[name]()
+    first, *others = score.examples(models.readers["known"])
+    rng, widths = np.random.default_rng(0), []
+    common = rng.uniform(0.2, 0.8, 30)
+    numbers = {key: common + rng.uniform(-0.01, 0.01, 30) for key in (first, *others)}
+    for order in (np.arange(30), np.arange(30)[::-1]):
+        mine = {key: of if score.group(key) == score.group(first) else of[order] for key, of in numbers.items()}
+        low, high = interval(score, mine, draws=1000)
+        widths.append(high - low)
+    assert widths[0] > 0 and widths[0] == pytest.approx(widths[1], rel=0.15)
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_each_score_has_a_number_for_each_example(name, models):
     """Arrays of the examples of one set, so that a bootstrap can draw them again; reading twice gives the same."""

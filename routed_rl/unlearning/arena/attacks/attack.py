@@ -51,12 +51,15 @@ class Victim:
 
     Attributes:
         model: not to be changed. Attack a copy.
+        tokenizer: its tokenizer.
+        benchmark: its documents and questions.
         original: the model before it was unlearned. None: the attacker has not got it.
         batch_size: rows of a gradient step.
         steps: gradient steps that an attempt may spend. A forward pass over as many rows counts a third.
         seed: fixes all that is random.
         gradient_checkpointing: whether attacks that fine-tune save memory: they compute each block again in the
             backward pass. Results are the same.
+        accumulate: parts in which attacks that fine-tune compute each batch, to save memory.
     """
 
     model: nn.Module
@@ -67,6 +70,7 @@ class Victim:
     steps: int
     seed: int
     gradient_checkpointing: bool = False
+    accumulate: int = 1
 
     @cached_property
     def reader(self) -> Reader:

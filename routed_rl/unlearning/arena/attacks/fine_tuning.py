@@ -29,6 +29,7 @@ class FineTuning(ArenaAttack):
     group: ClassVar[Group] = "weights"
     sweep: ClassVar[bool] = True
     rank: ClassVar[int | None] = None
+    """rank of the adapters that are trained; None: all weights"""
 
     @property
     def attempts(self) -> Sequence[Setting]:
@@ -56,6 +57,7 @@ class FineTuning(ArenaAttack):
             measure,
             rank=self.rank,
             gradient_checkpointing=victim.gradient_checkpointing,
+            accumulate=victim.accumulate,
             seed=victim.seed,
             on_step=lambda step: done.append(step + 1),
         )

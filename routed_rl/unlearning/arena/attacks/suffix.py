@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from routed_rl.lm.suppressors.suppressor import FORWARD_PASS
+from routed_rl.lm.passes import FORWARD_PASS
 from routed_rl.runs import derive_seed
 from routed_rl.unlearning.arena.attacks.attack import ArenaAttack, Group, Look, Setting, Victim
 from routed_rl.unlearning.arena.attacks.halves import halves, undivided
