@@ -239,8 +239,9 @@ def test_the_guides_upload_is_of_the_saved_folder(study, small, tmp_path, monkey
     for name in ("create_repo", "upload_folder"):
         monkeypatch.setattr(f"huggingface_hub.{name}", lambda *args, of=name, **named: called.append((of, args, named)))
     monkeypatch.chdir(tmp_path)
-    options = {"methods": ["npo"], "settings": ["npo.steps=2"], "batch_size": 2, "budget": 4, "scores": [*SCORES]}
-    exec(code, {"study": ArenaStudy(**options, student=Student(steps=3, least=2), out=study)})
+    options = {"settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2, "budget": 4, "scores": [*SCORES]}
+    options |= {"student": Student(steps=3, least=2), "out": study}
+    exec(code.replace('out="runs/mine"', "**options"), {"options": options})
     (made, (repository,), private), (upload, _, named) = called
     assert (made, upload, private) == ("create_repo", "upload_folder", {"private": True})
     assert named["repo_id"] == repository

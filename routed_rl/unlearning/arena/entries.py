@@ -263,7 +263,8 @@ class Arena:
         training |= {} if options.master_weights else {"master_weights": False}
         parts = {} if options.accumulate == 1 else {"accumulate": options.accumulate}
         training |= parts
-        read = about | {"longer": self.benchmark.longer}  # what matters where models write, but not where they learn
+        # What matters where models write, but not where they learn.
+        read: dict[str, Any] = about | {"longer": self.benchmark.longer}
         read |= {"stops": list(self.benchmark.stops)} if self.benchmark.stops else {}
         full = self._known(FULL, options.model, seed)
         assert full is not None

@@ -133,4 +133,5 @@ def test_wmdp_scores_choices_and_asks_lm_eval_by_name(studied, monkeypatch):
     study = studied("wmdp", split="cyber", scores=["wmdp-cyber", "mmlu"])
     found = before(study)
     assert set(found.index) == {"multiple-choice", "wmdp-cyber", "mmlu"}
-    assert found["mmlu"] == 0.3 and asked == ["wmdp_cyber", "mmlu"] * 3
+    assert found["mmlu"] == 0.3 and asked.count("wmdp_cyber") == 3
+    assert asked.count("mmlu") > 3, "what a model has kept is measured after attacks on its weights too"
