@@ -56,8 +56,9 @@ def commands() -> str:
     """The page of all commands."""
     parts = [
         GENERATED,
-        "# Commands",
-        "`routed-rl COMMAND --help` says the same. `--preset` and `--task` change defaults.",
+        "# All options",
+        "`routed-rl COMMAND --help` says the same. `--preset` and `--task` change defaults. What each command is for: "
+        "[commands at a glance](commands.md).",
     ]
     for of in MODULES:
         parts += [f"## `routed-rl {command_name(of)}`", " ".join(str(of.__doc__).split())]

@@ -48,7 +48,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [
     pytest.param(code, id=f"{path.stem}-{number}")
     for path in DOCUMENTS
-    if path.name == "README.md" or path.parent.name in ("tutorials", "how-to")
+    if path.name in ("README.md", "install.md") or path.parent.name in ("tutorials", "how-to")
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
     if code not in OWN and not re.search("OversightStudy|ArenaStudy|my-benchmark", code)
 ]
@@ -140,13 +140,20 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
     assert [path.suffix for path in tmp_path.iterdir()].count(".png") == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/how-to/run_an_oversight_study.md"])
-def test_examples_of_an_oversight_study_run(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("page", "guide", "world"),
+    [
+        ("README.md", "run_an_oversight_study", "my_world"),
+        ("docs/how-to/run_an_oversight_study.md", "run_an_oversight_study", "my_world"),
+        ("docs/how-to/make_a_world_of_your_own.md", "make_a_world_of_your_own", "ring"),
+    ],
+)
+def test_examples_of_an_oversight_study_run(page, guide, world, tmp_path, monkeypatch):
     """In the environment that the guide shows, in this process, with few steps. An example has at most 15 lines."""
     run_in_process(monkeypatch)
     monkeypatch.setattr(OwnTask, "fresh", (2, 4))
-    guide = (ROOT / "docs" / "how-to" / "run_an_oversight_study.md").read_text()
-    (module,) = re.findall(r"```python\n# my_world.py\n(.*?)```", guide, re.DOTALL)
+    shown = (ROOT / "docs" / "how-to" / f"{guide}.md").read_text()
+    (module,) = re.findall(rf"```python\n# {world}.py\n(.*?)```", shown, re.DOTALL)
     (code,) = (
         code
         for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
@@ -157,7 +164,7 @@ def test_examples_of_an_oversight_study_run(page, tmp_path, monkeypatch):
     code = f"from routed_rl.options.oversight import Learner\n{code}".replace("100_000", "64")
     code = code.replace("seeds=3", f"seeds=1, {'total_steps=64, ' if page == 'README.md' else ''}learner={few}")
     with own_code(tmp_path) as write:
-        write("my_world.py", module)
+        write(f"{world}.py", module)
         found = run(code)
     assert found["study"].results().true_return.notna().all()
     assert (tmp_path / "methods.png").stat().st_size
