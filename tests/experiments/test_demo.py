@@ -156,7 +156,7 @@ def test_a_study_without_charts_has_its_summary_and_figures_in_the_dark_too(page
     page.get_by_role("button", name="Toggle theme").click()
     page.get_by_role("tab", name="Study").click()
     page.get_by_role("combobox", name="Study").click()
-    page.get_by_role("option", name="digits").click()
+    page.get_by_role("menuitem", name="digits").click()
     assert_shown(page.get_by_role("row", name="no routing 0.17"))
     assert_shown(page.get_by_text("This study has no charts."))
     assert_shown(page.get_by_text("A <b>remark</b>."))
