@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from routed_rl.errors import UserError, user_input
+from routed_rl.experiments.demo.stages import is_undo
 from routed_rl.experiments.demo.text_models import model_of, texts_of, tokenizer_of
-from routed_rl.experiments.demo.undo_results import is_undo, read_undo
+from routed_rl.experiments.demo.undo_results import read_undo
 from routed_rl.lm import Corpus, FineTuning, evaluate, fine_tune, open_corpus
 from routed_rl.lm.era_study.division import Division
 from routed_rl.lm.era_study.pipeline import MODEL

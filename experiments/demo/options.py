@@ -17,7 +17,7 @@ class Demo:
     """
 
     directories: Annotated[tuple[Path, ...], tyro.conf.arg(name="dirs"), tyro.conf.Positional] = ()
-    """directories of runs of agents, and of studies (oversight, era, undo, steering-scalar), to show as well"""
+    """directories of runs of agents, and of studies (oversight, era, undo, arena and others), to show as well"""
     port: int = 5006
     """port of the page; 0: any free one"""
     open: bool = True

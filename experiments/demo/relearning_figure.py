@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import panel as pn
 from bokeh.models import ColumnDataSource, HoverTool, Legend, Span
 from bokeh.plotting import figure
-
-from routed_rl.experiments.demo.undo_results import UndoResults
 
 HEIGHT = 460
 """Height of the figure, in pixels."""
@@ -29,11 +27,31 @@ TRAINED = ("reference", "filtered")
 """Kinds of models that nothing was unlearned from."""
 
 
+class Relearned(Protocol):
+    """What attacks bring back.
+
+    Attributes:
+        rows: a row per model and seed, with a column ``forget_…`` for each step.
+        steps: of the attack, in order.
+        measured: what the numbers are, for axes.
+        higher_is_better: whether a model with a larger number knows more.
+    """
+
+    @property
+    def rows(self) -> pd.DataFrame: ...
+    @property
+    def steps(self) -> list[int]: ...
+    @property
+    def measured(self) -> str: ...
+    @property
+    def higher_is_better(self) -> bool: ...
+
+
 def drawn(rows: pd.DataFrame, suppressor: str | None, alpha: float | None) -> pd.DataFrame:
     """Return the rows of a figure: the reference, the filtered model, a suppressed model and its students.
 
     Args:
-        rows: of :class:`UndoResults`.
+        rows: of :class:`Relearned`.
         suppressor: name of the suppressed model.
         alpha: noise level of UNDO students. New students have none, and are always drawn.
     """
@@ -48,7 +66,7 @@ def drawn(rows: pd.DataFrame, suppressor: str | None, alpha: float | None) -> pd
     )
 
 
-def relearning_figure(results: UndoResults, rows: pd.DataFrame, step: int) -> tuple[figure, Span]:
+def relearning_figure(results: Relearned, rows: pd.DataFrame, step: int) -> tuple[figure, Span]:
     """Return the relearning curves of rows, a line per model and seed, and the line that marks an attack step.
 
     Args:
@@ -59,7 +77,7 @@ def relearning_figure(results: UndoResults, rows: pd.DataFrame, step: int) -> tu
         height=HEIGHT,
         sizing_mode="stretch_width",
         x_axis_label="attack step",
-        y_axis_label=f"forget {results.unit}",
+        y_axis_label=results.measured,
         y_axis_type="auto" if results.higher_is_better else "log",  # losses range over orders of magnitude
         tools="pan,wheel_zoom,box_zoom,reset,save",
         active_scroll=None,
@@ -73,7 +91,7 @@ def relearning_figure(results: UndoResults, rows: pd.DataFrame, step: int) -> tu
         setattr(plot.axis, f"{part}_color", ink)
     items = [_curves(plot, name, rows[rows.name == name], results.steps, look) for name, look in _looks(rows).items()]
     points = [glyph for _, glyphs in items for glyph in glyphs[1::2]]
-    plot.add_tools(HoverTool(renderers=points, tooltips=_tooltips(results.unit)))
+    plot.add_tools(HoverTool(renderers=points, tooltips=_tooltips(results.measured)))
     legend = Legend(items=items, ncols=2, spacing=10, label_text_font_size="10pt", label_text_color=ink)
     legend.background_fill_alpha, legend.border_line_color, legend.location = 0, None, "left"
     plot.add_layout(legend, "below")
@@ -106,8 +124,8 @@ def _curves(
     return name, glyphs
 
 
-def _tooltips(unit: str) -> list[tuple[str, str]]:
-    return [("model", "@model"), ("seed", "@seed"), ("attack step", "@step"), (f"forget {unit}", "@forget{0.000}")]
+def _tooltips(measured: str) -> list[tuple[str, str]]:
+    return [("model", "@model"), ("seed", "@seed"), ("attack step", "@step"), (measured, "@forget{0.000}")]
 
 
 def _place(models: pd.Series) -> pd.Series:

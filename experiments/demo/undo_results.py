@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from routed_rl.errors import user_input
+from routed_rl.experiments.demo.stages import Run, read_stages
 from routed_rl.runs import read_json
-from routed_rl.runs.grid import STAGES, is_finished
-from routed_rl.runs.record import RunError, find_run
+from routed_rl.runs.grid import STAGES
 from routed_rl.runs.rundir import RESULT
 from routed_rl.runs.studies import RESULTS
 from routed_rl.unlearning.attacks import robustness, worst_case
@@ -25,23 +25,6 @@ MADE = ("pretrain", "filtered", "suppress", "given", "distil")
 """Kinds of stages that make a model."""
 TEACHER = ("seed", "suppressor", "strength", "labelled")
 """Columns that a student and its teacher share."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A stage of a study in its directory, as :class:`routed_rl.runs.Stage` names it."""
-
-    path: Path
-    kind: str
-    options: Mapping[str, Any]
-    parents: Mapping[str, str]
-    seed: int
-    finished: bool
-
-    @property
-    def key(self) -> str:
-        """The hash in the directory's name."""
-        return self.path.name.rpartition("-")[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +53,14 @@ class UndoResults:
     runs: Mapping[str, Run]
 
     @property
+    def measured(self) -> str:
+        """What an attack brings back, for axes."""
+        return f"forget {self.unit}"
+
+    @property
     def is_done(self) -> bool:
         """Whether every stage that was started is finished, and the study has written the results of every model."""
         return self.finished == self.stages and self.tabled >= max(self.models, len(self.rows))
-
-
-def is_undo(directory: Path) -> bool:
-    """Return whether a directory is that of an UNDO study."""
-    return (directory / STAGES).is_dir()
 
 
 def read_undo(directory: Path) -> UndoResults:
@@ -87,7 +70,7 @@ def read_undo(directory: Path) -> UndoResults:
         UserError: if a file of the study cannot be read.
     """
     with user_input():
-        runs = _runs(directory / STAGES)
+        runs = read_stages(directory / STAGES)
         path = directory / RESULTS
         table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["name", "seed", "stage"])
         metric = _metric(runs)
@@ -152,31 +135,6 @@ def _all_known(values: pd.Series) -> Any:
     if (values.dropna() == False).any():  # noqa: E712
         return False
     return None if values.isna().any() else True
-
-
-def _runs(stages: Path) -> dict[str, Run]:
-    """Return the stages in a directory, by key, in the order in which they depend on each other."""
-    found = {}
-    for path in sorted(stages.glob("*-*/")):
-        try:
-            record = find_run(path)
-        except RunError:  # another folder, or the user's
-            continue
-        if record is not None and "stage" in record.config:
-            of = record.config
-            run = Run(path, of["stage"], of["options"], of["parents"], record.seed, is_finished(path))
-            found[run.key] = run
-    ordered: dict[str, Run] = {}
-
-    def visit(key: str) -> None:
-        if key in found and key not in ordered:
-            for parent in found[key].parents.values():
-                visit(parent)
-            ordered[key] = found[key]
-
-    for key in found:
-        visit(key)
-    return ordered
 
 
 def _metric(runs: Mapping[str, Run]) -> str:

@@ -1,18 +1,25 @@
 """``routed-rl demo`` in a browser: what the page shows when a user places, steers, ablates and plays."""
 
+import base64
 import re
 import socket
 import sys
 
+import panel
 import pytest
 
 from routed_rl.experiments import cli
 from routed_rl.experiments.demo.agents import carried
 from routed_rl.experiments.demo.board import Board, read
 from routed_rl.runs import write_json
-from routed_rl.runs.studies import PLANNED, STUDY
+from routed_rl.runs.studies import PLANNED, STUDY, SUMMARY
 from tests.browser import demo, needs_browser, opened
 from tests.experiments.mistakes import complaints
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+"""A PNG file of one pixel."""
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +32,21 @@ def unfinished(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(unfinished):
-    """The address of a running demo with a study."""
-    with demo(unfinished) as address:
+def plain(tmp_path_factory):
+    """The directory of a finished study without charts, as those about images are."""
+    out = tmp_path_factory.mktemp("plain") / "digits"
+    out.mkdir()
+    write_json(out / STUDY, {})
+    table = "| setting | error |\n| --- | ---: |\n| routing | 0.27 |\n| no routing | 0.17 |\n"
+    (out / SUMMARY).write_text(f"# Two halves\n\n{table}\n## More\n\nA <b>remark</b>.\n", encoding="utf-8")
+    (out / "bars.png").write_bytes(PIXEL)
+    return out
+
+
+@pytest.fixture(scope="module")
+def address(unfinished, plain):
+    """The address of a running demo with two studies."""
+    with demo(unfinished, plain) as address:
         yield address
 
 
@@ -42,6 +61,11 @@ def page(address):
 def steer(page, ghost, diamond):
     for name, key in (("Ghost", ghost), ("Diamond", diamond)):
         page.get_by_role("slider", name=f"Weight of {name}").press(key)
+
+
+def light(colour):
+    """How light a CSS colour is, from 0 to 255."""
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
 
 
 def assert_shown(place):
@@ -128,6 +152,22 @@ def test_a_study_that_is_not_finished_is_shown_as_such(page):
 
 
 @needs_browser
+def test_a_study_without_charts_has_its_summary_and_figures_in_the_dark_too(page):
+    page.get_by_role("button", name="Toggle theme").click()
+    page.get_by_role("tab", name="Study").click()
+    page.get_by_role("combobox", name="Study").click()
+    page.get_by_role("menuitem", name="digits").click()
+    assert_shown(page.get_by_role("row", name="no routing 0.17"))
+    assert_shown(page.get_by_text("This study has no charts."))
+    assert_shown(page.get_by_text("A <b>remark</b>."))
+    assert page.get_by_role("img", name="bars").evaluate("image => image.naturalWidth") == 1
+    ink, ground = page.get_by_role("cell", name="0.17").evaluate(
+        "cell => [getComputedStyle(cell).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert light(ink) > 200 and light(ground) < 50
+
+
+@needs_browser
 def test_the_page_fits_a_phone(address):
     with opened(address, viewport={"width": 390, "height": 844}) as (page, wrong):
         assert_shown(page.get_by_role("gridcell").first)
@@ -142,6 +182,17 @@ def test_only_this_machine_can_reach_the_page(address):
     with open("/proc/net/tcp", encoding="ascii") as table:
         local = [line.split()[1] for line in table if line.split()[3] == "0A"]
     assert [place for place in local if int(place.split(":")[1], 16) == port] == [f"0100007F:{port:04X}"]
+
+
+def test_a_study_has_its_name_also_where_the_shell_is_in_it(plain, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(panel, "serve", lambda make, **_: make())
+    monkeypatch.setattr("routed_rl.experiments.demo.page.make_page", lambda agents, studies: seen.extend(studies))
+    linked = tmp_path / "linked"
+    linked.symlink_to(plain)
+    monkeypatch.chdir(plain)
+    cli.main(["demo", "--no-open", "--port", "0", ".", str(linked)])
+    assert seen == [plain, linked]
 
 
 def test_a_port_in_use_is_named(capsys):

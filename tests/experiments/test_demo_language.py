@@ -346,4 +346,13 @@ def test_the_page_colours_a_users_text_and_steers_with_the_slider(era, bread):
         page.get_by_role("checkbox", name="Show the losses as a table").check()
         page.get_by_role("region", name="Losses by token").get_by_role("row").nth(5).wait_for()
         assert page.get_by_role("heading", name="Steer with a scalar").count() == 1
+        page.get_by_role("button", name="Toggle theme").click()
+        prompt = page.get_by_role("textbox", name=re.compile("^Prompt"))
+        prompt.fill("the owl near a path")
+        prompt.press("Tab")
+        continued = page.get_by_text(re.compile("^the owl near a path "))
+        continued.nth(1).wait_for()
+        page.get_by_role("button", name="Run the attack").click()
+        continued.nth(2).wait_for()
+        assert page.get_by_role("heading", name="after 20 attack steps").count() == 1
         assert not wrong

@@ -134,6 +134,7 @@ def test_a_study_that_has_just_begun_has_no_curves(tmp_path, copied):
     begun = tmp_path / "begun"
     (begun / "stages" / "notes-mine").mkdir(parents=True)
     (begun / "stages" / "notes-mine" / "config.json").write_text("{}")
+    shutil.copy(copied / "study.json", begun)
     text = texts(unlearning_tab([begun]))
     assert "there are no curves" in text and "0 of 0 stages" not in text
 
