@@ -177,7 +177,9 @@ def draw_matching(
     shown = [member for member in _kinds(curves) if member.name in ("filtered", "matched, new", "matched, reference")]
     titles = {"Attack": curves, "Attack that must keep the\nretain performance": kept}
     panels = [(title, _lines({m: of[m] for m in curves}, shown, {})) for title, of in titles.items()]
-    return _attacks(panels, metric, "Attacks, worst case within so many steps", before=lambda axes: _draw_matching(axes, matching))
+    return _attacks(
+        panels, metric, "Attacks, worst case within so many steps", before=lambda axes: _draw_matching(axes, matching)
+    )
 
 
 @styled()
