@@ -47,8 +47,13 @@ def texts(figure):
     return [(text, Text.get_window_extent(text)) for text in drawn]
 
 
-def check(figure, least=4.5):
-    """Check a figure; ``least`` is the smallest difference in L* of two series that end one above the other."""
+def check(figure, least=4.5, far=0.25):
+    """Check a figure.
+
+    Args:
+        least: smallest difference in L* of two series that end one above the other.
+        far: longest way from the end of a line to its label, as a share of the height of the panel.
+    """
     upright = [(text.get_text(), box) for text, box in texts(figure) if text.get_rotation() % 90 == 0]
     overlapping = [
         (one, other)
@@ -69,7 +74,7 @@ def check(figure, least=4.5):
             assert abs(lightness(above.get_color()) - lightness(below.get_color())) > least, names
         assert len(labels(axes)) <= MOST, list(labels(axes))
         moved = {name: text.get_position()[1] - np.clip(text.xy[1], 0, 1) for name, text in labels(axes).items()}
-        assert all(abs(far) < 0.25 for far in moved.values()), f"labels far from the ends of their lines: {moved}"
+        assert all(abs(by) < far for by in moved.values()), f"labels far from the ends of their lines: {moved}"
 
 
 def colours(figure):

@@ -63,7 +63,7 @@ def draw_pictures(pictures: Mapping[str, Mapping[str, Sequence[str]]], path: Pat
     """
     wide = min(2, len(pictures))
     tall = -(-len(pictures) // wide)
-    figure, plots = subplots(tall, wide, height=0.4 + 1.8 * tall * 2 / wide, squeeze=False)
+    figure, plots = subplots(tall, wide, height=0.4 + tall * (0.35 + 2.6 / wide), squeeze=False)
     for axes, (title, parts) in zip(plots.flat, pictures.items(), strict=False):
         _mosaic(axes, [parts[part] for part in PICTURES])
         _rows(axes, list(PICTURES.values()))

@@ -43,6 +43,8 @@ STYLES = {
 ORDER = list(STYLES)
 CURVES = ("plain", "oracle", "penalty", "penalty-solo", "monitor-penalty", "routing-solo", "routing-replay")
 """Methods whose course of training is shown."""
+LINEAR, TICKS = 0.02, (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+"""Of the axis of hacks over training: where it stops to be linear, and its ticks."""
 Key = tuple[str, str, float, int]
 """World, method, oversight and seed of a run."""
 Curve = Sequence[Mapping[str, float]]
@@ -87,9 +89,12 @@ def draw_hacking(frame: pd.DataFrame) -> Figure:
 
 @styled()
 def draw_training(curves: Mapping[Key, Curve]) -> Figure:
-    """Solved tasks and hacks over training, for some methods at the middle oversight of each world."""
+    """Solved tasks and hacks over training, for some methods at the middle oversight of each world.
+
+    Hacks have a logarithmic axis above ``LINEAR``, because good methods differ by 1 % of the answers.
+    """
     worlds = list(dict.fromkeys(world for world, *_ in curves))
-    figure, plots = subplots(len(worlds), 2, height=0.9 + 2.4 * len(worlds), sharex=True, sharey=True, squeeze=False)
+    figure, plots = subplots(len(worlds), 2, height=0.9 + 2.4 * len(worlds), sharex=True, sharey="col", squeeze=False)
     seeds = []
     for row, world in zip(plots, worlds, strict=True):
         levels = sorted({key[2] for key in curves if key[0] == world})
@@ -108,7 +113,12 @@ def draw_training(curves: Mapping[Key, Curve]) -> Figure:
                 draw_means(axes, steps, values.T, bars=slice(i % 3, None, 3), **look)
                 seeds.append(len(of))
             axes.set_title(f"{world}, oversight {percent(share)}: {title}")
-        row[0].set_ylabel("share of answers")
+        row[0].set(ylabel="share of answers", ylim=(-0.03, 1.03))
+        row[1].set_ylabel(f"share of answers,\nlogarithmic above {percent(LINEAR)}")
+        row[1].set_yscale("symlog", linthresh=LINEAR)
+        row[1].set_ylim(-LINEAR / 4, 1.2)
+        row[1].set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        row[1].minorticks_off()
     for axes in plots[-1]:
         axes.set_xlabel("update")
     figure.suptitle(f"Training; routed models without the adapter forget; {over_seeds(seeds)}")

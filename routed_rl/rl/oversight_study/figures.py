@@ -229,7 +229,7 @@ def _name_limits(figure: Figure, exact: Mapping[str, float] | None) -> None:
     """Name the lines of exact limits below the panels: beside the curves, they would push labels away from ends."""
     from matplotlib.lines import Line2D
 
-    look = {"color": GREYS[1], "linewidth": 0.9}
+    look: dict[str, Any] = {"color": GREYS[1], "linewidth": 0.9}
     lines = [
         Line2D([], [], linestyle=style, label=f"{title}: {round(value, 3) + 0.0:.3f}", **look)
         for style, title, value in ([] if exact is None else _fixed(exact))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -96,7 +95,7 @@ def _legend(figure: Figure, board: pd.DataFrame) -> None:
         for _, row in made[made.then == then].drop_duplicates("alpha").sort_values("alpha").iterrows()
     ]
     if (made.before == "era").any():
-        look = {"marker": MARKERS["era"], "linestyle": LINES["era"]}
+        look: dict[str, Any] = {"marker": MARKERS["era"], "linestyle": LINES["era"]}
         lines.append(Line2D([], [], color=GREYS[1], label="ERA beforehand", **look))
     for name, row in board[board.method.isna()].iterrows():
         lines.append(Line2D([], [], color=_colour(row), marker=_marker(row), linestyle="", label=f"{name} model"))
@@ -145,10 +144,9 @@ def _by_method(shown: pd.DataFrame, label: str, draw: Callable[[Any, Any], None]
     columns = max(1, min(4, len(panels)))
     rows = max(1, -(-len(panels) // columns))
     figure, plots = subplots(rows, columns, height=1.5 + 1.8 * rows, sharex=True, sharey=True, squeeze=False)
-    for axes, (name, part) in zip_longest(plots.flat, panels, fillvalue=("", [])):
-        if not part and axes is not plots.flat[0]:
-            axes.set_visible(False)
-            continue
+    for axes in plots.flat[max(1, len(panels)) :]:
+        axes.set_visible(False)
+    for axes, (name, part) in zip(plots.flat, panels or [("", [])], strict=False):
         for _, row in shown.loc[[*compared, *part]].iterrows():
             draw(axes, row)
         axes.set_title(str(name))
