@@ -32,7 +32,8 @@ def leaderboard(frame: pd.DataFrame, arena: Arena, keep: float) -> pd.DataFrame:
     """
 
     def means(rows: pd.DataFrame, column: str = "value") -> pd.DataFrame:
-        return aggregate(rows.dropna(subset=[column]), column, ["name"]).set_index("name")
+        there = rows.dropna(subset=[column]) if column in rows else rows[:0].assign(**{column: []})  # no attack is done
+        return aggregate(there, column, ["name"]).set_index("name")
 
     before = frame[frame.attack == NONE]
     columns = {name: means(before[before.score == name]) for name in arena.scores}
