@@ -29,7 +29,7 @@ from routed_rl.runs import read_json, read_run
 from routed_rl.runs.grid import is_finished
 from routed_rl.runs.rundir import RESULT
 from routed_rl.runs.studies import STUDY
-from routed_rl.unlearning.attacks import load_attacked
+from routed_rl.unlearning.attacked import load_attacked
 from routed_rl.unlearning.undo_study.measurements import ATTACKED
 
 BASE = "base"

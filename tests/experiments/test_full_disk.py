@@ -24,7 +24,7 @@ from routed_rl.runs import MetricsCSV, write_checkpoint, write_json
 from routed_rl.runs.figures import save, subplots
 from routed_rl.runs.tables import write_table
 from routed_rl.unlearning import cache_teacher
-from routed_rl.unlearning.attacks import save_attacked
+from routed_rl.unlearning.attacked import save_attacked
 from tests.experiments.mistakes import complaints
 from tests.lm.tiny_models import tiny_model
 from tests.unlearning.test_teacher_cache import Rows

@@ -13,7 +13,8 @@ from routed_rl.lm.batches import FORGET_LABEL, NO_LABEL, PADDING, Batch
 from routed_rl.lm.stories import generate_stories, stories_tokenizer
 from routed_rl.options.undo import Relearn
 from routed_rl.unlearning import SUPPRESSORS, MaxEnt, Npo, Rmu, Undial, attack, undo, unlearn
-from routed_rl.unlearning.attacks import Relearning, attacked_size, save_attacked
+from routed_rl.unlearning.attacked import attacked_size, save_attacked
+from routed_rl.unlearning.attacks import Relearning
 from routed_rl.unlearning.copies import TrainedCopy, kept
 from routed_rl.unlearning.pipeline import _Data
 from tests.lm.tiny_models import tiny_model

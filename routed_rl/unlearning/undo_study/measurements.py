@@ -19,7 +19,8 @@ from routed_rl.lm.inputs import Text
 from routed_rl.lm.processes import agreed
 from routed_rl.options.undo import UndoOptions
 from routed_rl.runs import RunDirectory, Stage, derive_seed
-from routed_rl.unlearning.attacks import barrier, load_attacked, quantised, save_attacked, weight_distance
+from routed_rl.unlearning.attacked import load_attacked, save_attacked
+from routed_rl.unlearning.attacks import barrier, quantised, weight_distance
 from routed_rl.unlearning.undo_study.domains import Domains
 from routed_rl.unlearning.undo_study.measuring import make_attack
 from routed_rl.unlearning.undo_study.members import even_parts

@@ -22,7 +22,8 @@ from routed_rl.lm.inputs import TEXT_SEED, Text, text_identity
 from routed_rl.options.undo import UndoOptions
 from routed_rl.plugins import Registry
 from routed_rl.runs import Stage
-from routed_rl.unlearning.attacks import Attack, Relearning, attacked_size
+from routed_rl.unlearning.attacked import attacked_size
+from routed_rl.unlearning.attacks import Attack, Relearning
 from routed_rl.unlearning.metrics import Answers, Completions, Harness, Loss, Metric
 from routed_rl.wording import written
 
