@@ -107,14 +107,15 @@ def draw_arrows(board: pd.DataFrame, benchmark: Benchmark, utility: str) -> Figu
     """Knowledge against utility, with an arrow from before to after the worst attack for each model.
 
     Knowledge is what exceeds that of the retrained model, where there is one: before the attack, and under the same
-    attack.
+    attack. An attack that changes only what the model reads leaves its utility as it is.
     """
     is_excess = board["excess worst"].notna().any() and RETRAINED in board.index
     start, tip = board[benchmark.main], board["after worst"]
     if is_excess:
         start, tip = (start - start[RETRAINED]).clip(lower=0), board["excess worst"]
-    shown = board[KIND].assign(x=board[utility], start=start, tip=tip).dropna(subset=["x", "start", "tip"])
-    figure = _by_method(shown, f"{utility}\nbefore the attack", _arrow)
+    end = board["utility after worst"].fillna(board[utility])
+    shown = board[KIND].assign(x=board[utility], end=end, start=start, tip=tip).dropna(subset=["x", "start", "tip"])
+    figure = _by_method(shown, utility, _arrow)
     figure.supylabel(f"{benchmark.main} of the forget set" + ",\nabove the retrained model's" * is_excess)
     figure.suptitle("Arrows: from before any attack to under the worst one (bottom right is best)")
     return figure
@@ -160,11 +161,11 @@ def _by_method(shown: pd.DataFrame, label: str, draw: Callable[[Any, Any], None]
 
 
 def _arrow(axes: Any, row: Any) -> None:
-    """Draw an arrow from ``row.start`` to ``row.tip``."""
+    """Draw an arrow from ``row.x``, ``row.start`` to ``row.end``, ``row.tip``."""
     axes.plot(row.x, row.start, _marker(row), color=_colour(row), markersize=4)
     width = 2.0 if row.then == "none" else 1.2  # arrows of one method may lie on each other
     look = {"color": _colour(row), "linewidth": width, "linestyle": LINES[row.before], "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (row.x, row.tip), (row.x, row.start), arrowprops={"arrowstyle": "-|>", **look})
+    axes.annotate("", (row.end, row.tip), (row.x, row.start), arrowprops={"arrowstyle": "-|>", **look})
 
 
 def _point(axes: Any, row: Any) -> None:

@@ -35,6 +35,7 @@ def drawn(seeds=2, **of):
             rows.append({**common, "attack": "none", "score": "model-utility", "value": utility, "excess": np.nan})
         about = {"before": before, "method": method, "then": then, "alpha": alpha, "kept": method != "rmu"}
         scores = {"knowledge": 0.1, "model-utility": utility, "after worst": excess, "excess worst": excess}
+        scores["utility after worst"] = np.nan if method == "lat" else utility - 0.2
         board[name] = about | scores | {"compute": np.nan if method is None else 0.2 + 0.7 * (then == "undo")}
     return figures(pd.DataFrame(rows), pd.DataFrame(board.values(), index=[*board]), BENCHMARK, "model-utility")
 
@@ -70,6 +71,12 @@ def test_each_method_has_a_panel_with_an_arrow_for_each_of_its_models():
     for axes in panels.values():
         places = {(arrow.arrow_patch.get_edgecolor(), arrow.arrow_patch.get_linestyle()) for arrow in arrows(axes)}
         assert len(arrows(axes)) == 6 and len(places) == 5, "four models, and two to compare them with"
+
+
+def test_an_arrow_ends_at_the_utility_after_the_attack_or_before_one_that_changes_only_prompts():
+    panels = {axes.get_title(loc="left"): axes for axes in shown(drawn()["arrows"]())}
+    ends = {name: {round(arrow.xy[0], 2) for arrow in arrows(axes)} for name, axes in panels.items()}
+    assert ends["npo"] == {0.49, 0.64, 0.6} and ends["lat"] == {0.69, 0.64, 0.6}, "and of the two compared"
 
 
 def test_a_method_with_many_noise_levels_has_several_panels():
