@@ -10,6 +10,7 @@ import numpy as np
 from routed_rl.lm.training import Training
 from routed_rl.unlearning.benchmarks.benchmark import FORGET, HOLDOUT, RETAIN, Benchmark, BenchmarkKind, Example, Recipe
 from routed_rl.unlearning.benchmarks.made_up import coined, drawn, pools
+from routed_rl.unlearning.benchmarks.tofu_small import SETTINGS
 
 MOSSES = pools(
     {
@@ -53,6 +54,10 @@ class ChoiceSmall(BenchmarkKind):
     """Questions with four choices. The forget set is about mosses, the retain set about towns. None of them exists."""
 
     splits = ("mosses",)
+    settings = (
+        *SETTINGS,
+        *("maxent.learning_rate=1e-3", "rmu.steps=240", "undial.steps=240", "wga.steps=240", "idk_nll.steps=240"),
+    )
     recipe: ClassVar[Recipe] = Recipe("tiny", 768, Training(steps=400, learning_rate=4e-3), batch_size=64)
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:

@@ -20,6 +20,7 @@ from routed_rl.unlearning.benchmarks.benchmark import (
     Recipe,
 )
 from routed_rl.unlearning.benchmarks.made_up import coined, drawn, people, pools
+from routed_rl.unlearning.benchmarks.tofu_small import SETTINGS
 
 FACTS = pools(
     {
@@ -106,6 +107,7 @@ class MuseSmall(BenchmarkKind):
     """
 
     splits = ("forget", "scal_2", "sust_2")
+    settings = (*SETTINGS, "rmu.steps=240", "lat.steps=120", "circuit_breaker.learning_rate=1e-3")
     recipe: ClassVar[Recipe] = Recipe("tiny", 1024, Training(steps=400, learning_rate=4e-3), batch_size=32)
 
     def load(self, data: str | None = None, split: str | None = None) -> Benchmark:

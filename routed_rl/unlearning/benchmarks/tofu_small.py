@@ -87,7 +87,8 @@ SETTINGS = (
     *("layered.steps=120", "layered.learning_rate=1e-3"),
     *("task_vector.steps=60", "task_vector.scale=2"),
 )
-"""Of methods: from a sweep over two settings with seed 10. Others keep their own recipes."""
+"""Of methods: from a sweep over two settings with seed 10. Others keep their own recipes. The other small benchmarks
+change what does too little there."""
 WRONG, OTHER_WRONG = 5, 3
 """Perturbed answers of an example: as many as in TOFU."""
 LEARNED, HELD_OUT, OTHER = 60, 12, 24

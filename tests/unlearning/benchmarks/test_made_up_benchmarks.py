@@ -9,6 +9,8 @@ import pytest
 
 from routed_rl.errors import UserError
 from routed_rl.lm.documents import from_row
+from routed_rl.options.arena import ArenaOptions
+from routed_rl.unlearning.arena.entries import Arena
 from routed_rl.unlearning.benchmarks import BENCHMARKS
 from routed_rl.unlearning.benchmarks.tofu_small import QUESTIONS, VALUES
 from routed_rl.unlearning.scores.knowledge import states
@@ -143,3 +145,15 @@ def test_other_splits_and_files_are_refused(name):
         kind.load(split="forget7")
     with pytest.raises(UserError, match=r"data='my\.jsonl': this benchmark is made by the program"):
         kind.load("my.jsonl")
+
+
+@pytest.mark.parametrize("name", MADE_HERE)
+def test_every_recipe_of_a_benchmark_is_what_its_method_gets_and_the_last_one_counts(name):
+    arena, wanted = Arena(ArenaOptions(benchmark=name, methods=("npo",))), {}
+    for setting in arena.kind.settings:
+        key, _, value = setting.partition("=")
+        wanted[tuple(key.split("."))] = float(value)
+    assert wanted
+    for (method, key), value in wanted.items():
+        made, training = arena.method(method.replace("_", "-"))
+        assert getattr(training if key in ("steps", "learning_rate") else made, key) == value
