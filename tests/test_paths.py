@@ -128,19 +128,13 @@ def study(kind, path):
     assert made.out == Path(os.path.expanduser(path))
 
 
-class Finished(SimpleNamespace):
-    """A model of an arena without scores and attacks."""
-
-    def __iter__(self):
-        return iter(())
-
-
 def shared(path):
     """Save a model of an arena. The model and its card are made here, so that no study has to run."""
     study = ArenaStudy()
-    vars(study).update(arena=None, entries=[Finished(name="npo", seed=0, stage=None)])
+    stage = SimpleNamespace(result=lambda root: {})
+    vars(study).update(arena=None, entries=[SimpleNamespace(name="npo", seed=0, stage=stage)])
     with (
-        patch.object(ArenaStudy, "results"),
+        patch.object(ArenaStudy, "find", return_value=None),
         patch.object(Maker, "__init__", return_value=None),
         patch.object(Maker, "load", return_value=(tiny_model("llama"), TOKENIZER)),
         patch.multiple(exporting, _scores=lambda root, entry: {}, _card=lambda arena, results, entry: ""),
