@@ -163,6 +163,7 @@ def _by_method(shown: pd.DataFrame, label: str, draw: Callable[[Any, Any], None]
 def _arrow(axes: Any, row: Any) -> None:
     """Draw an arrow from ``row.x``, ``row.start`` to ``row.end``, ``row.tip``."""
     axes.plot(row.x, row.start, _marker(row), color=_colour(row), markersize=4)
+    axes.update_datalim([(row.end, row.tip)])  # the axes must hold the tip too
     width = 2.0 if row.then == "none" else 1.2  # arrows of one method may lie on each other
     look = {"color": _colour(row), "linewidth": width, "linestyle": LINES[row.before], "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (row.end, row.tip), (row.x, row.start), arrowprops={"arrowstyle": "-|>", **look})

@@ -77,6 +77,9 @@ def test_an_arrow_ends_at_the_utility_after_the_attack_or_before_one_that_change
     panels = {axes.get_title(loc="left"): axes for axes in shown(drawn()["arrows"]())}
     ends = {name: {round(arrow.xy[0], 2) for arrow in arrows(axes)} for name, axes in panels.items()}
     assert ends["npo"] == {0.49, 0.64, 0.6} and ends["lat"] == {0.69, 0.64, 0.6}, "and of the two compared"
+    for axes in panels.values():
+        low, high = axes.get_xlim()
+        assert all(low < arrow.xy[0] < high for arrow in arrows(axes)), "the axes hold every tip"
 
 
 def test_a_method_with_many_noise_levels_has_several_panels():
