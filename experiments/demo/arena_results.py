@@ -19,8 +19,19 @@ from routed_rl.runs.rundir import RESULT
 from routed_rl.runs.studies import CHARTS, planned, progress
 from routed_rl.unlearning.arena.attacking import MAIN
 from routed_rl.unlearning.arena.attacks import ALL_ATTACKS
-from routed_rl.unlearning.arena.entries import ATTACK, DISTIL, FULL, NONE, RETRAINED, ROUTED, SCORE, UNLEARN, Entry
-from routed_rl.unlearning.arena.report import UTILITY, WORST
+from routed_rl.unlearning.arena.entries import (
+    ATTACK,
+    DISTIL,
+    FULL,
+    NONE,
+    RETRAINED,
+    ROUTED,
+    SCORE,
+    UNLEARN,
+    UTILITY,
+    Entry,
+)
+from routed_rl.unlearning.arena.leaderboard import WORST
 
 KINDS = {FULL: "reference", RETRAINED: "filtered", ROUTED: "suppressed", UNLEARN: "suppressed"}
 """What a model is in the figure of relearning curves, by the kind of the stage that made it. Others are students."""
