@@ -16,7 +16,7 @@ from routed_rl.experiments.demo.arena_results import ArenaResults, read_arena
 from routed_rl.experiments.demo.relearning_view import RelearningView
 from routed_rl.experiments.demo.stages import is_arena, is_undo
 from routed_rl.experiments.demo.undo_results import UndoResults, leaderboard, read_undo
-from routed_rl.unlearning.arena.report import WORST
+from routed_rl.unlearning.arena.leaderboard import WORST
 
 STUDIES = {
     "routed-rl undo --alphas 0.4 0.6 0.8": "six minutes on two cores",

@@ -14,7 +14,7 @@ from routed_rl.runs import read_json, studies, write_json
 from routed_rl.runs.charts import read_charts
 from routed_rl.runs.record import config_hash
 from routed_rl.unlearning.arena import ArenaStudy
-from routed_rl.unlearning.arena.report import WORST
+from routed_rl.unlearning.arena.leaderboard import WORST
 from tests.experiments import small_arenas
 from tests.experiments.demo_views import shown, switch_on, texts, widget
 
