@@ -52,10 +52,10 @@ class ArenaResults:
     """What an arena has found so far.
 
     Attributes:
-        models: a row per model and seed: ``name``; ``model``, its kind; ``suppressor``, the model that it is or was
-            distilled from; ``alpha``; ``seed``; ``before``, the main score before any attack; ``utility``; ``kept``,
-            whether the study's leaderboard says that the utility is kept (None: it does not say);
-            ``attacks``, the names of the finished attacks on it.
+        models: a row per model and seed. ``model`` is its kind. ``suppressor`` is the model that it is, or was
+            distilled from. ``before`` is the main score before any attack. ``kept`` is whether the study's leaderboard
+            says that the utility is kept; None: it does not say. ``attacks`` are the names of the finished attacks on
+            it. Further columns: ``name``, ``alpha``, ``seed``, ``utility``.
         looks: a row per measurement during an attack: ``name``, ``seed``, ``attack``, ``attempt``, ``step``, ``value``,
             and ``excess`` over the retrained model at the same attempt and step.
         attacks: names of the attacks.

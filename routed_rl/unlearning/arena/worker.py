@@ -111,15 +111,15 @@ class Worker:
 
         seed = derive_seed(stage.seed, "attack")
 
+        utility = self.arena.utility if attack.group == "weights" else None  # else no copy of the model is needed
+
         def measure_worst(attacked: nn.Module) -> dict[str, float]:
-            utility = self.arena.utility
-            if utility is None or attack.group != "weights":
-                return {}
+            assert utility is not None
             kept = self.arena.scores[utility].kind()
             return {utility: kept.value(kept.examples(Reader(attacked, tokenizer, benchmark)))}
 
         victim = self.maker.victim(model, tokenizer, original, options.budget, seed)
-        return run_attack(attack, victim, measure, options.budget, measure_worst=measure_worst)
+        return run_attack(attack, victim, measure, options.budget, measure_worst=measure_worst if utility else None)
 
 
 @dataclass(frozen=True)
