@@ -26,7 +26,8 @@ from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.wording import written
 
-OURS, PRODUCTS, UNROUTED, PEER = "ours", "its matrix products", "ours without routing", "Stable-Baselines3 PPO"
+OURS, COMPILED, PRODUCTS = "ours", "ours, compiled", "its matrix products"
+UNROUTED, PEER = "ours without routing", "Stable-Baselines3 PPO"
 
 ROUTING_COLUMNS = {
     "milliseconds": ("ms", ".1f"),
@@ -106,13 +107,16 @@ def _environments(repeats: int, tick: Any) -> dict[str, Any]:
 def _training(name: Any, learner: Learner, repeats: int, tick: Any) -> dict[str, Any]:
     measured = training.measure(name, repeats, tick)
     steps = learner.n_envs * learner.n_steps
+    compiled = measured.get(COMPILED)
     return {
         "seconds_per_update": as_json(measured),
         "steps_per_second": steps * measured[OURS].rate,
         "steps_per_second_on_gpu": training.steps_per_second_on_gpu(name, repeats),
         "steps_per_second_stable_baselines3": steps * measured[PEER].rate,
         "times_stable_baselines3": measured[PEER].median / measured[OURS].median,
+        "times_compiled": measured[OURS].median / compiled.median if compiled else None,
         "roofline_share": measured[PRODUCTS].median / measured[OURS].median,
+        "roofline_share_compiled": measured[PRODUCTS].median / compiled.median if compiled else None,
         "times_unrouted": measured[OURS].median / measured[UNROUTED].median,
         "parts": training.parts(name),
     }
@@ -134,13 +138,17 @@ def _show(results: dict[str, Any]) -> None:
         "steps/s": ("steps_per_second", "{:,.0f}"),
         "steps/s of Stable-Baselines3 PPO": ("steps_per_second_stable_baselines3", "{:,.0f}"),
         "speed / Stable-Baselines3 PPO": ("times_stable_baselines3", "{:.2f}"),
+        "speed compiled / speed": ("times_compiled", "{:.2f}"),
         "share of the time in matrix products": ("roofline_share", "{:.0%}"),
+        "the same, compiled": ("roofline_share_compiled", "{:.0%}"),
         "time / time without routing": ("times_unrouted", "{:.3f}"),
+        "steps/s on a GPU": ("steps_per_second_on_gpu", "{:,.0f}"),
     }
     trained = results["training"].values()
-    rows = [[line, *(form.format(row[key]) for row in trained)] for line, (key, form) in lines.items()]
-    on_gpu = (row["steps_per_second_on_gpu"] for row in trained)
-    rows.append(["steps/s on a GPU", *("not measured" if rate is None else f"{rate:,.0f}" for rate in on_gpu)])
+    rows = [
+        [line, *("not measured" if row[key] is None else form.format(row[key]) for row in trained)]
+        for line, (key, form) in lines.items()
+    ]
     show_table("Training an agent", ("preset", *results["training"]), rows)
 
     rows = []

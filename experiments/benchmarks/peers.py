@@ -120,11 +120,13 @@ def _our_arrays() -> Callable[[], None]:
 
 LEARNERS: dict[str, Case] = {
     OURS: Case(partial(peers_torch.Ours, routed=False), OURS),
+    f"{OURS}, compiled": Case(partial(peers_torch.Ours, routed=False, compiled=True), OURS),
     "Stable-Baselines3 PPO": Case(peers_torch.stable_baselines3, OURS),
     "SBX PPO": Case(_sbx, OURS, ("jax", "flax", "sbx")),
     "CleanRL loop, torch.compile": Case(peers_torch.CompiledLoop, OURS),
     "JAX PPO": Case(partial(_jax_program, False), OURS, ("jax",)),
     OURS_ROUTED: Case(partial(peers_torch.Ours, routed=True), OURS_ROUTED),
+    f"{OURS_ROUTED}, compiled": Case(partial(peers_torch.Ours, routed=True, compiled=True), OURS_ROUTED),
     "JAX PPO with routing and replay": Case(partial(_jax_program, True), OURS_ROUTED, ("jax",)),
 }
 """Learners by name. Each JAX program of ours is one compiled function: environments, rollout and gradient steps."""

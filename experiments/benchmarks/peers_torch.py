@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +91,14 @@ class CountedVecEnv(VecEnvWrapper):
         return obs, rewards, dones, infos
 
 
+@contextmanager
+def nothing_compiled_before() -> Iterator[None]:
+    """Within the block, ``torch.compile`` uses no code of earlier processes, which would make compiling too short."""
+    with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True, compile_threads=1):
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
+        yield
+
+
 class OnVecEnv:
     """A learner with Stable-Baselines3's interface, on a :class:`CountedVecEnv`."""
 
@@ -122,17 +131,21 @@ class Ours:
     Args:
         routed: the method routing at oversight level 0.1, with replay. With False: PPO on the true reward with the same
             networks.
+        compiled: whether it is compiled.
     """
 
-    def __init__(self, *, routed: bool) -> None:
+    def __init__(self, *, routed: bool, compiled: bool = False) -> None:
         self.config, self.routed = config(routed=routed), routed
         self.model: RoutedAlgorithm = make_model(self.config, 0)
         self.ends = Ends()
+        if compiled:
+            self.model.compile()
 
     def train(self, updates: int) -> None:
         """Train for some updates."""
         steps = updates * self.model.n_steps * self.model.n_envs
-        self.model.learn(steps, self.ends, reset_num_timesteps=self.model.num_timesteps == 0)
+        with nothing_compiled_before():
+            self.model.learn(steps, self.ends, reset_num_timesteps=self.model.num_timesteps == 0)
 
     def returns(self) -> tuple[float, int]:
         """Return the sum of the discounted true returns of the newest episodes, and their number.
@@ -203,10 +216,7 @@ class CompiledLoop:
 
     def train(self, updates: int) -> None:
         """Train for some updates."""
-        # Compiled code of an earlier process would make the time of compiling too short.
-        patched = torch._inductor.config.patch(force_disable_caches=True, compile_threads=1)
-        with warnings.catch_warnings(), patched:
-            warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
+        with nothing_compiled_before():
             for _ in range(updates):
                 self._update()
 

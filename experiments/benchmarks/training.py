@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +24,16 @@ from routed_rl.rl import PaperPolicy, ParallelLearner, RoutedActorCriticPolicy, 
 
 UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}
 """Updates per call, about one second."""
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
 Shape = tuple[torch.Size, tuple[int, ...]]
 
 
 def measure(preset: PresetName, repeats: int, tick: Callable[[], None]) -> dict[str, Measured]:
-    """Seconds per update: ours, only its matrix products, ours without routing, and Stable-Baselines3 PPO."""
+    """Seconds per update: ours, only its matrix products, ours without routing, and Stable-Baselines3 PPO.
+
+    With a C++ compiler, there is also ours compiled.
+    """
     model = trained(preset)
     products = record_products(model)
     steps = model.n_envs * model.n_steps
@@ -44,12 +50,16 @@ def measure(preset: PresetName, repeats: int, tick: Callable[[], None]) -> dict[
         "ours without routing": (UPDATES[preset], without_routing),
         "Stable-Baselines3 PPO": (1, lambda: peer.learn(steps, reset_num_timesteps=False)),
     }
+    if COMPILER:
+        compiled = trained(preset)
+        compiled.compile()
+        cases["ours, compiled"] = (UPDATES[preset], lambda: learn(compiled, UPDATES[preset]))
     return take_turns(cases, repeats, tick)
 
 
 def calls(repeats: int) -> int:
     """Number of calls of ``tick`` in :func:`measure`."""
-    return (repeats + 1) * 4
+    return (repeats + 1) * (5 if COMPILER else 4)
 
 
 def calls_parallel_seeds(repeats: int) -> int:
@@ -188,7 +198,7 @@ def parts(preset: PresetName) -> dict[str, float]:
     watch.watch(model, "_act", "acting")
     watch.watch(model, "_values", "values")
     watch.watch(model.buffer, "finish_rollout", "labels and advantages")
-    watch.watch(model, "_evaluate", "learning: forward")
+    watch.watch(model.policy, "evaluate_routed", "learning: forward")
     watch.watch(model, "_learn", "learning: losses")
     watch.watch(model, "_learn_replayed", "replay: forward and losses")
     watch.watch(model.policy.optimizer, "step", "optimizer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import NoneType
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -221,6 +221,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         super()._setup_model()
         self.policy.gamma = self.gamma
         self.entropy_schedule = FloatSchedule(self.ent_coef)
+        self._update_current_progress_remaining(0, 1)
         discrete = isinstance(self.action_space, spaces.Discrete)
         shapes = (
             self.policy.observations.shape,
@@ -242,14 +243,28 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         )
         self._table = self.overseer.label_table(self.device)
         self._balance = LabelBalance(self.overseer, self.solo_envs)
-        # A small network on a GPU spends its time on launching operations. Compiling leaves fewer of them.
-        compiled: Callable[..., Any] = torch.compile if self.device.type == "cuda" else lambda function: function
-        self._act, self._evaluate = compiled(self._sample), compiled(self.policy.evaluate_routed)
+        self._act, self._loss, self._replay_loss = self._sample, self.loss, self.replay_loss
+        if self.device.type == "cuda":
+            self.compile()
         self._parameters = list(self.policy.parameters())  # listed once: walking the modules at every step is slow
         self.outcome_model = self._new_outcome_model()
         n_labels = len(self.overseer.outcomes) if self._replays else 0
         self.replay = LabelReplay(n_labels, self.replay_capacity, *shapes, device=self.device)
         self.rollout_buffer = RolloutView(self)  # type: ignore[assignment]  # in place of Stable-Baselines3's buffer
+
+    def compile(self, **options: Any) -> None:
+        """Compile acting, the losses and their gradients with ``torch.compile``. This needs a C++ compiler.
+
+        Learners on a GPU are compiled already; ``compile(disable=True)`` undoes it. A compiled learner draws other
+        random numbers. The first updates take 10 to 30 seconds more. Call it again after :meth:`load`.
+
+        Args:
+            **options: arguments of ``torch.compile``. On a CPU, the default is ``options={"cpp_wrapper": True}``.
+        """
+        if not options and self.device.type == "cpu":
+            options["options"] = {"cpp_wrapper": True}  # calls from C++ cost less than calls from Python
+        functions = (self._sample, self.loss, self.replay_loss)
+        self._act, self._loss, self._replay_loss = (torch.compile(function, **options) for function in functions)
 
     @property
     def _replays(self) -> bool:
@@ -357,22 +372,9 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
             for index in order.tensor_split(n_minibatches):
                 yield Batch(*(tensor.index_select(0, index) for tensor in batch))
 
-    def _finish_update(self, means: Mapping[str, float], batch: Batch) -> None:
-        """Count the update; log the means of its statistics, and the share of return variance that values explain."""
-        self._n_updates += 1
-        for name in self.statistics:
-            self.logger.record(f"train/{name}", means.get(name, 0.0))
-        returns, predicted = batch.returns.cpu().numpy(), batch.values.cpu().numpy()
-        variance = explained_variance(predicted, returns) if len(returns) else 0.0
-        self.logger.record("train/explained_variance", float(np.nan_to_num(variance)))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self._dump_after_training:
-            self._dump_after_training = False
-            self.logger.dump(step=self.num_timesteps)
-
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on steps of any label, unless the policy moved too far; return statistics to log."""
-        loss, taught, stats = self.loss(batch, self.entropy_schedule(self._current_progress_remaining))
+        loss, taught, stats = self._loss(batch, self.current_ent_coef)
         if not self.moved_too_far(stats):
             self._step(loss, [n for n, on in zip(self.overseer.routes.modules, taught.tolist(), strict=True) if not on])
         return {name: value.detach() for name, value in stats.items()}
@@ -383,7 +385,7 @@ class RoutedAlgorithm(Steerable, RoutedLabels, RoutedLogs, RoutedLosses, Saveabl
         stored = sample.stored.tolist()
         if not any(stored):
             return {}
-        loss, stats = self.replay_loss(sample)
+        loss, stats = self._replay_loss(sample)
         untaught = [name for name, on in zip(self.overseer.outcomes, stored, strict=True) if not on]
         self._step(loss, untaught if self.overseer.method.routed else [])
         return {name: value.detach() for name, value in stats.items()}

@@ -49,8 +49,14 @@ class RoutedLabels(OnPolicyAlgorithm):
         return torch.cat([self.policy.predict_values(portion).flatten() for portion in portions])
 
     def _store_ends(self, ends: RolloutEnds) -> None:
-        """Write the rollout's labels, training rewards and value estimates to the buffer."""
+        """Write the rollout's labels, training rewards and value estimates to the buffer.
+
+        Raises:
+            ValueError: if the policy gave NaN for an action. Sampling does not notice it.
+        """
         new = slice(self.n_steps, None)
+        if bool(self.buffer.log_probs[new].isnan().any()):
+            raise ValueError("the policy's probabilities became NaN: lower learning_rate, or set max_grad_norm")
         self._store_labels(ends)
         self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ends.ended.shape)
         self._store_bootstrap(ends)

@@ -10,10 +10,11 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.utils import explained_variance, safe_mean
 
 from routed_rl.rl.arguments import check_number
 from routed_rl.rl.environments import check_finite, check_infos, explained
+from routed_rl.rl.rollout import Batch
 
 
 class RoutedLogs(OnPolicyAlgorithm):
@@ -51,6 +52,7 @@ class RoutedLogs(OnPolicyAlgorithm):
             except (ValueError, RuntimeError):  # a distribution may be the first to meet a NaN
                 if isinstance(self._last_obs, (np.ndarray, Mapping)):
                     check_finite(self._last_obs)
+                    check_finite(self.policy.observations.arrays(self.buffer.obs.flatten(0, 1)))
                 raise
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -75,3 +77,16 @@ class RoutedLogs(OnPolicyAlgorithm):
         self.logger.record("time/time_elapsed", elapsed, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self._dump_after_training = True
+
+    def _finish_update(self, means: Mapping[str, float], batch: Batch) -> None:
+        """Count the update; log the means of its statistics, and the share of return variance that values explain."""
+        self._n_updates += 1
+        for name in self.statistics:
+            self.logger.record(f"train/{name}", means.get(name, 0.0))
+        returns, predicted = batch.returns.cpu().numpy(), batch.values.cpu().numpy()
+        variance = explained_variance(predicted, returns) if len(returns) else 0.0
+        self.logger.record("train/explained_variance", float(np.nan_to_num(variance)))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self._dump_after_training:
+            self._dump_after_training = False
+            self.logger.dump(step=self.num_timesteps)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +21,14 @@ class RoutedLosses(OnPolicyAlgorithm):
 
     Subclasses implement :meth:`policy_loss`.
     """
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self.current_ent_coef = self._current(self.entropy_schedule)
+
+    def _current(self, schedule: FloatSchedule) -> Tensor:
+        """Return the value of a schedule, a scalar. As a float, it would be a constant of the compiled losses."""
+        return torch.tensor(schedule(self._current_progress_remaining), device=self.device)
 
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the policy loss of each step, and further statistics.
@@ -41,7 +50,7 @@ class RoutedLosses(OnPolicyAlgorithm):
         """Return whether this update must end, given the statistics that :meth:`loss` returned; never by default."""
         return False
 
-    def loss(self, batch: Batch, ent_coef: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, ent_coef: Tensor | float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss of a batch from the rollout, with any labels.
 
         Args:
@@ -54,7 +63,7 @@ class RoutedLosses(OnPolicyAlgorithm):
         """
         labelled, key = self.overseer.is_labelled(batch.labels), (batch.labels, batch.players)
         routes, players = self._table.routes[key], batch.players if self.solo_envs else None
-        values, log_probs, entropy, gate_logits = self._evaluate(batch.obs, batch.actions, routes, players)
+        values, log_probs, entropy, gate_logits = self.policy.evaluate_routed(batch.obs, batch.actions, routes, players)
         losses, details = self.policy_loss(batch, log_probs)
         stats = details | {
             "policy_loss": (self._table.loss[key] * losses).mean(),

@@ -57,8 +57,6 @@ class ParallelLearner:
         self.template = self.models[0]
         self._stack_weights()
         self.buffer = EpisodeBuffer.joined([model.buffer for model in self.models])
-        # vmap cannot vectorise a compiled function. Batched operations are large, so compiling would gain little.
-        self.template._evaluate = self.template.policy.evaluate_routed
         self._loss = self._over_members(self.template.loss, (0, None))
         self._replay_loss = self._over_members(self.template.replay_loss, (0,))
         policy = self.template.policy
@@ -283,9 +281,7 @@ class ParallelLearner:
 
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on steps ``(K, N, …)`` of any label; return the statistics to log, ``(K,)`` each."""
-        losses, taught, stats = self._loss(
-            batch, self.template.entropy_schedule(self.template._current_progress_remaining)
-        )
+        losses, taught, stats = self._loss(batch, self.template.current_ent_coef)
         self._step(losses, taught)
         return {name: value.detach() for name, value in stats.items()} | {COUNTS: torch.ones_like(taught[:, 0])}
 

@@ -45,6 +45,10 @@ class UncheckedCategorical(CategoricalDistribution):
         self.distribution = Categorical(logits=action_logits, validate_args=False)
         return self
 
+    def sample(self) -> Tensor:
+        probs = self.distribution.probs
+        return (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1)
+
 
 class RoutedActorCriticPolicy(SteerablePolicy, ActorCriticPolicy):
     """A Stable-Baselines3 policy made of routed modules (Cloud et al. 2024, sections 4.3 and F).

@@ -116,6 +116,11 @@ class RoutedPPO(RoutedAlgorithm):
             )
         super()._setup_model()
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self.current_clip_range = self._current(self.clip_range)
+        self.current_clip_range_vf = None if self.clip_range_vf is None else self._current(self.clip_range_vf)
+
     def policy_loss(self, batch: Batch, log_probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the clipped surrogate loss of Schulman et al. 2017, section 3, and statistics of the clipping."""
         advantages = batch.advantages
@@ -123,18 +128,16 @@ class RoutedPPO(RoutedAlgorithm):
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_probs - batch.log_probs
         ratio = log_ratio.exp()
-        clip_range = self.clip_range(self._current_progress_remaining)
-        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        clipped = ratio.clamp(1 - self.current_clip_range, 1 + self.current_clip_range)
         with torch.no_grad():
             kl = ((ratio - 1) - log_ratio).mean()
-            clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
+            clip_fraction = ((ratio - 1).abs() > self.current_clip_range).float().mean()
         losses = -torch.min(ratio * advantages, clipped * advantages)
         return losses, {"approx_kl": kl, "clip_fraction": clip_fraction}
 
     def value_loss(self, batch: Batch, values: Tensor) -> Tensor:
         """Return the value loss of a batch; with ``clip_range_vf``, estimates are clipped around the rollout's."""
-        if self.clip_range_vf is not None:
-            limit = self.clip_range_vf(self._current_progress_remaining)
+        if (limit := self.current_clip_range_vf) is not None:
             values = batch.values + (values - batch.values).clamp(-limit, limit)
         return super().value_loss(batch, values)
 

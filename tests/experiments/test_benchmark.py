@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from routed_rl.experiments.benchmarks import (
 )
 from routed_rl.experiments.cli import main
 from routed_rl.experiments.common.agents import options as commands
+from routed_rl.rl import RoutedAlgorithm
 from routed_rl.rl.oversight_study.table import learning_curve
 from routed_rl.runs import write_json
 
@@ -40,6 +42,8 @@ def tiny(monkeypatch):
         train = commands.PRESETS[name]
         monkeypatch.setitem(commands.PRESETS, name, replace(train, learner=replace(train.learner, **TINY)))
         monkeypatch.setitem(training.UPDATES, name, 1)
+    monkeypatch.setattr(training, "COMPILER", "any")
+    monkeypatch.setattr(RoutedAlgorithm, "compile", partialmethod(RoutedAlgorithm.compile, disable=True))
     monkeypatch.setattr(environments, "STEPS", {2: 3})
     monkeypatch.setattr(environments, "SCALAR_STEPS", 20)
     for name, size in (("BLOCKS", 2), ("BATCH", 2), ("LENGTH", 8), ("WIDTH", 32), ("NEW_UNITS", 8)):
@@ -132,6 +136,7 @@ def test_benchmark_prints_every_ratio(tiny, tmp_path, capsys, monkeypatch):
     assert set(results["training"]) == {"quick", "paper"}
     for row in results["training"].values():
         assert min(row["times_stable_baselines3"], row["roofline_share"], row["times_unrouted"]) > 0
+        assert min(row["times_compiled"], row["roofline_share_compiled"]) > 0
     assert results["parallel_seeds"]["cpu"].keys() == {"1", "4", "16"}
     kept = {name: row["megabytes_kept"] for name, row in results["routing"].items()}
     assert kept["unrouted"] <= kept["activation"] < kept["m * a + (1 - m) * a.detach()"]

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from routed_rl.rl import Overseer, RoutedPPO, SteeredEvalCallback, check_oversight_env, evaluate
@@ -76,6 +77,13 @@ def test_observations_that_are_no_numbers_are_named(kind):
     nan = "the environment's observations hold NaN or infinity"
     refused(lambda: check_oversight_env(kind(), ("bad", "good")), nan)
     refused(lambda: small_model(DummyVecEnv([kind] * 2), overseer=DOORS).learn(64), nan)
+
+
+def test_a_policy_that_became_nan_is_said():
+    model = small_model(two_doors(2), overseer=DOORS)
+    with torch.no_grad():
+        model.policy.action_net.bias.fill_(torch.nan)
+    refused(lambda: model.learn(64), "the policy's probabilities became NaN")
 
 
 @pytest.mark.parametrize("method", ["reset", "step"])

@@ -239,7 +239,6 @@ def test_the_loss_is_that_of_stable_baselines3(clip_range_vf, normalize_advantag
 
     ours = learner("MlpPolicy", two_doors(2), Overseer(DOORS.values, "naive"), **options)
     ours.policy = theirs.policy
-    ours._evaluate = theirs.policy.evaluate_routed
     labels = torch.zeros(32, dtype=torch.int64)
     actions = steps.actions.long().flatten()
     gate = torch.full_like(labels, len(ours.overseer.modules))
@@ -261,7 +260,7 @@ def test_clipping_follows_its_schedule():
     )  # value estimates of 0
     model = learner("MlpPolicy", two_doors(2), clip_range=0.0, clip_range_vf=LinearSchedule(0.4, 0.2, 1.0))
     for left, limit in ((1.0, 0.4), (0.5, 0.3), (0.0, 0.2)):
-        model._current_progress_remaining = left
+        model._update_current_progress_remaining(1 - left, 1)
         assert model.value_loss(batch, torch.full((4,), 0.9)).item() == pytest.approx((1 - limit) ** 2)
         assert model.value_loss(batch, torch.full((4,), 0.1)).item() == pytest.approx(0.9**2)
 
