@@ -10,6 +10,8 @@ directory to `NAME`, remove `.NAME.previous`. So at every moment one of the two 
 `read_checkpoint` reads `.NAME.previous` if `NAME` is missing. One process may write at a time, any number may read.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import re
@@ -19,11 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save, save_file
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from routed_rl.errors import UserError
 from routed_rl.paths import expanded
@@ -40,16 +38,19 @@ from routed_rl.runs.files import (
     writing,
 )
 
+if TYPE_CHECKING:
+    import torch  # at run time it is imported where it is used: to list runs does not need it
+
 FORMAT = "routed-rl checkpoint"
 VERSION = 1
 TENSORS, META, MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
 FILES = {TENSORS, META, MANIFEST}
 
 _DTYPES = {
-    torch.bool,
-    *(torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    "torch.bool",
+    *("torch.int8", "torch.int16", "torch.int32", "torch.int64"),
+    *("torch.uint8", "torch.uint16", "torch.uint32", "torch.uint64"),
+    *("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"),
 }
 
 
@@ -74,6 +75,8 @@ def write_checkpoint(path: StrPath, tensors: Mapping[str, torch.Tensor], meta: M
     Raises TypeError or ValueError, with its name, for a tensor or meta entry that cannot be saved; CheckpointError if
     `path` is something else than a checkpoint; OSError if the disk cannot be written.
     """
+    from safetensors.torch import save_file
+
     path = expanded(path)
     dense = _dense(tensors)
     meta_bytes = json_bytes(meta, "meta")
@@ -119,6 +122,8 @@ def read_checkpoint(path: StrPath) -> Checkpoint:
 
 def to_files(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, JSON]) -> dict[str, bytes]:
     """Return the files of the checkpoint that :func:`write_checkpoint` would write, by name; raises as it does."""
+    from safetensors.torch import save
+
     files = {META: json_bytes(meta, "meta"), TENSORS: save(_dense(tensors))}
     return files | {MANIFEST: _manifest({name: _found(data) for name, data in files.items()})}
 
@@ -144,6 +149,8 @@ def sweep(directory: Path) -> None:
 
 
 def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
     dense: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -151,7 +158,7 @@ def _dense(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             raise ValueError(f"a tensor cannot be saved under the name {name!r}: use another string")
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"tensor {name!r} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
+        if str(tensor.dtype) not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
             raise ValueError(
                 f"tensor {name!r} cannot be saved: it must be a dense tensor with data and a bool, integer or float "
                 f"dtype, got {tensor.dtype}, {tensor.layout} on {tensor.device}"
@@ -226,6 +233,9 @@ def from_files(names: Iterable[str], read: Callable[[str], bytes]) -> Checkpoint
         names: all names in the directory or archive.
         read: name → content.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     if MANIFEST not in (names := set(names)):
         raise ValueError(f"it has no {MANIFEST}, so it is incomplete or not a checkpoint")
     files = _listed_files(parse_json(read(MANIFEST), MANIFEST))

@@ -2,22 +2,26 @@
 
 import os
 
-import torch
-
 from routed_rl.wording import written
 
 
 def one_thread() -> None:
     """One thread per process: more are slower on small networks, and change the bits. Denormals, slow too, are 0."""
+    import torch
+
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
 
 def check_device(device: str, count: int = 1) -> None:
     """Raise ValueError if torch has no such device here, or fewer than this many."""
-    if device == "cuda" and not torch.cuda.is_available():
+    if device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise ValueError(f"no CUDA device is available: train with {written('--device', 'cpu')}")
-    if device == "cuda" and torch.cuda.device_count() < count:
+    if torch.cuda.device_count() < count:
         raise ValueError(
             f"{written('--processes', count)} needs as many GPUs, and there are {torch.cuda.device_count()}"
         )
@@ -29,6 +33,8 @@ def cuda_devices(together: int = 1) -> list[str]:
     Args:
         together: GPUs of a run.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if count < 2:
         return []

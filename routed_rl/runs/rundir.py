@@ -18,6 +18,8 @@ A SIGKILL at any moment does no harm, for these reasons:
   checkpoints of a finished run. The next `save_checkpoint` removes what a killed one left.
 """
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import os
@@ -26,9 +28,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from routed_rl.paths import expanded
 from routed_rl.runs.checkpoint import Checkpoint, CheckpointError, read_checkpoint, sweep, write_checkpoint
@@ -36,6 +36,9 @@ from routed_rl.runs.files import JSON, StrPath, plain_json, read_json, remove, s
 from routed_rl.runs.lock import locked
 from routed_rl.runs.metrics import MetricsCSV
 from routed_rl.runs.record import CONFIG, RunError, RunRecord, find_run, refuse_other, versions
+
+if TYPE_CHECKING:
+    import torch
 
 VERSIONS, METRICS, TIMINGS, CHECKPOINTS = "versions.json", "metrics.csv", "timings.csv", "checkpoints"
 RESULT = "evaluation.json"
@@ -83,7 +86,7 @@ class RunDirectory:
         *,
         force: bool = False,
         result_name: str = RESULT,
-    ) -> "RunDirectory":
+    ) -> RunDirectory:
         """Return the run at `path`: a new run, an unfinished run to continue, or a finished one (see `finished`).
 
         A run is finished when it has the file `result_name`. With `force`, an existing run of any kind is first renamed
@@ -199,7 +202,7 @@ class RunDirectory:
         """Close the files and release the lock; the end of the process does the same."""
         self._resources.close()
 
-    def __enter__(self) -> "RunDirectory":
+    def __enter__(self) -> RunDirectory:
         return self
 
     def __exit__(self, *exception: object) -> None:

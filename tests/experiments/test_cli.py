@@ -29,7 +29,7 @@ from routed_rl.experiments.gridworld.watch import _play
 from routed_rl.options.oversight import MethodName
 from routed_rl.rl import METHODS, OversightReport, RoutedPPO, RoutedREINFORCE
 from routed_rl.rl.oversight_study.methods import SAME_LEARNER
-from routed_rl.runs import RunDirectory, RunError
+from routed_rl.runs import RunDirectory, RunError, RunRecord, write_json
 from tests.experiments.mistakes import python_names
 
 
@@ -327,12 +327,17 @@ def test_none_is_read_in_any_case(of, none):
     assert type(command) is of
 
 
-def test_help_needs_no_heavy_import():
-    code = "import sys; from routed_rl.experiments.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+@pytest.mark.parametrize(
+    ("line", "shown"), [(["--help"], ("quickstart", "train", "evaluate", "watch")), (["runs", "."], ("path", "state"))]
+)
+def test_help_and_lists_need_no_heavy_import(line, shown, tmp_path):
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "config.json", RunRecord.of({"kind": "any"}, 0).as_json())
+    code = f"import sys; from routed_rl.experiments.cli import main\ntry: main({line})\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'stable_baselines3', 'matplotlib'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("quickstart", "train", "evaluate", "watch"))
+    assert all(name in done.stdout for name in shown)
 
 
 @pytest.mark.parametrize("of", [of for of in cli.MODULES if hasattr(of, "QUICK")], ids=cli.command_name)
