@@ -175,11 +175,14 @@ def commands(preset: str | None = None, task: str | None = None, quick: bool = F
 
 def defaults(preset: str | None = None, task: str | None = None) -> dict[type, Any]:
     """The default options of the commands that have presets or tasks, by command."""
-    text = {"preset": preset, **TEXT_PRESETS[preset]} if preset in TEXT_PRESETS else {}
+    # The user may name any preset, also one of another command.
+    texts: dict[str | None, dict[str, Any]] = dict(TEXT_PRESETS.items())
+    trains: dict[str | None, Train] = dict(PRESETS.items())
+    text = {"preset": preset, **texts[preset]} if preset in texts else {}
     asked = (task or Undo.task, preset or Undo.preset)
     undo = {"task": asked[0], "preset": asked[1], **TASKS[asked]} if asked in TASKS else {}
     return {
-        Train: PRESETS[preset] if preset in PRESETS else Train(),
+        Train: trains.get(preset, Train()),
         Era: Era(**text),
         Unlearn: Unlearn(**text),
         Undo: Undo(**undo),

@@ -16,8 +16,10 @@ from typing import Any
 
 from routed_rl.experiments.cli import MODULES, command_name, defaults
 
-ROOMS = ("routing", "runs", "envs", "rl", "vision", "lm", "unlearning")
-ROOMS += ("lm.grpo", "lm.hacking", "unlearning.arena", "unlearning.benchmarks", "unlearning.scores")
+ROOMS = (
+    *("routing", "runs", "envs", "rl", "vision", "lm", "unlearning"),
+    *("lm.grpo", "lm.hacking", "unlearning.arena", "unlearning.benchmarks", "unlearning.scores"),
+)
 GENERATED = "<!-- Made by `python -m routed_rl.experiments.reference`. Do not edit. -->"
 
 
@@ -25,10 +27,11 @@ def field_docs(of: type) -> dict[str, str]:
     """The docstring of each field of a dataclass, by the field's name, on one line."""
     found: dict[str, str] = {}
     for base in reversed(of.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, after in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
-                found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())  # type: ignore[union-attr]
+        source = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        (definition,) = (node for node in source.body if isinstance(node, ast.ClassDef))
+        for field, after in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
     return found
 
 

@@ -65,8 +65,8 @@ def rows(device: Device) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     for preset, numbers in SEEDS[device].items():
         for seeds in numbers:
             yield f"{preset}, {seeds} seeds at once", partial(seeds_at_once, device, preset, seeds)
-    for preset, (n_rows, length) in LANGUAGE[device].items():
-        yield f"language model, {preset}", partial(language_model, device, preset, n_rows, length)
+    for size, (n_rows, length) in LANGUAGE[device].items():
+        yield f"language model, {size}", partial(language_model, device, size, n_rows, length)
     yield "share of time in kernels", partial(kernels, device)
 
 
@@ -115,7 +115,7 @@ def seeds_at_once(device: Device, preset: PresetName, seeds: int) -> dict[str, A
 
 def language_model(device: Device, preset: str, n_rows: int, length: int) -> dict[str, Any]:
     """Speed of training a language model: our loop against a bare loop, routing against no routing; bf16 on a GPU."""
-    precision = "bf16" if device == "cuda" else "fp32"
+    precision: Literal["fp32", "bf16"] = "bf16" if device == "cuda" else "fp32"
     found = language.measure_preset(preset, n_rows, length, REPEATS, device=device, precision=precision)
     return {**found, **_peak(device)}
 

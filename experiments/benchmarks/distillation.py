@@ -20,6 +20,8 @@ from routed_rl.unlearning import DistillationObjective
 
 ROWS, LENGTH, WIDTH, LAYERS, VOCABULARY = 8, 512, 256, 2, 32768
 PLAIN, OURS = "three softmaxes", "ours"
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""The summed loss of a model on a batch."""
 
 
 def calls(repeats: int) -> int:
@@ -50,7 +52,7 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
         student, teacher = (AutoModelForCausalLM.from_config(config) for _ in range(2))
         tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH))
     batch = Batch(tokens, torch.full_like(tokens, -1), torch.ones(ROWS, LENGTH - 1, dtype=torch.bool))
-    objectives = {PLAIN: partial(_plain, teacher), OURS: DistillationObjective(teacher)}
+    objectives: dict[str, Objective] = {PLAIN: partial(_plain, teacher), OURS: DistillationObjective(teacher)}
     cases = {name: partial(_step, copy.deepcopy(student), of, batch) for name, of in objectives.items()}
     measured = take_turns({name: (1, case) for name, case in cases.items()}, repeats, tick)
     peaks = {name: peak_memory(case) for name, case in cases.items()}
@@ -67,7 +69,7 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
     }
 
 
-def _step(model: nn.Module, objective: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
+def _step(model: nn.Module, objective: Objective, batch: Batch) -> dict[str, Tensor]:
     """The gradients of one step, by parameter. The gradients of the model are then cleared."""
     (objective(model, batch) / batch.scored.sum()).backward()
     slopes = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -13,10 +13,11 @@ from torch import nn
 from routed_rl.experiments.benchmarks.distillation import peak_memory
 from routed_rl.lm.corpora import Corpus
 from routed_rl.unlearning import attack, memory, undo, unlearn
+from routed_rl.unlearning.memory import Stage
 
 WIDTH, LAYERS, VOCABULARY = 768, 12, 32768
 ROWS, LENGTH, STEPS = 4, 128, 2
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: dict[str, tuple[Stage, dict[str, Any]]] = {
     "suppress, all weights": ("suppress", {}),
     "suppress, all weights, checkpointing": ("suppress", {"gradient_checkpointing": True}),
     "suppress, rank 16": ("suppress", {"rank": 16}),
@@ -42,7 +43,7 @@ def measure(tick: Callable[[], None]) -> dict[str, dict[str, float]]:
     model, corpus = make_model(), make_corpus()
     rows = {}
     for name, (stage, options) in CASES.items():
-        computed = memory(model, stage, batch_size=ROWS, length=LENGTH, **options).total  # type: ignore[arg-type]
+        computed = memory(model, stage, batch_size=ROWS, length=LENGTH, **options).total
         found = weights(model) + peak_memory(partial(run, stage, model, corpus, options))
         rows[name] = {
             "measured_megabytes": found / 2**20,
@@ -53,7 +54,7 @@ def measure(tick: Callable[[], None]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def run(stage: str, model: nn.Module, corpus: Corpus, options: dict[str, Any]) -> None:
+def run(stage: Stage, model: nn.Module, corpus: Corpus, options: dict[str, Any]) -> None:
     """Do a stage, on full rows."""
     shared = {"batch_size": ROWS, "length": LENGTH, "progress": False, **options}
     if stage == "suppress":
@@ -79,7 +80,7 @@ def make_model() -> nn.Module:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(config)
 
 
 def make_corpus() -> Corpus:

@@ -52,7 +52,7 @@ class Adam(NamedTuple):
 
     mean: Params
     square: Params
-    count: dict[str, Array]
+    steps: dict[str, Array]
 
 
 class Training(NamedTuple):
@@ -154,14 +154,14 @@ def adam_step(learner: Mapping[str, Any], params: Params, adam: Adam, grads: Par
     """Clip the gradient and take a step of Adam, with torch's formulas. Parameters that ``grads`` lacks stay."""
     norm = jnp.sqrt(sum(jnp.square(grad).sum() for grad in grads.values()))
     scale = jnp.minimum(1.0, learner["max_grad_norm"] / (norm + 1e-6))
-    params, mean, square, count = dict(params), dict(adam.mean), dict(adam.square), dict(adam.count)
+    params, mean, square, steps = dict(params), dict(adam.mean), dict(adam.square), dict(adam.steps)
     for name, grad in grads.items():
-        count[name] += 1
+        steps[name] += 1
         mean[name] = 0.9 * mean[name] + 0.1 * scale * grad
         square[name] = 0.999 * square[name] + 0.001 * jnp.square(scale * grad)
-        root = jnp.sqrt(square[name] / (1 - 0.999 ** count[name]))
-        params[name] -= learner["learning_rate"] * mean[name] / (1 - 0.9 ** count[name]) / (root + 1e-5)
-    return params, Adam(mean, square, count)
+        root = jnp.sqrt(square[name] / (1 - 0.999 ** steps[name]))
+        params[name] -= learner["learning_rate"] * mean[name] / (1 - 0.9 ** steps[name]) / (root + 1e-5)
+    return params, Adam(mean, square, steps)
 
 
 class Program:
@@ -241,7 +241,8 @@ class Program:
             # Ours leaves out the modules whose outcome was never stored. Here all wait for the first update that has
             # both: a pause of one update at most in practice.
             learned = lax.cond((replay.count > 0).all(), self._replay, lambda now, *_: now, learned, replay, replay_key)
-        return Training(*learned, state, replay, key), latest
+        params, adam = learned
+        return Training(params, adam, state, replay, key), latest
 
     def _rollout(self, params: Params, state: State, key: Array) -> tuple[Batch, State, tuple[Array, Array]]:
         learner, rules = self.learner, self.rules

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from routed_rl.experiments.benchmarks.timing import take_turns
 from routed_rl.routing import GradientRouter, RouteTable, Site
+from routed_rl.routing.site import Mode
 
 BLOCKS, BATCH, LENGTH, WIDTH, HEADS, NEW_UNITS = 6, 8, 128, 256, 4, 64
 UNROUTED, EXPRESSION = "unrouted", "m * a + (1 - m) * a.detach()"
@@ -28,8 +29,8 @@ class Block(nn.Module):
         self.mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.first(x)).unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
-        x = x + self.out(F.scaled_dot_product_attention(*qkv, is_causal=True).transpose(1, 2).flatten(2))
+        q, k, v = self.qkv(self.first(x)).unflatten(-1, (3, HEADS, -1)).movedim(2, 0).transpose(2, 3)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         a = self.act(self.up(self.second(x)))
         if self.mask is not None:
             a = self.mask * a + (1 - self.mask) * a.detach()
@@ -46,7 +47,7 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
     model, x = nn.Sequential(*(Block() for _ in range(BLOCKS))), torch.randn(BATCH, LENGTH, WIDTH)
     table = RouteTable({"forget": {"original": -0.75}, "retain": {}}, ("original",))
     labels = torch.randint(-1, 2, (BATCH, LENGTH))
-    cases = {
+    cases: dict[str, Callable[[], None]] = {
         UNROUTED: partial(_step, model, x),
         EXPRESSION: partial(_by_expression, model, x, table, labels),
         **{mode: partial(_routed, _router(model, table, mode), x, labels) for mode in MODES},
@@ -63,7 +64,7 @@ def measure(repeats: int, tick: Callable[[], None]) -> dict[str, dict[str, float
     }
 
 
-MODES = ("activation", "parameter", "forward")
+MODES: tuple[Mode, ...] = ("activation", "parameter", "forward")
 
 
 def calls(repeats: int) -> int:
@@ -91,11 +92,14 @@ def _by_expression(model: nn.Sequential, x: Tensor, table: RouteTable, labels: T
         block.mask = None
 
 
-def _router(model: nn.Module, table: RouteTable, mode: str) -> GradientRouter:
-    at, layer = ("output", "up") if mode == "parameter" else ("input", "down")
+def _router(model: nn.Module, table: RouteTable, mode: Mode) -> GradientRouter:
     units = slice(NEW_UNITS, None)
-    sites = {f"{i}.{layer}": Site(at, units, column="original") for i in range(BLOCKS)}  # type: ignore[arg-type]
-    return GradientRouter(model, sites, table, mode)  # type: ignore[arg-type]
+    if mode == "parameter":
+        layer, site = "up", Site("output", units, column="original")
+    else:
+        layer, site = "down", Site("input", units, column="original")
+    sites = {f"{i}.{layer}": site for i in range(BLOCKS)}
+    return GradientRouter(model, sites, table, mode)
 
 
 def _routed(router: GradientRouter, x: Tensor, labels: Tensor) -> None:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from routed_rl.runs import versions
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,15 @@ class Measured:
 
 
 def take_turns(
-    cases: Mapping[str, tuple[int, Callable[[], object]]], repeats: int, tick: Callable[[], None] = lambda: None
-) -> dict[str, Measured]:
+    cases: Mapping[Name, tuple[int, Callable[[], object]]], repeats: int, tick: Callable[[], None] = lambda: None
+) -> dict[Name, Measured]:
     """Run every case once as a warm-up. Then run all cases in turn, ``repeats`` times.
 
     Args:
         cases: by name, the units of work per call, and the call.
         tick: called after each call.
     """
-    seconds: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[Name, list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
         for name, (units, call) in cases.items():
             start = time.perf_counter()

@@ -163,7 +163,7 @@ def read(policy: RoutedActorCriticPolicy, board: Board) -> Reading:
         return whole
 
     def moves() -> np.ndarray:
-        return spread(policy.get_distribution(seen).distribution.probs)  # type: ignore[union-attr]
+        return spread(policy.get_distribution(seen).distribution.probs)
 
     with torch.no_grad():
         acts = moves()

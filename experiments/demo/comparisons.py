@@ -19,6 +19,7 @@ from routed_rl.experiments.demo.stages import is_undo
 from routed_rl.experiments.demo.text_models import model_of, texts_of, tokenizer_of
 from routed_rl.experiments.demo.undo_results import read_undo
 from routed_rl.lm import Corpus, FineTuning, evaluate, fine_tune, open_corpus
+from routed_rl.lm.corpora import Split
 from routed_rl.lm.era_study.division import Division
 from routed_rl.lm.era_study.pipeline import MODEL
 from routed_rl.lm.inputs import Text
@@ -217,7 +218,7 @@ class UndoComparison(Comparison):
         corpus = _corpus(self.after.parents[2], self.digest)
         if corpus is None:
             return []
-        split = "validation" if corpus.validation.any() else "train"
+        split: Split = "validation" if corpus.validation.any() else "train"
         found = corpus.documents(split, kind)
         every = max(len(found) // SAMPLES, 1)
         return texts_of(corpus, found[every // 2 :: every], tokenizer_of(self.after))
@@ -287,5 +288,6 @@ def _options(config: Mapping[str, Any], seed: int) -> Unlearn:
     for field in fields(Unlearn):
         part = getattr(usual, field.name)
         if is_dataclass(part) and field.name in given:
-            given[field.name] = type(part)(**conform(type(part), given[field.name]))
+            kind: type = type(part)
+            given[field.name] = kind(**conform(kind, given[field.name]))
     return Unlearn(**conform(Unlearn, given), seed=seed)

@@ -120,7 +120,7 @@ class Gridworld:
 
     def _play(self) -> None:
         self.seed += 1
-        lines = []
+        lines: list[str] = []
         for view, title, reading in zip(self.views, (self.agent, self.other), self.readings, strict=True):
             if reading is None:
                 continue
@@ -139,7 +139,8 @@ class Gridworld:
         for widget in (*self.mix, self.contrast, self.temperature):
             widget.disabled = self.acts.value == GATE or not left.routed
         self.acts.disabled = self.ablated.disabled = not left.routed
-        self.readings, problem = [None, None], ""
+        self.readings: list[Reading | None] = [None, None]
+        problem = ""
         try:
             self.readings[0] = self._steered(left)
         except ValueError as error:
@@ -165,12 +166,16 @@ class Gridworld:
             note.object = said + (_note(reading) if reading is not None else "")
         self._say("")
 
+    def _ablated(self) -> list[str]:
+        """Return the names of the ablated modules as the widget shows them."""
+        return list(self.ablated.value or ())
+
     def _steered(self, agent: Agent) -> Reading:
         """Return what an agent does with the steering that the widgets ask for; ValueError if it is impossible."""
         if not agent.routed:
             return read(agent.policy, self.board)
         modules = agent.policy.module_names
-        gone = [name.lower() for name in self.ablated.value]
+        gone = [name.lower() for name in self._ablated()]
         if len(gone) == len(modules):
             raise ValueError("one module must remain: take one off the list of ablated modules")
         if self.acts.value == GATE:
@@ -188,13 +193,13 @@ class Gridworld:
 
     def _moved_weight(self) -> str:
         """Return a sentence that says where the weight of ablated modules goes; empty if they have none."""
-        names = self.ablated.options
+        names, ablated = self.ablated.options, self._ablated()
         if self.acts.value == GATE:
-            gone, to = list(self.ablated.value), "the gate's weight goes to"
+            gone, to = ablated, "the gate's weight goes to"
         else:
             weights = dict(zip(names, (slider.value for slider in self.mix), strict=True))
-            gone, to = [name for name in self.ablated.value if weights[name]], "the weight goes to"
-        rest = [name for name in names if name not in self.ablated.value]
+            gone, to = [name for name in ablated if weights[name]], "the weight goes to"
+        rest = [name for name in names if name not in ablated]
         if not gone:
             return ""
         return f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} ablated: {to} {' and '.join(rest)}."

@@ -114,8 +114,8 @@ def _steering(models: Sequence[SteeredModel]) -> list[pn.viewable.Viewable]:
 def unlearned_text(comparison: Comparison, text: str, numbers: Sequence[str]) -> str:
     """Return a text as HTML, coloured by what unlearning changes, perhaps with a table of the losses."""
     tokens = tokens_of(model_of(comparison.before), tokenizer_of(comparison.before), text)
-    losses = [losses_in(folder, tokens.ids) for folder in (comparison.before, comparison.after)]
-    return _changed(tokens, *losses, comparison.before_name, comparison.after_name, numbers)
+    before, after = (losses_in(folder, tokens.ids) for folder in (comparison.before, comparison.after))
+    return _changed(tokens, before, after, comparison.before_name, comparison.after_name, numbers)
 
 
 def moments_table(comparison: Comparison) -> str:
@@ -136,8 +136,8 @@ def moments_table(comparison: Comparison) -> str:
 def steered_changes(model: SteeredModel, strength: float, text: str, numbers: Sequence[str]) -> str:
     """Return a text as HTML, coloured by what steering changes, perhaps with a table of the losses."""
     tokens = tokens_of(model_of(model.folder), tokenizer_of(model.folder), text)
-    losses = [losses_in(model.folder, tokens.ids, steering) for steering in (None, model.steering(strength))]
-    return _changed(tokens, *losses, "not steered", f"{strength:+g} added", numbers)
+    before, after = (losses_in(model.folder, tokens.ids, steering) for steering in (None, model.steering(strength)))
+    return _changed(tokens, before, after, "not steered", f"{strength:+g} added", numbers)
 
 
 def steered_text(model: SteeredModel, strength: float, start: str) -> str:

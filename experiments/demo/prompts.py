@@ -138,7 +138,7 @@ class _Prompts:
             if self.model is None and comparison.is_run_here:
                 return parts.paragraph(f"Press “{self.button.name}” to see this model.")
             self.model = model = self.model or comparison.attacked(self.steps.value)
-        return continuation(Prompt(self.prompt.value, self.new), model, tokenizer_of(comparison.after))
+        return continuation(Prompt(self.prompt.value or "", self.new), model, tokenizer_of(comparison.after))
 
     async def _run(self, event: Any) -> None:
         """Run the attack in a thread, and show how far it is."""

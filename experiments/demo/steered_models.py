@@ -8,6 +8,7 @@ from pathlib import Path
 from routed_rl.errors import user_input
 from routed_rl.experiments.demo.text_models import Steering, texts_of, tokenizer_of
 from routed_rl.lm import open_corpus
+from routed_rl.lm.corpora import Kind
 from routed_rl.lm.era_study.pipeline import MODEL
 from routed_rl.runs import read_json
 from routed_rl.runs.grid import is_finished
@@ -16,6 +17,8 @@ from routed_rl.runs.studies import STUDY
 
 SAMPLES = 3
 """Number of sample documents of each kind."""
+KINDS: dict[str, Kind] = {"with": "forget", "without": "retain"}
+"""The kinds of documents, by whether they are called with or without the token."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class SteeredModel:
             tokenizer = tokenizer_of(self.folder)
             return {
                 f"document {name} {self.token!r} {i}": text
-                for name, kind in (("with", "forget"), ("without", "retain"))
-                for i, text in enumerate(texts_of(corpus, corpus.documents("validation", kind)[:SAMPLES], tokenizer), 1)  # type: ignore[arg-type]
+                for name, kind in KINDS.items()
+                for i, text in enumerate(texts_of(corpus, corpus.documents("validation", kind)[:SAMPLES], tokenizer), 1)
             }
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -73,7 +73,7 @@ def tokenizer_of(folder: Path) -> Any:
         return load_tokenizer(str(folder))
 
 
-def texts_of(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> list[str]:
+def texts_of(corpus: Corpus, documents: Iterable[int], tokenizer: Any) -> list[str]:
     """Return documents of a corpus as texts, without special tokens."""
     places = [corpus.starts[document : document + 2] for document in documents]
     return [tokenizer.decode(corpus.tokens[begin:end].tolist(), skip_special_tokens=True) for begin, end in places]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import param
 from panel.custom import JSComponent
@@ -11,7 +11,7 @@ from panel.custom import JSComponent
 HERE = Path(__file__).parent
 
 
-class BoardView(JSComponent):  # type: ignore[misc]
+class BoardView(JSComponent):
     """A board whose cells can be clicked, or reached with the arrow keys. ``clicked`` counts up with each click.
 
     Attributes:
@@ -32,7 +32,7 @@ class BoardView(JSComponent):  # type: ignore[misc]
     clicked = param.Integer(0)
 
     _esm = (HERE / "board.js").read_text(encoding="utf-8")
-    _stylesheets = ((HERE / "board.css").read_text(encoding="utf-8"),)
+    _stylesheets: ClassVar[list[str]] = [(HERE / "board.css").read_text(encoding="utf-8")]
 
     def _handle_msg(self, data: Any) -> None:
         self.param.update(cell=int(data["cell"]), clicked=self.clicked + 1)

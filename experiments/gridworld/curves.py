@@ -37,7 +37,7 @@ def _draw(curves: dict[str, list[tuple[float, float]]], command: Curves) -> None
     with styled(), user_input():
         figure, plots = subplots(len(parts), height=0.4 + 3.4 * len(parts), sharex=True, squeeze=False)
         for axes, names in zip(plots[:, 0], parts, strict=True):
-            figures.draw_curves(axes, {name: (*zip(*curves[name], strict=True), None) for name in names})
+            figures.draw_curves(axes, {name: (*figures.columns(curves[name]), None) for name in names})
             axes.label_outer()
         figure.suptitle(f"Learning curves (policy: {command.policy or USUAL})")
         label_ends(figure)

@@ -23,7 +23,7 @@ def main(command: Quickstart) -> None:
     at_least(1, workers=command.workers, total_steps=command.total_steps)
     commands = {
         method: Train(
-            method=method,  # type: ignore[arg-type]
+            method=method,
             oversight=command.oversight,
             seed=command.seed,
             total_steps=command.total_steps,
@@ -136,7 +136,7 @@ def _draw(out: Path, oversight: float, rows: list[dict[str, Any]], path: Path) -
         figures.draw_curves(
             plots["curves"],
             {
-                label: (*zip(*learning_curve(out / method, policy), strict=True), colour)
+                label: (*figures.columns(learning_curve(out / method, policy)), colour)
                 for (method, policy), (label, colour) in shown.items()
             },
         )

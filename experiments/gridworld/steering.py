@@ -33,8 +33,12 @@ def open_agent(command: Steered) -> tuple[RoutedAlgorithm, Task, dict[str, Any]]
         return model, task_of(config), config
     model = _load(directory)
     outcomes = tuple(f"{name}={value}" for name, value in model.overseer.values.items())
-    given = {"world": command.world or "gridworld", "env": command.env, "outcomes": outcomes if command.env else ()}
-    config = replace(PRESETS["quick"], **given).config()
+    config = replace(
+        PRESETS["quick"],
+        world=command.world or "gridworld",
+        env=command.env,
+        outcomes=outcomes if command.env else (),
+    ).config()
     task = task_of(config)
     env = task.test_env(1)
     for space in ("observation_space", "action_space"):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from routed_rl.lm.batches import Batches, WholeDocuments
-from routed_rl.lm.corpora import Corpus, build_corpus, tokenizer_digest
+from routed_rl.lm.corpora import Corpus, build_corpus
 from routed_rl.lm.documents import Document, read_documents
 from routed_rl.lm.finders import single_tokens
 from routed_rl.lm.inputs import STORIES, text_identity
@@ -28,6 +28,7 @@ from routed_rl.lm.steering import (
     top_tokens,
 )
 from routed_rl.lm.stories import TOPICS, generate_stories, stories_tokenizer
+from routed_rl.lm.tokenizers import tokenizer_digest
 from routed_rl.lm.training import Training, train
 from routed_rl.runs import RunDirectory, derive_seed
 from routed_rl.runs.tables import write_table
@@ -146,7 +147,7 @@ class Study:
         model = self.build(0)
         steering_router(model, self.tokens, recipe.blocks)
         find_blocks(model, [recipe.steered_block])
-        positions = model.config.max_position_embeddings  # type: ignore[union-attr]
+        positions = model.config.max_position_embeddings
         self.length = min(recipe.length, positions)
         self.sample_length = min(recipe.sample_length, positions - 1)
         next(self._documents(), None)  # raises for missing text, before anything is written
@@ -200,7 +201,7 @@ class Study:
         source = Batches(corpus, documents, self.length, recipe.batch_size, seed, pack=pack)
         held_out = WholeDocuments(corpus, corpus.documents("validation")[: recipe.evaluated])
         router = steering_router(model, self.tokens, recipe.blocks) if routed else None
-        vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        vocabulary: int = model.get_input_embeddings().weight.shape[0]
         objective = next_token_loss if router is None else SteeringObjective(router, self.tokens, vocabulary)
         with router or nullcontext():
             train(model, source, recipe.training, objective, seed=seed, run=run, on_step=on_step)

@@ -89,8 +89,10 @@ def _recipe(command: SteeringScalar) -> Recipe:
         if given is not None and (not given or len(set(given)) < len(given)):
             shown = " ".join(map(str, given)) or "none"
             raise UserError(f"--{name} must be one or more different values, got {shown}")
-    names = ("tokens", "corpus", "documents", "model", "tokenizer", "blocks", "steered_block", "strengths")
-    names = (*names, "sample_strength", "batch_size")
+    names = (
+        *("tokens", "corpus", "documents", "model", "tokenizer", "blocks", "steered_block", "strengths"),
+        *("sample_strength", "batch_size"),
+    )
     options = {name: value for name in names if (value := getattr(command, name)) is not None}
     if command.steps is not None:
         options["training"] = replace(recipe.training, steps=command.steps)

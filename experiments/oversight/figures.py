@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from routed_rl.experiments.common.agents import figures
 from routed_rl.experiments.common.agents.worlds import load_run, make_env, world_of
@@ -22,7 +22,7 @@ def draw_arrows(run: Path) -> Figure:
     """The actions of the policies of one routed run, in one grid where nothing is overseen."""
     model, config = load_run(run)
     world = world_of(make_env(config, 1, test=True))
-    views = {
+    views: dict[str, dict[str, Any]] = {
         "unsteered": {},
         "steered to Ghost ✖": {"choice": "ghost"},
         "steered to Diamond ◆": {"choice": "diamond"},

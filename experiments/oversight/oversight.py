@@ -88,7 +88,8 @@ class PublishedStudy(OversightGrid[Train]):
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
         """Return the results of all finished runs, also of earlier commands. None: no run is finished."""
-        from routed_rl.experiments.oversight.figures import draw_arrows, load_run
+        from routed_rl.experiments.common.agents.worlds import load_run
+        from routed_rl.experiments.oversight.figures import draw_arrows
 
         gridworld = self.base.world == "gridworld"
         report = self._report()

@@ -57,7 +57,7 @@ class Images:
         """The first 10 hex digits of a hash of all data. Equal data from different files have equal digests."""
         whole = hashlib.sha256(str((self.peak, self.train.shape, self.test.shape)).encode())
         for array in (self.train, self.train_labels, self.test, self.test_labels):
-            whole.update(np.ascontiguousarray(array))
+            whole.update(np.ascontiguousarray(array).data)
         return whole.hexdigest()[:10]
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +131,8 @@ def cifar100(directory: Path) -> Images:
         if labels.max() > 99:
             raise ValueError(f"{str(path)!r} is not CIFAR-100: it has a fine label {labels.max()}, above 99")
         arrays += [records[:, 2:].reshape(-1, *CIFAR_SHAPE), labels]
-    return Images(*arrays, peak=255, classes=100)
+    train, train_labels, test, test_labels = arrays
+    return Images(train, train_labels, test, test_labels, peak=255, classes=100)
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
@@ -187,7 +188,8 @@ def _converted(path: Path) -> list[np.ndarray]:
         return _read_npz(cache.read_bytes(), str(cache))
     arrays = read_pickle(path, PICKLE_SHA256)
     packed = io.BytesIO()
-    np.savez(packed, **dict(zip(NPZ_KEYS, arrays, strict=True)))  # type: ignore[arg-type]
+    named: dict[str, Any] = dict(zip(NPZ_KEYS, arrays, strict=True))
+    np.savez(packed, **named)
     cache.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(cache, packed.getvalue())
     return arrays
@@ -216,8 +218,9 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Accepts only the three names that old pickles use for numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
+        reconstruct = np.empty(0).__reduce__()[0]  # numpy 1 and numpy 2 have it in different modules
         allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
         }

@@ -84,7 +84,7 @@ def _recipe(command: Mnist) -> Recipe:
             f"--setting must name at least one and each only once, got {' '.join(command.setting) or 'none'}"
         )
     given = {"epochs": command.epochs, "batch_size": command.batch_size}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     at_least(1, **options)
     if (command.data, command.recipe) not in RECIPES:
         raise UserError(f"--recipe {command.recipe} needs --data mnist, got {command.data}")

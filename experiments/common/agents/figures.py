@@ -43,7 +43,7 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
     )
     with torch.no_grad():
         distribution = policy.get_distribution(torch.from_numpy(dynamics.observe(world, state)))
-    probabilities = distribution.distribution.probs.numpy()  # type: ignore[union-attr]
+    probabilities = distribution.distribution.probs.numpy()
     rows, columns = np.divmod(places, world.width)
     for action, (x, y) in enumerate(_ARROWS):
         length = 0.47 * probabilities[:, action]
@@ -62,6 +62,11 @@ def draw_policy(axes: Axes, policy: RoutedActorCriticPolicy, world: World, cells
     for line in range(1, max(world.height, world.width)):
         axes.axhline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
         axes.axvline(line - 0.5, color="#dee2e6", linewidth=0.8, zorder=1)
+
+
+def columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return the steps and the returns of a learning curve, given its points (steps, return)."""
+    return [steps for steps, _ in points], [value for _, value in points]
 
 
 def draw_curves(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float], str | None]]) -> None:

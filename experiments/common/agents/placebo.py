@@ -33,12 +33,12 @@ class ChangedEnds(VecEnvWrapper):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The state of the environment."""
-        state: dict[str, np.ndarray] = self.venv.get_state()  # type: ignore[attr-defined]
+        state: dict[str, np.ndarray] = self.venv.get_state()
         return state
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from a state of :meth:`get_state`. Raises ValueError if the state does not fit."""
-        self.venv.set_state(state)  # type: ignore[attr-defined]
+        self.venv.set_state(state)
 
 
 class PlaceboVecEnv(ChangedEnds):
@@ -63,9 +63,9 @@ class PlaceboVecEnv(ChangedEnds):
 
     def step_wait(self) -> Any:
         obs, rewards, dones, infos = self.venv.step_wait()
-        ends = infos.ends  # type: ignore[attr-defined]
+        ends = infos.ends
         outcome = np.where(ends.outcome < 0, -1, self._start[ends.rows] % self._kinds)
-        self._start[ends.rows] = self._cell(obs[ends.rows])  # type: ignore[call-overload,index]
+        self._start[ends.rows] = self._cell(obs[ends.rows])
         return obs, rewards, dones, ChangedInfos(infos, outcome=outcome)
 
     def get_state(self) -> dict[str, np.ndarray]:

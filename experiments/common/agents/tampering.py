@@ -25,7 +25,7 @@ class TamperingVecEnv(ChangedEnds):
 
     def step_wait(self) -> Any:
         obs, rewards, dones, infos = self.venv.step_wait()
-        ends, cells = infos.ends, self._cells  # type: ignore[attr-defined]
+        ends, cells = infos.ends, self._cells
         masked = (ends.outcome == 0) & ~ends.overseen
         final_obs = ends.final_obs.copy()
         ghost, diamond = slice(cells, 2 * cells), slice(2 * cells, 3 * cells)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import gymnasium as gym
 import pandas as pd
@@ -35,7 +35,7 @@ class OversightGrid(Study, Generic[R]):
     """A study of methods over oversight levels and seeds. Subclasses say what all of its runs have in common."""
 
     TITLE = OversightReport.TITLE
-    FIGURES = OversightReport.FIGURES
+    FIGURES: ClassVar[tuple[str, ...]] = OversightReport.FIGURES
     methods: tuple[str, ...]
     levels: tuple[float, ...]
     controls: tuple[str, ...]
