@@ -20,8 +20,9 @@ from routed_rl.experiments.benchmarks import (
 )
 from routed_rl.experiments.benchmarks.options import Benchmark
 from routed_rl.experiments.benchmarks.timing import as_json, machine
-from routed_rl.experiments.common.agents.options import PRESETS, Learner
+from routed_rl.experiments.common.agents.options import PRESETS
 from routed_rl.experiments.common.display import show_table
+from routed_rl.options.oversight import Learner
 from routed_rl.runs.process import check_device, one_thread
 from routed_rl.runs.progress import progress_display
 from routed_rl.wording import written

@@ -271,8 +271,12 @@ def _made(cases: Mapping[str, Case]) -> tuple[dict[str, dict[str, Any]], dict[st
         if case.missing:
             rows[name] = {"reason": case.missing}
         else:
-            _guarded(name, lambda name=name, case=case: made.update({name: case.make()}), rows, made)
+            _guarded(name, partial(_make, name, case, made), rows, made)
     return rows, made
+
+
+def _make(name: str, case: Case, made: dict[str, Any]) -> None:
+    made[name] = case.make()
 
 
 def _guarded(name: str, call: Callable[[], object], rows: dict[str, dict[str, Any]], measured: dict[str, Any]) -> None:

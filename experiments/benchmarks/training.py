@@ -26,6 +26,7 @@ UPDATES: dict[PresetName, int] = {"quick": 5, "paper": 1}
 """Updates per call, about one second."""
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+Device = Literal["cpu", "cuda"]
 Shape = tuple[torch.Size, tuple[int, ...]]
 
 
@@ -64,11 +65,10 @@ def calls(repeats: int) -> int:
 
 def calls_parallel_seeds(repeats: int) -> int:
     """Number of calls of ``tick`` in :func:`measure_parallel_seeds`."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return (repeats + 1) * sum(len(SEEDS[device]) for device in devices)
+    return (repeats + 1) * sum(len(n) for device, n in SEEDS.items() if device == "cpu" or torch.cuda.is_available())
 
 
-SEEDS = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
+SEEDS: dict[Device, tuple[int, ...]] = {"cpu": (1, 4, 16), "cuda": (1, 16, 64, 256)}
 """Numbers of seeds trained as one batch, by device."""
 
 
@@ -77,7 +77,7 @@ def measure_parallel_seeds(repeats: int, tick: Callable[[], None]) -> dict[str, 
 
     A missing device is left out.
     """
-    rates = {}
+    rates: dict[str, dict[int, float]] = {}
     for device, numbers in SEEDS.items():
         if device == "cuda" and not torch.cuda.is_available():
             continue
@@ -114,7 +114,7 @@ def steps_per_second_on_gpu(preset: PresetName, repeats: int) -> float | None:
     return measured["gpu"].rate
 
 
-def trained(preset: PresetName, device: Literal["cpu", "cuda"] = "cpu") -> RoutedAlgorithm:
+def trained(preset: PresetName, device: Device = "cpu") -> RoutedAlgorithm:
     """A model after its first updates, when replay has begun."""
     model = make_model(replace(PRESETS[preset], oversight=0.1, device=device).config(), 0)
     learn(model, 2)
@@ -208,6 +208,6 @@ def parts(preset: PresetName) -> dict[str, float]:
         with watch.part("the rest"):
             learn(model, UPDATES[preset])
     finally:
-        torch.Tensor.backward = backward  # type: ignore[method-assign]
+        torch.Tensor.backward = backward
     total = sum(watch.seconds.values())
     return {name: seconds / total for name, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1])}
