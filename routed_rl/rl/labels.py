@@ -49,14 +49,8 @@ class RoutedLabels(OnPolicyAlgorithm):
         return torch.cat([self.policy.predict_values(portion).flatten() for portion in portions])
 
     def _store_ends(self, ends: RolloutEnds) -> None:
-        """Write the rollout's labels, training rewards and value estimates to the buffer.
-
-        Raises:
-            ValueError: if the policy gave NaN for an action. Sampling does not notice it.
-        """
+        """Write the rollout's labels, training rewards and value estimates to the buffer."""
         new = slice(self.n_steps, None)
-        if bool(self.buffer.log_probs[new].isnan().any()):
-            raise ValueError("the policy's probabilities became NaN: lower learning_rate, or set max_grad_norm")
         self._store_labels(ends)
         self.buffer.values[new] = self._values(self.buffer.obs[new].flatten(0, 1)).view(ends.ended.shape)
         self._store_bootstrap(ends)
@@ -68,8 +62,14 @@ class RoutedLabels(OnPolicyAlgorithm):
             self.buffer.bootstrap[self.n_steps :].masked_scatter_(ends.truncated.to(self.device), values)
 
     def _store_labels(self, ends: RolloutEnds) -> None:
-        """Label the rollout's episodes by how they ended, and log the labels."""
+        """Label the rollout's episodes by how they ended, and log the labels.
+
+        Raises:
+            ValueError: if the policy gave NaN for an action. Sampling does not notice it.
+        """
         new = slice(self.n_steps, None)
+        if bool(self.buffer.log_probs[new].isnan().any()):
+            raise ValueError("the policy's probabilities became NaN: lower learning_rate, or set max_grad_norm")
         self.buffer.ended[new] = ended = ends.ended.to(self.device)
         rng = np.random.default_rng(self._rng("labels"))
         arrays = [tensor.cpu().numpy() for tensor in (ends.outcome, ends.overseen, self.buffer.lengths())]

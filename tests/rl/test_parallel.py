@@ -213,6 +213,15 @@ def test_a_callback_that_stops_one_stops_all():
     assert not any(model.buffer.waiting.any() for model in members)
 
 
+def test_a_member_that_became_nan_is_said():
+    models = [member(0), member(1)]
+    learner = together(models)
+    with torch.no_grad():
+        models[1].policy.action_net.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the policy's probabilities became NaN"):
+        learner.learn(256, [None, None])
+
+
 def steered():
     model = member(1)
     model.steer("ghost")
