@@ -214,12 +214,12 @@ def test_a_callback_that_stops_one_stops_all():
 
 
 def test_a_member_that_became_nan_is_said():
-    models = [member(0), member(1)]
+    models = [member(seed) for seed in range(4)]
     learner = together(models)
     with torch.no_grad():
         models[1].policy.action_net.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="the policy's probabilities became NaN"):
-        learner.learn(256, [None, None])
+        learner.learn(256, [None] * 4)
 
 
 def steered():
