@@ -22,6 +22,7 @@ from tests import forks
 from tests.browser import assert_report_opens, needs_browser, opened
 from tests.experiments import small_arenas
 from tests.experiments.described import assert_described
+from tests.experiments.in_process import draw_nothing
 from tests.experiments.mistakes import complaints
 from tests.experiments.small_arenas import KILLS, OPTIONS, SCORES
 from tests.unlearning.arena.small_arena import small_benchmark
@@ -114,7 +115,9 @@ def routed(study, small, tmp_path_factory):
     out = tmp_path_factory.mktemp("routed") / "study"
     shutil.copytree(study, out)
     done = set(out.glob("stages/*"))
-    run(out, "--methods", "npo", "--before", "none", "era", "--trust", "--routing.repair-steps", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        run(out, "--methods", "npo", "--before", "none", "era", "--trust", "--routing.repair-steps", 3)
     return out, {path.name.partition("-")[0] for path in set(out.glob("stages/*")) - done}
 
 
@@ -137,6 +140,7 @@ def test_routing_beforehand_is_a_method_and_what_others_begin_with(routed):
     assert_described(out)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_are_judged_by_models_whose_truth_is_known(routed):
     out, _ = routed
     table = pd.read_csv(out / "trust.csv").set_index("score")
@@ -163,6 +167,7 @@ def test_scores_are_judged_by_models_whose_truth_is_known(routed):
     assert not (out / "trust.csv").exists(), "nothing of an earlier start is left"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [next(study.glob(f"stages/{kind}-*/model")) for kind in ("full", "retrained")]
@@ -256,6 +261,7 @@ def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_guides_example_runs(small, tmp_path, monkeypatch):
     """With few steps and one seed."""
     code, *_ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
@@ -346,6 +352,7 @@ def test_a_mistake_in_ones_own_class_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mistake_in_ones_own_code_is_said_with_its_place_and_harms_no_other(
     study, small, mistaken, tmp_path, capsys, monkeypatch
 ):

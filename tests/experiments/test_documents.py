@@ -148,6 +148,7 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
         ("docs/how-to/make_a_world_of_your_own.md", "make_a_world_of_your_own", "ring"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_examples_of_an_oversight_study_run(page, guide, world, tmp_path, monkeypatch):
     """In the environment that the guide shows, in this process, with few steps. An example has at most 15 lines."""
     run_in_process(monkeypatch)
