@@ -32,6 +32,7 @@ QUICK, FRESH_ENVS = commands.PRESETS["quick"], gridworld.FRESH_ENVS["gridworld"]
 TINY = replace(
     QUICK,
     total_steps=1024,
+    max_steps=32,
     learner=Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2),
 )
 NAMES = ("routing", "naive-early-stopped")

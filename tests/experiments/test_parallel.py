@@ -22,7 +22,7 @@ from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.grid import FAILED
 
 LEARNER = Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2)
-TINY = replace(PRESETS["quick"], total_steps=1280, learner=LEARNER)
+TINY = replace(PRESETS["quick"], total_steps=1280, max_steps=32, learner=LEARNER)
 """Ten updates, with checkpoints after every second; learning curves have points after the fourth and the eighth."""
 FILES = ("metrics.csv", "evaluation.json", "model/tensors.safetensors")
 
