@@ -15,14 +15,14 @@ from routed_rl.experiments.common.agents.grid import train_all, train_command
 from routed_rl.experiments.common.agents.options import PRESETS
 from routed_rl.experiments.gridworld.train import train_and_show
 from routed_rl.options.oversight import Learner
-from routed_rl.rl import ParallelLearner
+from routed_rl.rl import ParallelLearner, evaluation
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.grid import _batches
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.grid import FAILED
 
 LEARNER = Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2)
-TINY = replace(PRESETS["quick"], total_steps=1280, max_steps=32, learner=LEARNER)
+TINY = replace(PRESETS["quick"], total_steps=1280, max_steps=8, learner=LEARNER)
 """Ten updates, with checkpoints after every second; learning curves have points after the fourth and the eighth."""
 FILES = ("metrics.csv", "evaluation.json", "model/tensors.safetensors")
 
@@ -31,6 +31,7 @@ FILES = ("metrics.csv", "evaluation.json", "model/tensors.safetensors")
 def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        patch.setattr(evaluation, "PAPER_STEPS", 8)
         patch.setattr(training, "CHECKPOINT_EVERY", 2)
         patch.setattr(training, "EVALUATE_EVERY", 4)
         yield
