@@ -1,14 +1,13 @@
 """Several runs in one process: each in its own directory, broken off, continued and failing on its own."""
 
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from routed_rl.experiments import parallel
 from routed_rl.experiments.cli import main, parse
 from routed_rl.experiments.common.agents import worlds as gridworld
 from routed_rl.experiments.common.agents.grid import train_all, train_command
@@ -182,12 +181,13 @@ def test_each_failure_is_reported_with_its_own_reason(tmp_path):
     assert "it diverged" in failed[second.out] and "2 of 3 runs failed" in failed[first.out]
 
 
-def test_a_process_of_several_command_lines(tmp_path):
+def test_a_process_of_several_command_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     lines = [shlex.join(["train", "--world", "room", "--preset", "minigrid", "--seed", str(seed)]) for seed in (0, 1)]
-    command = [sys.executable, "-P", "-m", "routed_rl.experiments.parallel"]
-    refused = subprocess.run([*command, *lines], capture_output=True, text=True, cwd=tmp_path)
-    assert refused.returncode == 2 and not (tmp_path / "runs").exists()
-    assert "--parallel-seeds needs a batched world, not --world room" in refused.stderr
+    with pytest.raises(SystemExit) as refused:
+        parallel.main(lines)
+    assert refused.value.code == 2 and not (tmp_path / "runs").exists()
+    assert "--parallel-seeds needs a batched world, not --world room" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
