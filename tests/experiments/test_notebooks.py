@@ -25,9 +25,13 @@ REDUCED = {
     "route_an_agent": "total_steps, episodes = 2_048, 100",
     "route_any_network": "steps, copies = 10, 20",
     "run_a_study": "methods, controls, seeds, total_steps = ['routing'], [], 1, 1_024",
-    "unlearn_attack_undo": "people, steps, distil_steps, measured = 120, 3, 2, (0, 2)",
+    "unlearn_attack_undo": (
+        "people, steps, distil_steps, measured = 120, 3, 2, (0, 2)\n"
+        "import dataclasses, routed_rl.unlearning\n"
+        "routed_rl.unlearning.MaxEnt.recipe = dataclasses.replace(routed_rl.unlearning.MaxEnt.recipe, steps=6)"
+    ),
 }
-"""Notebook → smaller values of what its cell with the tag ``parameters`` sets."""
+"""Notebook → smaller values of what its cell with the tag ``parameters`` sets, and of a default of the library."""
 
 FACTS = {
     "cut_out_a_topic": """
