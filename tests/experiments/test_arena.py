@@ -89,8 +89,7 @@ def test_compute_counts_all_stages_after_the_full_model(study):
 def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys):
     given = {
         "methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2, "budget": 4,
-        "attacks": ["fine-tuning", "quantisation"], "out": study,
-        "scores": [*SCORES],
+        "attacks": ["fine-tuning", "quantisation"], "out": study, "scores": [*SCORES],
     }  # fmt: skip
     mine = ArenaStudy(**given, student=Student(steps=3, least=2))
     assert set(mine.plan().reason) == {"is finished"}
@@ -179,9 +178,8 @@ def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, smal
         scores=["knowledge", "forget-quality"], **options,
     )  # fmt: skip
     found = mine.run()
-    assert (
-        set(found.name) == {"full", "retrained", "npo"} and found[found.score == "forget-quality"].value.notna().all()
-    )
+    assert set(found.name) == {"full", "retrained", "npo"}
+    assert found[found.score == "forget-quality"].value.notna().all()
     alone = ArenaStudy(model=str(folders[0]), out=tmp_path / "alone", **options)
     assert "forget-quality" not in alone.arena.scores and "extraction-strength" in alone.arena.scores
     found = ArenaStudy(model=str(folders[0]), out=tmp_path / "alone", scores=["knowledge"], **options).run()
@@ -269,8 +267,7 @@ def test_the_guides_example_runs(small, tmp_path, monkeypatch):
     few += ', scores=["knowledge", "multiple-choice"]'
     code = code.replace("seeds=3", f"student=Student(steps=2, least=1), {few}")
     monkeypatch.chdir(tmp_path)
-    names = {"Student": Student}
-    exec(code, names)
+    exec(code, names := {"Student": Student})
     out = tmp_path / "runs" / "mine"
     assert set(names["results"].name) == set(NAMES) and (out / "leaderboard.tex").exists()
     assert "A model that guesses has 0.25 for `multiple-choice`." in (out / "leaderboard.md").read_text()
