@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, resolve_name
 from operator import attrgetter
@@ -113,12 +114,13 @@ def source_digests(module: str) -> dict[str, str]:
     root = None if spec is None else _root(spec)
     if root is None or _is_pythons(root):
         return {}
+    installed = _is_installed(root)
     found: dict[str, str] = {}
     todo = [module]
     while todo:
         name = todo.pop()
         own = name.partition(".")[0]
-        if own != top and (own == _OWN or _is_installed(root)):
+        if own != top and (own == _OWN or installed):
             continue
         parts = name.split(".")
         todo += [".".join(parts[:count]) for count in range(1, len(parts))]
@@ -218,5 +220,9 @@ def _is_installed(root: str) -> bool:
 
 
 def _is_pythons(root: str) -> bool:
-    library = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-    return os.path.realpath(root) in map(os.path.realpath, library)
+    return os.path.realpath(root) in _library()
+
+
+@cache
+def _library() -> frozenset[str]:
+    return frozenset(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))

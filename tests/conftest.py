@@ -14,6 +14,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every process that tests star
 
 import torch
 
+if not torch.accelerator.is_available():
+    # torch.manual_seed notes the whole call stack for each of them, in case that it is initialised later.
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        devices.manual_seed_all = lambda seed: None
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():

@@ -11,11 +11,11 @@ import tyro
 
 from routed_rl.experiments import cli
 from routed_rl.lm import models
-from routed_rl.runs import process, studies
-from routed_rl.unlearning import MaxEnt, UndoStudy
+from routed_rl.runs import process
+from routed_rl.unlearning import MaxEnt
 from routed_rl.unlearning.undo_study import worker
 from routed_rl.unlearning.undo_study.worker import Stages
-from tests.experiments.in_process import run_in_process
+from tests.experiments.in_process import draw_nothing, run_in_process
 from tests.lm.killed_training import forked, kill_until_done
 
 KILLS = 10
@@ -57,8 +57,7 @@ def main(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
         patch.setattr(MaxEnt, "recipe", replace(MaxEnt.recipe, steps=6))
-        patch.setattr(UndoStudy, "FIGURES", ())
-        patch.setattr(studies, "study_page", lambda *_: "")  # drawn by more calls than all else takes
+        draw_nothing(patch)  # it takes more calls than all else
         kill(folder)
 
 

@@ -8,10 +8,9 @@ import pytest
 from routed_rl.experiments import cli
 from routed_rl.lm import models
 from routed_rl.lm.training import Training
-from routed_rl.runs import process, studies
-from routed_rl.unlearning.arena import ArenaStudy
+from routed_rl.runs import process
 from routed_rl.unlearning.benchmarks import BENCHMARKS, Benchmark, BenchmarkKind, Recipe
-from tests.experiments.in_process import run_in_process
+from tests.experiments.in_process import draw_nothing, run_in_process
 from tests.lm.killed_training import forked, kill_until_done
 from tests.unlearning.arena.small_arena import small_benchmark
 
@@ -52,8 +51,7 @@ def main(folder: Path) -> None:
     process.one_thread()
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
-        patch.setattr(ArenaStudy, "FIGURES", ())
-        patch.setattr(studies, "study_page", lambda *_: "")  # drawn by more calls than all else takes
+        draw_nothing(patch)  # it takes more calls than all else
         few = ("--methods", "npo", "--then", "none", "--attacks", "quantisation", "--scores", "forget-quality")
         study(folder / "first", *few)  # torch and transformers import much when it is first needed
         calls = forked(partial(study, folder / "unbroken", *few), count=True)

@@ -22,6 +22,7 @@ from tests import forks
 from tests.browser import assert_report_opens, needs_browser, opened
 from tests.experiments import small_arenas
 from tests.experiments.described import assert_described
+from tests.experiments.in_process import draw_nothing
 from tests.experiments.mistakes import complaints
 from tests.experiments.small_arenas import KILLS, OPTIONS, SCORES
 from tests.unlearning.arena.small_arena import small_benchmark
@@ -88,8 +89,7 @@ def test_compute_counts_all_stages_after_the_full_model(study):
 def test_the_command_is_the_study_and_only_what_is_new_runs(study, small, capsys):
     given = {
         "methods": ["npo", "graddiff"], "settings": ["npo.steps=2", "graddiff.steps=2"], "batch_size": 2, "budget": 4,
-        "attacks": ["fine-tuning", "quantisation"], "out": study,
-        "scores": [*SCORES],
+        "attacks": ["fine-tuning", "quantisation"], "out": study, "scores": [*SCORES],
     }  # fmt: skip
     mine = ArenaStudy(**given, student=Student(steps=3, least=2))
     assert set(mine.plan().reason) == {"is finished"}
@@ -114,7 +114,9 @@ def routed(study, small, tmp_path_factory):
     out = tmp_path_factory.mktemp("routed") / "study"
     shutil.copytree(study, out)
     done = set(out.glob("stages/*"))
-    run(out, "--methods", "npo", "--before", "none", "era", "--trust", "--routing.repair-steps", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        run(out, "--methods", "npo", "--before", "none", "era", "--trust", "--routing.repair-steps", 3)
     return out, {path.name.partition("-")[0] for path in set(out.glob("stages/*")) - done}
 
 
@@ -137,6 +139,7 @@ def test_routing_beforehand_is_a_method_and_what_others_begin_with(routed):
     assert_described(out)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scores_are_judged_by_models_whose_truth_is_known(routed):
     out, _ = routed
     table = pd.read_csv(out / "trust.csv").set_index("score")
@@ -163,6 +166,7 @@ def test_scores_are_judged_by_models_whose_truth_is_known(routed):
     assert not (out / "trust.csv").exists(), "nothing of an earlier start is left"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [next(study.glob(f"stages/{kind}-*/model")) for kind in ("full", "retrained")]
@@ -174,9 +178,8 @@ def test_a_model_of_the_users_is_unlearned_and_compared_with_another(study, smal
         scores=["knowledge", "forget-quality"], **options,
     )  # fmt: skip
     found = mine.run()
-    assert (
-        set(found.name) == {"full", "retrained", "npo"} and found[found.score == "forget-quality"].value.notna().all()
-    )
+    assert set(found.name) == {"full", "retrained", "npo"}
+    assert found[found.score == "forget-quality"].value.notna().all()
     alone = ArenaStudy(model=str(folders[0]), out=tmp_path / "alone", **options)
     assert "forget-quality" not in alone.arena.scores and "extraction-strength" in alone.arena.scores
     found = ArenaStudy(model=str(folders[0]), out=tmp_path / "alone", scores=["knowledge"], **options).run()
@@ -256,6 +259,7 @@ def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_guides_example_runs(small, tmp_path, monkeypatch):
     """With few steps and one seed."""
     code, *_ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
@@ -263,8 +267,7 @@ def test_the_guides_example_runs(small, tmp_path, monkeypatch):
     few += ', scores=["knowledge", "multiple-choice"]'
     code = code.replace("seeds=3", f"student=Student(steps=2, least=1), {few}")
     monkeypatch.chdir(tmp_path)
-    names = {"Student": Student}
-    exec(code, names)
+    exec(code, names := {"Student": Student})
     out = tmp_path / "runs" / "mine"
     assert set(names["results"].name) == set(NAMES) and (out / "leaderboard.tex").exists()
     assert "A model that guesses has 0.25 for `multiple-choice`." in (out / "leaderboard.md").read_text()
@@ -346,6 +349,7 @@ def test_a_mistake_in_ones_own_class_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mistake_in_ones_own_code_is_said_with_its_place_and_harms_no_other(
     study, small, mistaken, tmp_path, capsys, monkeypatch
 ):

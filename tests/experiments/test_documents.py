@@ -118,6 +118,7 @@ def test_examples_on_ones_own_model_run(code, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("code", [code for code in OWN if "Study(" in code])
+@pytest.mark.usefixtures("undrawn")
 def test_examples_of_studies_run(code, tmp_path, monkeypatch):
     """In this process, with tiny models and few steps; the table is there at the end, and the figure in a file."""
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
@@ -148,6 +149,7 @@ def test_examples_of_studies_run(code, tmp_path, monkeypatch):
         ("docs/how-to/make_a_world_of_your_own.md", "make_a_world_of_your_own", "ring"),
     ],
 )
+@pytest.mark.usefixtures("undrawn")
 def test_examples_of_an_oversight_study_run(page, guide, world, tmp_path, monkeypatch):
     """In the environment that the guide shows, in this process, with few steps. An example has at most 15 lines."""
     run_in_process(monkeypatch)

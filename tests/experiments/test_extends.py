@@ -10,13 +10,13 @@ import torch
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import worlds
 from routed_rl.options.oversight import OWN, Run
-from routed_rl.rl import RoutedPPO
+from routed_rl.rl import RoutedPPO, evaluation
 from routed_rl.rl.oversight_study.grid import run_config
 from routed_rl.runs import RunDirectory, read_checkpoint
 from tests.experiments.test_train import SMALL, different_files
 from tests.own_code import own_code
 
-CONSTANT = [*SMALL, "--learner.entropy", "0.02", "0.02"]
+CONSTANT = [*SMALL, "--max-steps", "8", "--learner.entropy", "0.02", "0.02"]
 """Entropy that does not depend on the length of the training."""
 CARTPOLE = ["--world", "CartPole", "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
 CARTPOLE += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
@@ -26,6 +26,7 @@ CARTPOLE += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
 def few_test_environments(monkeypatch):
     monkeypatch.setitem(worlds.FRESH_ENVS, "gridworld", (2, 4))
     monkeypatch.setitem(worlds.FRESH_ENVS, "CartPole", (2, 4))
+    monkeypatch.setattr(evaluation, "PAPER_STEPS", 8)
 
 
 def train(out, steps, *options, small=CONSTANT):

@@ -128,6 +128,7 @@ def test_the_command_is_the_object_and_an_interrupted_run_ends_as_an_uninterrupt
     assert all(before <= seconds for before, seconds in zip(checkpoints, took, strict=True))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_grows(ran, tmp_path):
     given = {"worlds": [Tiny], "out": tmp_path, **SMALL, "relearned": ["plain"], "relearning": 3}
     HackingStudy(methods=["plain"], **given).run()
@@ -160,6 +161,7 @@ def test_rows_of_methods_without_an_overseer_count_once():
         assert found[found.method == "penalty"].oversight.tolist() == [share]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_methods_that_are_in_no_curve_and_that_nobody_oversees(ran, tmp_path):
     study = HackingStudy(worlds=[Unwatched], methods=["screening"], out=tmp_path, **SMALL)
     found = study.run()

@@ -99,6 +99,7 @@ def test_it_is_the_share_of_questions_whose_answer_is_the_likeliest(tasks):
             harness_value(model, tokenizer, "some", "perplexity,none", include=tasks)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_a_score_of_the_arena(tasks, tmp_path, monkeypatch):
     (tmp_path / "their_scores.py").write_text(
         "from pathlib import Path\n"

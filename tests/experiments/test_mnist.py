@@ -47,7 +47,7 @@ def classifiers(tmp_path_factory):
     """Routed classifiers and their controls, by two commands."""
     out = tmp_path_factory.mktemp("cifar") / "study"
     for option in ("--routed", "--no-routed"):
-        run("cifar", option, "--seeds", "2", "--epochs", "30", "--out", out)
+        run("cifar", option, "--seeds", "2", "--epochs", "20", "--out", out)
         (out / "planned.json").rename(out / "earlier.json")  # as in a version that did not write it
     (out / "earlier.json").rename(out / "planned.json")
     return out

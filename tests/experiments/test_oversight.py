@@ -19,7 +19,7 @@ from routed_rl.experiments.common.agents.options import Train
 from routed_rl.experiments.demo.study import open_study
 from routed_rl.experiments.oversight.figures import draw_arrows
 from routed_rl.options.oversight import Learner
-from routed_rl.rl import OversightReport
+from routed_rl.rl import OversightReport, evaluation
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.methods import variant
 from routed_rl.rl.oversight_study.table import KEYS
@@ -32,6 +32,7 @@ QUICK, FRESH_ENVS = commands.PRESETS["quick"], gridworld.FRESH_ENVS["gridworld"]
 TINY = replace(
     QUICK,
     total_steps=1024,
+    max_steps=8,
     learner=Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2),
 )
 NAMES = ("routing", "naive-early-stopped")
@@ -65,6 +66,7 @@ def in_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(commands.PRESETS, "quick", TINY)
         patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        patch.setattr(evaluation, "PAPER_STEPS", 8)
         patch.setattr(training, "FEWEST_POINTS", 1)
         ran = []
         patch.setattr(grid, "run_commands", pool_in_process(ran))

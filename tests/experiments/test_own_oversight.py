@@ -120,6 +120,7 @@ def study(folder, function="make_env", **options):
 
 
 @pytest.mark.parametrize("function", ["make_env", "make_known"])
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_broken_off_goes_on_to_the_same_table(folder, function, monkeypatch):
     whole = study(folder, function)
     plan = whole.plan()
@@ -187,6 +188,7 @@ def test_a_method_of_ones_own_is_compared_like_the_others(folder, world, capsys)
     assert (run / "evaluation.json").read_bytes() == result
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.usefixtures("undrawn")
 def test_the_command_does_what_python_does(folder, capsys):
     options = {"methods": ["filtering"], "levels": [1.0], "seeds": 1, "total_steps": 2048, "out": folder / "a"}
@@ -336,6 +338,7 @@ def test_a_command_refuses_what_does_not_go_with_env(folder, options, message, c
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_changed_code_is_another_study(folder):
     study(folder, methods=["naive"]).run()
     before = pd.read_csv(folder / "study" / "results.csv")

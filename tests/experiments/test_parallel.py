@@ -1,28 +1,27 @@
 """Several runs in one process: each in its own directory, broken off, continued and failing on its own."""
 
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from routed_rl.experiments import parallel
 from routed_rl.experiments.cli import main, parse
 from routed_rl.experiments.common.agents import worlds as gridworld
 from routed_rl.experiments.common.agents.grid import train_all, train_command
 from routed_rl.experiments.common.agents.options import PRESETS
 from routed_rl.experiments.gridworld.train import train_and_show
 from routed_rl.options.oversight import Learner
-from routed_rl.rl import ParallelLearner
+from routed_rl.rl import ParallelLearner, evaluation
 from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.grid import _batches
 from routed_rl.runs import read_json, read_metrics
 from routed_rl.runs.grid import FAILED
 
 LEARNER = Learner(n_envs=16, n_steps=8, batch_size=64, hidden=8, replay_batch=8, replay_steps=2)
-TINY = replace(PRESETS["quick"], total_steps=1280, learner=LEARNER)
+TINY = replace(PRESETS["quick"], total_steps=1280, max_steps=8, learner=LEARNER)
 """Ten updates, with checkpoints after every second; learning curves have points after the fourth and the eighth."""
 FILES = ("metrics.csv", "evaluation.json", "model/tensors.safetensors")
 
@@ -31,6 +30,7 @@ FILES = ("metrics.csv", "evaluation.json", "model/tensors.safetensors")
 def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(gridworld.FRESH_ENVS, "gridworld", (8, 16))
+        patch.setattr(evaluation, "PAPER_STEPS", 8)
         patch.setattr(training, "CHECKPOINT_EVERY", 2)
         patch.setattr(training, "EVALUATE_EVERY", 4)
         yield
@@ -181,12 +181,13 @@ def test_each_failure_is_reported_with_its_own_reason(tmp_path):
     assert "it diverged" in failed[second.out] and "2 of 3 runs failed" in failed[first.out]
 
 
-def test_a_process_of_several_command_lines(tmp_path):
+def test_a_process_of_several_command_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     lines = [shlex.join(["train", "--world", "room", "--preset", "minigrid", "--seed", str(seed)]) for seed in (0, 1)]
-    command = [sys.executable, "-P", "-m", "routed_rl.experiments.parallel"]
-    refused = subprocess.run([*command, *lines], capture_output=True, text=True, cwd=tmp_path)
-    assert refused.returncode == 2 and not (tmp_path / "runs").exists()
-    assert "--parallel-seeds needs a batched world, not --world room" in refused.stderr
+    with pytest.raises(SystemExit) as refused:
+        parallel.main(lines)
+    assert refused.value.code == 2 and not (tmp_path / "runs").exists()
+    assert "--parallel-seeds needs a batched world, not --world room" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

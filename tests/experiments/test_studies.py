@@ -82,6 +82,7 @@ def test_an_undo_study_from_python_is_the_commands(undo, tmp_path):
         again.figure("loss")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_era_study_from_python_is_the_commands(tmp_path, monkeypatch):
     ran = killed_studies.make_small(monkeypatch)
     study = EraStudy(

@@ -14,6 +14,7 @@ import pytest
 from routed_rl.experiments import cli
 from routed_rl.experiments.common.agents import worlds
 from routed_rl.experiments.common.agents.options import PRESETS
+from routed_rl.rl.oversight_study import training
 from routed_rl.rl.oversight_study.recipe import budget
 from routed_rl.rl.oversight_study.table import learning_curve
 from routed_rl.rl.oversight_study.training import curve_interval
@@ -22,14 +23,15 @@ from tests import forks
 
 SMALL = ["--learner.n-envs", "16", "--learner.n-steps", "8", "--learner.batch-size", "64", "--learner.hidden", "8"]
 SMALL += ["--learner.replay-steps", "1"]
-STEPS = 6_144
-"""48 updates, a row of metrics each, and three checkpoints."""
+STEPS = 3_072
+"""24 updates, a row of metrics each, and three checkpoints."""
 POLICIES = {"steer:ghost", "steer:diamond", "unsteered", "contrast:diamond", "sharpened:diamond"}
 MAY_DIFFER = {"timings.csv", "tensorboard"}
 
 
 def train(arguments, world, death):
     """The command, with few environments in its final evaluation; SIGKILL after so many rows of metrics."""
+    training.CHECKPOINT_EVERY = 8
     worlds.FRESH_ENVS[world] = (2, 4)
     append = MetricsCSV.append
 
@@ -106,7 +108,7 @@ def test_killed_twice_and_beside_another_run_it_gives_the_same_bytes(unbroken, t
     """Another process does the same, not interrupted, while one is killed between checkpoints and continued."""
     beside, out = tmp_path / "beside", tmp_path / "killed"
     process = start(beside)
-    assert [run(out, death=rows) for rows in (21, 46)] == [-signal.SIGKILL] * 2
+    assert [run(out, death=rows) for rows in (11, 22)] == [-signal.SIGKILL] * 2
     assert run(out) == 0
     process.join()
     assert process.exitcode == 0
@@ -168,10 +170,10 @@ def test_other_worlds_train_evaluate_and_resume(world, options, tmp_path):
     """
     small = [*options, "--learner.n-envs", "2", "--learner.n-steps", "8", "--learner.batch-size", "16"]
     small += ["--learner.replay-steps", "1", "--learner.hidden", "8"]
-    options = {"steps": 512, "world": world, "small": small}  # 32 updates, a checkpoint in the middle
+    options = {"steps": 256, "world": world, "small": small}  # 16 updates, a checkpoint in the middle
     outs = [tmp_path / name for name in ("unbroken", "killed")]
     assert run(outs[0], **options) == 0
-    assert run(outs[1], death=20, **options) == -signal.SIGKILL
+    assert run(outs[1], death=10, **options) == -signal.SIGKILL
     assert run(outs[1], **options) == 0
     assert different_files(*outs) == []
     result = json.loads((outs[0] / "evaluation.json").read_text())

@@ -150,6 +150,7 @@ def test_what_was_done_is_not_done_again(study, small, capsys):
     assert len(small[1]) == ran and contents(study) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_alpha_runs_its_own_stages_alone_and_the_plan_said_so(small, begun, capsys):
     options = (*OPTIONS, "--out", begun)
     run(small, *options, "--alphas", "0.4", "0.6")

@@ -28,7 +28,7 @@ from routed_rl.unlearning import Sam
 TOKENIZER = stories_tokenizer()
 VOCABULARY = len(TOKENIZER)
 # Rows are shorter than stories, so some have more scored targets than others.
-LENGTH, ROWS, STEPS, SEED = 28, 8, 10, 3
+LENGTH, ROWS, STEPS, SEED = 28, 8, 8, 3
 
 
 def make_corpus(folder: Path) -> Corpus:
@@ -95,7 +95,7 @@ class Case:
             distributed = distribute(model, shard)
             if self.mode is not None and self.late:
                 attached.enter_context(router)
-            settings = Training(steps=STEPS, learning_rate=1e-2, warmup=3, accumulate=self.accumulate)
+            settings = Training(steps=STEPS, learning_rate=2e-2, warmup=3, accumulate=self.accumulate)
             train(
                 distributed,
                 make_batches(corpus),

@@ -35,7 +35,7 @@ def episodes(n, seed, wrong=0.0, kind="discrete"):
     return FinalSteps(actions, final), torch.where(flipped, 1 - labels, labels)
 
 
-def fitted(model, endings, labels, steps=300):
+def fitted(model, endings, labels, steps=200):
     model.add(endings, labels)
     model.fit(steps, torch.Generator().manual_seed(0))
     return model
@@ -64,7 +64,7 @@ def test_it_abstains_until_two_outcomes_were_overseen_a_few_times():
     model = fitted(new_model(), endings.select(labels == 0), labels[labels == 0])
     assert (model.predict(endings) == -1).all()
     model.add(endings.select(labels == 1), labels[labels == 1])
-    model.fit(300, torch.Generator().manual_seed(0))
+    model.fit(200, torch.Generator().manual_seed(0))
     assert (model.predict(endings) >= 0).any()
     assert len(model.predict(endings.select(labels > 1))) == 0
 
@@ -89,7 +89,7 @@ def test_four_equal_endings_with_equal_labels_are_enough(kind, labels, outcome):
 
 def test_probabilities_of_labels_with_a_third_wrong_are_near_two_thirds():
     """Without the temperature they are near 1, because two layers learn the wrong labels by heart."""
-    model = fitted(new_model(), *episodes(300, 0, wrong=1 / 3), steps=1500)
+    model = fitted(new_model(), *episodes(300, 0, wrong=1 / 3), steps=700)
     endings, labels = episodes(2000, 1, wrong=1 / 3)
     probability, outcome = model.probabilities(endings).max(dim=1)
     right = float((outcome == labels).float().mean())

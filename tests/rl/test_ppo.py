@@ -268,10 +268,10 @@ def test_learning_while_steered_is_refused():
 
 def test_a_gymnasium_environment_with_the_info_contract_is_learned():
     """A policy steered to a door must walk to this door. All seeds tried were far above the bar (worst: 0.97)."""
-    for seed in range(3):
+    for seed in range(2):
         overseer = Overseer({"bad": -1, "good": 1})
         model = small_model(two_doors(), overseer=overseer, seed=seed, learning_rate=3e-3, n_steps=16, batch_size=256)
-        model.learn(8_000)
+        model.learn(6_000)
         for door, expected in (("good", 1.0), ("bad", -1.0)):
             with model.steered(door):
                 mean, _ = evaluate_policy(model, two_doors(8), n_eval_episodes=100, warn=False)

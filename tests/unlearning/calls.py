@@ -14,7 +14,7 @@ CALLS = [
     *METHODS,
     *("adapters", "adapters, merged", "half", "undo", "attack", "attack on adapters"),
 ]
-SMALL = {"batch_size": 4, "length": LENGTH, "steps": 4, "progress": False}
+SMALL = {"batch_size": 4, "length": LENGTH, "steps": 2, "progress": False}
 
 
 def call_all(model: nn.Module, corpus: Corpus, shard: bool = False) -> dict[str, dict[str, Tensor]]:
@@ -39,6 +39,6 @@ def call_all(model: nn.Module, corpus: Corpus, shard: bool = False) -> dict[str,
         name: {key: tensor.double() for key, tensor in made.state_dict().items()} for name, made in found.items()
     }
     for name, rank in (("attack", None), ("attack on adapters", 2)):
-        rows = attack(*given, **options, rank=rank, learning_rates=[1e-2, 1e-3], measured=[0, 4])
+        rows = attack(*given, **options, rank=rank, learning_rates=[1e-2, 1e-3], measured=[0, 2])
         weights[name] = {"losses": torch.tensor(rows.to_numpy())}
     return weights

@@ -67,7 +67,7 @@ def test_a_model_learns_a_few_examples_and_not_those_that_it_never_reads(name):
     whole = BENCHMARKS[name]().load()
     few = {kind: whole.sets[kind][:8] for kind in ("forget", "retain")}
     rows = {kind: [example.row() for example in of] for kind, of in few.items()}
-    training = replace(BENCHMARKS[name].recipe.training, steps=200, warmup=10)
+    training = replace(BENCHMARKS[name].recipe.training, steps=150, warmup=10)
     learned = Learned(name, Benchmark(**rows, sets=few), batch_size=8, training=training)
     full, retrained = learned.reader(("forget", "retain")), learned.reader(("retain",))
     assert knows(full, "forget") >= 0.9
