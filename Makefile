@@ -6,13 +6,16 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 export OMP_NUM_THREADS := 1
 
-.PHONY: run test check docs linkcheck venv lint clean
+.PHONY: run test integration check docs linkcheck venv lint clean
 
 run: $(BASE)  ## train a routed and a naive agent, print a table, draw a figure
 	$(BIN)/routed-rl quickstart
 
 test: venv lint docs  ## fast tests, lint, types, import contracts, documentation
 	$(BIN)/pytest
+
+integration: venv  ## tests of pages in a browser, an installed wheel, notebooks, several processes, killed studies
+	$(BIN)/pytest -m integration
 
 check: venv  ## the slow reproductions: about eight hours on two cores; goes on where it was stopped
 	$(BIN)/pytest -m slow

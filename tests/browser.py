@@ -11,8 +11,13 @@ import pytest
 from routed_rl.runs.pool import PYTHON
 
 CHROMIUM = shutil.which("chromium")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package is chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+def needs_browser(test):
+    """Mark a test that opens pages in Chromium."""
+    missing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; Debian's package is chromium")
+    return pytest.mark.integration(missing(test))
 
 
 @contextmanager

@@ -252,6 +252,7 @@ def test_the_guides_upload_is_of_the_saved_folder(study, small, tmp_path, monkey
     assert {"README.md", "TOFU_EVAL.json", "TOFU_SUMMARY.json", "config.json", "model.safetensors"} < there
 
 
+@pytest.mark.integration
 def test_an_arena_that_is_killed_and_goes_on_has_the_same_bytes(tmp_path):
     assert forks.run(tmp_path / "log", small_arenas.main, tmp_path) == 0, (tmp_path / "log").read_text()
     assert int((tmp_path / "kills").read_text()) >= KILLS

@@ -73,12 +73,14 @@ def base(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.integration
 def test_reinforcement_learning_needs_no_extra(base):
     """Also the processes that a study starts need none. What reads a run imports none: see the next test."""
     done = base("oversight", *TINY, "--methods", "routing", "--levels", "0.1", "--seeds", "1", "--out", "o")
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.integration
 def test_runs_and_what_reads_them_import_no_extra_that_is_installed(base):
     """Quickstart finds its runs done, so that all is in one process."""
     trained = [f"train --total-steps 64 --method {method} --out q/{method}" for method in ("routing", "naive")]

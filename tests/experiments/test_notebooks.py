@@ -102,6 +102,7 @@ def execute(folder):
     runpy.run_path("notebook.py", run_name="__main__")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=IDS)
 def test_a_notebook_runs_in_a_reduced_form(notebook, tmp_path):
     assert notebook.stem in REDUCED and notebook.stem in FACTS, "say here how to reduce it, and what holds at its end"

@@ -189,7 +189,6 @@ def test_a_method_of_ones_own_is_compared_like_the_others(folder, world, capsys)
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.usefixtures("undrawn")
 def test_the_command_does_what_python_does(folder, capsys):
     options = {"methods": ["filtering"], "levels": [1.0], "seeds": 1, "total_steps": 2048, "out": folder / "a"}
     made = OversightStudy(env="doors:make_env", outcomes=OUTCOMES, **options)

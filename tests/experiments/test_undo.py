@@ -273,6 +273,7 @@ def test_a_stage_edited_by_hand_is_refused(small, begun, capsys):
     assert contents(begun) == before and len(small[1]) == ran
 
 
+@pytest.mark.integration
 def test_killed_ten_times_or_more_anywhere(tmp_path):
     assert forks.run(tmp_path / "log", killed_undo.main, tmp_path) == 0, (tmp_path / "log").read_text()
     unbroken = contents(tmp_path / "unbroken")

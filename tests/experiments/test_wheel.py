@@ -25,6 +25,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.integration
 def test_the_wheel_holds_one_package_with_environments_and_experiments_in_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"routed_rl"}
@@ -49,6 +50,7 @@ def test_the_wheel_made_from_the_sdist_holds_the_same(wheel, tmp_path):
     assert sorted(zipfile.ZipFile(made).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.integration
 def test_the_installed_wheel_runs(wheel, tmp_path):
     environment = tmp_path / "venv"
     venv.create(environment)

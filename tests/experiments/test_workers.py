@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 from routed_rl.runs import RunDirectory, grid, process, run_commands
@@ -181,7 +182,7 @@ def test_a_log_says_once_a_minute_what_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with open_backend("ray", "127.0.0.1:1", 1, tmp_path / "out", needed=False, device="cpu") as backend:
         assert backend is run_commands
     with open_backend("local", None, 1, tmp_path / "out", needed=True, device="cpu") as backend:
@@ -190,7 +191,7 @@ def test_runs_stay_here_where_nothing_is_to_be_done(tmp_path, monkeypatch):
 
 
 def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for visible, expected in ((None, ["0", "1"]), ("5,GPU-7,-1,3", ["5", "GPU-7"])):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
@@ -200,7 +201,7 @@ def test_where_there_are_several_devices_runs_are_shared_out(tmp_path, monkeypat
         with open_backend("local", None, 2, tmp_path / "out", needed=True, device="cuda", together=2) as backend:
             assert backend.keywords == {"devices": [",".join(expected)]}
         assert (process.usual_workers("cuda", 1), process.usual_workers("cuda", 2)) == (2, 1)
-    monkeypatch.setattr(process.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     process.check_device("cuda", 2)
     with pytest.raises(ValueError, match="processes=3 needs as many GPUs, and there are 2"):
         process.check_device("cuda", 3)

@@ -69,18 +69,21 @@ def compare(trained, layout, name, alone_name):
             torch.testing.assert_close(together[key], tensor, rtol=0, atol=1e-6 if name == "preset" else 1e-8)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_processes_are_one(trained, layout, name):
     compare(trained, layout, name, name)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("begun", ["begun on two", "begun on one"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_interrupted_run_is_continued_on_two(trained, layout, begun):
     compare(trained, layout, begun, "parameters, tied")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_distillation_on_two_is_that_on_one(trained, layout):
     folder, _, (distilled, weights) = trained
@@ -93,6 +96,7 @@ def test_a_distillation_on_two_is_that_on_one(trained, layout):
         torch.testing.assert_close(together.tensors[key], tensor, rtol=0, atol=1e-8 * max(1.0, tensor.abs().max()))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_single_call_on_two_gives_each_what_one_gets(trained, layout, name):
@@ -105,6 +109,7 @@ def test_a_single_call_on_two_gives_each_what_one_gets(trained, layout, name):
             torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-2 if name == "half" else 1e-7)
 
 
+@pytest.mark.integration
 def test_stages_of_a_study_are_done_by_two_as_by_one(trained, tmp_path):
     folder, _, _ = trained
     done = [stage.name.partition("-")[0] for stage in (folder / "study/stages").iterdir() if stage.is_dir()]
@@ -130,6 +135,7 @@ def test_if_one_process_fails_its_exit_status_is_that_of_all(monkeypatch):
     assert ended.value.code == 2
 
 
+@pytest.mark.integration
 def test_transformers_trainer_on_two_learns_what_our_loop_learns_on_one(trained):
     """Where each process counts its own targets, the Trainer's mean is a mean of means."""
     folder, _, _ = trained

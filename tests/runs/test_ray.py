@@ -27,6 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory):
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.integration
 def test_as_the_local_pool_does(found) -> None:
     local, ray = found["local"], found["ray"]
     assert (ray["codes"], ray["logs"]) == (local["codes"], local["logs"])
