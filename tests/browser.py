@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import socket
 import subprocess
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -26,9 +28,21 @@ def demo(*directories):
     command = [*PYTHON, "routed_rl.experiments.cli", "demo", "--no-open", "--port", "0", *map(str, directories)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield re.search(r"http://\S+", process.stdout.readline())[0]
+            address = re.search(r"http://\S+", process.stdout.readline())[0]
+            _await(urlsplit(address))
+            yield address
         finally:
             process.terminate()
+
+
+def _await(address):
+    """Wait until a server listens, at most a minute: it says its address a moment before."""
+    for _ in range(600):
+        with suppress(ConnectionRefusedError):
+            socket.create_connection((address.hostname, address.port)).close()
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nothing listens at {address.geturl()}")
 
 
 @contextmanager

@@ -176,6 +176,7 @@ def test_the_page_fits_a_phone(address):
         assert wide <= 390 and all(box["x"] + box["width"] <= 390 for box in boxes) and not wrong
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's table of sockets")
 def test_only_this_machine_can_reach_the_page(address):
     port = int(address.rsplit(":", 1)[1].strip("/"))

@@ -193,6 +193,7 @@ def test_another_study_in_its_place_is_refused(study, small, capsys, tmp_path):
     assert contents(study) == before
 
 
+@pytest.mark.integration
 def test_killed_between_and_within_runs(tmp_path):
     assert forks.run(tmp_path / "log", killed_studies.main, tmp_path) == 0, (tmp_path / "log").read_text()
     unbroken = contents(tmp_path / "unbroken")

@@ -106,6 +106,7 @@ NEEDED = {
 }
 
 
+@pytest.mark.integration
 def test_a_command_says_which_extra_is_missing_and_its_help_needs_none(base, tmp_path):
     done = base(*NEEDED, "undo --help", code=EACH)
     assert done.returncode == 0 and done.stdout.split()[: len(NEEDED)] == ["2"] * len(NEEDED), done.stderr

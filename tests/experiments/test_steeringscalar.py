@@ -66,6 +66,7 @@ def test_the_report_of_a_study_opens_from_disk(whole):
     assert_report_opens(whole / "report.html", charts=2)
 
 
+@pytest.mark.integration
 def test_a_study_and_the_same_study_killed_twice(whole, tmp_path, capsys, monkeypatch):
     options, again = OPTIONS, tmp_path / "again"
     save, save_model, saved = RunDirectory.save_checkpoint, steering.save_model, []

@@ -155,6 +155,7 @@ def test_another_run_in_the_directory_is_refused_and_force_keeps_it(unbroken, tm
     assert result["method"] == "filtering" and set(result["policies"]) == {"unsteered"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("world", "options"),
     [

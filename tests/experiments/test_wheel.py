@@ -41,6 +41,7 @@ def test_the_wheel_holds_one_package_with_environments_and_experiments_in_it(whe
     assert {f"routed_rl/{path}" for path in kept} <= set(names)
 
 
+@pytest.mark.integration
 def test_the_wheel_made_from_the_sdist_holds_the_same(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path], cwd=ROOT, check=True)
     (sdist,) = tmp_path.glob("*.tar.gz")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from routed_rl.runs import read_metrics
 from tests import forks
 from tests.lm.killed_training import KILLS, STEPS, main
@@ -13,6 +15,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files if file.name != "timings.csv"}
 
 
+@pytest.mark.integration
 def test_killed_and_resumed_to_the_same_bytes(tmp_path: Path) -> None:
     assert forks.run(tmp_path / "log", main, tmp_path) == 0, (tmp_path / "log").read_text()
     unbroken = contents(tmp_path / "unbroken")

@@ -36,6 +36,7 @@ def test_as_the_local_pool_does(found) -> None:
     assert ray["polls"] and local["polls"]
 
 
+@pytest.mark.integration
 def test_an_exception_ends_what_is_running(found) -> None:
     assert found["interrupted"] == {"raised": "enough", "running": False}
 
