@@ -104,6 +104,7 @@ def test_evaluation_json_is_as_promised(unbroken):
             assert policy["outcomes_overseen"][outcome] + policy["outcomes_unoverseen"][outcome] == pytest.approx(share)
 
 
+@pytest.mark.integration
 def test_killed_twice_and_beside_another_run_it_gives_the_same_bytes(unbroken, tmp_path):
     """Another process does the same, not interrupted, while one is killed between checkpoints and continued."""
     beside, out = tmp_path / "beside", tmp_path / "killed"

@@ -180,6 +180,7 @@ class Idle(Attack):
         look(1, model)
 
 
+@pytest.mark.integration
 def test_several_processes_do_a_stage_that_trains_and_one_process_measures(small, tmp_path):
     """An attack of the user's own may know nothing of processes."""
     study = UndoStudy(task="languages", processes=2, attack=["relearn", Idle], corpora=small[0], out=tmp_path, tune=0.9)

@@ -14,6 +14,7 @@ from tests.runs.toy_run import contents
 SCRIPT = Path(__file__).with_name("toy_run.py")
 
 
+@pytest.mark.integration
 def test_killed_before_any_change_to_the_disk_and_resumed(tmp_path: Path) -> None:
     subprocess.run([sys.executable, SCRIPT, "kill_runs", tmp_path], check=True)
     unbroken = contents(tmp_path / "unbroken")
