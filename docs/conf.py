@@ -66,6 +66,8 @@ nitpick_ignore = [
     ("py:exc", "UserError"),
     ("py:exc", "RunsFailedError"),
     ("py:class", "Agent"),
+    ("py:class", "JSON"),
+    ("py:class", "StrPath"),
     ("py:obj", "typing.Literal['fp32'"),
 ]
 nitpick_ignore_regex = [(r"py:.*", r"routed_rl\.\w+\.[a-z_0-9]+\..+"), (r"py:.*", r"routed_rl\.(options|errors)\..+")]

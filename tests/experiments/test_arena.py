@@ -58,8 +58,7 @@ def test_every_model_has_every_score_and_every_attack(study):
     found = pd.read_csv(study / "results.csv")
     assert sorted(found.name.unique()) == sorted(NAMES)
     before, attacked = found[found.attack == "none"], found[found.attack != "none"]
-    scores = set(SCORES)
-    assert all(set(rows.score) == scores for _, rows in before.groupby("name"))
+    assert all(set(rows.score) == set(SCORES) for _, rows in before.groupby("name"))
     attacks = {"fine-tuning", "quantisation", "worst", "worst of weights"}
     assert all(set(rows.attack) == attacks for _, rows in attacked.groupby("name"))
     inside = before.dropna(subset=["low"])
