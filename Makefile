@@ -14,7 +14,7 @@ run: $(BASE)  ## train a routed and a naive agent, print a table, draw a figure
 test: venv lint docs  ## fast tests, lint, types, import contracts, documentation
 	$(BIN)/pytest
 
-integration: venv  ## tests of pages in a browser, an installed wheel, notebooks, several processes, killed studies
+integration: venv  ## tests of pages in a browser, an installed wheel, notebooks, several processes, killed studies, compiling
 	$(BIN)/pytest -m integration
 
 check: venv  ## the slow reproductions: about eight hours on two cores; goes on where it was stopped

@@ -68,6 +68,10 @@ class Observations:
             return obs
         if not self._parts:
             return obs.view(self._given) if self._given in SIGNED and obs.dtype == self.dtype else obs
+        return self._unpacked(obs)
+
+    @torch.compiler.disable  # torch.compile may lay out the bytes differently, and then they have no view as numbers
+    def _unpacked(self, obs: Tensor) -> dict[str, Tensor]:
         return {
             name: obs[:, start:end].view(dtype).reshape(len(obs), *shape)
             for name, (start, end, dtype, shape) in self._parts.items()

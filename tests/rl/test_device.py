@@ -1,8 +1,7 @@
-"""A learner with a tensor environment gets the same bits as with numpy; acting and learning can be compiled."""
+"""A learner with a tensor environment gets the same bits as with numpy."""
 
 import pytest
 import torch
-from stable_baselines3.common.utils import LinearSchedule
 
 from routed_rl.envs import DiamondGhostTensorVecEnv, DiamondGhostVecEnv
 from routed_rl.rl import Overseer, RoutedPPO, RoutedREINFORCE
@@ -53,44 +52,3 @@ def test_tensors_that_do_not_fit_are_refused():
     elsewhere.env.device = torch.device("meta")
     with pytest.raises(ValueError, match=r"on meta, the learner is on cpu"):
         elsewhere.learn(32)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [(RoutedPPO, {"clip_range": LinearSchedule(0.3, 0.1, 1.0), "unfinished": "hold"}), (RoutedREINFORCE, {})],
-)
-def test_acting_and_learning_are_captured_in_one_graph_each(kind, options):
-    """As on a GPU, except for the code generator: one graph without a break, and the same result.
-
-    Schedules change in every update, and with "hold" so does the number of steps. Neither compiles more than twice.
-    """
-    plain, compiled = (learner(DiamondGhostTensorVecEnv(32, "cpu", oversight=0.3), kind, **options) for _ in range(2))
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
-    torch.compiler.reset()
-    compiled.compile(backend=counting, fullgraph=True)
-    for model in (plain, compiled):
-        model.learn(4 * 256)
-    assert same(plain, compiled)
-    assert 3 <= len(graphs) <= 6
-
-
-@pytest.mark.slow
-def test_a_compiled_learner_resumes_to_the_same_bytes(tmp_path):
-    world = {"oversight": 0.3, "seed": 0}
-    whole, half, plain = (learner(DiamondGhostVecEnv(32, **world), RoutedPPO) for _ in range(3))
-    for model in (whole, half):
-        model.compile()
-    for model in (whole, half, plain):
-        model.learn(2 * 256)
-    half.save(tmp_path / "model")
-    again = RoutedPPO.load(tmp_path / "model", env=DiamondGhostVecEnv(32, **world), device="cpu", force_reset=False)
-    again.compile()
-    for model in (whole, again, plain):
-        model.learn(2 * 256, reset_num_timesteps=False)
-    assert same(whole, again)
-    assert not same(whole, plain), "it draws other random numbers"
