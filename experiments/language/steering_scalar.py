@@ -141,7 +141,7 @@ class SteeringReport(LocalStudy):
     study: Study
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished runs. None: there are none.
+        """Return the results of all finished runs, or None if no run is finished.
 
         Raises:
             ValueError: if a file of a run is damaged.

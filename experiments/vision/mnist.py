@@ -121,7 +121,7 @@ class MnistReport(LocalStudy):
     published: bool
 
     def find(self, failed: Mapping[Path, str] | None = None) -> Findings | None:
-        """Return the results of all finished models. None: there are none.
+        """Return the results of all finished models, or None if no model is finished.
 
         Raises:
             ValueError: if the file of a model is damaged.

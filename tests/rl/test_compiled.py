@@ -41,11 +41,12 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_in_any_space_with_any_options(name):
     policy, observations, actions, options = CASES[name]
-    method = options.pop("overseer", "routing")
-    options["overseer"] = Overseer({"bad": -1, "good": 1}, method, **{"oversight": 0.5} if method == "penalty" else {})
+    method = options.get("overseer", "routing")
+    overseer = Overseer({"bad": -1, "good": 1}, method, **{"oversight": 0.5} if method == "penalty" else {})
 
     def make():
-        return any_learner(policy, DummyVecEnv([lambda: Repeatable(observations, actions)] * 2), **options)
+        env = DummyVecEnv([lambda: Repeatable(observations, actions)] * 2)
+        return any_learner(policy, env, **options | {"overseer": overseer})
 
     plain, compiled = make(), make()
     torch.compiler.reset()

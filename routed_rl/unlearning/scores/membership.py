@@ -118,7 +118,7 @@ class MembershipInference(Score):
     best: ClassVar[Best] = "half"
 
     def sets(self, benchmark: Benchmark) -> tuple[Sequence[Example], Sequence[Example]] | None:
-        """Return the forget and the holdout examples, both texts or both questions. None: there are none."""
+        """Return the forget and the holdout examples, both texts or both questions, or None."""
         for ending in (MEMBERS, TEXTS, ""):
             pair = (benchmark.sets.get(f"{FORGET}{ending}", ()), benchmark.sets.get(f"{HOLDOUT}{ending}", ()))
             if all(pair):
